@@ -1,0 +1,3 @@
+//! Node agent: pods, probes, volumes, status and the eBPF service proxy.
+
+fn main() {}

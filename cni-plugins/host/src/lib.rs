@@ -1,0 +1,1 @@
+//! Network namespaces, links, addresses and routes over netlink; invoker of CNI plugin chains.

@@ -1,0 +1,3 @@
+//! The keelson CNI plugins, one multi-call executable.
+
+fn main() {}

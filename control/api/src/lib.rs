@@ -1,0 +1,1 @@
+//! Kubernetes API vocabulary as pure functions: kinds, defaults, validation, patches, selectors, tables, OpenAPI.

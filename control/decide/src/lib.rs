@@ -1,0 +1,1 @@
+//! Controllers and scheduler as pure functions: plan(desired, observed, now) -> Plan.

@@ -1,0 +1,1 @@
+//! Runs the controllers and the scheduler against any Kubernetes API server: watch, decide, write.

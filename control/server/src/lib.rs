@@ -1,0 +1,1 @@
+//! Kubernetes API server: HTTP, TLS, authentication, authorization, admission, watch cache, discovery, OpenAPI.

@@ -1,0 +1,3 @@
+//! Kubernetes API server, store, scheduler and controllers in one process.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Revisioned key-value store with transactions, ranges, watches and compaction, over redb.

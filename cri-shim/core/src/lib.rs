@@ -1,0 +1,1 @@
+//! Sandbox and container state machine, CRI configuration to OCI spec, log lines, name rules.

@@ -1,0 +1,2 @@
+//! Keys and values of every BPF map, shared by the programs and user space.
+#![no_std]

@@ -1,0 +1,1 @@
+//! Loads, probes, attaches, pins and upgrades the BPF programs; typed map handles.

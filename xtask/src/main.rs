@@ -1,0 +1,3 @@
+//! Everything a developer, operator or CI runs.
+
+fn main() {}
