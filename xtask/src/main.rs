@@ -1,3 +1,100 @@
-//! Everything a developer, operator or CI runs.
+//! Everything a developer, an operator or CI runs: `cargo xtask <command>`.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool talks to its user")]
 
-fn main() {}
+mod bench;
+mod binaries;
+mod build_ebpf;
+mod cmd;
+mod config;
+mod down;
+mod host;
+mod images;
+mod paths;
+mod preflight;
+mod process;
+mod registry;
+mod setup;
+mod status;
+mod supervise;
+mod test;
+mod tidy;
+mod up;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Keelson's chores.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what is missing for building, running and testing.
+    Setup,
+    /// Build the BPF programs.
+    BuildEbpf,
+    /// Build and start a cluster of one node, and wait until it is Ready.
+    Up(up::Options),
+    /// End the cluster and remove all its traces.
+    Down,
+    /// Show what runs, with pids, memory and health.
+    Status {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run the test tiers (all when none is named).
+    Test {
+        /// Tiers to run.
+        tiers: Vec<test::Tier>,
+    },
+    /// Measure, interleaved with the peer; tables on the terminal, JSON below target/bench/.
+    Bench {
+        #[command(subcommand)]
+        what: bench::What,
+    },
+    /// Check crate edges, purity, module docs and file lengths.
+    Tidy,
+    /// The whole gate, as CI runs it.
+    Ci,
+    #[command(hide = true)]
+    Supervise,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<bool> {
+    let repo = paths::repo_root()?;
+    let layout = paths::Layout::of(&repo);
+    match command {
+        Command::Setup => setup::run(&repo, setup::Scope::Test)?,
+        Command::BuildEbpf => {
+            setup::run(&repo, setup::Scope::Run)?;
+            build_ebpf::run(&repo)?;
+        }
+        Command::Up(options) => up::run(&layout, &options)?,
+        Command::Down => down::run(&layout)?,
+        Command::Status { json } => return status::run(&layout, json),
+        Command::Test { tiers } => test::run(&repo, &tiers)?,
+        Command::Bench { what } => bench::run(&layout, &what)?,
+        Command::Tidy => tidy::run(&repo)?,
+        Command::Ci => test::run(&repo, &[])?,
+        Command::Supervise => supervise::run(&layout)?,
+    }
+    Ok(true)
+}

@@ -1,0 +1,47 @@
+//! `cargo xtask bench …`: measurements; a table on the terminal, JSON below `target/bench/`.
+
+mod lb;
+mod node;
+mod start;
+mod stats;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::paths::Layout;
+use crate::process::write_atomic;
+
+/// What to measure.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum What {
+    /// New TCP connections per second through a ClusterIP, beside direct ones.
+    Lb {
+        /// Interleaved rounds at the most.
+        #[arg(long, default_value_t = 20)]
+        rounds: u32,
+    },
+    /// `kubectl apply` of the example to all pods Ready, images present. Needs `up`.
+    Start {
+        /// Repetitions.
+        #[arg(long, default_value_t = 5)]
+        runs: u32,
+    },
+    /// Memory of every component after the walk. Needs `up`.
+    Node,
+}
+
+/// Runs one measurement.
+pub(crate) fn run(layout: &Layout, what: &What) -> Result<()> {
+    match what {
+        What::Lb { rounds } => lb::run(layout, *rounds),
+        What::Start { runs } => start::run(layout, *runs),
+        What::Node => node::run(layout),
+    }
+}
+
+fn save(layout: &Layout, name: &str, report: &impl Serialize) -> Result<()> {
+    let file = layout.repo.join("target/bench").join(format!("{name}.json"));
+    write_atomic(&file, &serde_json::to_vec_pretty(report)?).context("saving the report")?;
+    println!("\nsaved: {}", file.display());
+    Ok(())
+}

@@ -1,0 +1,161 @@
+//! The configuration files of one node, written anew at each `up`.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::paths::Layout;
+use crate::process::write_atomic;
+
+/// What is particular to this node.
+#[derive(Debug, Clone)]
+pub(crate) struct Node {
+    /// Node name: the host's name in lower case.
+    pub(crate) name: String,
+    /// Its address: the one used towards the default gateway.
+    pub(crate) address: String,
+    /// cgroup2 directory that the socket programs are attached to.
+    pub cgroup2: String,
+}
+
+/// Range of ClusterIPs.
+pub(crate) const SERVICE_CIDR: &str = "10.96.0.0/12";
+/// Range that the nodes' pod ranges are taken from.
+pub(crate) const POD_CIDR: &str = "10.244.0.0/16";
+/// Ports that must be free, and who listens there.
+pub(crate) const PORTS: &[(u16, &str)] = &[(6443, "the Kubernetes API"), (10250, "the kubelet API"), (10248, "the agent's health check")];
+
+/// Writes every file and makes the folders they name.
+pub(crate) fn write(layout: &Layout, node: &Node) -> Result<()> {
+    for dir in [layout.log(), layout.procs(), layout.cni_bin(), layout.run.join("cni/net.d"), layout.registry_config()] {
+        fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+    }
+    // Logs and keys are root's alone.
+    restrict(&layout.data)?;
+    restrict(&layout.run)?;
+    write_yaml(&layout.data.join("control.yaml"), &control(layout, node))?;
+    write_yaml(&layout.data.join("cri.yaml"), &cri(layout))?;
+    write_yaml(&layout.data.join("agent.yaml"), &agent(layout, node))?;
+    write_atomic(&layout.run.join("containerd/config.toml"), containerd(layout).as_bytes())?;
+    for name in ["keelson-bridge", "keelson-ipam", "keelson-loopback"] {
+        let link = layout.cni_bin().join(name);
+        // An old link may lead into an earlier checkout.
+        fs::remove_file(&link).ok();
+        std::os::unix::fs::symlink(layout.binary("keelson-cni"), &link)
+            .with_context(|| format!("linking {}", link.display()))?;
+    }
+    Ok(())
+}
+
+fn restrict(dir: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("closing {} to others", dir.display()))
+}
+
+fn write_yaml(path: &Path, value: &Value) -> Result<()> {
+    let text = serde_norway::to_string(value).context("encoding YAML")?;
+    write_atomic(path, text.as_bytes())
+}
+
+fn control(layout: &Layout, node: &Node) -> Value {
+    let identity = layout.data.join("node");
+    json!({
+        "dataDir": layout.data.join("control"),
+        "listen": "0.0.0.0:6443",
+        "advertiseAddress": node.address,
+        "serviceCIDR": SERVICE_CIDR,
+        "podCIDR": POD_CIDR,
+        "nodePortRange": "30000-32767",
+        "adminKubeconfig": layout.kubeconfig(),
+        "roles": ["api", "scheduler", "controllers"],
+        "nodes": [{
+            "name": node.name,
+            "addresses": [node.address],
+            "kubeconfig": identity.join("agent.kubeconfig"),
+            "servingCert": identity.join("kubelet.crt"),
+            "servingKey": identity.join("kubelet.key"),
+            "clientCA": identity.join("ca.crt"),
+        }],
+    })
+}
+
+fn cri(layout: &Layout) -> Value {
+    json!({
+        "listen": layout.cri_socket(),
+        "containerdSocket": layout.containerd_socket(),
+        "containerdNamespace": "keelson",
+        "stateDir": layout.run.join("cri"),
+        "rootDir": layout.data.join("cri"),
+        "netnsDir": layout.run.join("netns"),
+        "cni": {
+            "confDir": layout.run.join("cni/net.d"),
+            "binDir": layout.cni_bin(),
+            "cacheDir": layout.run.join("cni/cache"),
+        },
+        "registryConfigDir": layout.registry_config(),
+        "streaming": {"address": "127.0.0.1", "port": 0},
+        "pauseImage": "builtin",
+        "cgroupDriver": "cgroupfs",
+    })
+}
+
+fn agent(layout: &Layout, node: &Node) -> Value {
+    let identity = layout.data.join("node");
+    json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "address": "0.0.0.0",
+        "port": 10250,
+        "containerRuntimeEndpoint": format!("unix://{}", layout.cri_socket().display()),
+        "authentication": {
+            "x509": {"clientCAFile": identity.join("ca.crt")},
+            "anonymous": {"enabled": false},
+        },
+        "tlsCertFile": identity.join("kubelet.crt"),
+        "tlsPrivateKeyFile": identity.join("kubelet.key"),
+        "cgroupRoot": layout.cgroup(),
+        "cgroupDriver": "cgroupfs",
+        "clusterDomain": "cluster.local",
+        "clusterDNS": [],
+        "healthzPort": 10248,
+        "podLogsDir": layout.log().join("pods"),
+        "maxPods": 110,
+        "keelson": {
+            "instance": layout.instance,
+            "nodeName": node.name,
+            "nodeIP": node.address,
+            "kubeconfig": identity.join("agent.kubeconfig"),
+            "rootDir": layout.data.join("kubelet"),
+            "containerLogLinksDir": layout.log().join("containers"),
+            "cni": {
+                "confDir": layout.run.join("cni/net.d"),
+                "bridge": layout.bridge(),
+                "dataDir": layout.run.join("cni/ipam"),
+                "mtu": 0,
+            },
+            "proxy": {
+                "enabled": true,
+                "cgroupRoot": node.cgroup2,
+                "pinDir": layout.bpf_pins(),
+                "serviceCIDR": SERVICE_CIDR,
+                "nodePortAddresses": [],
+            },
+        },
+    })
+}
+
+fn containerd(layout: &Layout) -> String {
+    format!(
+        "version = 2\nroot = \"{}\"\nstate = \"{}\"\n\
+         disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.snapshotter.v1.btrfs\", \
+         \"io.containerd.snapshotter.v1.zfs\", \"io.containerd.snapshotter.v1.aufs\", \
+         \"io.containerd.snapshotter.v1.devmapper\", \"io.containerd.tracing.processor.v1.otlp\"]\n\n\
+         [grpc]\n  address = \"{}\"\n\n[ttrpc]\n  address = \"\"\n",
+        layout.data.join("containerd").display(),
+        layout.run.join("containerd").display(),
+        layout.containerd_socket().display(),
+    )
+}

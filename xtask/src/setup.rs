@@ -1,0 +1,155 @@
+//! `cargo xtask setup`: installs what is missing for building, running and testing, and nothing else.
+//!
+//! Debian packages by the program they bring, the BPF toolchain (nightly's sources and bpf-linker, or Debian's
+//! web toolchain where there is no rustup), and cargo-deny for the lint tier. Idempotent.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cmd::{Cmd, step, which};
+
+/// A program and the Debian package that brings it.
+struct Tool {
+    program: &'static str,
+    package: &'static str,
+    needed_for: &'static str,
+}
+
+const TOOLS: &[Tool] = &[
+    Tool { program: "containerd", package: "containerd", needed_for: "running containers" },
+    Tool { program: "runc", package: "runc", needed_for: "running containers" },
+    Tool { program: "kubectl", package: "kubernetes-client", needed_for: "talking to the cluster" },
+    Tool { program: "protoc", package: "protobuf-compiler", needed_for: "building containerd-client" },
+    Tool { program: "cc", package: "gcc", needed_for: "linking" },
+    Tool { program: "ip", package: "iproute2", needed_for: "looking at the host's routes and links" },
+    Tool { program: "nft", package: "nftables", needed_for: "tests that no rule is written" },
+    Tool { program: "curl", package: "curl", needed_for: "the walk of the README" },
+    Tool { program: "busybox", package: "busybox-static", needed_for: "the demo images" },
+];
+
+/// How much of the tool set a command needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// Build and run (`up`, `bench`).
+    Run,
+    /// Also the lint tools (`test`, `ci`).
+    Test,
+}
+
+/// Version of bpf-linker that matches nightly's LLVM 22.
+const BPF_LINKER: &str = "0.10.4";
+
+/// Installs what `scope` lacks; tells what it does.
+pub(crate) fn run(repo: &Path, scope: Scope) -> Result<()> {
+    debian_packages()?;
+    bpf_toolchain(repo)?;
+    if scope == Scope::Test {
+        cargo_tool("cargo-deny", &["--locked"])?;
+    }
+    Ok(())
+}
+
+fn debian_packages() -> Result<()> {
+    let missing: Vec<&Tool> = TOOLS.iter().filter(|tool| which(tool.program).is_none()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if which("apt-get").is_none() {
+        let list: Vec<String> =
+            missing.iter().map(|tool| format!("{} (for {})", tool.program, tool.needed_for)).collect();
+        bail!("these programs are missing and there is no apt-get to install them: {}", list.join(", "));
+    }
+    if !nix::unistd::geteuid().is_root() {
+        let packages: Vec<&str> = missing.iter().map(|tool| tool.package).collect();
+        bail!("missing packages, and only root can install them: apt-get install {}", packages.join(" "));
+    }
+    let packages: Vec<&str> = missing.iter().map(|tool| tool.package).collect();
+    step(&format!("installing Debian packages: {}", packages.join(" ")), || {
+        apt(&["update", "-qq"])?;
+        let mut args = vec!["install", "-y", "-qq", "--no-install-recommends"];
+        args.extend(&packages);
+        apt(&args)
+    })
+}
+
+fn apt(args: &[&str]) -> Result<()> {
+    Cmd::new("apt-get").args(args).env("DEBIAN_FRONTEND", "noninteractive").output().map(drop)
+}
+
+/// The sources of `core` and a linker for the BPF target: by rustup where there is one, else Debian's.
+fn bpf_toolchain(repo: &Path) -> Result<()> {
+    if which("rustup").is_some() {
+        nightly_sources()?;
+        return cargo_bpf_linker(repo);
+    }
+    let missing: Vec<&str> =
+        ["cargo-web", "rustc-web", "rust-web-src"].into_iter().filter(|package| !installed(package)).collect();
+    if !missing.is_empty() {
+        step(&format!("installing Debian packages: {}", missing.join(" ")), || {
+            apt(&["update", "-qq"])?;
+            let mut args = vec!["install", "-y", "-qq", "--no-install-recommends"];
+            args.extend(&missing);
+            apt(&args)
+        })?;
+    }
+    cargo_bpf_linker(repo)
+}
+
+fn installed(package: &str) -> bool {
+    Cmd::new("dpkg-query")
+        .args(["-W", "-f", "${db:Status-Status}", package])
+        .output()
+        .is_ok_and(|status| status == "installed")
+}
+
+fn nightly_sources() -> Result<()> {
+    let installed = Cmd::new("rustup").args(["component", "list", "--toolchain", "nightly", "--installed"]).output();
+    match installed {
+        Ok(list) if list.contains("rust-src") => return Ok(()),
+        Ok(_) => {}
+        Err(_) => {
+            step("installing the nightly toolchain (for the BPF target)", || {
+                Cmd::new("rustup").args(["toolchain", "install", "nightly", "--profile", "minimal"]).run()
+            })?;
+        }
+    }
+    step("adding rust-src to nightly (for the BPF target)", || {
+        Cmd::new("rustup").args(["component", "add", "rust-src", "--toolchain", "nightly"]).run()
+    })
+}
+
+fn cargo_bpf_linker(repo: &Path) -> Result<()> {
+    if cargo_program("bpf-linker").is_some() {
+        return Ok(());
+    }
+    step(&format!("installing bpf-linker {BPF_LINKER} (about a minute)"), || {
+        let mut cmd = Cmd::new("cargo");
+        if which("rustup").is_some() {
+            cmd = cmd.args(["+nightly"]);
+        }
+        cmd.args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--no-default-features", "--features"])
+            .args(["rust-llvm-22"])
+            .dir(repo.parent().unwrap_or(repo))
+            .run()
+    })
+}
+
+fn cargo_tool(name: &str, flags: &[&str]) -> Result<()> {
+    if cargo_program(name).is_some() {
+        return Ok(());
+    }
+    step(&format!("installing {name} (two minutes)"), || {
+        Cmd::new("cargo").args(["install", name]).args(flags).run().context("cargo install")
+    })
+}
+
+/// A program that cargo installed, on PATH or in cargo's own bin directory.
+pub(crate) fn cargo_program(name: &str) -> Option<std::path::PathBuf> {
+    which(name).or_else(|| {
+        let home = std::env::var_os("CARGO_HOME").map(std::path::PathBuf::from).or_else(|| {
+            std::env::var_os("HOME").map(|home| Path::new(&home).join(".cargo"))
+        })?;
+        Some(home.join("bin").join(name)).filter(|file| file.is_file())
+    })
+}

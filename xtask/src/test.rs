@@ -1,0 +1,83 @@
+//! `cargo xtask test [TIER…]`: the tiers from cheap to dear; each stops the run when it fails.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+
+use crate::cmd::{Cmd, step};
+use crate::{binaries, setup, tidy};
+
+/// A group of tests with the same needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Tier {
+    /// fmt, clippy, tidy, cargo deny.
+    Lint,
+    /// Pure and component tests; no root.
+    Unit,
+    /// Network namespaces, cgroups, containerd, BPF.
+    Root,
+    /// `up`, kubectl, curl, kill -9, `down`.
+    E2e,
+}
+
+/// All tiers in their order.
+const ALL: &[Tier] = &[Tier::Lint, Tier::Unit, Tier::Root, Tier::E2e];
+
+/// Packages with `tests/root_*.rs`.
+const ROOT_PACKAGES: &[&str] = &["keelson-cri", "keelson-cni", "keelson-agent", "ebpf-tests"];
+
+/// Runs the named tiers, or all.
+pub(crate) fn run(repo: &Path, tiers: &[Tier]) -> Result<()> {
+    let chosen: Vec<Tier> = if tiers.is_empty() { ALL.to_vec() } else { tiers.to_vec() };
+    let needs_root = chosen.iter().any(|tier| matches!(tier, Tier::Root | Tier::E2e));
+    if needs_root && !nix::unistd::geteuid().is_root() {
+        bail!("the tiers root and e2e need root; without it: `cargo xtask test lint unit`");
+    }
+    setup::run(repo, setup::Scope::Test)?;
+    step("building the BPF programs", || crate::build_ebpf::run(repo))?;
+    for tier in chosen {
+        match tier {
+            Tier::Lint => lint(repo)?,
+            Tier::Unit => step("unit tests", || unit(repo))?,
+            Tier::Root => step("root tests", || root(repo))?,
+            Tier::E2e => step("end-to-end test", || e2e(repo))?,
+        }
+    }
+    Ok(())
+}
+
+fn cargo(repo: &Path) -> Cmd {
+    Cmd::new("cargo").dir(repo)
+}
+
+fn lint(repo: &Path) -> Result<()> {
+    step("fmt", || cargo(repo).args(["fmt", "--all", "--check"]).run())?;
+    step("tidy", || tidy::run(repo))?;
+    step("deny", || {
+        let deny = setup::cargo_program("cargo-deny").unwrap_or_else(|| "cargo-deny".into());
+        Cmd::new(deny).args(["--log-level", "error", "check", "bans", "licenses", "sources"]).dir(repo).run()
+    })?;
+    step("clippy", || {
+        cargo(repo).args(["clippy", "--release", "--quiet", "--all-targets", "--", "-D", "warnings"]).run()
+    })
+}
+
+/// Everything but the `root_*` and `e2e` test programs.
+fn unit(repo: &Path) -> Result<()> {
+    cargo(repo).args(["test", "--release", "--lib", "--bins", "--test", "it"]).run()
+}
+
+/// One after the other: they share the kernel.
+fn root(repo: &Path) -> Result<()> {
+    binaries::build(repo)?;
+    let mut cmd = cargo(repo).args(["test", "--release", "--no-fail-fast"]);
+    for package in ROOT_PACKAGES {
+        cmd = cmd.args(["--package", package]);
+    }
+    cmd.args(["--test", "root_*", "--", "--test-threads=1"]).run()
+}
+
+fn e2e(repo: &Path) -> Result<()> {
+    binaries::build(repo)?;
+    cargo(repo).args(["test", "--release", "--package", "xtask", "--test", "e2e", "--", "--test-threads=1", "--nocapture"]).run()
+}
