@@ -1,0 +1,453 @@
+//! The agent's configuration: `KubeletConfiguration` v1beta1 plus a `keelson:` section.
+//!
+//! Input: a YAML or JSON file. Output: [`AgentConfig`], complete and checked. Unknown fields are errors that name
+//! the field; fields that upstream knows and the agent does not act on yet are accepted and listed in
+//! [`AgentConfig::ignored`], so that a stock file works. Nothing here touches the node.
+
+mod duration;
+mod known;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+pub use duration::GoDuration;
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read configuration {path}")]
+    Read {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Not YAML, a wrong type, or an unknown field.
+    #[error("configuration {path}")]
+    Parse {
+        /// File.
+        path: PathBuf,
+        /// Cause, naming the field.
+        #[source]
+        source: serde_norway::Error,
+    },
+    /// Values that parse and cannot work.
+    #[error("configuration {path}: {}", problems.join("; "))]
+    Invalid {
+        /// File.
+        path: PathBuf,
+        /// One sentence each.
+        problems: Vec<String>,
+    },
+}
+
+/// Everything the agent is told from outside.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AgentConfig {
+    /// `kubelet.config.k8s.io/v1beta1`.
+    pub api_version: String,
+    /// `KubeletConfiguration`.
+    pub kind: String,
+    /// Address of the kubelet API.
+    #[serde(default = "any_address")]
+    pub address: IpAddr,
+    /// Port of the kubelet API.
+    #[serde(default = "default_port")]
+    pub port: u16,
+    /// CRI socket, `unix://…`.
+    #[serde(default = "default_endpoint")]
+    pub container_runtime_endpoint: String,
+    /// Image service socket when it differs.
+    #[serde(default)]
+    pub image_service_endpoint: String,
+    /// Who may call the kubelet API.
+    #[serde(default)]
+    pub authentication: Authentication,
+    /// How callers are authorized.
+    #[serde(default)]
+    pub authorization: Authorization,
+    /// Serving certificate.
+    #[serde(default)]
+    pub tls_cert_file: PathBuf,
+    /// Serving key.
+    #[serde(default)]
+    pub tls_private_key_file: PathBuf,
+    /// Cgroup below which `kubepods` is made.
+    #[serde(default = "root_path")]
+    pub cgroup_root: String,
+    /// `cgroupfs` (the only driver so far).
+    #[serde(default = "default_cgroup_driver")]
+    pub cgroup_driver: String,
+    /// DNS domain.
+    #[serde(default = "default_cluster_domain")]
+    pub cluster_domain: String,
+    /// Cluster DNS servers; empty: ClusterFirst pods use the node's resolv.conf.
+    #[serde(default, rename = "clusterDNS")]
+    pub cluster_dns: Vec<IpAddr>,
+    /// Source of the node's resolver settings.
+    #[serde(default = "default_resolv_conf")]
+    pub resolv_conf: PathBuf,
+    /// Port of healthz and metrics; 0 switches it off.
+    #[serde(default = "default_healthz_port")]
+    pub healthz_port: u16,
+    /// Address of healthz and metrics.
+    #[serde(default = "localhost")]
+    pub healthz_bind_address: IpAddr,
+    /// Pod log directories.
+    #[serde(default = "default_pod_logs_dir")]
+    pub pod_logs_dir: PathBuf,
+    /// Pods at most.
+    #[serde(default = "default_max_pods")]
+    pub max_pods: u32,
+    /// pids.max of pods; -1 leaves it open.
+    #[serde(default = "no_limit")]
+    pub pod_pids_limit: i64,
+    /// Whether CPU limits become CFS quotas.
+    #[serde(default = "yes", rename = "cpuCFSQuota")]
+    pub cpu_cfs_quota: bool,
+    /// CFS period.
+    #[serde(default = "default_quota_period", rename = "cpuCFSQuotaPeriod")]
+    pub cpu_cfs_quota_period: GoDuration,
+    /// Deadline of ordinary CRI calls.
+    #[serde(default = "two_minutes")]
+    pub runtime_request_timeout: GoDuration,
+    /// One pull at a time.
+    #[serde(default)]
+    pub serialize_image_pulls: bool,
+    /// Parallel pulls at most.
+    #[serde(default)]
+    pub max_parallel_image_pulls: Option<u32>,
+    /// How often the node's status is computed.
+    #[serde(default = "ten_seconds")]
+    pub node_status_update_frequency: GoDuration,
+    /// Lease duration.
+    #[serde(default = "default_lease_seconds")]
+    pub node_lease_duration_seconds: u32,
+    /// Register this node with the API server.
+    #[serde(default = "yes")]
+    pub register_node: bool,
+    /// Taints to register with.
+    #[serde(default)]
+    pub register_with_taints: Vec<k8s_openapi::api::core::v1::Taint>,
+    /// Reserved for the system, subtracted from capacity.
+    #[serde(default)]
+    pub system_reserved: BTreeMap<String, String>,
+    /// Reserved for Kubernetes, subtracted from capacity.
+    #[serde(default)]
+    pub kube_reserved: BTreeMap<String, String>,
+    /// RuntimeDefault seccomp for containers that say nothing.
+    #[serde(default)]
+    pub seccomp_default: bool,
+    /// Sysctls beyond the safe ones, `kernel.msg*` patterns.
+    #[serde(default)]
+    pub allowed_unsafe_sysctls: Vec<String>,
+    /// Restart back-off.
+    #[serde(default)]
+    pub crash_loop_back_off: CrashLoopBackOff,
+    /// Keelson's own settings.
+    pub keelson: KeelsonConfig,
+    /// Fields of the file that the agent knows and does not act on.
+    #[serde(skip)]
+    pub ignored: Vec<String>,
+}
+
+/// `authentication`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Authentication {
+    /// Client certificates.
+    pub x509: X509Authentication,
+    /// Anonymous requests.
+    pub anonymous: Enabled,
+    /// Bearer tokens by TokenReview.
+    pub webhook: Webhook,
+}
+
+/// `authentication.x509`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct X509Authentication {
+    /// CA of client certificates; empty switches them off.
+    #[serde(rename = "clientCAFile")]
+    pub client_ca_file: PathBuf,
+}
+
+/// An on/off switch.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Enabled {
+    /// On or off.
+    pub enabled: bool,
+}
+
+/// `authentication.webhook`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Webhook {
+    /// On or off.
+    pub enabled: bool,
+    /// How long an answer is kept.
+    #[serde(rename = "cacheTTL")]
+    pub cache_ttl: Option<GoDuration>,
+}
+
+/// `authorization`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Authorization {
+    /// `Webhook` or `AlwaysAllow`.
+    pub mode: String,
+}
+
+/// `crashLoopBackOff`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CrashLoopBackOff {
+    /// 1 s to 300 s.
+    pub max_container_restart_period: Option<GoDuration>,
+}
+
+/// The `keelson:` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KeelsonConfig {
+    /// Distinguishes instances on one host.
+    #[serde(default = "default_instance")]
+    pub instance: String,
+    /// Node name in the API.
+    pub node_name: String,
+    /// Address of the node.
+    #[serde(rename = "nodeIP")]
+    pub node_ip: IpAddr,
+    /// Labels to register with.
+    #[serde(default)]
+    pub node_labels: BTreeMap<String, String>,
+    /// How to reach the API server.
+    pub kubeconfig: PathBuf,
+    /// `<rootDir>/pods/<uid>` and the agent's state.
+    #[serde(default = "default_root_dir")]
+    pub root_dir: PathBuf,
+    /// Directory of the log links.
+    #[serde(default = "default_log_links")]
+    pub container_log_links_dir: PathBuf,
+    /// CNI configuration that the agent writes; absent: somebody else does.
+    #[serde(default)]
+    pub cni: Option<CniConfig>,
+    /// Service proxy; absent: off.
+    #[serde(default)]
+    pub proxy: Option<ProxySection>,
+}
+
+/// `keelson.cni`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CniConfig {
+    /// Where `10-keelson.conflist` is written.
+    pub conf_dir: PathBuf,
+    /// Bridge's name.
+    pub bridge: String,
+    /// The address allocator's directory.
+    pub data_dir: PathBuf,
+    /// 0: that of the uplink.
+    #[serde(default)]
+    pub mtu: u32,
+}
+
+/// `keelson.proxy`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProxySection {
+    /// On or off.
+    #[serde(default = "yes")]
+    pub enabled: bool,
+    /// Cgroup2 directory to attach at.
+    pub cgroup_root: PathBuf,
+    /// bpffs directory of this instance's pins.
+    pub pin_dir: PathBuf,
+    /// Service range.
+    #[serde(rename = "serviceCIDR")]
+    pub service_cidr: String,
+    /// Node addresses (CIDRs) that answer NodePorts; empty: all.
+    #[serde(default)]
+    pub node_port_addresses: Vec<String>,
+}
+
+impl AgentConfig {
+    /// Reads, parses and checks `path`.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(path, &text)
+    }
+
+    /// Parses and checks `text`; `path` is for messages only.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let parse_error = |source| ConfigError::Parse { path: path.to_owned(), source };
+        let mut document: serde_norway::Mapping = serde_norway::from_str(text).map_err(parse_error)?;
+        let mut ignored = Vec::new();
+        for field in known::NOT_ACTED_ON {
+            if document.shift_remove(*field).is_some() {
+                ignored.push((*field).to_owned());
+            }
+        }
+        // Parsed from text again where nothing was removed, because only then errors carry line numbers.
+        let parsed: Result<Self, _> = if ignored.is_empty() {
+            serde_norway::from_str(text)
+        } else {
+            serde_norway::from_value(serde_norway::Value::Mapping(document))
+        };
+        let mut config = parsed.map_err(parse_error)?;
+        config.ignored = ignored;
+        let problems = config.problems();
+        if problems.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigError::Invalid { path: path.to_owned(), problems })
+        }
+    }
+
+    /// Socket path of the CRI runtime service.
+    pub fn runtime_socket(&self) -> PathBuf {
+        socket_path(&self.container_runtime_endpoint)
+    }
+
+    /// Socket path of the CRI image service.
+    pub fn image_socket(&self) -> PathBuf {
+        if self.image_service_endpoint.is_empty() {
+            return self.runtime_socket();
+        }
+        socket_path(&self.image_service_endpoint)
+    }
+
+    /// Pulls that may run at the same time.
+    pub fn parallel_pulls(&self) -> usize {
+        match (self.max_parallel_image_pulls, self.serialize_image_pulls) {
+            (Some(limit), _) => limit.max(1) as usize,
+            (None, true) => 1,
+            (None, false) => 5,
+        }
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.api_version != "kubelet.config.k8s.io/v1beta1" || self.kind != "KubeletConfiguration" {
+            problems.push(format!(
+                "expected kubelet.config.k8s.io/v1beta1 KubeletConfiguration, found {} {}",
+                self.api_version, self.kind
+            ));
+        }
+        if self.cgroup_driver != "cgroupfs" {
+            problems.push(format!("cgroupDriver {:?} is not supported, use cgroupfs", self.cgroup_driver));
+        }
+        for endpoint in [&self.container_runtime_endpoint, &self.image_service_endpoint] {
+            if !endpoint.is_empty() && !endpoint.starts_with("unix://") && !endpoint.starts_with('/') {
+                problems.push(format!("endpoint {endpoint:?} is not a unix:// socket"));
+            }
+        }
+        if !self.cgroup_root.starts_with('/') {
+            problems.push(format!("cgroupRoot {:?} is not absolute", self.cgroup_root));
+        }
+        if self.tls_cert_file.as_os_str().is_empty() || self.tls_private_key_file.as_os_str().is_empty() {
+            problems.push("tlsCertFile and tlsPrivateKeyFile must be given".to_owned());
+        }
+        for (field, dir) in [("podLogsDir", &self.pod_logs_dir), ("keelson.rootDir", &self.keelson.root_dir)] {
+            if !dir.is_absolute() {
+                problems.push(format!("{field} {} is not absolute", dir.display()));
+            }
+        }
+        problems
+    }
+}
+
+fn socket_path(endpoint: &str) -> PathBuf {
+    PathBuf::from(endpoint.strip_prefix("unix://").unwrap_or(endpoint))
+}
+
+fn any_address() -> IpAddr {
+    IpAddr::from([0, 0, 0, 0])
+}
+
+fn localhost() -> IpAddr {
+    IpAddr::from([127, 0, 0, 1])
+}
+
+fn default_port() -> u16 {
+    10250
+}
+
+fn default_healthz_port() -> u16 {
+    10248
+}
+
+fn default_endpoint() -> String {
+    "unix:///run/keelson/cri.sock".to_owned()
+}
+
+fn root_path() -> String {
+    "/".to_owned()
+}
+
+fn default_cgroup_driver() -> String {
+    "cgroupfs".to_owned()
+}
+
+fn default_cluster_domain() -> String {
+    "cluster.local".to_owned()
+}
+
+fn default_resolv_conf() -> PathBuf {
+    PathBuf::from("/etc/resolv.conf")
+}
+
+fn default_pod_logs_dir() -> PathBuf {
+    PathBuf::from("/var/log/pods")
+}
+
+fn default_log_links() -> PathBuf {
+    PathBuf::from("/var/log/containers")
+}
+
+fn default_root_dir() -> PathBuf {
+    PathBuf::from("/var/lib/kubelet")
+}
+
+fn default_instance() -> String {
+    "default".to_owned()
+}
+
+fn default_max_pods() -> u32 {
+    110
+}
+
+fn no_limit() -> i64 {
+    -1
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn default_quota_period() -> GoDuration {
+    GoDuration::from_millis(100)
+}
+
+fn two_minutes() -> GoDuration {
+    GoDuration::from_millis(120_000)
+}
+
+fn ten_seconds() -> GoDuration {
+    GoDuration::from_millis(10_000)
+}
+
+fn default_lease_seconds() -> u32 {
+    40
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,50 @@
+//! Configuration files that users write, right and wrong.
+
+use super::*;
+
+const MINIMAL: &str = "
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+tlsCertFile: /d/kubelet.crt
+tlsPrivateKeyFile: /d/kubelet.key
+keelson:
+  nodeName: n1
+  nodeIP: 10.0.0.1
+  kubeconfig: /d/agent.kubeconfig
+";
+
+fn parse(extra: &str) -> Result<AgentConfig, String> {
+    AgentConfig::parse(Path::new("agent.yaml"), &format!("{MINIMAL}{extra}")).map_err(|error| {
+        let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        format!("{error}: {source}")
+    })
+}
+
+#[test]
+fn defaults_are_upstreams() {
+    let config = parse("").expect("valid");
+    assert_eq!((config.port, config.healthz_port, config.max_pods), (10250, 10248, 110));
+    assert_eq!(config.runtime_socket(), PathBuf::from("/run/keelson/cri.sock"));
+    assert_eq!(config.cpu_cfs_quota_period, GoDuration::from_millis(100));
+}
+
+#[test]
+fn an_unknown_field_is_named() {
+    let error = parse("maxPodss: 3\n").expect_err("unknown field");
+    assert!(error.contains("maxPodss"), "{error}");
+    let error = parse("  nodeNam: x\n").expect_err("unknown field in the section");
+    assert!(error.contains("nodeNam"), "{error}");
+}
+
+#[test]
+fn a_stock_field_without_effect_is_accepted_and_listed() {
+    let config = parse("evictionHard: {memory.available: 100Mi}\nclusterDNS: [10.96.0.10]\n").expect("valid");
+    assert_eq!(config.ignored, ["evictionHard"]);
+    assert_eq!(config.cluster_dns, [IpAddr::from([10, 96, 0, 10])]);
+}
+
+#[test]
+fn impossible_values_are_all_reported_at_once() {
+    let error = parse("cgroupDriver: systemd\ncgroupRoot: x\n").expect_err("two problems");
+    assert!(error.contains("systemd") && error.contains("cgroupRoot"), "{error}");
+}

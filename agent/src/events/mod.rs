@@ -1,0 +1,193 @@
+//! Events: what `kubectl describe` shows below a pod or node.
+//!
+//! Input: facts from any task, by a cheap handle that never waits. Output: `v1` Event objects, with a repeated fact
+//! counted up in place. One task owns the state; its queue holds [`QUEUE`] facts and drops further ones with a log
+//! line, because an event is never worth delaying a pod for.
+
+mod series;
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Event, EventSource, Node, ObjectReference, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use series::{Decision, SeriesTable};
+
+/// Facts waiting to be written.
+const QUEUE: usize = 512;
+/// Deadline of one write.
+const WRITE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// `type` of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventType {
+    /// Informative.
+    Normal,
+    /// Something went wrong.
+    Warning,
+}
+
+impl EventType {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Normal => "Normal",
+            Self::Warning => "Warning",
+        }
+    }
+}
+
+/// One fact.
+#[derive(Debug, Clone)]
+pub(crate) struct Fact {
+    object: ObjectReference,
+    kind: EventType,
+    reason: String,
+    message: String,
+    at: Timestamp,
+}
+
+/// Handle to record events with; clone freely.
+#[derive(Debug, Clone)]
+pub struct EventRecorder {
+    queue: mpsc::Sender<Fact>,
+}
+
+impl EventRecorder {
+    /// A recorder, and the task's half to pass to [`run`].
+    pub fn new() -> (Self, mpsc::Receiver<Fact>) {
+        let (queue, facts) = mpsc::channel(QUEUE);
+        (Self { queue }, facts)
+    }
+
+    /// Records about any object.
+    pub fn record(&self, object: ObjectReference, kind: EventType, reason: &str, message: impl Into<String>) {
+        let message = message.into();
+        let name = object.name.clone().unwrap_or_default();
+        debug!(object = %name, reason, %message, "event");
+        let fact = Fact { object, kind, reason: reason.to_owned(), message, at: Timestamp::now() };
+        if let Err(error) = self.queue.try_send(fact) {
+            warn!(object = %name, reason, %error, "event dropped");
+        }
+    }
+
+    /// Records about a pod, or about one of its containers.
+    pub fn pod(
+        &self,
+        pod: &Pod,
+        container: Option<&str>,
+        kind: EventType,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
+        self.record(pod_reference(pod, container), kind, reason, message);
+    }
+
+    /// Records about a node.
+    pub fn node(&self, node: &Node, kind: EventType, reason: &str, message: impl Into<String>) {
+        let name = node.metadata.name.clone().unwrap_or_default();
+        let object = ObjectReference {
+            kind: Some("Node".to_owned()),
+            // Upstream uses the name here too, so that `kubectl describe node` finds the event.
+            uid: Some(name.clone()),
+            name: Some(name),
+            ..ObjectReference::default()
+        };
+        self.record(object, kind, reason, message);
+    }
+}
+
+/// The reference that an event about `pod` carries.
+pub fn pod_reference(pod: &Pod, container: Option<&str>) -> ObjectReference {
+    let field_path = container.and_then(|name| {
+        let spec = pod.spec.as_ref()?;
+        let in_init = spec.init_containers.iter().flatten().any(|init| init.name == name);
+        Some(format!("spec.{}{{{name}}}", if in_init { "initContainers" } else { "containers" }))
+    });
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Pod".to_owned()),
+        namespace: pod.metadata.namespace.clone(),
+        name: pod.metadata.name.clone(),
+        uid: pod.metadata.uid.clone(),
+        resource_version: pod.metadata.resource_version.clone(),
+        field_path,
+    }
+}
+
+/// Writes facts until `cancel`, or until every recorder is gone.
+pub(crate) async fn run(
+    client: Client,
+    node_name: String,
+    mut facts: mpsc::Receiver<Fact>,
+    cancel: CancellationToken,
+) {
+    let mut table = SeriesTable::default();
+    loop {
+        // Both arms are cancel-safe: a token and a channel receive.
+        let fact = tokio::select! {
+            () = cancel.cancelled() => return,
+            fact = facts.recv() => match fact { Some(fact) => fact, None => return },
+        };
+        let written = match table.decide(&fact) {
+            Decision::Drop => continue,
+            Decision::Create { name } => create(&client, &node_name, &fact, name).await,
+            Decision::Count { name, count } => count_up(&client, &fact, &name, count).await,
+        };
+        if let Err(error) = written {
+            table.forget(&fact);
+            warn!(reason = %fact.reason, error = %error, "event not written");
+        }
+    }
+}
+
+async fn create(client: &Client, node_name: &str, fact: &Fact, name: String) -> Result<(), String> {
+    let namespace = event_namespace(&fact.object);
+    let event = Event {
+        metadata: ObjectMeta {
+            name: Some(name),
+            namespace: Some(namespace.clone()),
+            ..ObjectMeta::default()
+        },
+        involved_object: fact.object.clone(),
+        reason: Some(fact.reason.clone()),
+        message: Some(fact.message.clone()),
+        type_: Some(fact.kind.as_str().to_owned()),
+        source: Some(EventSource {
+            component: Some("kubelet".to_owned()),
+            host: Some(node_name.to_owned()),
+        }),
+        first_timestamp: Some(Time(fact.at)),
+        last_timestamp: Some(Time(fact.at)),
+        count: Some(1),
+        reporting_component: Some("kubelet".to_owned()),
+        reporting_instance: Some(node_name.to_owned()),
+        ..Event::default()
+    };
+    let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
+    deadline(api.create(&PostParams::default(), &event)).await
+}
+
+async fn count_up(client: &Client, fact: &Fact, name: &str, count: i32) -> Result<(), String> {
+    let api: Api<Event> = Api::namespaced(client.clone(), &event_namespace(&fact.object));
+    let patch = serde_json::json!({ "count": count, "lastTimestamp": Time(fact.at), "message": fact.message });
+    deadline(api.patch(name, &PatchParams::default(), &Patch::Strategic(patch))).await
+}
+
+async fn deadline(write: impl Future<Output = Result<Event, kube::Error>>) -> Result<(), String> {
+    match tokio::time::timeout(WRITE_DEADLINE, write).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_elapsed) => Err("no answer within 10 s".to_owned()),
+    }
+}
+
+/// Events about cluster-scoped objects live in `default`.
+fn event_namespace(object: &ObjectReference) -> String {
+    object.namespace.clone().filter(|namespace| !namespace.is_empty()).unwrap_or_else(|| "default".to_owned())
+}
