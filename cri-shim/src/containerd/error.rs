@@ -1,0 +1,107 @@
+//! Why a containerd call failed: the call, the object it was about, and containerd's own status.
+
+use std::time::Duration;
+
+use tonic::metadata::errors::InvalidMetadataValue;
+use tonic::{Code, Status};
+
+/// A failed call.
+#[derive(Debug, thiserror::Error)]
+pub enum ContainerdError {
+    /// containerd answered with an error, or could not be reached (`Unavailable`).
+    #[error("containerd {call} {object}: {}", status.message())]
+    Call {
+        /// The service and method.
+        call: &'static str,
+        /// The id, reference or digest the call was about.
+        object: String,
+        /// What containerd answered.
+        status: Box<Status>,
+    },
+    /// No answer in time.
+    #[error("containerd {call} {object}: no answer within {deadline:?}")]
+    Deadline {
+        /// The service and method.
+        call: &'static str,
+        /// The id, reference or digest the call was about.
+        object: String,
+        /// How long was waited.
+        deadline: Duration,
+    },
+    /// A namespace or lease name that no header can carry.
+    #[error("{namespace:?} cannot name a containerd namespace or lease")]
+    Namespace {
+        /// The name.
+        namespace: String,
+        /// Why not.
+        #[source]
+        source: InvalidMetadataValue,
+    },
+    /// An answer that misses a part containerd always sends.
+    #[error("containerd {call} {object}: the answer has no {missing}")]
+    Incomplete {
+        /// The service and method.
+        call: &'static str,
+        /// The id, reference or digest the call was about.
+        object: String,
+        /// The missing part.
+        missing: &'static str,
+    },
+}
+
+impl ContainerdError {
+    pub(super) fn call(call: &'static str, object: &str, status: Status) -> Self {
+        Self::Call { call, object: object.to_owned(), status: Box::new(status) }
+    }
+
+    /// The gRPC code to hand on.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Call { status, .. } => status.code(),
+            Self::Deadline { .. } => Code::DeadlineExceeded,
+            Self::Namespace { .. } => Code::InvalidArgument,
+            Self::Incomplete { .. } => Code::Internal,
+        }
+    }
+
+    /// containerd's own words, without the call and object.
+    pub fn message(&self) -> String {
+        match self {
+            Self::Call { status, .. } => status.message().to_owned(),
+            other => other.to_string(),
+        }
+    }
+
+    /// The object does not exist.
+    pub fn is_not_found(&self) -> bool {
+        self.code() == Code::NotFound
+    }
+
+    /// The object exists already.
+    pub fn is_already_exists(&self) -> bool {
+        self.code() == Code::AlreadyExists
+    }
+
+    /// containerd (or the shim behind it) could not be reached: worth another try later.
+    pub fn is_unavailable(&self) -> bool {
+        // A transport that breaks in the middle of a call is reported as Unknown or Internal by the HTTP/2 layer.
+        match self {
+            Self::Call { status, .. } => {
+                status.code() == Code::Unavailable
+                    || (matches!(status.code(), Code::Unknown | Code::Internal)
+                        && (status.message().contains("transport error")
+                            || status.message().contains("ttrpc: closed")
+                            || status.message().contains("h2 protocol error")))
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Turns "does not exist" into success, for calls that only want the object gone.
+pub fn gone<T>(result: Result<T, ContainerdError>) -> Result<(), ContainerdError> {
+    match result {
+        Err(error) if !error.is_not_found() => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,84 @@
+//! containerd's event stream, reduced to the two events that change a container: an exit and an OOM kill.
+
+use containerd_client::events::{TaskExit, TaskOom};
+use containerd_client::services::v1::SubscribeRequest;
+use prost::Message;
+
+use super::tasks::Exit;
+use super::{Containerd, ContainerdError, METADATA_DEADLINE, call};
+
+/// Something that happened to a task of our namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TaskEvent {
+    /// The first process of a container has ended.
+    Exit {
+        /// The container.
+        container: String,
+        /// How.
+        exit: Exit,
+    },
+    /// The kernel killed a process of the container because its memory limit was reached.
+    OutOfMemory {
+        /// The container.
+        container: String,
+    },
+}
+
+/// An open subscription.
+#[derive(Debug)]
+pub struct TaskEvents {
+    stream: tonic::Streaming<containerd_client::types::Envelope>,
+}
+
+impl Containerd {
+    /// Subscribes to the events of our namespace. What happened before is not repeated: list after subscribing.
+    pub async fn subscribe(&self) -> Result<TaskEvents, ContainerdError> {
+        let topics = ["/tasks/exit", "/tasks/oom"];
+        let filters = topics
+            .iter()
+            .map(|topic| format!("topic==\"{topic}\",namespace==\"{}\"", self.namespace()))
+            .collect();
+        let request = SubscribeRequest { filters };
+        let stream =
+            call("Events.Subscribe", "", METADATA_DEADLINE, self.events_client().subscribe(request)).await?;
+        Ok(TaskEvents { stream })
+    }
+}
+
+impl TaskEvents {
+    /// The next event; an error (also at the end of the stream) means: subscribe again and list.
+    pub async fn next(&mut self) -> Result<TaskEvent, ContainerdError> {
+        loop {
+            let envelope = match self.stream.message().await {
+                Ok(Some(envelope)) => envelope,
+                Ok(None) => {
+                    let status = tonic::Status::unavailable("the event stream ended");
+                    return Err(ContainerdError::call("Events.Subscribe", "", status));
+                }
+                Err(status) => return Err(ContainerdError::call("Events.Subscribe", "", status)),
+            };
+            if let Some(event) = envelope.event.and_then(|any| decode(&any)) {
+                return Ok(event);
+            }
+        }
+    }
+}
+
+/// Our reading of one event; nothing for exec processes and kinds we do not use.
+fn decode(any: &prost_types::Any) -> Option<TaskEvent> {
+    match any.type_url.rsplit('/').next() {
+        Some("containerd.events.TaskExit") => {
+            let event = TaskExit::decode(any.value.as_slice()).ok()?;
+            // An exec process carries its own id there.
+            (event.id == event.container_id).then(|| TaskEvent::Exit {
+                container: event.container_id,
+                exit: Exit::new(event.exit_status, event.exited_at),
+            })
+        }
+        Some("containerd.events.TaskOOM") => {
+            let event = TaskOom::decode(any.value.as_slice()).ok()?;
+            Some(TaskEvent::OutOfMemory { container: event.container_id })
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,114 @@
+//! Snapshots: the layered file systems below containers and images, and the application of layers to them.
+
+use std::collections::HashMap;
+
+use containerd_client::services::v1::snapshots::{
+    CommitSnapshotRequest, Info, ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest,
+    StatSnapshotRequest, UsageRequest, UsageResponse,
+};
+use containerd_client::services::v1::{ApplyRequest, ApplyResponse};
+use containerd_client::types::{Descriptor, Mount};
+
+use super::error::gone;
+use super::{Containerd, ContainerdError, METADATA_DEADLINE, TASK_DEADLINE, call};
+
+/// The snapshotter every image is unpacked with.
+pub const SNAPSHOTTER: &str = "overlayfs";
+/// Keeps an object out of garbage collection for as long as it exists.
+pub const GC_ROOT: &str = "containerd.io/gc.root";
+
+impl Containerd {
+    /// Prepares a writable snapshot `key` on `parent` ("" for none); gives its mounts.
+    pub async fn prepare_snapshot(
+        &self,
+        key: &str,
+        parent: &str,
+        labels: HashMap<String, String>,
+    ) -> Result<Vec<Mount>, ContainerdError> {
+        let request = PrepareSnapshotRequest {
+            snapshotter: SNAPSHOTTER.to_owned(),
+            key: key.to_owned(),
+            parent: parent.to_owned(),
+            labels,
+        };
+        let answer =
+            call("Snapshots.Prepare", key, METADATA_DEADLINE, self.snapshots_client().prepare(request)).await?;
+        Ok(answer.mounts)
+    }
+
+    /// Turns the writable snapshot `key` into the read-only snapshot `name`.
+    pub async fn commit_snapshot(
+        &self,
+        name: &str,
+        key: &str,
+        labels: HashMap<String, String>,
+    ) -> Result<(), ContainerdError> {
+        let request = CommitSnapshotRequest {
+            snapshotter: SNAPSHOTTER.to_owned(),
+            name: name.to_owned(),
+            key: key.to_owned(),
+            labels,
+            ..CommitSnapshotRequest::default()
+        };
+        call("Snapshots.Commit", key, METADATA_DEADLINE, self.snapshots_client().commit(request)).await
+    }
+
+    /// The mounts of the writable snapshot `key`.
+    pub async fn snapshot_mounts(&self, key: &str) -> Result<Vec<Mount>, ContainerdError> {
+        let request = MountsRequest { snapshotter: SNAPSHOTTER.to_owned(), key: key.to_owned() };
+        let answer =
+            call("Snapshots.Mounts", key, METADATA_DEADLINE, self.snapshots_client().mounts(request)).await?;
+        Ok(answer.mounts)
+    }
+
+    /// What is known of the snapshot `key`, when it exists.
+    pub async fn snapshot_info(&self, key: &str) -> Result<Option<Info>, ContainerdError> {
+        let request = StatSnapshotRequest { snapshotter: SNAPSHOTTER.to_owned(), key: key.to_owned() };
+        match call("Snapshots.Stat", key, METADATA_DEADLINE, self.snapshots_client().stat(request)).await {
+            Ok(answer) => Ok(answer.info),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes the snapshot `key`; one that is gone is fine.
+    pub async fn remove_snapshot(&self, key: &str) -> Result<(), ContainerdError> {
+        let request = RemoveSnapshotRequest { snapshotter: SNAPSHOTTER.to_owned(), key: key.to_owned() };
+        gone(call("Snapshots.Remove", key, METADATA_DEADLINE, self.snapshots_client().remove(request)).await)
+    }
+
+    /// Size and inodes of the snapshot `key` without its parents.
+    pub async fn snapshot_usage(&self, key: &str) -> Result<UsageResponse, ContainerdError> {
+        let request = UsageRequest { snapshotter: SNAPSHOTTER.to_owned(), key: key.to_owned() };
+        call("Snapshots.Usage", key, METADATA_DEADLINE, self.snapshots_client().usage(request)).await
+    }
+
+    /// Every snapshot that matches one of `filters` (all, when there is none).
+    pub async fn snapshots(&self, filters: Vec<String>) -> Result<Vec<Info>, ContainerdError> {
+        const NAME: &str = "Snapshots.List";
+        let request = ListSnapshotsRequest { snapshotter: SNAPSHOTTER.to_owned(), filters };
+        let mut stream = call(NAME, "", METADATA_DEADLINE, self.snapshots_client().list(request)).await?;
+        let mut found = Vec::new();
+        let fill = async {
+            while let Some(page) = stream.message().await? {
+                found.extend(page.info);
+            }
+            Ok(tonic::Response::new(()))
+        };
+        call(NAME, "", METADATA_DEADLINE, fill).await?;
+        Ok(found)
+    }
+
+    /// Unpacks the layer `diff` onto `mounts`; the answer names the digest of the uncompressed layer.
+    pub async fn apply_layer(
+        &self,
+        diff: Descriptor,
+        mounts: Vec<Mount>,
+    ) -> Result<Option<Descriptor>, ContainerdError> {
+        let digest = diff.digest.clone();
+        let request = ApplyRequest { diff: Some(diff), mounts, ..ApplyRequest::default() };
+        let answer: ApplyResponse =
+            call("Diff.Apply", &digest, TASK_DEADLINE, self.diff_client().apply(request)).await?;
+        Ok(answer.applied)
+    }
+}
