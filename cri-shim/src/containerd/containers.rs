@@ -13,7 +13,7 @@ use prost_types::Any;
 use super::error::gone;
 use super::options::RuncOptions;
 use super::snapshots::SNAPSHOTTER;
-use super::{Containerd, ContainerdError, METADATA_DEADLINE, call};
+use super::{Client, ContainerdError, METADATA_DEADLINE, call};
 
 /// The shim that runs every container; it groups a pod's containers by the annotation `io.kubernetes.cri.sandbox-id`.
 pub const RUNTIME: &str = "io.containerd.runc.v2";
@@ -36,7 +36,7 @@ pub struct NewContainer {
     pub options: RuncOptions,
 }
 
-impl Containerd {
+impl Client {
     /// Makes a container record.
     pub async fn create_container(&self, new: NewContainer) -> Result<(), ContainerdError> {
         let id = new.id.clone();

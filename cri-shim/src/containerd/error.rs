@@ -28,8 +28,8 @@ pub enum ContainerdError {
         /// How long was waited.
         deadline: Duration,
     },
-    /// A namespace or lease name that no header can carry.
-    #[error("{namespace:?} cannot name a containerd namespace or lease")]
+    /// A namespace name that no header can carry.
+    #[error("{namespace:?} cannot name a containerd namespace")]
     Namespace {
         /// The name.
         namespace: String,

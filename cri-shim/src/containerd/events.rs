@@ -5,7 +5,7 @@ use containerd_client::services::v1::SubscribeRequest;
 use prost::Message;
 
 use super::tasks::Exit;
-use super::{Containerd, ContainerdError, METADATA_DEADLINE, call};
+use super::{Client, ContainerdError, METADATA_DEADLINE, call};
 
 /// Something that happened to a task of our namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub struct TaskEvents {
     stream: tonic::Streaming<containerd_client::types::Envelope>,
 }
 
-impl Containerd {
+impl Client {
     /// Subscribes to the events of our namespace. What happened before is not repeated: list after subscribing.
     pub async fn subscribe(&self) -> Result<TaskEvents, ContainerdError> {
         let topics = ["/tasks/exit", "/tasks/oom"];

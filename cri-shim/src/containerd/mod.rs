@@ -6,11 +6,8 @@
 //! This module knows no CRI message, keeps no state of its own and never touches the host.
 
 pub mod containers;
-pub mod content;
 pub mod error;
 pub mod events;
-pub mod images;
-pub mod leases;
 pub mod options;
 pub mod snapshots;
 pub mod tasks;
@@ -19,11 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use containerd_client::services::v1::containers_client::ContainersClient;
-use containerd_client::services::v1::content_client::ContentClient;
-use containerd_client::services::v1::diff_client::DiffClient;
 use containerd_client::services::v1::events_client::EventsClient;
-use containerd_client::services::v1::images_client::ImagesClient;
-use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::namespaces_client::NamespacesClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::tasks_client::TasksClient;
@@ -45,36 +38,32 @@ pub const TASK_DEADLINE: Duration = Duration::from_secs(120);
 /// Largest answer accepted: lists of every container with its spec stay below it on a full node.
 const MAX_MESSAGE: usize = 32 << 20;
 
-/// A channel to containerd that carries the namespace (and lease) headers.
+/// A channel to containerd that carries the namespace header.
 pub type Service = InterceptedService<Channel, Headers>;
 
-/// The headers containerd reads on every request.
+/// The namespace header that containerd reads on every request.
 #[derive(Clone, Debug)]
 pub struct Headers {
     namespace: MetadataValue<Ascii>,
-    lease: Option<MetadataValue<Ascii>>,
 }
 
 impl Interceptor for Headers {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         request.metadata_mut().insert("containerd-namespace", self.namespace.clone());
-        if let Some(lease) = &self.lease {
-            request.metadata_mut().insert("containerd-lease", lease.clone());
-        }
         Ok(request)
     }
 }
 
 /// A cheap handle: clones share one connection.
 #[derive(Clone, Debug)]
-pub struct Containerd {
+pub struct Client {
     channel: Channel,
     headers: Headers,
     namespace: String,
     socket: PathBuf,
 }
 
-impl Containerd {
+impl Client {
     /// A handle that connects when it is first used.
     pub fn new(socket: &Path, namespace: &str) -> Result<Self, ContainerdError> {
         let header = namespace
@@ -89,19 +78,10 @@ impl Containerd {
             }));
         Ok(Self {
             channel,
-            headers: Headers { namespace: header, lease: None },
+            headers: Headers { namespace: header },
             namespace: namespace.to_owned(),
             socket: socket.to_owned(),
         })
-    }
-
-    /// The same connection, with every object it makes held by `lease` until the lease is deleted.
-    pub fn with_lease(&self, lease: &str) -> Result<Self, ContainerdError> {
-        let header = lease
-            .parse()
-            .map_err(|source| ContainerdError::Namespace { namespace: lease.to_owned(), source })?;
-        let headers = Headers { lease: Some(header), ..self.headers.clone() };
-        Ok(Self { headers, ..self.clone() })
     }
 
     /// The containerd namespace that every call works in.
@@ -132,6 +112,19 @@ impl Containerd {
         }
     }
 
+    /// The bare connection, for services that this module does not wrap; see [`Client::request`].
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// A request for [`Client::channel`]: with the namespace header and a deadline.
+    pub fn request<T>(&self, message: T, deadline: Duration) -> Request<T> {
+        let mut request = Request::new(message);
+        request.metadata_mut().insert("containerd-namespace", self.headers.namespace.clone());
+        request.set_timeout(deadline);
+        request
+    }
+
     fn service(&self) -> Service {
         InterceptedService::new(self.channel.clone(), self.headers.clone())
     }
@@ -150,22 +143,6 @@ impl Containerd {
 
     fn snapshots_client(&self) -> SnapshotsClient<Service> {
         SnapshotsClient::new(self.service()).max_decoding_message_size(MAX_MESSAGE)
-    }
-
-    fn content_client(&self) -> ContentClient<Service> {
-        ContentClient::new(self.service()).max_decoding_message_size(MAX_MESSAGE)
-    }
-
-    fn images_client(&self) -> ImagesClient<Service> {
-        ImagesClient::new(self.service()).max_decoding_message_size(MAX_MESSAGE)
-    }
-
-    fn leases_client(&self) -> LeasesClient<Service> {
-        LeasesClient::new(self.service())
-    }
-
-    fn diff_client(&self) -> DiffClient<Service> {
-        DiffClient::new(self.service())
     }
 }
 

@@ -1,23 +1,22 @@
-//! Snapshots: the layered file systems below containers and images, and the application of layers to them.
+//! Snapshots: the layered file systems below containers and images.
 
 use std::collections::HashMap;
 
 use containerd_client::services::v1::snapshots::{
-    CommitSnapshotRequest, Info, ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest,
+    Info, ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest,
     StatSnapshotRequest, UsageRequest, UsageResponse,
 };
-use containerd_client::services::v1::{ApplyRequest, ApplyResponse};
-use containerd_client::types::{Descriptor, Mount};
+use containerd_client::types::Mount;
 
 use super::error::gone;
-use super::{Containerd, ContainerdError, METADATA_DEADLINE, TASK_DEADLINE, call};
+use super::{Client, ContainerdError, METADATA_DEADLINE, call};
 
 /// The snapshotter every image is unpacked with.
 pub const SNAPSHOTTER: &str = "overlayfs";
 /// Keeps an object out of garbage collection for as long as it exists.
 pub const GC_ROOT: &str = "containerd.io/gc.root";
 
-impl Containerd {
+impl Client {
     /// Prepares a writable snapshot `key` on `parent` ("" for none); gives its mounts.
     pub async fn prepare_snapshot(
         &self,
@@ -34,23 +33,6 @@ impl Containerd {
         let answer =
             call("Snapshots.Prepare", key, METADATA_DEADLINE, self.snapshots_client().prepare(request)).await?;
         Ok(answer.mounts)
-    }
-
-    /// Turns the writable snapshot `key` into the read-only snapshot `name`.
-    pub async fn commit_snapshot(
-        &self,
-        name: &str,
-        key: &str,
-        labels: HashMap<String, String>,
-    ) -> Result<(), ContainerdError> {
-        let request = CommitSnapshotRequest {
-            snapshotter: SNAPSHOTTER.to_owned(),
-            name: name.to_owned(),
-            key: key.to_owned(),
-            labels,
-            ..CommitSnapshotRequest::default()
-        };
-        call("Snapshots.Commit", key, METADATA_DEADLINE, self.snapshots_client().commit(request)).await
     }
 
     /// The mounts of the writable snapshot `key`.
@@ -97,18 +79,5 @@ impl Containerd {
         };
         call(NAME, "", METADATA_DEADLINE, fill).await?;
         Ok(found)
-    }
-
-    /// Unpacks the layer `diff` onto `mounts`; the answer names the digest of the uncompressed layer.
-    pub async fn apply_layer(
-        &self,
-        diff: Descriptor,
-        mounts: Vec<Mount>,
-    ) -> Result<Option<Descriptor>, ContainerdError> {
-        let digest = diff.digest.clone();
-        let request = ApplyRequest { diff: Some(diff), mounts, ..ApplyRequest::default() };
-        let answer: ApplyResponse =
-            call("Diff.Apply", &digest, TASK_DEADLINE, self.diff_client().apply(request)).await?;
-        Ok(answer.applied)
     }
 }

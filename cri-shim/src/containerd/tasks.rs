@@ -11,7 +11,7 @@ use containerd_client::types::v1::Process;
 use prost_types::{Any, Timestamp};
 
 use super::error::gone;
-use super::{Containerd, ContainerdError, METADATA_DEADLINE, TASK_DEADLINE, call};
+use super::{Client, ContainerdError, METADATA_DEADLINE, TASK_DEADLINE, call};
 
 const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
@@ -46,7 +46,7 @@ impl Exit {
     }
 }
 
-impl Containerd {
+impl Client {
     /// Creates the task of container `id`, not yet running; gives its process id.
     pub async fn create_task(
         &self,
