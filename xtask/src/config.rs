@@ -25,11 +25,18 @@ pub(crate) const SERVICE_CIDR: &str = "10.96.0.0/12";
 /// Range that the nodes' pod ranges are taken from.
 pub(crate) const POD_CIDR: &str = "10.244.0.0/16";
 /// Ports that must be free, and who listens there.
-pub(crate) const PORTS: &[(u16, &str)] = &[(6443, "the Kubernetes API"), (10250, "the kubelet API"), (10248, "the agent's health check")];
+pub(crate) const PORTS: &[(u16, &str)] =
+    &[(6443, "the Kubernetes API"), (10250, "the kubelet API"), (10248, "the agent's health check")];
 
 /// Writes every file and makes the folders they name.
 pub(crate) fn write(layout: &Layout, node: &Node) -> Result<()> {
-    for dir in [layout.log(), layout.procs(), layout.cni_bin(), layout.run.join("cni/net.d"), layout.registry_config()] {
+    for dir in [
+        layout.log(),
+        layout.procs(),
+        layout.cni_bin(),
+        layout.run.join("cni/net.d"),
+        layout.registry_config(),
+    ] {
         fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
     }
     // Logs and keys are root's alone.

@@ -37,7 +37,10 @@ pub(crate) fn run(layout: &Layout) -> Result<()> {
     }
     step("data directory", remove_data(layout));
     if !failures.is_empty() {
-        bail!("not everything could be removed (run `cargo xtask down` again once the cause is gone):\n  - {}", failures.join("\n  - "));
+        bail!(
+            "not everything could be removed (run `cargo xtask down` again once the cause is gone):\n  - {}",
+            failures.join("\n  - ")
+        );
     }
     println!("{}", if existed { "down: nothing is left running or mounted" } else { "nothing was up" });
     Ok(())

@@ -122,7 +122,8 @@ pub(crate) fn remove_cgroups(layout: &Layout) -> Result<()> {
         for root in &dirs {
             visit(root, &mut |dir| {
                 if let Err(error) = fs::remove_dir(dir) {
-                    failed = Some(anyhow::Error::new(error).context(format!("removing cgroup {}", dir.display())));
+                    failed =
+                        Some(anyhow::Error::new(error).context(format!("removing cgroup {}", dir.display())));
                 }
             });
             // The shared parent goes with its last instance.
@@ -140,7 +141,13 @@ pub(crate) fn remove_cgroups(layout: &Layout) -> Result<()> {
 
 /// Shims of this instance's containerd, and what else was started with one of its paths on the command line.
 pub(crate) fn leftover_processes(layout: &Layout) -> Vec<ProcessId> {
-    let marks = [layout.containerd_socket(), layout.run.join("containerd"), layout.data.join("cri.yaml"), layout.data.join("agent.yaml"), layout.data.join("control.yaml")];
+    let marks = [
+        layout.containerd_socket(),
+        layout.run.join("containerd"),
+        layout.data.join("cri.yaml"),
+        layout.data.join("agent.yaml"),
+        layout.data.join("control.yaml"),
+    ];
     fs::read_dir("/proc")
         .into_iter()
         .flatten()
@@ -148,10 +155,19 @@ pub(crate) fn leftover_processes(layout: &Layout) -> Vec<ProcessId> {
         .filter_map(|entry| {
             let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
             let line = fs::read(entry.path().join("cmdline")).ok()?;
-            let args: Vec<&str> = line.split(|byte| *byte == 0).filter_map(|arg| std::str::from_utf8(arg).ok()).collect();
+            let args: Vec<&str> =
+                line.split(|byte| *byte == 0).filter_map(|arg| std::str::from_utf8(arg).ok()).collect();
             let program = Path::new(args.first()?).file_name()?.to_str()?;
-            let ours = matches!(program, "containerd" | "containerd-shim-runc-v2" | "keelson-control" | "keelson-cri" | "keelson-agent");
-            let marked = args.iter().skip(1).any(|arg| marks.iter().any(|mark| Path::new(arg).starts_with(mark)));
+            let ours = matches!(
+                program,
+                "containerd"
+                    | "containerd-shim-runc-v2"
+                    | "keelson-control"
+                    | "keelson-cri"
+                    | "keelson-agent"
+            );
+            let marked =
+                args.iter().skip(1).any(|arg| marks.iter().any(|mark| Path::new(arg).starts_with(mark)));
             (ours && marked).then(|| ProcessId::of(pid)).flatten()
         })
         .collect()

@@ -61,6 +61,8 @@ enum Command {
     },
     /// Check crate edges, purity, module docs and file lengths.
     Tidy,
+    /// Make the demo images (`up` does it too).
+    Images,
     /// The whole gate, as CI runs it.
     Ci,
     #[command(hide = true)]
@@ -93,6 +95,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Test { tiers } => test::run(&repo, &tiers)?,
         Command::Bench { what } => bench::run(&layout, &what)?,
         Command::Tidy => tidy::run(&repo)?,
+        Command::Images => images::ensure(&layout.images()).map(drop)?,
         Command::Ci => test::run(&repo, &[])?,
         Command::Supervise => supervise::run(&layout)?,
     }

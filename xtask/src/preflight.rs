@@ -19,7 +19,9 @@ pub(crate) fn require_root() -> Result<()> {
     if nix::unistd::geteuid().is_root() {
         return Ok(());
     }
-    bail!("`cargo xtask up` needs root: it mounts file systems, makes network namespaces and loads BPF programs. Run it with sudo or as root")
+    bail!(
+        "`cargo xtask up` needs root: it mounts file systems, makes network namespaces and loads BPF programs. Run it with sudo or as root"
+    )
 }
 
 /// Checks the host and describes the node.
@@ -56,8 +58,12 @@ fn kernel(findings: &mut Vec<String>) {
         );
     }
     let filesystems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    if !filesystems.lines().any(|line| line.ends_with("\toverlay")) && Cmd::new("modprobe").args(["overlay"]).output().is_err() {
-        findings.push("the kernel has no overlayfs (CONFIG_OVERLAY_FS): containers need it for their root".to_owned());
+    if !filesystems.lines().any(|line| line.ends_with("\toverlay"))
+        && Cmd::new("modprobe").args(["overlay"]).output().is_err()
+    {
+        findings.push(
+            "the kernel has no overlayfs (CONFIG_OVERLAY_FS): containers need it for their root".to_owned(),
+        );
     }
 }
 
@@ -179,10 +185,11 @@ fn node_address() -> Result<String> {
         return Ok(address.to_owned());
     }
     let links = json_of(&["-4", "-j", "address", "show", "scope", "global"])?;
-    let address = links.as_array().into_iter().flatten().find_map(|link| link["addr_info"][0]["local"].as_str());
-    address
-        .map(str::to_owned)
-        .context("this host has no IPv4 address but loopback: pods and the API need one; give an interface an address")
+    let address =
+        links.as_array().into_iter().flatten().find_map(|link| link["addr_info"][0]["local"].as_str());
+    address.map(str::to_owned).context(
+        "this host has no IPv4 address but loopback: pods and the API need one; give an interface an address",
+    )
 }
 
 fn json_of(args: &[&str]) -> Result<Value> {

@@ -79,7 +79,8 @@ impl ProcessId {
                 return false;
             }
             let millis = u16::try_from(left.as_millis()).unwrap_or(u16::MAX);
-            let mut fds = [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(&fd), nix::poll::PollFlags::POLLIN)];
+            let mut fds =
+                [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(&fd), nix::poll::PollFlags::POLLIN)];
             // An interrupted poll is simply tried again by the loop.
             nix::poll::poll(&mut fds, nix::poll::PollTimeout::from(millis)).ok();
         }

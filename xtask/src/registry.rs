@@ -17,7 +17,8 @@ use crate::process::write_atomic;
 /// Listens on a free loopback port, writes the mirror configuration below `config_dir`, and serves until dropped.
 pub(crate) async fn serve(images: Store, config_dir: &Path, port_file: &Path) -> Result<()> {
     let catalog = Arc::new(images.catalog()?);
-    let listener = TcpListener::bind("127.0.0.1:0").await.context("the image registry: binding a loopback port")?;
+    let listener =
+        TcpListener::bind("127.0.0.1:0").await.context("the image registry: binding a loopback port")?;
     let port = listener.local_addr()?.port();
     write_atomic(&config_dir.join("docker.io/hosts.toml"), hosts_toml(port).as_bytes())?;
     write_atomic(port_file, port.to_string().as_bytes())?;
@@ -102,7 +103,10 @@ async fn blob(images: &Store, digest: &str, media_type: &str) -> Response<Full<B
     };
     let mut response = Response::new(Full::from(content));
     let headers = response.headers_mut();
-    for (name, value) in [(header::CONTENT_TYPE, media_type), (header::HeaderName::from_static("docker-content-digest"), digest)] {
+    for (name, value) in [
+        (header::CONTENT_TYPE, media_type),
+        (header::HeaderName::from_static("docker-content-digest"), digest),
+    ] {
         if let Ok(value) = header::HeaderValue::from_str(value) {
             headers.insert(name, value);
         }
@@ -111,7 +115,8 @@ async fn blob(images: &Store, digest: &str, media_type: &str) -> Response<Full<B
 }
 
 fn refuse(status: StatusCode, code: &str, detail: &str) -> Response<Full<Bytes>> {
-    let body = serde_json::json!({"errors": [{"code": code, "message": code.to_lowercase(), "detail": detail}]});
+    let body =
+        serde_json::json!({"errors": [{"code": code, "message": code.to_lowercase(), "detail": detail}]});
     let mut response = Response::new(Full::from(body.to_string()));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));

@@ -83,8 +83,10 @@ fn bpf_toolchain(repo: &Path) -> Result<()> {
         nightly_sources()?;
         return cargo_bpf_linker(repo);
     }
-    let missing: Vec<&str> =
-        ["cargo-web", "rustc-web", "rust-web-src"].into_iter().filter(|package| !installed(package)).collect();
+    let missing: Vec<&str> = ["cargo-web", "rustc-web", "rust-web-src"]
+        .into_iter()
+        .filter(|package| !installed(package))
+        .collect();
     if !missing.is_empty() {
         step(&format!("installing Debian packages: {}", missing.join(" ")), || {
             apt(&["update", "-qq"])?;
@@ -104,7 +106,8 @@ fn installed(package: &str) -> bool {
 }
 
 fn nightly_sources() -> Result<()> {
-    let installed = Cmd::new("rustup").args(["component", "list", "--toolchain", "nightly", "--installed"]).output();
+    let installed =
+        Cmd::new("rustup").args(["component", "list", "--toolchain", "nightly", "--installed"]).output();
     match installed {
         Ok(list) if list.contains("rust-src") => return Ok(()),
         Ok(_) => {}
@@ -128,10 +131,18 @@ fn cargo_bpf_linker(repo: &Path) -> Result<()> {
         if which("rustup").is_some() {
             cmd = cmd.args(["+nightly"]);
         }
-        cmd.args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--no-default-features", "--features"])
-            .args(["rust-llvm-22"])
-            .dir(repo.parent().unwrap_or(repo))
-            .run()
+        cmd.args([
+            "install",
+            "bpf-linker",
+            "--version",
+            BPF_LINKER,
+            "--locked",
+            "--no-default-features",
+            "--features",
+        ])
+        .args(["rust-llvm-22"])
+        .dir(repo.parent().unwrap_or(repo))
+        .run()
     })
 }
 
@@ -147,9 +158,9 @@ fn cargo_tool(name: &str, flags: &[&str]) -> Result<()> {
 /// A program that cargo installed, on PATH or in cargo's own bin directory.
 pub(crate) fn cargo_program(name: &str) -> Option<std::path::PathBuf> {
     which(name).or_else(|| {
-        let home = std::env::var_os("CARGO_HOME").map(std::path::PathBuf::from).or_else(|| {
-            std::env::var_os("HOME").map(|home| Path::new(&home).join(".cargo"))
-        })?;
+        let home = std::env::var_os("CARGO_HOME")
+            .map(std::path::PathBuf::from)
+            .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")))?;
         Some(home.join("bin").join(name)).filter(|file| file.is_file())
     })
 }

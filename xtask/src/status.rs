@@ -41,7 +41,10 @@ pub(crate) fn run(layout: &Layout, json: bool) -> Result<bool> {
     } else if lines.is_empty() {
         println!("nothing runs (start with `cargo xtask up`)");
     } else {
-        println!("{:<12} {:>8} {:>9} {:>9} {:>9}  HEALTH", "COMPONENT", "PID", "RESTARTS", "RSS MiB", "PSS MiB");
+        println!(
+            "{:<12} {:>8} {:>9} {:>9} {:>9}  HEALTH",
+            "COMPONENT", "PID", "RESTARTS", "RSS MiB", "PSS MiB"
+        );
         for line in &lines {
             let pid = line.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
             println!(

@@ -89,7 +89,8 @@ async fn supervise(layout: &Layout) -> Result<()> {
         keepers.push(tokio::spawn(async move { keep(&layout, component, stopped).await }));
     }
     let registry = {
-        let (images, config, port) = (Store::at(&layout.images()), layout.registry_config(), layout.run.join("registry.port"));
+        let (images, config, port) =
+            (Store::at(&layout.images()), layout.registry_config(), layout.run.join("registry.port"));
         tokio::spawn(async move {
             if let Err(error) = crate::registry::serve(images, &config, &port).await {
                 eprintln!("registry: {error:#}");
@@ -147,7 +148,12 @@ async fn keep(layout: &Layout, component: Component, mut stopped: watch::Receive
             wait = BACKOFF.0;
         }
         restarts += 1;
-        eprintln!("{}: pid {} ended; starting it again in {} ms", component.name, process.pid, wait.as_millis());
+        eprintln!(
+            "{}: pid {} ended; starting it again in {} ms",
+            component.name,
+            process.pid,
+            wait.as_millis()
+        );
         pause(&mut stopped, wait).await;
         wait = (wait * 2).min(BACKOFF.1);
     }
@@ -183,7 +189,8 @@ async fn asked(stopped: &mut watch::Receiver<bool>) {
 
 /// The component as an earlier supervisor started it, when it still runs.
 fn adoptable(layout: &Layout, component: &Component) -> Option<ProcessId> {
-    let record = Record::load_all(&layout.procs()).into_iter().find(|record| record.name == component.name)?;
+    let record =
+        Record::load_all(&layout.procs()).into_iter().find(|record| record.name == component.name)?;
     record.process.is_alive().then_some(record.process)
 }
 

@@ -79,5 +79,17 @@ fn root(repo: &Path) -> Result<()> {
 
 fn e2e(repo: &Path) -> Result<()> {
     binaries::build(repo)?;
-    cargo(repo).args(["test", "--release", "--package", "xtask", "--test", "e2e", "--", "--test-threads=1", "--nocapture"]).run()
+    cargo(repo)
+        .args([
+            "test",
+            "--release",
+            "--package",
+            "xtask",
+            "--test",
+            "e2e",
+            "--",
+            "--test-threads=1",
+            "--nocapture",
+        ])
+        .run()
 }

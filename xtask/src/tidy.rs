@@ -9,7 +9,17 @@ use anyhow::{Context, Result, bail};
 /// The only edges between the top-level folders (ARCHITECTURE §2): a crate may use a crate of another folder only
 /// when the pair is listed here. Binaries of tests, and xtask, are exempt.
 const EDGES: &[(&str, &[&str])] = &[
-    ("agent", &["control-api", "cri-shim-api", "cri-shim-streaming", "ebpf-loader", "ebpf-common", "cni-plugins-host"]),
+    (
+        "agent",
+        &[
+            "control-api",
+            "cri-shim-api",
+            "cri-shim-streaming",
+            "ebpf-loader",
+            "ebpf-common",
+            "cni-plugins-host",
+        ],
+    ),
     ("cri-shim", &["cni-plugins-types", "cni-plugins-host"]),
     ("control", &["cri-shim-streaming"]),
     ("ebpf", &[]),
@@ -17,13 +27,36 @@ const EDGES: &[(&str, &[&str])] = &[
 ];
 
 /// Crates that decide and never act.
-const PURE: &[&str] =
-    &["control-api", "control-decide", "agent-core", "cri-shim-core", "cni-plugins-types", "ebpf-common", "ebpf-packet"];
+const PURE: &[&str] = &[
+    "control-api",
+    "control-decide",
+    "agent-core",
+    "cri-shim-core",
+    "cni-plugins-types",
+    "ebpf-common",
+    "ebpf-packet",
+];
 
 /// What a pure crate must not depend on.
 const EFFECTS: &[&str] = &[
-    "tokio", "hyper", "hyper-util", "reqwest", "axum", "kube", "nix", "libc", "rustix", "rand", "getrandom", "rtnetlink",
-    "inotify", "aya", "redb", "tempfile", "oci-client", "containerd-client",
+    "tokio",
+    "hyper",
+    "hyper-util",
+    "reqwest",
+    "axum",
+    "kube",
+    "nix",
+    "libc",
+    "rustix",
+    "rand",
+    "getrandom",
+    "rtnetlink",
+    "inotify",
+    "aya",
+    "redb",
+    "tempfile",
+    "oci-client",
+    "containerd-client",
 ];
 
 /// Longest production file.
@@ -55,13 +88,18 @@ fn edges(repo: &Path, findings: &mut Vec<String>) -> Result<()> {
         let inside = manifest.strip_prefix(repo).unwrap_or(manifest);
         inside.components().next().map(|c| c.as_os_str().to_string_lossy().into_owned()).unwrap_or_default()
     };
-    let folders: BTreeMap<String, String> =
-        metadata.packages.iter().map(|p| (p.name.to_string(), folder_of(p.manifest_path.as_std_path()))).collect();
+    let folders: BTreeMap<String, String> = metadata
+        .packages
+        .iter()
+        .map(|p| (p.name.to_string(), folder_of(p.manifest_path.as_std_path())))
+        .collect();
     for package in &metadata.packages {
         let name = package.name.to_string();
         let folder = &folders[&name];
         let test_kit = folder == "xtask" || name == "ebpf-tests";
-        for dependency in package.dependencies.iter().filter(|d| d.kind == cargo_metadata::DependencyKind::Normal) {
+        for dependency in
+            package.dependencies.iter().filter(|d| d.kind == cargo_metadata::DependencyKind::Normal)
+        {
             if PURE.contains(&name.as_str())
                 && EFFECTS.contains(&dependency.name.as_str())
                 && !dependency.optional
@@ -69,8 +107,11 @@ fn edges(repo: &Path, findings: &mut Vec<String>) -> Result<()> {
                 findings.push(format!("{name} is pure and must not depend on {}", dependency.name));
             }
             let Some(target) = folders.get(&dependency.name) else { continue };
-            let allowed: BTreeSet<&str> =
-                EDGES.iter().filter(|(from, _)| from == folder).flat_map(|(_, to)| to.iter().copied()).collect();
+            let allowed: BTreeSet<&str> = EDGES
+                .iter()
+                .filter(|(from, _)| from == folder)
+                .flat_map(|(_, to)| to.iter().copied())
+                .collect();
             if target != folder && !test_kit && !allowed.contains(dependency.name.as_str()) {
                 findings.push(format!("{name} → {}: not an edge of docs/architecture.md", dependency.name));
             }

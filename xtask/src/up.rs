@@ -78,7 +78,8 @@ fn start_supervisor(layout: &Layout) -> Result<ProcessId> {
     // A copy of its own: a rebuild of xtask must not replace the file that the supervisor runs from.
     let program = layout.data.join("supervisor");
     fs::remove_file(&program).ok();
-    fs::copy(std::env::current_exe()?, &program).with_context(|| format!("copying to {}", program.display()))?;
+    fs::copy(std::env::current_exe()?, &program)
+        .with_context(|| format!("copying to {}", program.display()))?;
     let child = Command::new(&program)
         .arg("supervise")
         .current_dir(&layout.repo)
@@ -88,7 +89,8 @@ fn start_supervisor(layout: &Layout) -> Result<ProcessId> {
         .process_group(0)
         .spawn()
         .context("starting the supervisor")?;
-    ProcessId::of(child.id().cast_signed()).context("the supervisor ended at once; see its log below target/up/log")
+    ProcessId::of(child.id().cast_signed())
+        .context("the supervisor ended at once; see its log below target/up/log")
 }
 
 fn wait_ready(layout: &Layout, supervisor: ProcessId) -> Result<()> {
@@ -123,7 +125,10 @@ fn readiness(layout: &Layout) -> Result<(), String> {
     match nodes.trim() {
         "" => Err("node: not registered yet".to_owned()),
         ready if ready.starts_with("True") => pods_allowed(layout),
-        other => Err(format!("node: not Ready: {}", other.trim_start_matches("False ").trim_start_matches("Unknown "))),
+        other => Err(format!(
+            "node: not Ready: {}",
+            other.trim_start_matches("False ").trim_start_matches("Unknown ")
+        )),
     }
 }
 
@@ -139,7 +144,10 @@ fn hints(layout: &Layout) {
     let shown = |path: &Path| path.strip_prefix(&here).unwrap_or(path).display().to_string();
     let kubeconfig = shown(&layout.kubeconfig());
     println!("\nkubeconfig: {kubeconfig}\n\nTry:");
-    println!("  kubectl --kubeconfig {kubeconfig} apply -f {}", shown(&layout.repo.join("examples/nginx.yaml")));
+    println!(
+        "  kubectl --kubeconfig {kubeconfig} apply -f {}",
+        shown(&layout.repo.join("examples/nginx.yaml"))
+    );
     println!("  kubectl --kubeconfig {kubeconfig} get nodes,deployments,rs,pods,svc,endpointslices -o wide");
     println!("  curl http://127.0.0.1:30000/\n");
 }
@@ -159,8 +167,10 @@ fn tell_logs(layout: &Layout) {
 /// Streams the logs until Ctrl-C, then brings everything down.
 fn follow(layout: &Layout, supervisor: ProcessId) -> Result<()> {
     println!("==> log of all components; Ctrl-C shuts the cluster down\n");
-    let logs: Vec<PathBuf> =
-        ["control", "cri", "agent", "supervisor"].iter().map(|name| layout.log().join(format!("{name}.log"))).collect();
+    let logs: Vec<PathBuf> = ["control", "cri", "agent", "supervisor"]
+        .iter()
+        .map(|name| layout.log().join(format!("{name}.log")))
+        .collect();
     let mut tail = Command::new("tail")
         .args(["-n", "0", "-F"])
         .args(&logs)
@@ -187,7 +197,9 @@ fn follow(layout: &Layout, supervisor: ProcessId) -> Result<()> {
     tail.kill().ok();
     tail.wait().ok();
     if !asked {
-        bail!("the supervisor has ended; the components run on: `cargo xtask up` adopts them, `cargo xtask down` ends them");
+        bail!(
+            "the supervisor has ended; the components run on: `cargo xtask up` adopts them, `cargo xtask down` ends them"
+        );
     }
     println!("\n==> shutting down");
     down::run(layout)

@@ -18,7 +18,9 @@ pub(crate) fn run(layout: &Layout, rounds: u32) -> Result<()> {
             .run()
     })?;
     let rounds = rounds.to_string();
-    let text = step("measuring", || Cmd::new(layout.binary("lb-bench")).args(["--rounds", rounds.as_str()]).output())?;
+    let text = step("measuring", || {
+        Cmd::new(layout.binary("lb-bench")).args(["--rounds", rounds.as_str()]).output()
+    })?;
     let report: serde_json::Value = serde_json::from_str(&text).context("parsing what lb-bench printed")?;
     println!("{}", serde_json::to_string_pretty(&report)?);
     super::save(layout, "lb", &report)

@@ -19,7 +19,8 @@ pub(crate) fn run(layout: &Layout) -> Result<()> {
     if components.is_empty() {
         bail!("nothing runs: start with `cargo xtask up --detach`");
     }
-    let rss = |name: &str| components.iter().filter(|line| line.name == name).map(|line| line.rss_mib).sum::<f64>();
+    let rss =
+        |name: &str| components.iter().filter(|line| line.name == name).map(|line| line.rss_mib).sum::<f64>();
     let (control, node) = (rss("control"), rss("agent") + rss("cri"));
     for line in &components {
         println!("{:<12} RSS {:>6.1} MiB   PSS {:>6.1} MiB", line.name, line.rss_mib, line.pss_mib);

@@ -33,14 +33,21 @@ pub(crate) fn run(layout: &Layout, runs: u32) -> Result<()> {
     // The first run pulls the images and does not count.
     for run in 0..=runs {
         let took = once(layout, manifest)?;
-        println!("run {run}: {:.3} s{}", took.as_secs_f64(), if run == 0 { " (not counted: it pulls)" } else { "" });
+        println!(
+            "run {run}: {:.3} s{}",
+            took.as_secs_f64(),
+            if run == 0 { " (not counted: it pulls)" } else { "" }
+        );
         if run > 0 {
             seconds.push(took.as_secs_f64());
         }
         delete(layout, manifest)?;
     }
     let summary = summary(&seconds);
-    println!("\napply → 3 pods Ready: median {:.3} s (min {:.3}, max {:.3}); goal ≤ 1.5 s", summary.median, summary.min, summary.max);
+    println!(
+        "\napply → 3 pods Ready: median {:.3} s (min {:.3}, max {:.3}); goal ≤ 1.5 s",
+        summary.median, summary.min, summary.max
+    );
     super::save(layout, "start", &Report { runs, seconds, summary, goal_seconds: 1.5 })
 }
 
@@ -48,7 +55,13 @@ fn once(layout: &Layout, manifest: &str) -> Result<Duration> {
     // The watcher is up before the clock starts, so that its own start does not count.
     let mut watcher = Command::new("kubectl")
         .args(["--kubeconfig".as_ref(), layout.kubeconfig().as_os_str()])
-        .args(["get", "deployments", "--watch", "--output", "jsonpath={.metadata.name} {.status.readyReplicas}{'\\n'}"])
+        .args([
+            "get",
+            "deployments",
+            "--watch",
+            "--output",
+            "jsonpath={.metadata.name} {.status.readyReplicas}{'\\n'}",
+        ])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -65,7 +78,8 @@ fn once(layout: &Layout, manifest: &str) -> Result<Duration> {
     });
     let begin = Instant::now();
     let applied = kubectl(layout, &["apply", "-f", manifest]);
-    let seen = applied.and_then(|_| all_ready.recv_timeout(LIMIT).context("the three pods were not Ready in time"));
+    let seen =
+        applied.and_then(|_| all_ready.recv_timeout(LIMIT).context("the three pods were not Ready in time"));
     watcher.kill().ok();
     watcher.wait().ok();
     Ok(seen?.duration_since(begin))

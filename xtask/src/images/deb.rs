@@ -42,13 +42,13 @@ fn download(dir: &Path, names: &[&str]) -> Result<()> {
 
 fn unpack(dir: &Path, name: &str) -> Result<()> {
     let prefix = format!("{name}_");
-    let archive = fs::read_dir(dir)?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| {
-            let file = path.file_name().unwrap_or_default().to_string_lossy();
-            file.starts_with(&prefix) && file.ends_with(".deb")
-        });
-    let Some(archive) = archive else { bail!("apt-get download brought no {name} package into {}", dir.display()) };
+    let archive = fs::read_dir(dir)?.filter_map(|entry| Some(entry.ok()?.path())).find(|path| {
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        file.starts_with(&prefix) && file.ends_with(".deb")
+    });
+    let Some(archive) = archive else {
+        bail!("apt-get download brought no {name} package into {}", dir.display())
+    };
     let tree = dir.join(name);
     Cmd::new("dpkg-deb").args(["-x".as_ref(), archive.as_os_str(), tree.as_os_str()]).output()?;
     fs::write(tree.join(".complete"), "").context("marking the package complete")

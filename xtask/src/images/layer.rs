@@ -150,8 +150,11 @@ mod tests {
         assert_eq!(Layer::pack(&one).unwrap().digest, Layer::pack(&two).unwrap().digest);
         let archive = one.tar().unwrap();
         let mut tar = tar::Archive::new(archive.as_slice());
-        let paths: Vec<String> =
-            tar.entries().unwrap().map(|e| e.unwrap().path().unwrap().to_string_lossy().into_owned()).collect();
+        let paths: Vec<String> = tar
+            .entries()
+            .unwrap()
+            .map(|e| e.unwrap().path().unwrap().to_string_lossy().into_owned())
+            .collect();
         assert_eq!(paths, ["bin/", "bin/sh", "etc/", "etc/a/", "etc/a/b"]);
     }
 }

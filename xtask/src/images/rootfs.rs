@@ -14,7 +14,8 @@ pub(crate) const PACKAGES: &[&str] =
 pub(crate) const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Files of packages that a container never reads.
-const LEFT_OUT: &[&str] = &["share/doc", "share/man", "share/locale", "share/lintian", "/gconv", "/perl", "etc/", "DEBIAN"];
+const LEFT_OUT: &[&str] =
+    &["share/doc", "share/man", "share/locale", "share/lintian", "/gconv", "/perl", "etc/", "DEBIAN"];
 
 /// busybox, its applets as links, and the files that every image has.
 pub(crate) fn busybox(packages: &Packages) -> Result<Tree> {
@@ -41,7 +42,9 @@ pub(crate) fn busybox(packages: &Packages) -> Result<Tree> {
 pub(crate) fn nginx(packages: &Packages) -> Result<Tree> {
     let mut tree = Tree::default();
     for name in PACKAGES.iter().filter(|name| **name != "busybox-static") {
-        let keep = |path: &str| path != ".complete" && !LEFT_OUT.iter().any(|part| format!("/{path}/").contains(part));
+        let keep = |path: &str| {
+            path != ".complete" && !LEFT_OUT.iter().any(|part| format!("/{path}/").contains(part))
+        };
         tree.add_dir(&packages.tree(name), &keep)?;
     }
     let mime = packages.tree("nginx-common").join("etc/nginx/mime.types");
