@@ -1,0 +1,180 @@
+//! Network namespaces as files: make, enter, recognise, remove.
+//!
+//! Input: directories and paths. Output: bind mounts of `nsfs` files that keep a namespace alive
+//! without a process. All functions block shortly; asynchronous callers use `spawn_blocking`.
+//! No function changes the namespace of the calling thread: the work runs on a thread of its own,
+//! which ends with it.
+
+#![allow(unsafe_code, reason = "ioctls that no safe wrapper offers: interface flags and namespace type")]
+
+use std::{
+    fs::{DirBuilder, File, OpenOptions},
+    io,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::{DirBuilderExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+    thread,
+};
+
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, setns, unshare},
+    sys::{
+        socket::{AddressFamily, SockFlag, SockType, socket},
+        statfs::{FsType, statfs},
+    },
+};
+
+/// `NSFS_MAGIC` of linux/magic.h.
+const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
+/// `NS_GET_NSTYPE` of linux/nsfs.h: `_IO(0xb7, 0x3)`.
+const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+/// How often a stacked mount is taken off one path; more means somebody mounts in a loop.
+const MAX_STACKED_MOUNTS: usize = 64;
+
+/// A failed step on a network namespace.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {step} network namespace {}", path.display())]
+pub struct NetnsError {
+    /// What was tried.
+    pub step: &'static str,
+    /// The namespace file or directory.
+    pub path: PathBuf,
+    /// Why it failed.
+    #[source]
+    pub source: io::Error,
+}
+
+impl NetnsError {
+    fn new(step: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
+        Self { step, path: path.to_owned(), source: source.into() }
+    }
+}
+
+/// Makes a namespace with a random name, `cni-<32 hex digits>`, below `dir`.
+///
+/// Callers that must find it again after a crash choose the name first and use [`create_named`].
+pub fn create(dir: &Path) -> Result<PathBuf, NetnsError> {
+    let mut random = [0_u8; 16];
+    File::open("/dev/urandom")
+        .and_then(|mut file| io::Read::read_exact(&mut file, &mut random))
+        .map_err(|error| NetnsError::new("name a", dir, error))?;
+    let name: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    create_named(dir, &format!("cni-{name}"))
+}
+
+/// Makes a namespace whose file is `dir/name`: a new file (it must not exist), a thread that unshares
+/// its network, and a bind mount of that over the file. The loopback device is brought up.
+///
+/// `dir` is made with mode 0700 when missing. After an error nothing is left.
+pub fn create_named(dir: &Path, name: &str) -> Result<PathBuf, NetnsError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|error| NetnsError::new("create the directory of", dir, error))?;
+    let path = dir.join(name);
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|error| NetnsError::new("create the file of", &path, error))?;
+    let made = on_own_thread(&path, || {
+        unshare(CloneFlags::CLONE_NEWNET).map_err(|error| NetnsError::new("unshare", &path, error))?;
+        loopback_up().map_err(|error| NetnsError::new("bring up the loopback device of", &path, error))?;
+        mount(Some("/proc/thread-self/ns/net"), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .map_err(|error| NetnsError::new("bind mount", &path, error))
+    });
+    if let Err(error) = made {
+        // The first error is the one to tell; a file that stays is found by its name at recovery.
+        return match remove(&path) {
+            Ok(()) | Err(_) => Err(error),
+        };
+    }
+    Ok(path)
+}
+
+/// Takes the namespace at `path` away: detaches the mount, removes the file. Absence of either is
+/// success, so it may be repeated. The kernel frees the namespace once nothing else uses it.
+pub fn remove(path: &Path) -> Result<(), NetnsError> {
+    for _ in 0..MAX_STACKED_MOUNTS {
+        match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => {}
+            // Not a mount point (any more), or no such file.
+            Err(Errno::EINVAL | Errno::ENOENT) => break,
+            Err(error) => return Err(NetnsError::new("unmount", path, error)),
+        }
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(NetnsError::new("remove the file of", path, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether `path` is a live network namespace; `false` when it is absent, a plain file (a create that
+/// was killed, or a reboot) or a namespace of another kind.
+pub fn is_netns(path: &Path) -> bool {
+    if statfs(path).map(|stat| stat.filesystem_type()) != Ok(NSFS_MAGIC) {
+        return false;
+    }
+    File::open(path).is_ok_and(|file| namespace_type(&file) == libc::CLONE_NEWNET)
+}
+
+/// Runs `work` on a thread inside the namespace at `path` and returns what it returns.
+///
+/// Sockets made there stay in that namespace wherever they are used later.
+pub fn run_in<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
+    let file = File::open(path).map_err(|error| NetnsError::new("open", path, error))?;
+    on_own_thread(path, || {
+        setns(&file, CloneFlags::CLONE_NEWNET).map_err(|error| NetnsError::new("enter", path, error))?;
+        Ok(work())
+    })
+}
+
+/// Inode of the namespace at `path`, its identity while it lives.
+pub fn identity(path: &Path) -> Result<u64, NetnsError> {
+    std::fs::metadata(path)
+        .map(|metadata| std::os::unix::fs::MetadataExt::ino(&metadata))
+        .map_err(|error| NetnsError::new("inspect", path, error))
+}
+
+fn on_own_thread<T: Send>(
+    path: &Path,
+    work: impl FnOnce() -> Result<T, NetnsError> + Send,
+) -> Result<T, NetnsError> {
+    thread::scope(|scope| {
+        let handle = thread::Builder::new()
+            .name("netns".to_owned())
+            .spawn_scoped(scope, work)
+            .map_err(|error| NetnsError::new("start a thread for", path, error))?;
+        handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn loopback_up() -> io::Result<()> {
+    let socket: OwnedFd =
+        socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    // SAFETY: `ifreq` is plain old data for which all zero bytes are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (slot, byte) in request.ifr_name.iter_mut().zip(*b"lo") {
+        *slot = libc::c_char::from_ne_bytes([byte]);
+    }
+    // IFF_UP and IFF_RUNNING are 0x1 and 0x40, inside `c_short`.
+    request.ifr_ifru.ifru_flags = 0x41;
+    // SAFETY: the descriptor is an open socket and `request` lives through the call; SIOCSIFFLAGS reads
+    // name and flags only. A netlink request would need a runtime on this short-lived thread.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn namespace_type(file: &File) -> libc::c_int {
+    // SAFETY: NS_GET_NSTYPE takes no argument and touches no memory; on a descriptor that is not a
+    // namespace it fails with ENOTTY. nix has no wrapper for it.
+    unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) }
+}
