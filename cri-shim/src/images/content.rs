@@ -1,0 +1,226 @@
+//! containerd's content store: read small blobs, stream large ones in, label them.
+//!
+//! Input: digests and bytes. Output: blobs stored under their digest, which containerd verifies at commit. At most
+//! [`CHUNK`] bytes of a blob are in memory at a time.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use containerd_client::services::v1::content_client::ContentClient;
+use containerd_client::services::v1::{
+    AbortRequest, Info, ReadContentRequest, UpdateRequest, WriteAction, WriteContentRequest, WriteContentResponse,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming};
+
+use super::registry::MAX_DOCUMENT;
+use super::session::{CALL_DEADLINE, CallError, Session, allow, call, failed};
+
+/// Bytes sent to containerd in one message.
+pub const CHUNK: usize = 256 * 1024;
+
+/// How long containerd may take to store one chunk.
+const CHUNK_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long containerd may take to hash and move a finished blob.
+const COMMIT_DEADLINE: Duration = Duration::from_secs(300);
+
+/// How often, and at what pace, a write that another writer still holds is tried again.
+const LOCKED_RETRIES: (u32, Duration) = (20, Duration::from_millis(250));
+
+/// Reads a small blob whole.
+pub async fn read(session: &Session, digest: &str) -> Result<Vec<u8>, CallError> {
+    const STEP: &str = "read content";
+    let message = ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 };
+    let mut client = ContentClient::new(session.channel());
+    let mut stream = call(STEP, digest, client.read(session.request(message, CALL_DEADLINE))).await?;
+    let mut bytes = Vec::new();
+    while let Some(part) = stream.message().await.map_err(|status| failed(STEP, digest, status))? {
+        bytes.extend_from_slice(&part.data);
+        if bytes.len() > MAX_DOCUMENT {
+            let status = Status::resource_exhausted(format!("longer than {MAX_DOCUMENT} bytes"));
+            return Err(failed(STEP, digest, status));
+        }
+    }
+    Ok(bytes)
+}
+
+/// Sets labels of a stored blob and keeps its others.
+pub async fn label(session: &Session, digest: &str, labels: HashMap<String, String>) -> Result<(), CallError> {
+    let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
+    let info = Info { digest: digest.to_owned(), labels, ..Info::default() };
+    let message = UpdateRequest { info: Some(info), update_mask: Some(prost_types::FieldMask { paths }) };
+    let mut client = ContentClient::new(session.channel());
+    call("label content", digest, client.update(session.request(message, CALL_DEADLINE))).await.map(drop)
+}
+
+/// Stores a small blob with its labels; a blob that is there already only gets the labels.
+pub async fn store(
+    session: &Session,
+    digest: &str,
+    bytes: Vec<u8>,
+    labels: HashMap<String, String>,
+) -> Result<(), CallError> {
+    match Writer::open(session, digest, bytes.len() as u64).await? {
+        None => {}
+        Some(writer) => {
+            let mut writer = if writer.offset() == 0 { writer } else { writer.restart().await? };
+            for part in bytes.chunks(CHUNK) {
+                writer.write(part.to_vec()).await?;
+            }
+            writer.commit(labels.clone()).await?;
+        }
+    }
+    if labels.is_empty() { Ok(()) } else { label(session, digest, labels).await }
+}
+
+/// A blob being written. Dropping it keeps what has arrived, for a later writer to go on from.
+pub struct Writer {
+    session: Session,
+    digest: String,
+    total: u64,
+    offset: u64,
+    requests: mpsc::Sender<WriteContentRequest>,
+    answers: Streaming<WriteContentResponse>,
+}
+
+impl Writer {
+    /// Begins or resumes writing `digest`; `None` when the blob is complete already (and now under the lease).
+    pub async fn open(session: &Session, digest: &str, total: u64) -> Result<Option<Self>, CallError> {
+        let mut tries = 0;
+        loop {
+            match Self::try_open(session, digest, total).await {
+                // The writer of a caller that just went away is let go in a moment.
+                Err(error) if error.code() == Code::Unavailable && tries < LOCKED_RETRIES.0 => {
+                    tries += 1;
+                    tokio::time::sleep(LOCKED_RETRIES.1).await;
+                }
+                result => return allow(result, Code::AlreadyExists),
+            }
+        }
+    }
+
+    async fn try_open(session: &Session, digest: &str, total: u64) -> Result<Self, CallError> {
+        const STEP: &str = "begin writing content";
+        let (requests, receiver) = mpsc::channel(1);
+        let first = WriteContentRequest {
+            action: WriteAction::Stat.into(),
+            r#ref: ingest_name(digest),
+            total: signed(total),
+            expected: digest.to_owned(),
+            ..WriteContentRequest::default()
+        };
+        let closed = |_closed| failed(STEP, digest, Status::internal("the write stream ended"));
+        requests.send(first).await.map_err(closed)?;
+        let mut client = ContentClient::new(session.channel());
+        let stream = session.streaming(ReceiverStream::new(receiver));
+        let opened = async {
+            let mut answers = client.write(stream).await?.into_inner();
+            let first = answers.message().await?.ok_or_else(|| Status::internal("no answer to the first message"))?;
+            Ok((answers, first))
+        };
+        let (answers, first) = within(CHUNK_DEADLINE, opened).await.map_err(|status| failed(STEP, digest, status))?;
+        Ok(Self {
+            session: session.clone(),
+            digest: digest.to_owned(),
+            total,
+            offset: unsigned(first.offset),
+            requests,
+            answers,
+        })
+    }
+
+    /// How many bytes are stored.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Appends `data`.
+    pub async fn write(&mut self, data: Vec<u8>) -> Result<(), CallError> {
+        let message = WriteContentRequest {
+            action: WriteAction::Write.into(),
+            offset: signed(self.offset),
+            data,
+            ..WriteContentRequest::default()
+        };
+        let answer = self.exchange("write content", message, CHUNK_DEADLINE).await?;
+        self.offset = unsigned(answer.offset);
+        Ok(())
+    }
+
+    /// Ends the blob; containerd checks length and digest.
+    pub async fn commit(mut self, labels: HashMap<String, String>) -> Result<(), CallError> {
+        let message = WriteContentRequest {
+            action: WriteAction::Commit.into(),
+            offset: signed(self.offset),
+            total: signed(self.total),
+            expected: self.digest.clone(),
+            labels,
+            ..WriteContentRequest::default()
+        };
+        let result = self.exchange("commit content", message, COMMIT_DEADLINE).await;
+        allow(result, Code::AlreadyExists).map(drop)
+    }
+
+    /// Throws away what is stored.
+    pub async fn discard(self) -> Result<(), CallError> {
+        let Self { session, digest, requests, answers, .. } = self;
+        drop((requests, answers));
+        abort(&session, &digest).await
+    }
+
+    /// Throws away what is stored and begins anew.
+    pub async fn restart(self) -> Result<Self, CallError> {
+        let (session, digest, total) = (self.session.clone(), self.digest.clone(), self.total);
+        self.discard().await?;
+        let reopened = Self::open(&session, &digest, total).await?;
+        reopened.ok_or_else(|| {
+            failed("begin writing content", &digest, Status::already_exists("another writer finished it meanwhile"))
+        })
+    }
+
+    async fn exchange(
+        &mut self,
+        step: &'static str,
+        message: WriteContentRequest,
+        deadline: Duration,
+    ) -> Result<WriteContentResponse, CallError> {
+        let Self { requests, answers, .. } = self;
+        let exchange = async {
+            // A closed stream says why in its next answer.
+            let sent = requests.send(message).await;
+            match answers.message().await? {
+                Some(answer) if sent.is_ok() => Ok(answer),
+                _ => Err(Status::internal("the write stream ended")),
+            }
+        };
+        within(deadline, exchange).await.map_err(|status| failed(step, &self.digest, status))
+    }
+}
+
+/// Throws away what was written of a blob that was never committed.
+pub async fn abort(session: &Session, digest: &str) -> Result<(), CallError> {
+    let message = AbortRequest { r#ref: ingest_name(digest) };
+    let mut client = ContentClient::new(session.channel());
+    let aborted = call("abort writing content", digest, client.abort(session.request(message, CALL_DEADLINE))).await;
+    allow(aborted, Code::NotFound).map(drop)
+}
+
+async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    let late = |_elapsed| Status::deadline_exceeded(format!("containerd did not answer within {deadline:?}"));
+    tokio::time::timeout(deadline, work).await.map_err(late)?
+}
+
+/// One name per blob, so that a later pull goes on where one that died stopped.
+fn ingest_name(digest: &str) -> String {
+    format!("keelson-blob-{digest}")
+}
+
+fn signed(length: u64) -> i64 {
+    i64::try_from(length).unwrap_or(i64::MAX)
+}
+
+fn unsigned(length: i64) -> u64 {
+    u64::try_from(length).unwrap_or(0)
+}

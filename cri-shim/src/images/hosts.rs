@@ -1,0 +1,313 @@
+//! Which hosts serve a registry's images: containerd's `certs.d/<registry>/hosts.toml`, with its mirrors and TLS settings.
+//!
+//! Input: the configuration directory and a registry's name. Output: [`Host`]s in the order to ask them, the registry's
+//! own server last. Files are read anew for each pull, so that a change needs no restart. It opens no connection.
+//! Layout and meaning: <https://github.com/containerd/containerd/blob/v1.6.20/docs/hosts.md>.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// One place to ask for manifests and blobs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// Scheme, host and port, `https://registry-1.docker.io`.
+    pub origin: String,
+    /// Where the distribution API begins below the origin, normally `/v2`.
+    pub api_path: String,
+    /// May turn a tag into a digest.
+    pub resolve: bool,
+    /// May serve manifests and blobs.
+    pub pull: bool,
+    /// Accept any certificate.
+    pub skip_verify: bool,
+    /// Certificate authorities to trust beside the system's.
+    pub ca_files: Vec<PathBuf>,
+    /// Client certificate and key, or one file with both.
+    pub client_files: Option<(PathBuf, Option<PathBuf>)>,
+    /// Headers to send with each request.
+    pub headers: Vec<(String, String)>,
+    /// A mirror of another registry, which is told in the query which one (`ns=`).
+    pub mirror: bool,
+}
+
+/// Why a registry's configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum HostsError {
+    /// The file exists but cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not TOML of the documented form.
+    #[error("cannot understand {path}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// A host is no URL.
+    #[error("{path}: {url:?} is not an http or https URL of a host")]
+    Url {
+        /// The file.
+        path: PathBuf,
+        /// The offending text.
+        url: String,
+    },
+}
+
+/// Reads the hosts of `registry` from `config_dir`; without a configuration it is the registry itself.
+pub fn load(config_dir: &Path, registry: &str) -> Result<Vec<Host>, HostsError> {
+    for directory in candidates(config_dir, registry) {
+        let path = directory.join("hosts.toml");
+        match std::fs::read_to_string(&path) {
+            Ok(text) => return parse(&text, &path, registry),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => return Err(HostsError::Read { path, source }),
+        }
+        if directory.is_dir() {
+            let ca_files = docker_style_cas(&directory)?;
+            return Ok(vec![Host { ca_files, ..own_server(registry) }]);
+        }
+    }
+    Ok(vec![own_server(registry)])
+}
+
+#[derive(Default, Deserialize)]
+struct File {
+    server: Option<String>,
+    #[serde(default)]
+    host: toml::Table,
+    #[serde(flatten)]
+    own: Settings,
+}
+
+#[derive(Clone, Default, Deserialize)]
+struct Settings {
+    capabilities: Option<Vec<String>>,
+    #[serde(default)]
+    skip_verify: bool,
+    #[serde(default)]
+    override_path: bool,
+    ca: Option<OneOrMany>,
+    client: Option<Client>,
+    #[serde(default)]
+    header: std::collections::BTreeMap<String, OneOrMany>,
+}
+
+#[derive(Clone, Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl OneOrMany {
+    fn into_vec(self) -> Vec<String> {
+        match self {
+            Self::One(text) => vec![text],
+            Self::Many(texts) => texts,
+        }
+    }
+}
+
+#[derive(Clone, Deserialize)]
+#[serde(untagged)]
+enum Client {
+    File(String),
+    /// Certificate and key pairs; the first is used.
+    Pairs(Vec<OneOrMany>),
+}
+
+fn candidates(config_dir: &Path, registry: &str) -> Vec<PathBuf> {
+    let mut names = vec![registry.to_owned()];
+    if let Some((host, port)) = registry.rsplit_once(':') {
+        names.push(format!("{host}_{port}_"));
+    }
+    names.push("_default".to_owned());
+    names.into_iter().map(|name| config_dir.join(name)).collect()
+}
+
+fn parse(text: &str, path: &Path, registry: &str) -> Result<Vec<Host>, HostsError> {
+    let wrong = |source| HostsError::Parse { path: path.to_owned(), source: Box::new(source) };
+    let file: File = toml::from_str(text).map_err(wrong)?;
+    let mut hosts = Vec::new();
+    for (url, settings) in file.host {
+        let settings: Settings = settings.try_into().map_err(wrong)?;
+        hosts.push(host(&url, settings, path, true)?);
+    }
+    let own = match &file.server {
+        Some(server) => host(server, file.own, path, false)?,
+        None => Host { ..with_settings(own_server(registry), file.own, path) },
+    };
+    let is_other = own.origin != own_server(registry).origin;
+    hosts.push(Host { mirror: is_other, ..own });
+    Ok(hosts)
+}
+
+fn host(url: &str, settings: Settings, path: &Path, mirror: bool) -> Result<Host, HostsError> {
+    let bad = || HostsError::Url { path: path.to_owned(), url: url.to_owned() };
+    let full = if url.contains("://") { url.to_owned() } else { format!("{}://{url}", scheme_of(url)) };
+    let uri: http::Uri = full.parse().map_err(|_invalid| bad())?;
+    let scheme = uri.scheme_str().filter(|scheme| matches!(*scheme, "http" | "https")).ok_or_else(bad)?;
+    let authority = uri.authority().ok_or_else(bad)?;
+    let given = uri.path().trim_end_matches('/');
+    let api_path = match given {
+        _ if settings.override_path => given.to_owned(),
+        _ if given.ends_with("/v2") => given.to_owned(),
+        _ => format!("{given}/v2"),
+    };
+    let bare = Host { origin: format!("{scheme}://{authority}"), api_path, mirror, ..own_server("") };
+    Ok(with_settings(bare, settings, path))
+}
+
+fn with_settings(bare: Host, settings: Settings, path: &Path) -> Host {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let may = |what: &str| settings.capabilities.as_ref().is_none_or(|all| all.iter().any(|one| one == what));
+    let (resolve, pull) = (may("resolve"), may("pull"));
+    let absolute = |file: String| directory.join(file);
+    let client_files = match settings.client {
+        Some(Client::File(file)) => Some((absolute(file), None)),
+        Some(Client::Pairs(pairs)) => pairs.into_iter().next().and_then(|pair| {
+            let mut files = pair.into_vec().into_iter().map(absolute);
+            files.next().map(|certificate| (certificate, files.next()))
+        }),
+        None => None,
+    };
+    let headers = settings.header.into_iter().flat_map(|(name, values)| {
+        values.into_vec().into_iter().map(move |value| (name.clone(), value))
+    });
+    Host {
+        resolve,
+        pull,
+        skip_verify: settings.skip_verify,
+        ca_files: settings.ca.map(OneOrMany::into_vec).unwrap_or_default().into_iter().map(absolute).collect(),
+        client_files,
+        headers: headers.collect(),
+        ..bare
+    }
+}
+
+/// The registry's own server. A registry on the loopback speaks plain HTTP unless its configuration says otherwise.
+fn own_server(registry: &str) -> Host {
+    let server = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
+    Host {
+        origin: format!("{}://{server}", scheme_of(server)),
+        api_path: "/v2".to_owned(),
+        resolve: true,
+        pull: true,
+        skip_verify: false,
+        ca_files: Vec::new(),
+        client_files: None,
+        headers: Vec::new(),
+        mirror: false,
+    }
+}
+
+fn scheme_of(host: &str) -> &'static str {
+    let name = host.split('/').next().unwrap_or(host);
+    let name = name.strip_prefix('[').and_then(|rest| rest.split(']').next()).unwrap_or_else(|| {
+        name.rsplit_once(':').map_or(name, |(name, _port)| name)
+    });
+    let loopback = name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    if loopback || name == "localhost" { "http" } else { "https" }
+}
+
+/// Docker's older layout: every `*.crt` of the directory is a certificate authority.
+fn docker_style_cas(directory: &Path) -> Result<Vec<PathBuf>, HostsError> {
+    let failed = |source| HostsError::Read { path: directory.to_owned(), source };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.extension().is_some_and(|extension| extension == "crt") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hosts(text: &str, registry: &str) -> Vec<Host> {
+        parse(text, Path::new("/certs.d/r/hosts.toml"), registry).expect("valid")
+    }
+
+    #[test]
+    fn mirrors_come_in_file_order_and_the_server_last() {
+        let text = r#"
+            server = "https://registry-1.docker.io"
+            [host."http://127.0.0.1:5000"]
+              capabilities = ["pull", "resolve"]
+            [host."https://a.example/prefix"]
+              capabilities = ["pull"]
+              skip_verify = true
+              ca = ["ca.pem", "/etc/other.pem"]
+              client = [["c.pem", "k.pem"]]
+              [host."https://a.example/prefix".header]
+                x-team = ["a", "b"]
+        "#;
+        let hosts = hosts(text, "docker.io");
+        let origins: Vec<_> = hosts.iter().map(|host| format!("{}{}", host.origin, host.api_path)).collect();
+        assert_eq!(origins, [
+            "http://127.0.0.1:5000/v2",
+            "https://a.example/prefix/v2",
+            "https://registry-1.docker.io/v2"
+        ]);
+        assert!(hosts[0].resolve && hosts[0].mirror && !hosts[2].mirror);
+        let second = &hosts[1];
+        assert!(second.pull && !second.resolve && second.skip_verify);
+        assert_eq!(second.ca_files, [Path::new("/certs.d/r/ca.pem"), Path::new("/etc/other.pem")]);
+        assert_eq!(second.client_files, Some(("/certs.d/r/c.pem".into(), Some("/certs.d/r/k.pem".into()))));
+        assert_eq!(second.headers.len(), 2);
+    }
+
+    #[test]
+    fn the_path_can_be_overridden() {
+        let hosts = hosts("[host.\"https://m.example/v2/proxy/\"]\noverride_path = true\n", "quay.io");
+        assert_eq!(hosts[0].api_path, "/v2/proxy");
+        assert_eq!(hosts[1].origin, "https://quay.io");
+    }
+
+    #[test]
+    fn another_server_is_told_which_registry_it_stands_for() {
+        let hosts = hosts("server = \"http://127.0.0.1:5000\"\n", "docker.io");
+        assert_eq!(hosts.len(), 1);
+        assert!(hosts[0].mirror && hosts[0].origin == "http://127.0.0.1:5000");
+    }
+
+    #[test]
+    fn without_configuration_it_is_the_registry_itself() {
+        let empty = Path::new("/nonexistent/certs.d");
+        assert_eq!(load(empty, "docker.io").expect("default")[0].origin, "https://registry-1.docker.io");
+        assert_eq!(load(empty, "localhost:5000").expect("default")[0].origin, "http://localhost:5000");
+        assert_eq!(load(empty, "[::1]:5000").expect("default")[0].origin, "http://[::1]:5000");
+    }
+
+    #[test]
+    fn directories_with_ports_and_the_default_are_found() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        for (name, server) in [("r.example_5000_", "https://one"), ("_default", "https://two")] {
+            std::fs::create_dir(dir.path().join(name)).expect("create");
+            std::fs::write(dir.path().join(name).join("hosts.toml"), format!("server = \"{server}\"")).expect("write");
+        }
+        assert_eq!(load(dir.path(), "r.example:5000").expect("loaded")[0].origin, "https://one");
+        assert_eq!(load(dir.path(), "else.example").expect("loaded")[0].origin, "https://two");
+    }
+
+    #[test]
+    fn mistakes_name_the_file() {
+        let wrong = parse("server = 3", Path::new("/c/hosts.toml"), "x.io").expect_err("refused");
+        assert!(wrong.to_string().contains("/c/hosts.toml"));
+        let wrong = parse("[host.\"ftp://x\"]", Path::new("/c/hosts.toml"), "x.io").expect_err("refused");
+        assert!(wrong.to_string().contains("ftp://x"));
+    }
+}

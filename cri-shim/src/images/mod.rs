@@ -1,0 +1,26 @@
+//! Images: the CRI ImageService on containerd's content, images, snapshots, diff and leases services.
+//!
+//! Input: references such as `nginx:1.17` and registries configured below a `certs.d` directory. Output: images in
+//! containerd, unpacked. containerd's own resolver and CRI plugin are not used.
+//!
+//! In reading order: [`store`] (what there is, pull, remove), [`pull`] (one pull), [`registry`] with [`auth`] and
+//! [`hosts`] (the network side), [`content`], [`unpack`] and [`records`] over [`session`] (the containerd side),
+//! [`manifest`] and [`reference`] (pure), [`usage`] (disk figures) and [`service`] (gRPC).
+
+pub mod auth;
+pub mod content;
+pub mod hosts;
+pub mod keyed;
+pub mod manifest;
+pub mod pull;
+pub mod records;
+pub mod reference;
+pub mod registry;
+pub mod service;
+pub mod session;
+pub mod store;
+pub mod unpack;
+pub mod usage;
+
+pub use self::service::Service;
+pub use self::store::{Image, ImageError, ImageStore};

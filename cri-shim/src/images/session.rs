@@ -1,0 +1,141 @@
+//! Calls to containerd for images: deadlines, the lease that keeps a pull's parts from garbage collection, and errors
+//! that say which step failed on what. It knows the calls, not what an image is.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::time::Duration;
+
+use containerd_client::services::v1 as services;
+use containerd_client::services::v1::leases_client::LeasesClient;
+use tonic::{Code, Request, Response, Status};
+
+use crate::containerd::Client;
+
+/// How long containerd may take for one metadata call (a database write may wait for the disk).
+pub const CALL_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a lease outlives a pull whose process died.
+const LEASE_LIFE: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
+
+/// A call to containerd that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {step} {subject}: {}", status.message())]
+pub struct CallError {
+    /// What was to be done.
+    pub step: &'static str,
+    /// To what.
+    pub subject: String,
+    /// containerd's answer.
+    pub status: Box<Status>,
+}
+
+impl CallError {
+    /// The code containerd answered with.
+    pub fn code(&self) -> Code {
+        self.status.code()
+    }
+}
+
+/// A way to containerd, with or without a lease. Cloning is cheap.
+#[derive(Clone)]
+pub struct Session {
+    client: Client,
+    lease: Option<String>,
+}
+
+impl Session {
+    /// A session whose objects live only as long as something refers to them.
+    pub fn new(client: Client) -> Self {
+        Self { client, lease: None }
+    }
+
+    /// Takes out a lease; what the returned session creates or uses stays until [`Session::release`] (or a day).
+    pub async fn leased(&self) -> Result<Self, CallError> {
+        let id = format!("keelson-image-{}", random_name());
+        let expire = jiff::Timestamp::now().saturating_add(LEASE_LIFE).unwrap_or(jiff::Timestamp::MAX);
+        let labels = HashMap::from([("containerd.io/gc.expire".to_owned(), expire.to_string())]);
+        let message = services::CreateRequest { id: id.clone(), labels };
+        let request = self.request(message, CALL_DEADLINE);
+        let mut leases = LeasesClient::new(self.client.channel());
+        call("create lease", &id, leases.create(request)).await?;
+        Ok(Self { client: self.client.clone(), lease: Some(id) })
+    }
+
+    /// Gives the lease back; a failure only means that it expires by itself.
+    pub async fn release(self) {
+        let Some(id) = self.lease.clone() else { return };
+        let request = self.request(services::DeleteRequest { id: id.clone(), sync: false }, CALL_DEADLINE);
+        let mut leases = LeasesClient::new(self.client.channel());
+        if let Err(error) = call("delete lease", &id, leases.delete(request)).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a lease stays until it expires");
+        }
+    }
+
+    /// Puts an existing object (`content`, `snapshots/overlayfs`) under this session's lease.
+    pub async fn hold(&self, kind: &str, id: &str) -> Result<(), CallError> {
+        let Some(lease) = &self.lease else { return Ok(()) };
+        let resource = services::Resource { id: id.to_owned(), r#type: kind.to_owned() };
+        let message = services::AddResourceRequest { id: lease.clone(), resource: Some(resource) };
+        let request = self.request(message, CALL_DEADLINE);
+        let mut leases = LeasesClient::new(self.client.channel());
+        call("hold", id, leases.add_resource(request)).await.map(drop)
+    }
+
+    /// The channel for a service's client.
+    pub fn channel(&self) -> tonic::transport::Channel {
+        self.client.channel()
+    }
+
+    /// A request with namespace, lease and deadline.
+    pub fn request<T>(&self, message: T, deadline: Duration) -> Request<T> {
+        self.with_lease(self.client.request(message, deadline))
+    }
+
+    /// A request of a stream, whose messages have deadlines of their own.
+    pub fn streaming<T>(&self, stream: T) -> Request<T> {
+        let mut request = Request::new(stream);
+        let namespace = self.client.request((), CALL_DEADLINE).metadata().get("containerd-namespace").cloned();
+        if let Some(namespace) = namespace {
+            request.metadata_mut().insert("containerd-namespace", namespace);
+        }
+        self.with_lease(request)
+    }
+
+    fn with_lease<T>(&self, mut request: Request<T>) -> Request<T> {
+        let lease = self.lease.as_ref().and_then(|lease| lease.parse().ok());
+        if let Some(lease) = lease {
+            request.metadata_mut().insert("containerd-lease", lease);
+        }
+        request
+    }
+}
+
+/// Runs one call and says on failure what it was for.
+pub async fn call<T>(
+    step: &'static str,
+    subject: &str,
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, CallError> {
+    call.await.map(Response::into_inner).map_err(|status| failed(step, subject, status))
+}
+
+/// The error of a step.
+pub fn failed(step: &'static str, subject: &str, status: Status) -> CallError {
+    CallError { step, subject: subject.to_owned(), status: Box::new(status) }
+}
+
+/// `Ok` also for the answer `expected`, which then is `None`.
+pub fn allow<T>(result: Result<T, CallError>, expected: Code) -> Result<Option<T>, CallError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.code() == expected => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A name no other pull uses.
+pub fn random_name() -> String {
+    // Collisions are answered by containerd with an error; only without any kernel randomness is the name the time.
+    let number = getrandom::u64().unwrap_or_else(|_| crate::clock::now().unsigned_abs());
+    format!("{number:016x}")
+}

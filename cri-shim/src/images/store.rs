@@ -1,0 +1,307 @@
+//! [`ImageStore`]: what images there are, and getting or removing them.
+//!
+//! Input: references and ids as people and the kubelet write them. Output: [`Image`]s. The truth is in containerd;
+//! what is kept here is a cache by digest, which cannot be wrong, so nothing has to be recovered after a restart.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use containerd_client::services::v1::Image as Record;
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared as SharedFuture};
+use oci_spec::image::ImageConfiguration;
+use tokio::sync::Semaphore;
+use tonic::Code;
+
+use super::auth::Credentials;
+use super::hosts;
+use super::keyed::KeyedLocks;
+use super::manifest;
+use super::pull::{self, PullError, Resolved, Shared};
+use super::records::{self, Details, LoadError};
+use super::reference::{self, Reference, ReferenceError};
+use super::registry::Registry;
+use super::session::{CallError, Session};
+use super::unpack::{self, Layer, UnpackError};
+use crate::containerd::Client;
+
+/// Layers in transfer at once, over all pulls.
+const TRANSFERS: usize = 6;
+
+/// One image with everything that names it.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// Digest of the configuration, `sha256:…`: the id the CRI knows it by.
+    pub id: String,
+    /// References with a tag.
+    pub repo_tags: Vec<String>,
+    /// References with a digest.
+    pub repo_digests: Vec<String>,
+    /// Must not be collected.
+    pub pinned: bool,
+    details: Arc<Details>,
+}
+
+impl Image {
+    /// The snapshot that holds all its layers, the parent of a container's own; empty for an image without layers.
+    pub fn chain_id(&self) -> &str {
+        &self.details.chain_id
+    }
+
+    /// Bytes of its blobs as stored.
+    pub fn size(&self) -> u64 {
+        self.details.size
+    }
+
+    /// Environment, entry point, user and the rest.
+    pub fn config(&self) -> &ImageConfiguration {
+        &self.details.config
+    }
+}
+
+/// Why an image operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// The reference cannot be understood.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// No such image here.
+    #[error("image {0:?} is not present")]
+    NotPresent(String),
+    /// A shortened id fits several images.
+    #[error("image id {0:?} is ambiguous")]
+    Ambiguous(String),
+    /// A pull failed.
+    #[error("failed to pull and unpack image {reference:?}")]
+    Pull {
+        /// The normalised reference.
+        reference: String,
+        /// The step that failed.
+        #[source]
+        source: PullError,
+    },
+    /// A layer that lost its snapshot could not be unpacked again.
+    #[error("failed to unpack image {id}")]
+    Unpack {
+        /// The image.
+        id: String,
+        /// The step that failed.
+        #[source]
+        source: UnpackError,
+    },
+    /// containerd failed.
+    #[error("containerd failed")]
+    Containerd(#[from] CallError),
+    /// The pull's task was lost.
+    #[error("the pull of {0:?} ended early")]
+    Lost(String),
+}
+
+/// A pull under way, for everybody who asked for it. Errors are shared too.
+type Flight = SharedFuture<BoxFuture<'static, Result<Arc<Image>, Arc<ImageError>>>>;
+
+/// The images of one containerd namespace. Cloning is cheap.
+#[derive(Clone)]
+pub struct ImageStore(Arc<Inner>);
+
+struct Inner {
+    shared: Shared,
+    registry_config_dir: PathBuf,
+    /// By target digest; bounded by the records there are, as each listing drops the rest.
+    details: Mutex<HashMap<String, Arc<Details>>>,
+    /// Bounded by the distinct images being pulled.
+    flights: Mutex<HashMap<(Reference, Option<Credentials>), Flight>>,
+}
+
+impl ImageStore {
+    /// A store over containerd's images, with registries configured in `registry_config_dir` (`certs.d` layout).
+    pub fn new(client: Client, registry_config_dir: PathBuf, snapshotter: &str) -> Self {
+        let shared = Shared {
+            session: Session::new(client),
+            snapshotter: snapshotter.to_owned(),
+            locks: Arc::new(KeyedLocks::default()),
+            transfers: Arc::new(Semaphore::new(TRANSFERS)),
+        };
+        Self(Arc::new(Inner { shared, registry_config_dir, details: Mutex::default(), flights: Mutex::default() }))
+    }
+
+    /// Where layers are unpacked.
+    pub fn snapshotter(&self) -> &str {
+        &self.0.shared.snapshotter
+    }
+
+    /// All images, by id. A record whose content cannot be read is left out.
+    pub async fn list(&self) -> Result<Vec<Arc<Image>>, CallError> {
+        let records = records::list(&self.0.shared.session).await?;
+        let mut images: BTreeMap<String, Image> = BTreeMap::new();
+        let mut known = HashMap::new();
+        for record in records {
+            let Some((digest, details)) = self.details(&record).await else { continue };
+            known.insert(digest, Arc::clone(&details));
+            let image = images.entry(details.id.clone()).or_insert_with(|| Image {
+                id: details.id.clone(),
+                repo_tags: Vec::new(),
+                repo_digests: Vec::new(),
+                pinned: false,
+                details,
+            });
+            image.pinned |= records::is_pinned(&record);
+            match record.name {
+                name if name.starts_with("sha256:") => {}
+                name if name.contains('@') => image.repo_digests.push(name),
+                name => image.repo_tags.push(name),
+            }
+        }
+        *self.0.details.lock().unwrap_or_else(PoisonError::into_inner) = known;
+        Ok(images.into_values().map(Arc::new).collect())
+    }
+
+    /// Finds an image by reference or (possibly shortened) id.
+    pub async fn resolve(&self, text: &str) -> Result<Arc<Image>, ImageError> {
+        let images = self.list().await?;
+        if let Some(prefix) = reference::id_prefix(text) {
+            let mut fitting = images.iter().filter(|image| image.id.starts_with(&prefix));
+            match (fitting.next(), fitting.next()) {
+                (Some(image), None) => return Ok(Arc::clone(image)),
+                (Some(_), Some(_)) => return Err(ImageError::Ambiguous(text.to_owned())),
+                // Twelve hexadecimal digits may also be a name.
+                (None, _) => {}
+            }
+        }
+        let not_present = || ImageError::NotPresent(text.to_owned());
+        if text.starts_with("sha256:") {
+            return Err(not_present());
+        }
+        let name = Reference::parse(text)?.to_string();
+        let named = |image: &&Arc<Image>| image.repo_tags.contains(&name) || image.repo_digests.contains(&name);
+        images.iter().find(named).cloned().ok_or_else(not_present)
+    }
+
+    /// Makes sure that the image's snapshot is there, unpacking from stored layers what is missing.
+    pub async fn ensure_unpacked(&self, image: &Image) -> Result<(), ImageError> {
+        let shared = &self.0.shared;
+        if image.chain_id().is_empty() {
+            return Ok(());
+        }
+        if unpack::is_unpacked(&shared.session, &shared.snapshotter, image.chain_id()).await? {
+            return Ok(());
+        }
+        let session = shared.session.leased().await?;
+        let result = self.unpack_all(&session, &image.details).await;
+        session.release().await;
+        result.map_err(|source| ImageError::Unpack { id: image.id.clone(), source })
+    }
+
+    /// Pulls an image, or joins the pull of the same image that is under way. The pull goes on when a caller gives up.
+    pub async fn pull(&self, text: &str, credentials: Option<Credentials>) -> Result<Arc<Image>, Arc<ImageError>> {
+        let reference = Reference::parse(text).map_err(|error| Arc::new(error.into()))?;
+        let key = (reference.clone(), credentials.clone());
+        let flight = {
+            let mut flights = self.0.flights.lock().unwrap_or_else(PoisonError::into_inner);
+            flights.entry(key.clone()).or_insert_with(|| self.start_pull(key, reference, credentials)).clone()
+        };
+        flight.await
+    }
+
+    /// Removes an image with all its names. One that is not here is fine.
+    pub async fn remove(&self, text: &str) -> Result<(), ImageError> {
+        let image = match self.resolve(text).await {
+            Err(ImageError::NotPresent(_)) => return Ok(()),
+            other => other?,
+        };
+        let session = &self.0.shared.session;
+        for name in image.repo_tags.iter().chain(&image.repo_digests) {
+            records::delete(session, name, false).await?;
+        }
+        Ok(records::delete(session, &image.id, true).await?)
+    }
+
+    /// The session other parts of the image service use.
+    pub(super) fn session(&self) -> &Session {
+        &self.0.shared.session
+    }
+
+    fn start_pull(
+        &self,
+        key: (Reference, Option<Credentials>),
+        reference: Reference,
+        credentials: Option<Credentials>,
+    ) -> Flight {
+        let store = self.clone();
+        let name = reference.to_string();
+        let task = tokio::spawn(async move {
+            let result = store.pull_now(&reference, credentials).await;
+            store.0.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+            result.map_err(Arc::new)
+        });
+        let joined = async move { task.await.unwrap_or_else(|_lost| Err(Arc::new(ImageError::Lost(name)))) };
+        joined.boxed().shared()
+    }
+
+    async fn pull_now(
+        &self,
+        reference: &Reference,
+        credentials: Option<Credentials>,
+    ) -> Result<Arc<Image>, ImageError> {
+        let begun = std::time::Instant::now();
+        let failed = |source| ImageError::Pull { reference: reference.to_string(), source };
+        let (directory, registry) = (self.0.registry_config_dir.clone(), reference.registry().to_owned());
+        let hosts = tokio::task::spawn_blocking(move || hosts::load(&directory, &registry)).await;
+        let hosts = hosts.map_err(|lost| failed(lost.into()))?.map_err(|error| failed(error.into()))?;
+        let registry = Arc::new(Registry::new(reference.clone(), hosts, credentials));
+        let resolved = Resolved::ask(&registry, reference).await.map_err(failed)?;
+        if let Some(image) = self.current(reference, resolved.digest()).await? {
+            return Ok(image);
+        }
+        let details = pull::pull(&self.0.shared, registry, reference, resolved).await.map_err(failed)?;
+        let (id, size) = (details.id, details.size);
+        tracing::info!(image = %reference, %id, bytes = size, elapsed = ?begun.elapsed(), "pulled an image");
+        self.resolve(&id).await
+    }
+
+    /// The image of `reference`, if it is what the registry says now and is whole.
+    async fn current(&self, reference: &Reference, digest: &str) -> Result<Option<Arc<Image>>, ImageError> {
+        let image = match self.resolve(&reference.to_string()).await {
+            Err(ImageError::NotPresent(_)) => return Ok(None),
+            other => other?,
+        };
+        let by_digest = reference.with_digest(digest).to_string();
+        let shared = &self.0.shared;
+        let whole = image.repo_digests.contains(&by_digest)
+            && unpack::is_unpacked(&shared.session, &shared.snapshotter, image.chain_id()).await?;
+        Ok(whole.then_some(image))
+    }
+
+    async fn unpack_all(&self, session: &Session, details: &Details) -> Result<(), UnpackError> {
+        let shared = &self.0.shared;
+        let diff_ids = details.config.rootfs().diff_ids();
+        let chain = manifest::chain_ids(diff_ids);
+        let mut parent = "";
+        for ((descriptor, diff_id), chain_id) in details.manifest.layers().iter().zip(diff_ids).zip(&chain) {
+            let _one_unpacker = shared.locks.lock(chain_id).await;
+            let layer = Layer { descriptor, diff_id, chain_id, parent };
+            unpack::unpack(session, &shared.snapshotter, &layer).await?;
+            parent = chain_id;
+        }
+        Ok(())
+    }
+
+    async fn details(&self, record: &Record) -> Option<(String, Arc<Details>)> {
+        let target = record.target.as_ref()?;
+        let cached = self.0.details.lock().unwrap_or_else(PoisonError::into_inner).get(&target.digest).cloned();
+        if let Some(details) = cached {
+            return Some((target.digest.clone(), details));
+        }
+        match records::load(&self.0.shared.session, target).await {
+            Ok(details) => Some((target.digest.clone(), Arc::new(details))),
+            // Removed between the listing and now.
+            Err(LoadError::Content(error)) if error.code() == Code::NotFound => None,
+            Err(error) => {
+                let error = super::registry::chain(&error);
+                tracing::warn!(image = record.name, error, "an image record cannot be used");
+                None
+            }
+        }
+    }
+}
