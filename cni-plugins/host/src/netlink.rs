@@ -62,7 +62,7 @@ pub struct Link {
     pub alias: String,
 }
 
-/// A veth pair to make: one end here, attached to a bridge, the other in a network namespace; both up.
+/// A veth pair to make: one end here, up and attached to a bridge, the other in a network namespace.
 #[derive(Debug)]
 pub struct VethPair<'a> {
     /// Name here.
@@ -169,13 +169,13 @@ impl Netlink {
         Ok(Link { up: true, ..link })
     }
 
-    /// Makes a veth pair in one request, so that no half of it can exist alone.
+    /// Makes a veth pair in one request, so that no half of it can exist alone. The peer stays down: the
+    /// kernel connects the two after it has configured the peer, and only then can that be opened.
     pub async fn create_veth(&self, pair: &VethPair<'_>) -> Result<(), NetlinkError> {
         let peer = LinkUnspec::new_with_name(pair.peer_name)
             .address(pair.peer_mac.to_vec())
             .mtu(pair.mtu)
             .setns_by_fd(pair.peer_netns)
-            .up()
             .build();
         let message = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
             .name(pair.host_name)
@@ -191,8 +191,7 @@ impl Netlink {
 
     /// Sets a bridge port's hairpin mode (packets may leave where they came in) and its alias.
     pub async fn configure_port(&self, index: u32, hairpin: bool, alias: &str) -> Result<(), NetlinkError> {
-        let message =
-            LinkBridgePort::new(index).hairpin(hairpin).alias(alias).build();
+        let message = LinkBridgePort::new(index).hairpin(hairpin).alias(alias).build();
         self.handle
             .link()
             .set_port(message)
@@ -266,7 +265,10 @@ impl Netlink {
             .map_err(|error| request_io(step(), io::Error::other(error)))?
             .output_interface(index);
         match gateway {
-            Some(gateway) => builder = builder.gateway(gateway).map_err(|error| request_io(step(), io::Error::other(error)))?,
+            Some(gateway) => {
+                builder =
+                    builder.gateway(gateway).map_err(|error| request_io(step(), io::Error::other(error)))?
+            }
             None => builder = builder.scope(RouteScope::Link),
         }
         if let Some(scope) = route.scope {

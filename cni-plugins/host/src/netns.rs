@@ -62,8 +62,7 @@ pub fn create(dir: &Path) -> Result<PathBuf, NetnsError> {
     File::open("/dev/urandom")
         .and_then(|mut file| io::Read::read_exact(&mut file, &mut random))
         .map_err(|error| NetnsError::new("name a", dir, error))?;
-    let name: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-    create_named(dir, &format!("cni-{name}"))
+    create_named(dir, &format!("cni-{:032x}", u128::from_be_bytes(random)))
 }
 
 /// Makes a namespace whose file is `dir/name`: a new file (it must not exist), a thread that unshares
@@ -158,8 +157,7 @@ fn on_own_thread<T: Send>(
 }
 
 fn loopback_up() -> io::Result<()> {
-    let socket: OwnedFd =
-        socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let socket: OwnedFd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     // SAFETY: `ifreq` is plain old data for which all zero bytes are valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (slot, byte) in request.ifr_name.iter_mut().zip(*b"lo") {

@@ -106,12 +106,7 @@ pub struct CniError {
 impl CniError {
     /// An error of our newest version with a message and no details.
     pub fn new(code: ErrorCode, msg: impl Into<String>) -> Self {
-        Self {
-            cni_version: Version::default().to_string(),
-            code,
-            msg: msg.into(),
-            details: String::new(),
-        }
+        Self { cni_version: Version::default().to_string(), code, msg: msg.into(), details: String::new() }
     }
 
     /// The same error with `details`.

@@ -132,9 +132,11 @@ pub enum AllocateError {
 impl IpamConfig {
     /// Checks the configured ranges and fills in the defaults.
     pub fn range_sets(&self) -> Result<Vec<RangeSet>, RangeError> {
-        let short = self.single.iter().map(|range| std::slice::from_ref(range));
-        let sets: Vec<RangeSet> =
-            short.chain(self.ranges.iter().map(Vec::as_slice)).map(RangeSet::new).collect::<Result<_, _>>()?;
+        let short = self.single.iter().map(std::slice::from_ref);
+        let sets: Vec<RangeSet> = short
+            .chain(self.ranges.iter().map(Vec::as_slice))
+            .map(RangeSet::new)
+            .collect::<Result<_, _>>()?;
         if sets.is_empty() {
             return Err(RangeError::Empty);
         }
@@ -245,7 +247,8 @@ impl RangeSet {
         let after_split =
             addresses(split.map_or(Some(head.first), next_addr), head.last).map(move |addr| (head, addr));
         let others = self.0[start + 1..].iter().chain(&self.0[..start]);
-        let others = others.flat_map(|range| addresses(Some(range.first), range.last).map(move |a| (range, a)));
+        let others =
+            others.flat_map(|range| addresses(Some(range.first), range.last).map(move |a| (range, a)));
         let up_to_split = split
             .into_iter()
             .flat_map(move |last| addresses(Some(head.first), last))

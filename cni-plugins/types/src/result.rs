@@ -227,7 +227,8 @@ mod tests {
 
     #[test]
     fn old_results_are_read_with_their_family_field() {
-        let old = json!({"cniVersion": "0.3.1", "ips": [{"version": "6", "address": "fd00::2/64"}], "dns": {}});
+        let old =
+            json!({"cniVersion": "0.3.1", "ips": [{"version": "6", "address": "fd00::2/64"}], "dns": {}});
         let result = CniResult::from_value(old, Version::V1_1_0).unwrap();
         assert_eq!(result.cni_version, Version::V0_3_1);
         assert_eq!(result.ips[0].address.to_string(), "fd00::2/64");

@@ -127,7 +127,9 @@ pub(super) fn list(cache_dir: &Path, network: &str) -> Result<Vec<RuntimeArgs>, 
     let dir = cache_dir.join("results");
     let entries = match fs::read_dir(&dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(|source| InvokeError::Cache { step: "list", path: dir.clone(), source })?,
+        entries => {
+            entries.map_err(|source| InvokeError::Cache { step: "list", path: dir.clone(), source })?
+        }
     };
     let mut attachments = Vec::new();
     for entry in entries.flatten() {
@@ -135,7 +137,9 @@ pub(super) fn list(cache_dir: &Path, network: &str) -> Result<Vec<RuntimeArgs>, 
             continue;
         }
         let cached = fs::read(entry.path()).ok().and_then(|bytes| parse(&bytes));
-        if let Some(CachedAttachment { info, .. }) = cached.filter(|cached| cached.info.network_name == network) {
+        if let Some(CachedAttachment { info, .. }) =
+            cached.filter(|cached| cached.info.network_name == network)
+        {
             attachments.push(RuntimeArgs {
                 container_id: info.container_id,
                 netns: info.netns.into(),

@@ -57,7 +57,7 @@ pub enum PluginError {
     #[error("{error}{stderr}")]
     Reported {
         /// The error object.
-        error: CniError,
+        error: Box<CniError>,
         /// What it wrote to standard error, as `; stderr: …`, or nothing.
         stderr: String,
     },
@@ -104,6 +104,23 @@ pub(super) fn environment(
     environment
 }
 
+/// Calls plugin `kind` as a delegate of the running plugin: with this process's own `CNI_*` variables
+/// except the command, and in its process group, so that whoever kills this plugin kills the delegate too.
+pub async fn delegate(
+    dirs: &[PathBuf],
+    kind: &str,
+    cni_command: &str,
+    input: &Value,
+    deadline: Duration,
+) -> Result<Option<Value>, PluginError> {
+    let executable = find_plugin(dirs, kind)?;
+    let run_error = |source| PluginError::Run { path: executable.clone(), source };
+    let child = command(&executable).env("CNI_COMMAND", cni_command).spawn().map_err(run_error)?;
+    let finished = timeout(deadline, communicate(child, input.to_string())).await;
+    let Ok(finished) = finished else { return Err(PluginError::Deadline { deadline }) };
+    outcome(&finished.map_err(run_error)?)
+}
+
 /// Runs `executable` and returns the object it printed, if any. The process leads a group of its own,
 /// which is killed at the deadline and when the returned future is dropped.
 pub(super) async fn run(
@@ -113,40 +130,44 @@ pub(super) async fn run(
     deadline: Duration,
 ) -> Result<Option<Value>, PluginError> {
     let run_error = |source| PluginError::Run { path: executable.to_owned(), source };
-    let child = Command::new(executable)
+    let child = command(executable)
         .envs(environment.iter().map(|(key, value)| (key, value)))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
         .process_group(0)
-        .kill_on_drop(true)
         .spawn()
         .map_err(run_error)?;
     let mut group = KillGroup::of(&child);
     let finished = timeout(deadline, communicate(child, input.to_string())).await;
     let Ok(finished) = finished else { return Err(PluginError::Deadline { deadline }) };
-    let (status, stdout, stderr) = finished.map_err(run_error)?;
+    let finished = finished.map_err(run_error)?;
     group.disarm();
+    outcome(&finished)
+}
+
+/// Exit status, standard output, standard error.
+type Finished = (std::process::ExitStatus, Vec<u8>, Vec<u8>);
+
+fn command(executable: &Path) -> Command {
+    let mut command = Command::new(executable);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    command
+}
+
+fn outcome((status, stdout, stderr): &Finished) -> Result<Option<Value>, PluginError> {
     if status.success() {
         if stdout.iter().all(u8::is_ascii_whitespace) {
             return Ok(None);
         }
-        return serde_json::from_slice(&stdout).map(Some).map_err(PluginError::Output);
+        return serde_json::from_slice(stdout).map(Some).map_err(PluginError::Output);
     }
-    let shown = shown(&stderr);
-    Err(match serde_json::from_slice::<CniError>(&stdout) {
-        Ok(error) => PluginError::Reported { error, stderr: labelled("; stderr: ", &shown) },
-        Err(_) if shown.is_empty() => {
-            PluginError::Failed { status: status.to_string(), output: labelled(": ", &self::shown(&stdout)) }
-        }
-        Err(_) => PluginError::Failed { status: status.to_string(), output: labelled(": ", &shown) },
-    })
+    let said = shown(stderr);
+    if let Ok(error) = serde_json::from_slice::<CniError>(stdout) {
+        return Err(PluginError::Reported { error: Box::new(error), stderr: labelled("; stderr: ", &said) });
+    }
+    let said = if said.is_empty() { shown(stdout) } else { said };
+    Err(PluginError::Failed { status: status.to_string(), output: labelled(": ", &said) })
 }
 
-async fn communicate(
-    mut child: Child,
-    input: String,
-) -> io::Result<(std::process::ExitStatus, Vec<u8>, Vec<u8>)> {
+async fn communicate(mut child: Child, input: String) -> io::Result<Finished> {
     let missing = || io::Error::other("a standard stream is missing");
     let mut stdin = child.stdin.take().ok_or_else(missing)?;
     let mut stdout = child.stdout.take().ok_or_else(missing)?.take(MAX_OUTPUT);

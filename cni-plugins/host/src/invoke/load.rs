@@ -79,7 +79,8 @@ mod tests {
         assert!(matches!(load(dir.path()), Err(LoadError::NoConfig { .. })));
         std::fs::write(dir.path().join("00-notes.txt"), "x").unwrap();
         std::fs::write(dir.path().join("05-tmp.conflist.tmp"), "x").unwrap();
-        std::fs::write(dir.path().join("20-b.conf"), r#"{"cniVersion":"1.0.0","name":"b","type":"p"}"#).unwrap();
+        std::fs::write(dir.path().join("20-b.conf"), r#"{"cniVersion":"1.0.0","name":"b","type":"p"}"#)
+            .unwrap();
         assert_eq!(load(dir.path()).unwrap().name, "b");
         let list = r#"{"cniVersion":"1.1.0","name":"a","plugins":[{"type":"p"}]}"#;
         std::fs::write(dir.path().join("10-a.conflist"), list).unwrap();

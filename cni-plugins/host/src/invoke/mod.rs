@@ -26,7 +26,7 @@ use serde_json::{Map, Value, json};
 
 pub use self::{
     cache::CachedAttachment,
-    exec::{PluginError, find_plugin},
+    exec::{PluginError, delegate, find_plugin},
     load::{LoadError, load},
 };
 
@@ -196,7 +196,11 @@ impl Invoker {
     }
 
     /// The versions `plugin` supports, as it tells itself.
-    pub async fn version(&self, list: &NetworkConfigList, plugin: &PluginConfig) -> Result<Value, InvokeError> {
+    pub async fn version(
+        &self,
+        list: &NetworkConfigList,
+        plugin: &PluginConfig,
+    ) -> Result<Value, InvokeError> {
         let input = Map::from_iter([("cniVersion".to_owned(), list.cni_version.as_str().into())]);
         let output = self.call("VERSION", list, plugin, input, None).await?;
         Ok(output.unwrap_or_default())
@@ -253,8 +257,8 @@ impl Invoker {
         rt: Option<&RuntimeArgs>,
     ) -> Result<Option<Value>, InvokeError> {
         let environment = exec::environment(command, &self.bin_dirs, rt);
-        let executable =
-            find_plugin(&self.bin_dirs, &plugin.kind).map_err(|error| plugin_error(command, list, plugin, error))?;
+        let executable = find_plugin(&self.bin_dirs, &plugin.kind)
+            .map_err(|error| plugin_error(command, list, plugin, error))?;
         exec::run(&executable, &environment, &Value::Object(input), self.deadline)
             .await
             .map_err(|error| plugin_error(command, list, plugin, error))

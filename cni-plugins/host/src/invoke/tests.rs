@@ -35,14 +35,20 @@ impl Bench {
     }
 
     fn log(&self) -> Vec<String> {
-        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default().lines().map(str::to_owned).collect()
+        fs::read_to_string(self.dir.path().join("log"))
+            .unwrap_or_default()
+            .lines()
+            .map(str::to_owned)
+            .collect()
     }
 }
 
-const GOOD: &str = r#"[ $CNI_COMMAND = ADD ] && echo '{"cniVersion":"1.1.0","ips":[{"address":"10.0.0.2/24"}]}'; exit 0"#;
+const GOOD: &str =
+    r#"[ $CNI_COMMAND = ADD ] && echo '{"cniVersion":"1.1.0","ips":[{"address":"10.0.0.2/24"}]}'; exit 0"#;
 
 fn two_plugins() -> NetworkConfigList {
-    NetworkConfigList::parse(r#"{"cniVersion":"1.1.0","name":"net","plugins":[{"type":"a"},{"type":"b"}]}"#).unwrap()
+    NetworkConfigList::parse(r#"{"cniVersion":"1.1.0","name":"net","plugins":[{"type":"a"},{"type":"b"}]}"#)
+        .unwrap()
 }
 
 fn args() -> RuntimeArgs {
@@ -70,7 +76,10 @@ async fn add_chains_forward_and_del_backward_with_the_cached_result() {
 async fn a_failed_add_is_rolled_back_and_told_with_code_and_stderr() {
     let bench = Bench::new();
     bench.plugin("a", GOOD);
-    bench.plugin("b", r#"[ $CNI_COMMAND = DEL ] && exit 0; echo oops >&2; echo '{"code":11,"msg":"busy"}'; exit 1"#);
+    bench.plugin(
+        "b",
+        r#"[ $CNI_COMMAND = DEL ] && exit 0; echo oops >&2; echo '{"code":11,"msg":"busy"}'; exit 1"#,
+    );
     let error = bench.invoker.add(&two_plugins(), &args()).await.unwrap_err();
     let InvokeError::Plugin { plugin, source, .. } = &error else { panic!("{error}") };
     assert_eq!(plugin, "b");

@@ -59,7 +59,7 @@ fn requested_addresses_are_checked() {
 #[test]
 fn bad_ranges_are_named() {
     let cases = [
-        (r#"{}"#, "no ranges are configured"),
+        ("{}", "no ranges are configured"),
         (r#"{"ranges":[[]]}"#, "no ranges are configured"),
         (r#"{"subnet":"10.0.0.0/31"}"#, "subnet 10.0.0.0/31 is too small to allocate from"),
         (

@@ -1,0 +1,48 @@
+//! The plugins, one module each, and the choice between them.
+
+pub(crate) mod bridge;
+pub(crate) mod ipam;
+mod loopback;
+
+use cni_plugins_types::CniResult;
+
+use crate::{call::Call, failure::Failure};
+
+/// A plugin of this executable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Plugin {
+    /// `keelson-bridge`
+    Bridge,
+    /// `keelson-ipam`
+    Ipam,
+    /// `keelson-loopback`
+    Loopback,
+}
+
+impl Plugin {
+    /// All of them.
+    pub(crate) const ALL: [Plugin; 3] = [Plugin::Bridge, Plugin::Ipam, Plugin::Loopback];
+
+    /// Name of its executable, the `type` of a configuration.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Plugin::Bridge => "keelson-bridge",
+            Plugin::Ipam => "keelson-ipam",
+            Plugin::Loopback => "keelson-loopback",
+        }
+    }
+
+    /// The plugin whose executable has this name.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Plugin::ALL.into_iter().find(|plugin| plugin.name() == name)
+    }
+
+    /// Carries out the call; ADD returns a result, the other commands nothing.
+    pub(crate) async fn run(self, call: &Call) -> Result<Option<CniResult>, Failure> {
+        match self {
+            Plugin::Bridge => bridge::run(call).await,
+            Plugin::Ipam => ipam::run(call),
+            Plugin::Loopback => loopback::run(call).await,
+        }
+    }
+}
