@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use control_api::quantity::Quantity as Number;
 use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
@@ -24,12 +25,12 @@ pub enum Side {
 
 /// The quantity in thousandths, rounded up; `None` when it does not parse.
 pub fn milli(quantity: &Quantity) -> Option<i64> {
-    scaled(&quantity.0, 3)
+    Number::parse(&quantity.0).ok().map(Number::millis)
 }
 
 /// The quantity in whole units, rounded up; `None` when it does not parse.
 pub fn whole(quantity: &Quantity) -> Option<i64> {
-    scaled(&quantity.0, 0)
+    Number::parse(&quantity.0).ok().map(Number::value)
 }
 
 /// `resources.<side>[name]` in thousandths for `cpu`, in whole units for all else.
@@ -98,46 +99,6 @@ fn overhead(spec: &PodSpec, name: &str) -> i64 {
         .and_then(|list| list.get(name))
         .and_then(|quantity| if name == "cpu" { milli(quantity) } else { whole(quantity) })
         .unwrap_or(0)
-}
-
-/// `text` × 10^`digits`, rounded up, saturating.
-fn scaled(text: &str, digits: u32) -> Option<i64> {
-    let text = text.trim();
-    let number_end = text
-        .char_indices()
-        .find(|(index, c)| !(c.is_ascii_digit() || *c == '.' || (*index == 0 && matches!(c, '+' | '-'))))
-        .map_or(text.len(), |(index, _)| index);
-    let (number, suffix) = text.split_at(number_end);
-    let (whole_part, fraction) = number.split_once('.').unwrap_or((number, ""));
-    let mut mantissa: i128 = format!("{whole_part}{fraction}").parse().ok()?;
-    let mut exponent = i32::try_from(digits).ok()? - i32::try_from(fraction.len()).ok()?;
-    match suffix {
-        "" => {}
-        "n" => exponent -= 9,
-        "u" => exponent -= 6,
-        "m" => exponent -= 3,
-        "k" => exponent += 3,
-        "M" => exponent += 6,
-        "G" => exponent += 9,
-        "T" => exponent += 12,
-        "P" => exponent += 15,
-        "E" => exponent += 18,
-        "Ki" => mantissa = mantissa.checked_mul(1 << 10)?,
-        "Mi" => mantissa = mantissa.checked_mul(1 << 20)?,
-        "Gi" => mantissa = mantissa.checked_mul(1 << 30)?,
-        "Ti" => mantissa = mantissa.checked_mul(1 << 40)?,
-        "Pi" => mantissa = mantissa.checked_mul(1 << 50)?,
-        "Ei" => mantissa = mantissa.checked_mul(1 << 60)?,
-        other => exponent += other.strip_prefix(['e', 'E'])?.parse::<i32>().ok()?,
-    }
-    let value = if exponent >= 0 {
-        mantissa.checked_mul(10_i128.checked_pow(u32::try_from(exponent).ok()?)?)?
-    } else {
-        let divisor = 10_i128.checked_pow(exponent.unsigned_abs())?;
-        let floor = mantissa.div_euclid(divisor);
-        if mantissa.rem_euclid(divisor) == 0 { floor } else { floor + 1 }
-    };
-    Some(i64::try_from(value).unwrap_or(if value < 0 { i64::MIN } else { i64::MAX }))
 }
 
 #[cfg(test)]

@@ -1,0 +1,371 @@
+//! The plan of a pod that is to run: cgroup, volumes, sandbox, images, then containers in order.
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::PodSpec;
+
+use super::{PlanInput, PodAction, PodPlan};
+use crate::hash::container_hash;
+use crate::model::{
+    ContainerKind, ContainerSpec, ImageState, ObservedContainer, RestartPolicy, RunState, Step, StepKey, containers,
+};
+
+/// Pause before a container that could not be created is tried again.
+pub const CREATE_RETRY: SignedDuration = SignedDuration::from_secs(10);
+/// How long `ErrImagePull` is shown before `ImagePullBackOff`.
+const PULL_ERROR_SHOWN: SignedDuration = SignedDuration::from_secs(2);
+/// Ended instances kept for `lastState` and `logs --previous`, beside the newest instance.
+const KEPT_INSTANCES: usize = 1;
+
+/// Plans the running of a pod.
+pub(super) fn run(input: PlanInput<'_>, plan: &mut PodPlan) {
+    let wanted = wanted(input, plan);
+    // Also for a pod that runs: after a restart of the agent, and to bring changed contents into its volumes.
+    let memory = input.memory;
+    due(plan, input.now, &memory.cgroup, |plan| plan.step(memory, PodAction::EnsureCgroup));
+    due(plan, input.now, &memory.volumes, |plan| plan.step(memory, PodAction::MountVolumes));
+    if !wanted.is_empty() {
+        prepare_sandbox(input, plan);
+    }
+    for entry in &wanted {
+        start(input, plan, *entry);
+    }
+    collect_garbage(input, plan);
+}
+
+/// A container that should start, now or after its back-off.
+#[derive(Debug, Clone, Copy)]
+struct Wanted<'a> {
+    entry: ContainerSpec<'a>,
+    newest: Option<&'a ObservedContainer>,
+}
+
+/// Walks the containers in order: kills those that must not go on as they are, and returns those to start.
+fn wanted<'a>(input: PlanInput<'a>, plan: &mut PodPlan) -> Vec<Wanted<'a>> {
+    let spec = input.desired.spec();
+    let current = current_sandbox(input);
+    let initialized = initialized(input, spec, current);
+    let mut wanted = Vec::new();
+    for entry in containers(spec) {
+        let name = &entry.container.name;
+        if entry.kind == ContainerKind::Init && initialized {
+            continue;
+        }
+        let newest = input.observed.newest(name, input.memory);
+        let here = newest.filter(|instance| Some(instance.sandbox_id.as_str()) == current);
+        let proceed = match here.map(|instance| instance.state) {
+            Some(RunState::Running) => {
+                check_running(input, plan, entry, here);
+                entry.kind != ContainerKind::Init
+                    && (entry.kind == ContainerKind::Main || initialized || is_started(input, entry, here))
+            }
+            Some(RunState::Unknown) => {
+                kill(input, plan, entry, here, "is in unknown state, try killing it before restart");
+                false
+            }
+            Some(RunState::Exited) if entry.kind == ContainerKind::Init && here.is_some_and(|i| i.exit_code == 0) => {
+                true
+            }
+            Some(RunState::Created) => {
+                // Left behind by a start that the agent did not survive; its name must be freed first.
+                if let Some(instance) = here.filter(|_| !input.memory.container_busy(name)) {
+                    remove(input, plan, instance);
+                }
+                false
+            }
+            Some(RunState::Exited) | None => {
+                if may_start(input, spec, entry, newest) {
+                    wanted.push(Wanted { entry, newest });
+                }
+                entry.kind == ContainerKind::Main || initialized
+            }
+        };
+        if !proceed && entry.kind != ContainerKind::Main {
+            break;
+        }
+    }
+    wanted
+}
+
+/// The sandbox that containers belong into: the newest while it is READY.
+fn current_sandbox(input: PlanInput<'_>) -> Option<&str> {
+    let host_network = input.desired.spec().host_network.unwrap_or(false);
+    input.observed.usable_sandbox(host_network).map(|sandbox| sandbox.id.as_str())
+}
+
+/// Init steps are over once a main container was made in this sandbox, even if the CRI forgot the init containers.
+fn initialized(input: PlanInput<'_>, spec: &PodSpec, current: Option<&str>) -> bool {
+    current.is_some_and(|sandbox| {
+        spec.containers
+            .iter()
+            .any(|main| input.observed.instances(&main.name).any(|instance| instance.sandbox_id == sandbox))
+    })
+}
+
+fn may_start(
+    input: PlanInput<'_>,
+    spec: &PodSpec,
+    entry: ContainerSpec<'_>,
+    newest: Option<&ObservedContainer>,
+) -> bool {
+    let policy = RestartPolicy::of(spec);
+    let Some(instance) = newest else { return true };
+    if instance.is_alive() || instance.state == RunState::Created {
+        // In an old sandbox that is being stopped.
+        return Some(instance.sandbox_id.as_str()) != current_sandbox(input);
+    }
+    match entry.kind {
+        ContainerKind::Sidecar => true,
+        ContainerKind::Init => policy != RestartPolicy::Never || instance.exit_code == 0,
+        // A changed definition starts whatever the policy says of the old instance.
+        ContainerKind::Main => {
+            policy.restarts(instance.exit_code) || instance.hash != container_hash(entry.container)
+        }
+    }
+}
+
+fn check_running(
+    input: PlanInput<'_>,
+    plan: &mut PodPlan,
+    entry: ContainerSpec<'_>,
+    instance: Option<&ObservedContainer>,
+) {
+    let Some(running) = instance else { return };
+    let probes = input.memory.container(&entry.container.name).probes_of(running);
+    if entry.kind != ContainerKind::Init && running.hash != container_hash(entry.container) {
+        kill(input, plan, entry, instance, "definition changed, will be restarted");
+    } else if let Some(failure) = probes.failed {
+        let fate = if RestartPolicy::of(input.desired.spec()) == RestartPolicy::Never
+            && entry.kind != ContainerKind::Sidecar
+        {
+            "probe"
+        } else {
+            "probe, will be restarted"
+        };
+        let grace = failure.grace.unwrap_or_else(|| default_grace(input.desired.spec()));
+        kill_with(input, plan, entry, running, grace, &format!("failed {} {fate}", failure.probe));
+    }
+}
+
+fn kill(
+    input: PlanInput<'_>,
+    plan: &mut PodPlan,
+    entry: ContainerSpec<'_>,
+    instance: Option<&ObservedContainer>,
+    why: &str,
+) {
+    if let Some(instance) = instance {
+        kill_with(input, plan, entry, instance, default_grace(input.desired.spec()), why);
+    }
+}
+
+fn kill_with(
+    input: PlanInput<'_>,
+    plan: &mut PodPlan,
+    entry: ContainerSpec<'_>,
+    instance: &ObservedContainer,
+    grace: i64,
+    why: &str,
+) {
+    let name = entry.container.name.clone();
+    let part = if entry.kind == ContainerKind::Main { "Container" } else { "Init container" };
+    let message = format!("{part} {name} {why}");
+    plan.step(input.memory, PodAction::KillContainer { id: instance.id.clone(), container: name, grace, message });
+}
+
+fn default_grace(spec: &PodSpec) -> i64 {
+    spec.termination_grace_period_seconds.unwrap_or(30)
+}
+
+/// A sidecar lets the next init container start once it is `started`.
+fn is_started(input: PlanInput<'_>, entry: ContainerSpec<'_>, instance: Option<&ObservedContainer>) -> bool {
+    instance.is_some_and(|running| {
+        entry.container.startup_probe.is_none()
+            || input.memory.container(&entry.container.name).probes_of(running).started
+    })
+}
+
+/// A sandbox, side by side with volumes and images; only the cgroup must be there.
+fn prepare_sandbox(input: PlanInput<'_>, plan: &mut PodPlan) {
+    let memory = input.memory;
+    if current_sandbox(input).is_some() || memory.cgroup != Step::Done {
+        return;
+    }
+    if let Some(old) = next_sandbox_to_stop(input) {
+        plan.step(memory, PodAction::StopSandbox { id: old });
+        return;
+    }
+    let attempt = input.observed.sandboxes.first().map_or(0, |newest| newest.attempt + 1);
+    let sandbox_due = match memory.sandbox {
+        // A sandbox made earlier has died or lost its address: the next attempt needs no pause.
+        Step::Done => Ok(()),
+        ref step => step.due(input.now),
+    };
+    match sandbox_due {
+        Ok(()) => plan.step(memory, PodAction::CreateSandbox { attempt }),
+        Err(Some(at)) => plan.wake(at),
+        Err(None) => {}
+    }
+}
+
+fn due(plan: &mut PodPlan, now: Timestamp, step: &Step, act: impl FnOnce(&mut PodPlan)) {
+    match step.due(now) {
+        Ok(()) => act(plan),
+        Err(Some(at)) => plan.wake(at),
+        Err(None) => {}
+    }
+}
+
+/// A sandbox that is not the current one must be stopped (network given back, processes gone) before the next.
+fn next_sandbox_to_stop(input: PlanInput<'_>) -> Option<String> {
+    input
+        .observed
+        .sandboxes
+        .iter()
+        .map(|sandbox| &sandbox.id)
+        .find(|id| !input.memory.stopped_sandboxes.contains(*id))
+        .cloned()
+}
+
+/// The image, then the container, when nothing holds it back; else says why it waits.
+fn start(input: PlanInput<'_>, plan: &mut PodPlan, wanted: Wanted<'_>) {
+    let container = wanted.entry.container;
+    let name = container.name.as_str();
+    if let Some(failed) = wanted.newest.filter(|instance| instance.state == RunState::Exited)
+        && let Some(held) = restart_held(input, wanted.entry, failed)
+    {
+        plan.wake(held);
+        let delay = input.memory.container(name).restart_backoff.delay();
+        let message = format!(
+            "back-off {} restarting failed container={name} pod={}",
+            go_duration(delay),
+            input.desired.described()
+        );
+        plan.wait(name, "CrashLoopBackOff", message);
+        return;
+    }
+    let memory = input.memory.container(name);
+    if let Some(failure) = &memory.start_failure {
+        plan.wait(name, &failure.reason, failure.message.clone());
+        let retry_at = failure.at + CREATE_RETRY;
+        if failure.reason.starts_with("CreateContainer") && retry_at > input.now {
+            plan.wake(retry_at);
+            return;
+        }
+    }
+    match &memory.image {
+        ImageState::Unknown => plan.step(input.memory, PodAction::EnsureImage { container: name.to_owned() }),
+        ImageState::Failed { reason, message, at } => {
+            wait_for_image(input, plan, name, container.image.as_deref(), (reason, message, *at));
+        }
+        ImageState::Present { image_ref } => start_with(input, plan, wanted, image_ref),
+    }
+}
+
+/// Until when a restart waits. A container whose definition changed does not wait for its old version's sins.
+fn restart_held(
+    input: PlanInput<'_>,
+    entry: ContainerSpec<'_>,
+    failed: &ObservedContainer,
+) -> Option<Timestamp> {
+    if failed.hash != container_hash(entry.container) {
+        return None;
+    }
+    let ended = failed.finished_at.unwrap_or(failed.created_at);
+    let backoff = input.memory.container(&entry.container.name).restart_backoff;
+    backoff.retry_at(ended, input.now, input.settings.max_restart_delay)
+}
+
+fn wait_for_image(
+    input: PlanInput<'_>,
+    plan: &mut PodPlan,
+    name: &str,
+    image: Option<&str>,
+    (reason, message, at): (&str, &str, Timestamp),
+) {
+    let backoff = input.memory.container(name).pull_backoff;
+    let Some(retry_at) = backoff.retry_at(at, input.now, crate::backoff::MAX) else {
+        plan.step(input.memory, PodAction::EnsureImage { container: name.to_owned() });
+        plan.wait(name, reason, message);
+        return;
+    };
+    plan.wake(retry_at);
+    let shown_until = at + PULL_ERROR_SHOWN;
+    if reason == "ErrImagePull" && shown_until <= input.now {
+        let image = image.unwrap_or_default();
+        plan.wait(name, "ImagePullBackOff", format!("Back-off pulling image \"{image}\": {reason}: {message}"));
+    } else {
+        plan.wake(shown_until);
+        plan.wait(name, reason, message);
+    }
+}
+
+fn start_with(input: PlanInput<'_>, plan: &mut PodPlan, wanted: Wanted<'_>, image_ref: &str) {
+    let memory = input.memory;
+    let (Some(sandbox_id), Step::Done) = (current_sandbox(input), &memory.volumes) else { return };
+    // Containers start one after another in the order of the spec, so that a postStart hook holds back the next.
+    let another_starts = !memory.starting.is_empty()
+        || plan.actions.iter().any(|action| matches!(action, PodAction::StartContainer { .. }));
+    if another_starts || !memory.services_synced || memory.busy.contains(&StepKey::Sandbox) {
+        return;
+    }
+    let name = wanted.entry.container.name.clone();
+    let known = input.desired.api_status().and_then(|status| {
+        let statuses = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+        statuses.into_iter().find(|status| status.name == name && status.container_id.is_some())
+    });
+    let after_forgotten = known.map_or(0, |status| u32::try_from(status.restart_count).unwrap_or(0) + 1);
+    let attempt = wanted.newest.map_or(after_forgotten, |instance| instance.attempt + 1);
+    let replaces_failed_at = wanted
+        .newest
+        .filter(|instance| instance.hash == container_hash(wanted.entry.container))
+        .and_then(|instance| instance.finished_at);
+    plan.step(
+        memory,
+        PodAction::StartContainer {
+            container: name,
+            kind: wanted.entry.kind,
+            attempt,
+            sandbox_id: sandbox_id.to_owned(),
+            image_ref: image_ref.to_owned(),
+            replaces_failed_at,
+        },
+    );
+}
+
+/// Old instances and old sandboxes that nothing shows any more.
+fn collect_garbage(input: PlanInput<'_>, plan: &mut PodPlan) {
+    let Some(current) = current_sandbox(input) else { return };
+    for entry in containers(input.desired.spec()) {
+        let name = &entry.container.name;
+        if input.memory.container_busy(name) {
+            continue;
+        }
+        let ended = input.observed.instances(name).skip(1).filter(|instance| !instance.is_alive());
+        for instance in ended.skip(KEPT_INSTANCES) {
+            remove(input, plan, instance);
+        }
+    }
+    let unused = input.observed.sandboxes.iter().skip(1).find(|sandbox| {
+        sandbox.id != current && input.observed.containers.iter().all(|c| c.sandbox_id != sandbox.id)
+    });
+    if let Some(sandbox) = unused {
+        let id = sandbox.id.clone();
+        let action = if input.memory.stopped_sandboxes.contains(&id) {
+            PodAction::RemoveSandbox { id }
+        } else {
+            PodAction::StopSandbox { id }
+        };
+        plan.step(input.memory, action);
+    }
+}
+
+fn remove(input: PlanInput<'_>, plan: &mut PodPlan, instance: &ObservedContainer) {
+    let action = PodAction::RemoveContainer { id: instance.id.clone(), log_path: instance.log_path.clone() };
+    plan.step(input.memory, action);
+}
+
+/// `10s`, `1m20s`, `5m0s`, as Go prints durations.
+fn go_duration(duration: SignedDuration) -> String {
+    let seconds = duration.as_secs();
+    if seconds < 60 { format!("{seconds}s") } else { format!("{}m{}s", seconds / 60, seconds % 60) }
+}
