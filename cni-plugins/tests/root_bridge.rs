@@ -124,9 +124,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         for entry in fs::read_dir(self.dir.path().join("netns")).into_iter().flatten().flatten() {
-            if let Err(error) = netns::remove(&entry.path()) {
-                eprintln!("{error}");
-            }
+            netns::remove(&entry.path()).unwrap();
         }
     }
 }

@@ -267,7 +267,7 @@ impl Netlink {
         match gateway {
             Some(gateway) => {
                 builder =
-                    builder.gateway(gateway).map_err(|error| request_io(step(), io::Error::other(error)))?
+                    builder.gateway(gateway).map_err(|error| request_io(step(), io::Error::other(error)))?;
             }
             None => builder = builder.scope(RouteScope::Link),
         }

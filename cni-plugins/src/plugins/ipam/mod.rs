@@ -28,7 +28,7 @@ const DEFAULT_DATA_DIR: &str = "/var/lib/cni/keelson";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Config {
+struct Input {
     ipam: IpamConfig,
     #[serde(default)]
     runtime_config: RuntimeConfig,
@@ -53,7 +53,7 @@ impl From<StoreError> for Failure {
 
 /// Carries out one call.
 pub(crate) fn run(call: &Call) -> Result<Option<CniResult>, Failure> {
-    let mut config: Config = call.parse()?;
+    let mut config: Input = call.parse()?;
     config.ipam.ranges.append(&mut config.runtime_config.ip_ranges);
     let dir = data_dir(&config.ipam, &call.network);
     match call.command {
@@ -86,7 +86,7 @@ fn add(
         let wanted = wanted.map(|position| requested.swap_remove(position));
         match store.allocate(owner, index, set, wanted) {
             Ok(given) => {
-                ips.push(IpConfig { address: given.address, gateway: Some(given.gateway), interface: None })
+                ips.push(IpConfig { address: given.address, gateway: Some(given.gateway), interface: None });
             }
             Err(failure) => {
                 // All or nothing: what earlier sets gave goes back.
@@ -152,7 +152,7 @@ fn requested(call: &Call, runtime: &RuntimeConfig) -> Result<Vec<IpAddr>, Failur
         .filter(|text| !text.is_empty())
         .map(|text| {
             let addr = text.parse().or_else(|_| text.parse::<IpNet>().map(|net| net.addr()));
-            addr.map_err(|_| Failure::config(format!("invalid requested IP address {text:?}")))
+            addr.map_err(|error| Failure::config(format!("invalid requested IP address {text:?}: {error}")))
         })
         .collect()
 }
