@@ -1,2 +1,83 @@
 //! Keys and values of every BPF map, shared by the programs and user space.
+//!
+//! Everything here is `repr(C)` or `repr(transparent)`, made of integers only, with its padding written out and its
+//! size asserted, so that both sides and every compiler agree on each byte. Change a layout and you must raise
+//! [`LAYOUT_VERSION`]: the loader then fills new maps and switches the programs over, instead of misreading old ones.
+//!
+//! How a lookup walks the maps: [`FrontendKey`] → [`FrontendValue`] → [`ServiceSlot`] → extent in the backend index
+//! ([`ExtentHeader`], then one word per backend id) → [`Backend`]. Everything a reader needs to be consistent lives
+//! behind the one 64-bit [`ServiceSlot`], which user space replaces with a single store.
+//!
+//! This crate has no IO and no behaviour beyond packing and unpacking.
 #![no_std]
+
+mod address;
+mod meta;
+mod service;
+mod socket;
+
+pub use address::{NetAddr, NetPort, Protocol};
+pub use meta::{Meta, NodePortBounds};
+pub use service::{Backend, ExtentHeader, FrontendKey, FrontendValue, ServiceSlot, ServiceStats};
+pub use socket::{AffinityKey, AffinityValue, DATAGRAM_PEERS, DatagramPeers, Peer};
+
+/// Raised whenever a layout below, or the meaning of a field, changes.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Names of the maps, as they appear in the object and below `maps/` in the pin directory.
+pub mod map_names {
+    /// Hash: [`FrontendKey`](crate::FrontendKey) → [`FrontendValue`](crate::FrontendValue).
+    pub const FRONTENDS: &str = "FRONTENDS";
+    /// Memory-mapped array: service id → [`ServiceSlot`](crate::ServiceSlot).
+    pub const SERVICES: &str = "SERVICES";
+    /// Memory-mapped array of 64-bit words: the backend-index extents.
+    pub const EXTENTS: &str = "EXTENTS";
+    /// Memory-mapped array: backend id → [`Backend`](crate::Backend).
+    pub const BACKENDS: &str = "BACKENDS";
+    /// Hash: address of this node → 1.
+    pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
+    /// Memory-mapped array of one [`NodePortBounds`](crate::NodePortBounds).
+    pub const NODE_PORT_BOUNDS: &str = "NODE_PORT_BOUNDS";
+    /// LRU hash: [`AffinityKey`](crate::AffinityKey) → [`AffinityValue`](crate::AffinityValue).
+    pub const AFFINITY: &str = "AFFINITY";
+    /// Per-CPU array: service id → [`ServiceStats`](crate::ServiceStats).
+    pub const SERVICE_STATS: &str = "SERVICE_STATS";
+    /// Socket storage of stream sockets: one [`Peer`](crate::Peer).
+    pub const STREAM_PEER: &str = "STREAM_PEER";
+    /// Socket storage of datagram sockets: [`DatagramPeers`](crate::DatagramPeers).
+    pub const DATAGRAM_PEER: &str = "DATAGRAM_PEER";
+    /// Array of one [`Meta`](crate::Meta).
+    pub const META: &str = "META";
+    /// All of the above.
+    pub const ALL: [&str; 11] = [
+        FRONTENDS,
+        SERVICES,
+        EXTENTS,
+        BACKENDS,
+        NODE_ADDRESSES,
+        NODE_PORT_BOUNDS,
+        AFFINITY,
+        SERVICE_STATS,
+        STREAM_PEER,
+        DATAGRAM_PEER,
+        META,
+    ];
+}
+
+/// aya's `Pod` for the map types.
+#[cfg(feature = "user")]
+mod pod {
+    #![allow(unsafe_code, reason = "Pod promises that any bit pattern is a value; it is an unsafe trait")]
+
+    macro_rules! pod {
+        ($($name:ident),* $(,)?) => {$(
+            // SAFETY: `repr(C)`/`repr(transparent)` over integers with explicit padding, `Copy` and `'static`: every
+            // bit pattern is a valid value and no byte is uninitialised.
+            unsafe impl aya::Pod for crate::$name {}
+        )*};
+    }
+    pod!(
+        NetAddr, NetPort, FrontendKey, FrontendValue, ServiceSlot, ExtentHeader, Backend, ServiceStats, AffinityKey,
+        AffinityValue, Peer, DatagramPeers, Meta, NodePortBounds,
+    );
+}

@@ -1,1 +1,33 @@
-//! Loads, probes, attaches, pins and upgrades the BPF programs; typed map handles.
+//! Loads, probes, attaches, pins and upgrades the BPF programs; the only crate that knows aya.
+//!
+//! A caller opens the [`DataPlane`], gives it all services once ([`DataPlane::replace_all`]), attaches it, and from
+//! then on hands it changes ([`DataPlane::apply`]). Everything is pinned, so programs and maps outlive the caller; the
+//! next one adopts them, finds in the maps themselves which ids are in use, and writes only what differs.
+//!
+//! Reading order: [`table`] (what a caller wants), [`alloc`], [`memory`] (what can be written), [`services`] (what to
+//! write in which order; pure), [`restore`], then the adapters [`maps`], [`pins`], [`links`], [`probe`], [`sys`], and
+//! [`plane`], which joins them. Nothing here knows Kubernetes, and nothing here polls.
+
+mod alloc;
+mod links;
+mod maps;
+mod memory;
+mod object;
+mod pins;
+mod plane;
+mod probe;
+mod restore;
+mod services;
+mod sys;
+mod table;
+
+pub use links::{Attached, LinkError};
+pub use maps::MapsError;
+pub use memory::{Capacity, MemoryError};
+pub use object::is_built;
+pub use pins::{PinError, unload};
+pub use plane::{Config, DataPlane, OpenError, Usage, netns_cookie};
+pub use probe::{Feature, missing, probe};
+pub use services::{Refused, SyncReport};
+pub use sys::{ProgramRuns, program_runs, run_time_stats};
+pub use table::{Change, DesiredBackend, DesiredFrontend, DesiredService, Family, Listen, Place, Policy, ServiceKey, ServiceTable};

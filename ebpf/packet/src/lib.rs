@@ -1,2 +1,15 @@
-//! Parsing, checksums and load-balancing decisions over a byte-access trait; no_std.
+//! Load-balancing decisions of the data plane, pure and `no_std`.
+//!
+//! The programs give these functions their maps ([`Tables`]) and their caller ([`Caller`]); host tests give them
+//! ordinary collections. So the decision that runs in the kernel is the one the unit tests prove. Nothing here
+//! touches a context, a map or a socket.
 #![no_std]
+
+#[cfg(test)]
+extern crate std;
+
+mod peers;
+mod resolve;
+
+pub use peers::{find_by_backend, find_by_frontend, remember};
+pub use resolve::{Caller, Destination, Tables, Target, Verdict, resolve};

@@ -1,9 +1,78 @@
 //! The BPF programs: entry, handler, verdict.
+//!
+//! Each hook of the socket load balancer is one entry function of a line or two that calls one handler in
+//! [`socket`] and returns its verdict. Decisions are made by `ebpf-packet`; the maps they read are in [`maps`].
+//!
+//! The verdict on every internal failure is "allow": a program that cannot do its bookkeeping must never break a
+//! connection that would work without it.
 #![no_std]
 #![no_main]
+#![allow(unsafe_code, reason = "BPF helpers and context fields are raw by nature")]
+#![allow(unreachable_pub, reason = "the entry macros need `pub` in a binary")]
+
+use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+use context::{V4, V6};
+
+mod context;
+mod maps;
+mod socket;
+
+/// TCP and UDP `connect` of IPv4 sockets.
+#[cgroup_sock_addr(connect4)]
+pub fn kl_connect4(ctx: SockAddrContext) -> i32 {
+    socket::connect::<V4>(&ctx)
+}
+
+/// TCP and UDP `connect` of IPv6 sockets, v4-mapped destinations included.
+#[cgroup_sock_addr(connect6)]
+pub fn kl_connect6(ctx: SockAddrContext) -> i32 {
+    socket::connect::<V6>(&ctx)
+}
+
+/// Datagrams sent with an IPv4 address.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn kl_sendmsg4(ctx: SockAddrContext) -> i32 {
+    socket::sendmsg::<V4>(&ctx)
+}
+
+/// Datagrams sent with an IPv6 address.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn kl_sendmsg6(ctx: SockAddrContext) -> i32 {
+    socket::sendmsg::<V6>(&ctx)
+}
+
+/// The source address of a received IPv4 datagram.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn kl_recvmsg4(ctx: SockAddrContext) -> i32 {
+    socket::recvmsg::<V4>(&ctx)
+}
+
+/// The source address of a received IPv6 datagram.
+#[cgroup_sock_addr(recvmsg6)]
+pub fn kl_recvmsg6(ctx: SockAddrContext) -> i32 {
+    socket::recvmsg::<V6>(&ctx)
+}
+
+/// `getpeername` of IPv4 sockets.
+#[cgroup_sock_addr(getpeername4)]
+pub fn kl_getpeername4(ctx: SockAddrContext) -> i32 {
+    socket::getpeername::<V4>(&ctx)
+}
+
+/// `getpeername` of IPv6 sockets.
+#[cgroup_sock_addr(getpeername6)]
+pub fn kl_getpeername6(ctx: SockAddrContext) -> i32 {
+    socket::getpeername::<V6>(&ctx)
+}
+
+// None of the helpers used asks for a GPL program.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 11] = *b"Apache-2.0\0";
 
 #[cfg(not(test))]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo) -> ! {
+    // Nothing in here can panic; the verifier would refuse the endless loop if something did.
     loop {}
 }

@@ -1,0 +1,57 @@
+//! What the maps say about themselves.
+
+/// The single element of the meta map, written last when maps are made: a directory without it is unfinished.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Meta {
+    /// [`LAYOUT_VERSION`](crate::LAYOUT_VERSION) of whoever made the maps.
+    pub layout_version: u32,
+    /// Capacity of the frontend hash.
+    pub frontends: u32,
+    /// Capacity of the service array.
+    pub services: u32,
+    /// Capacity of the backend array.
+    pub backends: u32,
+    /// Capacity of the backend index, in words.
+    pub extent_words: u32,
+    /// Padding, 0.
+    pub padding: u32,
+}
+
+/// Lowest and highest NodePort in use, in one word: lets a connection to any other port skip the NodePort lookups.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodePortBounds(pub u64);
+
+impl NodePortBounds {
+    /// No NodePort at all. The map's initial zero means nearly the same: only port 0 lies within.
+    pub const NONE: Self = Self::new(u16::MAX, 0);
+
+    /// Bounds in host order, both included.
+    #[must_use]
+    pub const fn new(lowest: u16, highest: u16) -> Self {
+        Self(lowest as u64 | (highest as u64) << 16)
+    }
+
+    /// The lowest port.
+    #[must_use]
+    pub const fn lowest(self) -> u16 {
+        (self.0 & 0xffff) as u16
+    }
+
+    /// The highest port.
+    #[must_use]
+    pub const fn highest(self) -> u16 {
+        (self.0 >> 16 & 0xffff) as u16
+    }
+
+    /// Whether a port in host order lies within.
+    #[inline(always)]
+    #[must_use]
+    pub const fn contains(self, port: u16) -> bool {
+        self.lowest() <= port && port <= self.highest()
+    }
+}
+
+const _: () = assert!(size_of::<Meta>() == 24);
+const _: () = assert!(size_of::<NodePortBounds>() == 8);

@@ -1,0 +1,253 @@
+//! The data plane as its one user sees it: open, fill, attach, change.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, UdpSocket},
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{Array, MapData, MapError},
+};
+use ebpf_common::{LAYOUT_VERSION, Meta, NetAddr, ServiceStats, map_names};
+use thiserror::Error;
+
+use crate::{
+    links::{self, Attached, LinkError},
+    maps::{Maps, MapsError},
+    memory::{Capacity, MemoryError},
+    object::OBJECT,
+    pins::{PinDir, PinError},
+    probe,
+    services::{Services, SyncReport},
+    sys,
+    table::{Change, ServiceKey, ServiceTable},
+};
+
+/// Entries of the affinity map; the least recently used client loses its backend beyond that.
+const AFFINITY_ENTRIES: u32 = 16_384;
+/// Addresses a node may have.
+const NODE_ADDRESS_ENTRIES: u32 = 1024;
+
+/// Where and how big.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where maps and links are pinned, one directory per instance.
+    pub pin_dir: PathBuf,
+    /// Processes below this cgroup2 directory are served.
+    pub cgroup_dir: PathBuf,
+    /// Sizes of the maps.
+    pub capacity: Capacity,
+}
+
+/// The data plane cannot be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The binary was built without the programs.
+    #[error("this binary was built without its BPF programs: run `cargo xtask build-ebpf`, then build it again")]
+    NotBuilt,
+    /// The machine lacks something.
+    #[error("this machine cannot run the service data plane: {}", missing.join("; "))]
+    Missing {
+        /// One line per missing feature.
+        missing: Vec<String>,
+    },
+    /// The pin directory is of no use.
+    #[error("the pin directory cannot be used")]
+    Pins(#[from] PinError),
+    /// The object does not load.
+    #[error("the BPF object cannot be loaded")]
+    Load(#[source] EbpfError),
+    /// A map is not what it should be.
+    #[error("the BPF maps cannot be used")]
+    Maps(#[from] MapsError),
+    /// A program does not load.
+    #[error("the BPF programs cannot be loaded")]
+    Programs(#[from] LinkError),
+    /// The maps' own description cannot be written.
+    #[error("cannot mark the maps as complete")]
+    Meta(#[source] MapError),
+    /// What is pinned cannot be read back.
+    #[error("cannot read what the maps hold")]
+    Restore(#[from] MemoryError),
+    /// The network namespace does not tell its cookie.
+    #[error("cannot find out which network namespace this is")]
+    Netns(#[source] std::io::Error),
+}
+
+/// How full the maps are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Services known.
+    pub services: usize,
+    /// Frontends in the hash.
+    pub frontends: u32,
+    /// Backend ids in use or waiting for reuse.
+    pub backends: u32,
+    /// Words of the backend index in use or waiting for reuse.
+    pub extent_words: u32,
+    /// The maps' sizes.
+    pub capacity: Capacity,
+}
+
+/// Loaded programs and their maps. Dropping it changes nothing in the kernel: everything is pinned.
+pub struct DataPlane {
+    config: Config,
+    pins: PinDir,
+    object: Ebpf,
+    maps: Maps,
+    services: Services,
+    adopted: bool,
+}
+
+impl DataPlane {
+    /// Loads the programs, on the pinned maps where those fit, on new ones otherwise. What is attached keeps
+    /// running on what it has until [`Self::attach`].
+    pub fn open(config: Config) -> Result<Self, OpenError> {
+        if OBJECT.is_empty() {
+            return Err(OpenError::NotBuilt);
+        }
+        let missing = probe::missing(&probe::probe(&config.pin_dir, &config.cgroup_dir));
+        if !missing.is_empty() {
+            return Err(OpenError::Missing { missing });
+        }
+        let cookie = netns_cookie().map_err(OpenError::Netns)?;
+        let pins = PinDir::open(&config.pin_dir)?;
+        let meta = meta(config.capacity);
+        let found = [pins.maps(), pins.next_maps()].into_iter().find(|dir| read_meta(dir) == Some(meta));
+        let adopted = found.is_some();
+        let dir = match found {
+            Some(dir) => dir,
+            None => start_maps(&pins)?,
+        };
+        let mut object = load_object(&dir, config.capacity, cookie)?;
+        // Programs name their maps by descriptor until they are loaded, so they come before the maps are taken.
+        links::load(&mut object)?;
+        let mut maps = Maps::take(&mut object)?;
+        if !adopted {
+            maps.write_meta(meta).map_err(OpenError::Meta)?;
+        }
+        let services = Services::restore(&mut maps, config.capacity)?;
+        Ok(Self { config, pins, object, maps, services, adopted })
+    }
+
+    /// Whether maps of an earlier process were taken over.
+    #[must_use]
+    pub fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// Makes the maps hold exactly this table. Removes what is not in it, so only for callers who know everything.
+    pub fn replace_all(&mut self, table: &ServiceTable) -> SyncReport {
+        self.services.replace_all(&mut self.maps, table, Instant::now())
+    }
+
+    /// Carries out changes; costs what changed, whatever the number of services.
+    pub fn apply(&mut self, changes: &[Change]) -> SyncReport {
+        self.services.apply(&mut self.maps, changes, Instant::now())
+    }
+
+    /// Says which addresses lead to NodePorts.
+    pub fn set_node_addresses(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<(), MapError> {
+        let wanted: BTreeSet<NetAddr> = addresses.iter().copied().map(NetAddr::from).collect();
+        let present: BTreeSet<NetAddr> = self.maps.node_addresses()?.into_iter().collect();
+        for address in wanted.difference(&present) {
+            self.maps.add_node_address(*address)?;
+        }
+        for address in present.difference(&wanted) {
+            self.maps.remove_node_address(address)?;
+        }
+        Ok(())
+    }
+
+    /// Makes every hook run these programs on these maps, replacing an earlier process's programs in place.
+    pub fn attach(&mut self) -> Result<Attached, OpenError> {
+        let attached = links::attach(&self.object, &self.pins, &self.config.cgroup_dir)?;
+        self.pins.promote_next_maps()?;
+        Ok(attached)
+    }
+
+    /// Counters of a service; `None` for one that is not programmed.
+    pub fn stats(&self, key: &ServiceKey) -> Option<ServiceStats> {
+        self.services.id(key).and_then(|id| self.maps.stats(id).ok())
+    }
+
+    /// How full the maps are.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        let room = &self.services.room;
+        Usage {
+            services: self.services.len(),
+            frontends: room.frontends_used,
+            backends: room.backends.capacity() - 1 - room.backends.available(),
+            extent_words: room.extents.capacity() - 1 - room.extents.available(),
+            capacity: self.config.capacity,
+        }
+    }
+}
+
+/// Cookie of the calling thread's network namespace: the namespace whose loopback leads to NodePorts.
+pub fn netns_cookie() -> std::io::Result<u64> {
+    // Any socket tells; this one is never bound to a port anybody could meet.
+    sys::socket_netns_cookie(UdpSocket::bind((IpAddr::from([127, 0, 0, 1]), 0))?.as_fd())
+}
+
+fn meta(capacity: Capacity) -> Meta {
+    Meta {
+        layout_version: LAYOUT_VERSION,
+        frontends: capacity.frontends,
+        services: capacity.services,
+        backends: capacity.backends,
+        extent_words: capacity.extent_words,
+        padding: 0,
+    }
+}
+
+fn read_meta(dir: &Path) -> Option<Meta> {
+    let data = MapData::from_pin(dir.join(map_names::META)).ok()?;
+    let map = aya::maps::Map::from_map_data(data).ok()?;
+    Array::<MapData, Meta>::try_from(map).ok()?.get(&0, 0).ok()
+}
+
+/// Makes room for new maps. Socket storage is kept where its layout is the same, so that open sockets still know
+/// whom they dialled.
+fn start_maps(pins: &PinDir) -> Result<PathBuf, OpenError> {
+    let dir = pins.start_next_maps()?;
+    for (name, size) in [
+        (map_names::STREAM_PEER, size_of::<ebpf_common::Peer>()),
+        (map_names::DATAGRAM_PEER, size_of::<ebpf_common::DatagramPeers>()),
+    ] {
+        let Ok(old) = MapData::from_pin(pins.maps().join(name)) else {
+            continue;
+        };
+        if old.info().is_ok_and(|info| info.value_size() as usize == size)
+            && let Err(error) = old.pin(dir.join(name))
+        {
+            tracing::warn!(map = name, %error, "cannot keep socket storage; getpeername of open sockets shows backends");
+        }
+    }
+    Ok(dir)
+}
+
+fn load_object(dir: &Path, capacity: Capacity, cookie: u64) -> Result<Ebpf, OpenError> {
+    let mut loader = EbpfLoader::new();
+    for name in map_names::ALL {
+        loader.map_pin_path(name, dir.join(name));
+    }
+    for (name, entries) in [
+        (map_names::FRONTENDS, capacity.frontends),
+        (map_names::SERVICES, capacity.services),
+        (map_names::SERVICE_STATS, capacity.services),
+        (map_names::BACKENDS, capacity.backends),
+        (map_names::EXTENTS, capacity.extent_words),
+        (map_names::AFFINITY, AFFINITY_ENTRIES),
+        (map_names::NODE_ADDRESSES, NODE_ADDRESS_ENTRIES),
+    ] {
+        loader.map_max_entries(name, entries);
+    }
+    loader.override_global("HOST_NETNS_COOKIE", &cookie, true);
+    loader.load(OBJECT).map_err(OpenError::Load)
+}

@@ -1,0 +1,118 @@
+//! Reads back, after a restart, which services the maps hold. Ids live in the maps alone, so a new process finds the
+//! old ones instead of renumbering what clients are using.
+//!
+//! Trusts nothing it reads: an extent or backend that lies outside its array, or is claimed twice, is ignored, and
+//! its service is written anew.
+
+use std::collections::{BTreeMap, HashMap};
+
+use ebpf_common::{Backend, ExtentHeader, FrontendKey};
+
+use crate::{
+    alloc::Range,
+    memory::{Memory, MemoryError},
+    services::{BackendKey, Known, Room},
+    table::Place,
+};
+
+/// Services found in the maps whose name is not known yet. They keep answering until claimed or removed.
+#[derive(Debug, Default)]
+pub(crate) struct Orphans {
+    by_id: BTreeMap<u32, Known>,
+    by_frontend: HashMap<FrontendKey, u32>,
+}
+
+impl Orphans {
+    /// Reads all services that a frontend leads to, and takes their room.
+    pub(crate) fn read<M: Memory>(memory: &mut M, room: &mut Room) -> Result<Self, MemoryError> {
+        let mut orphans = Self::default();
+        for (frontend, value) in memory.frontends()? {
+            if value.service == 0 || value.service >= room.services.capacity() {
+                memory.remove_frontend(frontend)?;
+                continue;
+            }
+            room.frontends_used += 1;
+            let known = orphans.by_id.entry(value.service).or_default();
+            known.frontends.insert(frontend, value.flags);
+            orphans.by_frontend.insert(frontend, value.service);
+        }
+        for (id, known) in &mut orphans.by_id {
+            known.id = *id;
+            room.services.reserve(Range { start: *id, len: 1 });
+            read_service(memory, room, known);
+        }
+        Ok(orphans)
+    }
+
+    /// Hands out the service that answers one of these frontends.
+    pub(crate) fn claim<'f>(&mut self, mut frontends: impl Iterator<Item = &'f FrontendKey>) -> Option<Known> {
+        let id = frontends.find_map(|frontend| self.by_frontend.get(frontend).copied())?;
+        let known = self.by_id.remove(&id)?;
+        for frontend in known.frontends.keys() {
+            self.by_frontend.remove(frontend);
+        }
+        Some(known)
+    }
+
+    /// Takes a frontend away from its service, because another one has it now. True where it had one.
+    pub(crate) fn release(&mut self, frontend: &FrontendKey) -> bool {
+        let Some(id) = self.by_frontend.remove(frontend) else {
+            return false;
+        };
+        self.by_id.get_mut(&id).is_some_and(|known| known.frontends.remove(frontend).is_some())
+    }
+
+    /// NodePorts of services that nobody has claimed.
+    pub(crate) fn node_ports(&self) -> impl Iterator<Item = u16> + '_ {
+        let node = self.by_frontend.keys().filter(|frontend| frontend.scope == FrontendKey::SCOPE_NODE);
+        node.map(|frontend| frontend.port.to_host())
+    }
+
+    /// Those that nobody claimed.
+    pub(crate) fn into_iter(self) -> impl Iterator<Item = Known> {
+        self.by_id.into_values()
+    }
+}
+
+/// Reads a service's extent and backends, as far as they make sense.
+fn read_service<M: Memory>(memory: &M, room: &mut Room, known: &mut Known) {
+    let slot = memory.slot(known.id);
+    let start = slot.extent();
+    if start == 0 || start >= room.extents.capacity() {
+        return;
+    }
+    let header = ExtentHeader(memory.extent_word(start));
+    let extent = Range { start, len: header.all() + 1 };
+    if !room.extents.reserve(extent) {
+        return;
+    }
+    known.slot = slot;
+    known.extent = Some(extent);
+    for index in start + 1..start + extent.len {
+        let Ok(id) = u32::try_from(memory.extent_word(index)) else {
+            continue;
+        };
+        if id >= room.backends.capacity() || !room.backends.reserve(Range { start: id, len: 1 }) {
+            continue;
+        }
+        let backend = memory.backend(id);
+        let key: BackendKey = (backend.addr, backend.port);
+        let place = place(&backend, index - start, header);
+        if backend.service != known.id || known.backends.contains_key(&key) {
+            room.backends.release(Range { start: id, len: 1 });
+            continue;
+        }
+        known.backends.insert(key, (id, place));
+    }
+}
+
+/// Where a backend runs, from its position in the index (1-based).
+fn place(backend: &Backend, position: u32, header: ExtentHeader) -> Place {
+    if backend.flags & Backend::FLAG_LOCAL != 0 {
+        Place::Local
+    } else if position <= header.near() {
+        Place::Near
+    } else {
+        Place::Far
+    }
+}

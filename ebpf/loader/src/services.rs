@@ -1,0 +1,552 @@
+//! The synchroniser: turns changes into writes, in an order in which no reader ever meets a half-made service.
+//!
+//! For each service: write new backends and a new extent where nobody looks yet, publish both with one store of the
+//! service's slot, add frontends, remove frontends, and free what nobody reaches any more, through a quarantine.
+//! Room is taken before the first write, so an update that does not fit leaves the old service answering.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Instant,
+};
+
+use ebpf_common::{Backend, ExtentHeader, FrontendKey, FrontendValue, NetAddr, NetPort, NodePortBounds, ServiceSlot};
+use thiserror::Error;
+
+use crate::{
+    alloc::{Quarantine, Range, RangeAllocator},
+    memory::{Capacity, Memory, MemoryError},
+    restore::Orphans,
+    table::{Change, DesiredBackend, DesiredService, Place, ServiceKey, ServiceTable, describe},
+};
+
+/// Why a service, or a part of it, is not programmed. The rest of the update went on.
+#[derive(Debug, Error)]
+pub enum Refused {
+    /// A map is full; the service keeps answering as before the update.
+    #[error("no room for {needed} more {what}: {free} of {capacity} are free")]
+    Full {
+        /// Which resource.
+        what: &'static str,
+        /// How many it takes.
+        needed: u32,
+        /// How many there are.
+        free: u32,
+        /// The resource's size.
+        capacity: u32,
+    },
+    /// An extent counts its backends in sixteen bits.
+    #[error("{count} endpoints are more than the 65535 one service may have")]
+    TooManyBackends {
+        /// How many were wanted.
+        count: usize,
+    },
+    /// Another service has the frontend; it moves here when that one lets go.
+    #[error("{frontend} belongs to service {owner} already")]
+    Conflict {
+        /// Which frontend.
+        frontend: String,
+        /// Whose it is.
+        owner: ServiceKey,
+    },
+    /// The kernel refused a write.
+    #[error("the kernel refused a write")]
+    Memory(#[from] MemoryError),
+}
+
+/// What an update did.
+#[derive(Debug, Default)]
+pub struct SyncReport {
+    /// Services that were written.
+    pub written: usize,
+    /// Services that were removed.
+    pub removed: usize,
+    /// Services that were looked at and needed no write.
+    pub unchanged: usize,
+    /// What could not be done, by service.
+    pub refused: Vec<(ServiceKey, Refused)>,
+}
+
+/// One endpoint as the maps know it.
+pub(crate) type BackendKey = (NetAddr, NetPort);
+
+/// A service as the maps hold it.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    pub(crate) id: u32,
+    pub(crate) slot: ServiceSlot,
+    pub(crate) extent: Option<Range>,
+    pub(crate) backends: BTreeMap<BackendKey, (u32, Place)>,
+    pub(crate) frontends: BTreeMap<FrontendKey, u32>,
+    /// What was asked for last; `None` for a service found in the maps and not yet claimed.
+    pub(crate) desired: Option<DesiredService>,
+}
+
+/// All services as the maps hold them, and what is free.
+#[derive(Debug)]
+pub(crate) struct Services {
+    known: HashMap<ServiceKey, Known>,
+    owners: HashMap<FrontendKey, ServiceKey>,
+    /// Services that were refused a frontend or room, with what they want; tried again when anything is freed.
+    waiting: BTreeMap<ServiceKey, DesiredService>,
+    freed: bool,
+    node_ports: BTreeMap<u16, usize>,
+    orphans: Orphans,
+    pub(crate) room: Room,
+}
+
+/// Free and freed indices of the three arrays, and the frontend hash's count.
+#[derive(Debug)]
+pub(crate) struct Room {
+    pub(crate) services: RangeAllocator,
+    pub(crate) backends: RangeAllocator,
+    pub(crate) extents: RangeAllocator,
+    freed_services: Quarantine,
+    freed_backends: Quarantine,
+    freed_extents: Quarantine,
+    pub(crate) frontends_used: u32,
+    pub(crate) frontends_capacity: u32,
+}
+
+/// The next state of one service, with all its room taken and nothing written.
+struct Prepared {
+    extent: Option<Range>,
+    /// All backends in index order: local, near, far.
+    order: Vec<(BackendKey, u32, Place)>,
+    fresh: BTreeSet<u32>,
+}
+
+impl Services {
+    /// Reads what the maps hold. Services found there keep answering; they are claimed by [`Self::replace_all`].
+    pub(crate) fn restore<M: Memory>(memory: &mut M, capacity: Capacity) -> Result<Self, MemoryError> {
+        let mut room = Room::new(capacity);
+        let orphans = Orphans::read(memory, &mut room)?;
+        Ok(Self {
+            known: HashMap::new(),
+            owners: HashMap::new(),
+            waiting: BTreeMap::new(),
+            freed: false,
+            node_ports: BTreeMap::new(),
+            orphans,
+            room,
+        })
+    }
+
+    /// Makes the maps hold exactly this table: everything not in it is removed. Only for callers who know all
+    /// services and all endpoints.
+    pub(crate) fn replace_all<M: Memory>(&mut self, memory: &mut M, table: &ServiceTable, now: Instant) -> SyncReport {
+        let mut report = SyncReport::default();
+        let gone: Vec<ServiceKey> = self.known.keys().filter(|key| !table.contains_key(*key)).cloned().collect();
+        for key in gone {
+            self.remove(memory, &key, now, &mut report);
+        }
+        for (key, desired) in table {
+            self.upsert(memory, key, desired, now, &mut report);
+        }
+        for (index, orphan) in std::mem::take(&mut self.orphans).into_iter().enumerate() {
+            let key = ServiceKey(format!("unclaimed-{index}"));
+            self.known.insert(key.clone(), orphan);
+            self.remove(memory, &key, now, &mut report);
+        }
+        self.settle(memory, now, &mut report);
+        report
+    }
+
+    /// Carries changes out; removals first, so that what they free can be taken.
+    pub(crate) fn apply<M: Memory>(&mut self, memory: &mut M, changes: &[Change], now: Instant) -> SyncReport {
+        let mut report = SyncReport::default();
+        for change in changes {
+            if let Change::Remove(key) = change {
+                self.remove(memory, key, now, &mut report);
+            }
+        }
+        for change in changes {
+            if let Change::Upsert(key, desired) = change {
+                self.upsert(memory, key, desired, now, &mut report);
+            }
+        }
+        self.settle(memory, now, &mut report);
+        report
+    }
+
+    /// How many services are known.
+    pub(crate) fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    /// The id of a service, for its counters.
+    pub(crate) fn id(&self, key: &ServiceKey) -> Option<u32> {
+        self.known.get(key).map(|known| known.id)
+    }
+
+    /// Tries again what was refused, if anything was freed since, and narrows the NodePort bounds.
+    fn settle<M: Memory>(&mut self, memory: &mut M, now: Instant, report: &mut SyncReport) {
+        if std::mem::take(&mut self.freed) {
+            for (key, desired) in std::mem::take(&mut self.waiting) {
+                if let Some(known) = self.known.get_mut(&key) {
+                    known.desired = None;
+                }
+                report.refused.retain(|(refused, _)| *refused != key);
+                self.upsert(memory, &key, &desired, now, report);
+            }
+        }
+        memory.publish_node_ports(self.node_port_bounds());
+    }
+
+    fn upsert<M: Memory>(
+        &mut self,
+        memory: &mut M,
+        key: &ServiceKey,
+        desired: &DesiredService,
+        now: Instant,
+        report: &mut SyncReport,
+    ) {
+        if self.known.get(key).is_some_and(|known| known.desired.as_ref() == Some(desired)) {
+            report.unchanged += 1;
+            return;
+        }
+        self.waiting.remove(key);
+        match self.try_upsert(memory, key, desired, now, report) {
+            Ok(()) => report.written += 1,
+            Err(why) => {
+                self.waiting.insert(key.clone(), desired.clone());
+                report.refused.push((key.clone(), why));
+            }
+        }
+    }
+
+    fn try_upsert<M: Memory>(
+        &mut self,
+        memory: &mut M,
+        key: &ServiceKey,
+        desired: &DesiredService,
+        now: Instant,
+        report: &mut SyncReport,
+    ) -> Result<(), Refused> {
+        let frontends = self.claimable(key, desired, report);
+        let mut known = match self.known.remove(key).or_else(|| self.adopt(key, &frontends)) {
+            Some(known) => known,
+            None => self.create(memory, now)?,
+        };
+        let outcome = self.bring_to(memory, key, &mut known, desired, &frontends, now);
+        known.desired = outcome.is_ok().then(|| desired.clone());
+        self.known.insert(key.clone(), known);
+        outcome
+    }
+
+    /// The frontends this service may have now; the others are reported and waited for.
+    fn claimable(
+        &mut self,
+        key: &ServiceKey,
+        desired: &DesiredService,
+        report: &mut SyncReport,
+    ) -> BTreeMap<FrontendKey, u32> {
+        let mut frontends = BTreeMap::new();
+        for frontend in &desired.frontends {
+            let frontend_key = frontend.key();
+            match self.owners.get(&frontend_key) {
+                Some(owner) if owner != key => {
+                    self.waiting.insert(key.clone(), desired.clone());
+                    let conflict = Refused::Conflict { frontend: describe(&frontend_key), owner: owner.clone() };
+                    report.refused.push((key.clone(), conflict));
+                }
+                _ => {
+                    frontends.insert(frontend_key, frontend.flags());
+                }
+            }
+        }
+        frontends
+    }
+
+    /// The service that the maps already hold under one of these frontends.
+    fn adopt(&mut self, key: &ServiceKey, frontends: &BTreeMap<FrontendKey, u32>) -> Option<Known> {
+        let orphan = self.orphans.claim(frontends.keys())?;
+        for frontend in orphan.frontends.keys() {
+            self.own(*frontend, key);
+        }
+        Some(orphan)
+    }
+
+    fn create<M: Memory>(&mut self, memory: &M, now: Instant) -> Result<Known, Refused> {
+        let id = self.room.take_service(memory, now)?;
+        Ok(Known { id: id.start, ..Known::default() })
+    }
+
+    fn bring_to<M: Memory>(
+        &mut self,
+        memory: &mut M,
+        key: &ServiceKey,
+        known: &mut Known,
+        desired: &DesiredService,
+        frontends: &BTreeMap<FrontendKey, u32>,
+        now: Instant,
+    ) -> Result<(), Refused> {
+        let added = frontends.keys().filter(|frontend| !known.frontends.contains_key(*frontend)).count();
+        self.room.check_frontends(added)?;
+        if backends_differ(known, &desired.backends) {
+            let prepared = self.room.prepare(memory, known, &desired.backends, now)?;
+            write_backends(memory, known.id, &prepared);
+            self.publish(memory, known, prepared, desired.affinity_secs, now);
+        } else if known.slot.affinity_secs() != desired.affinity_secs {
+            known.slot = ServiceSlot::new(known.slot.extent(), desired.affinity_secs);
+            memory.publish_slot(known.id, known.slot);
+        }
+        self.write_frontends(memory, key, known, frontends)
+    }
+
+    /// Moves readers to the new list with one store, then lets the old one go.
+    fn publish<M: Memory>(
+        &mut self,
+        memory: &mut M,
+        known: &mut Known,
+        prepared: Prepared,
+        affinity_secs: u32,
+        now: Instant,
+    ) {
+        known.slot = ServiceSlot::new(prepared.extent.map_or(0, |extent| extent.start), affinity_secs);
+        memory.publish_slot(known.id, known.slot);
+        if let Some(old) = std::mem::replace(&mut known.extent, prepared.extent) {
+            self.room.freed_extents.push(old, now);
+        }
+        let old = std::mem::take(&mut known.backends);
+        known.backends = prepared.order.into_iter().map(|(key, id, place)| (key, (id, place))).collect();
+        for (key, (id, _)) in old {
+            self.freed = true;
+            if !known.backends.contains_key(&key) {
+                retire_backend(memory, id);
+                self.room.freed_backends.push(Range { start: id, len: 1 }, now);
+            }
+        }
+    }
+
+    fn write_frontends<M: Memory>(
+        &mut self,
+        memory: &mut M,
+        key: &ServiceKey,
+        known: &mut Known,
+        frontends: &BTreeMap<FrontendKey, u32>,
+    ) -> Result<(), Refused> {
+        for (frontend, flags) in frontends {
+            if known.frontends.get(frontend) == Some(flags) {
+                continue;
+            }
+            // A frontend may still stand under a service that nobody has claimed; it is this one's now.
+            let counted = self.orphans.release(frontend);
+            self.own(*frontend, key);
+            if frontend.scope == FrontendKey::SCOPE_NODE {
+                // Wider before the frontend exists, so that it is found from its first moment.
+                memory.publish_node_ports(self.node_port_bounds());
+            }
+            memory.insert_frontend(*frontend, FrontendValue { service: known.id, flags: *flags })?;
+            if known.frontends.insert(*frontend, *flags).is_none() && !counted {
+                self.room.frontends_used += 1;
+            }
+        }
+        let gone: Vec<FrontendKey> = known.frontends.keys().filter(|f| !frontends.contains_key(*f)).copied().collect();
+        for frontend in gone {
+            memory.remove_frontend(frontend)?;
+            known.frontends.remove(&frontend);
+            self.room.frontends_used = self.room.frontends_used.saturating_sub(1);
+            self.freed = true;
+            self.disown(&frontend);
+        }
+        Ok(())
+    }
+
+    fn remove<M: Memory>(&mut self, memory: &mut M, key: &ServiceKey, now: Instant, report: &mut SyncReport) {
+        let Some(mut known) = self.known.remove(key) else {
+            return;
+        };
+        self.waiting.remove(key);
+        if let Err(why) = self.write_frontends(memory, key, &mut known, &BTreeMap::new()) {
+            report.refused.push((key.clone(), why));
+            self.known.insert(key.clone(), known);
+            return;
+        }
+        memory.publish_slot(known.id, ServiceSlot::default());
+        if let Some(extent) = known.extent {
+            self.room.freed_extents.push(extent, now);
+        }
+        for (id, _) in known.backends.into_values() {
+            retire_backend(memory, id);
+            self.room.freed_backends.push(Range { start: id, len: 1 }, now);
+        }
+        self.room.freed_services.push(Range { start: known.id, len: 1 }, now);
+        self.freed = true;
+        report.removed += 1;
+    }
+
+    fn own(&mut self, frontend: FrontendKey, key: &ServiceKey) {
+        let before = self.owners.insert(frontend, key.clone());
+        if before.is_none() && frontend.scope == FrontendKey::SCOPE_NODE {
+            *self.node_ports.entry(frontend.port.to_host()).or_default() += 1;
+        }
+    }
+
+    fn disown(&mut self, frontend: &FrontendKey) {
+        if self.owners.remove(frontend).is_none() || frontend.scope != FrontendKey::SCOPE_NODE {
+            return;
+        }
+        if let Some(uses) = self.node_ports.get_mut(&frontend.port.to_host()) {
+            *uses -= 1;
+            if *uses == 0 {
+                self.node_ports.remove(&frontend.port.to_host());
+            }
+        }
+    }
+
+    /// Bounds of all NodePorts, those of services not yet claimed included.
+    fn node_port_bounds(&self) -> NodePortBounds {
+        let ports = self.node_ports.keys().copied().chain(self.orphans.node_ports());
+        let (lowest, highest) = ports.fold((u16::MAX, 0), |(low, high), port| (low.min(port), high.max(port)));
+        NodePortBounds::new(lowest, highest)
+    }
+}
+
+impl Room {
+    fn new(capacity: Capacity) -> Self {
+        Self {
+            services: RangeAllocator::new(capacity.services),
+            backends: RangeAllocator::new(capacity.backends),
+            extents: RangeAllocator::new(capacity.extent_words),
+            freed_services: Quarantine::default(),
+            freed_backends: Quarantine::default(),
+            freed_extents: Quarantine::default(),
+            frontends_used: 0,
+            frontends_capacity: capacity.frontends,
+        }
+    }
+
+    fn check_frontends(&self, added: usize) -> Result<(), Refused> {
+        let needed = u32::try_from(added).unwrap_or(u32::MAX);
+        let free = self.frontends_capacity.saturating_sub(self.frontends_used);
+        if needed <= free {
+            return Ok(());
+        }
+        Err(Refused::Full { what: "frontends", needed, free, capacity: self.frontends_capacity })
+    }
+
+    fn take_service<M: Memory>(&mut self, memory: &M, now: Instant) -> Result<Range, Refused> {
+        take(memory, &mut self.services, &mut self.freed_services, 1, "services", now)
+    }
+
+    /// Takes an extent and ids for new backends; on failure nothing stays taken.
+    fn prepare<M: Memory>(
+        &mut self,
+        memory: &M,
+        known: &Known,
+        desired: &[DesiredBackend],
+        now: Instant,
+    ) -> Result<Prepared, Refused> {
+        let wanted = by_address(desired);
+        if wanted.len() > usize::from(u16::MAX) {
+            return Err(Refused::TooManyBackends { count: wanted.len() });
+        }
+        let mut prepared = Prepared { extent: None, order: Vec::with_capacity(wanted.len()), fresh: BTreeSet::new() };
+        match self.fill(memory, known, &wanted, now, &mut prepared) {
+            Ok(()) => Ok(prepared),
+            Err(why) => {
+                for id in prepared.fresh {
+                    self.backends.release(Range { start: id, len: 1 });
+                }
+                Err(why)
+            }
+        }
+    }
+
+    fn fill<M: Memory>(
+        &mut self,
+        memory: &M,
+        known: &Known,
+        wanted: &BTreeMap<BackendKey, Place>,
+        now: Instant,
+        prepared: &mut Prepared,
+    ) -> Result<(), Refused> {
+        for (key, place) in wanted {
+            let id = if let Some((id, _)) = known.backends.get(key) {
+                *id
+            } else {
+                let taken = take(memory, &mut self.backends, &mut self.freed_backends, 1, "backends", now)?;
+                prepared.fresh.insert(taken.start);
+                taken.start
+            };
+            prepared.order.push((*key, id, *place));
+        }
+        prepared.order.sort_by_key(|(_, _, place)| *place);
+        if !prepared.order.is_empty() {
+            let words = u32::try_from(prepared.order.len()).unwrap_or(u32::MAX).saturating_add(1);
+            let extents = (&mut self.extents, &mut self.freed_extents);
+            prepared.extent = Some(take(memory, extents.0, extents.1, words, "words of the backend index", now)?);
+        }
+        Ok(())
+    }
+}
+
+/// Takes `len` indices, from the quarantine too where nothing else is left, after all readers have finished.
+fn take<M: Memory>(
+    memory: &M,
+    allocator: &mut RangeAllocator,
+    freed: &mut Quarantine,
+    len: u32,
+    what: &'static str,
+    now: Instant,
+) -> Result<Range, Refused> {
+    freed.drain(allocator, now);
+    if let Some(range) = allocator.alloc(len) {
+        return Ok(range);
+    }
+    if !freed.is_empty() {
+        memory.wait_for_readers();
+        freed.drain_all(allocator);
+    }
+    let (free, capacity) = (allocator.available(), allocator.capacity());
+    allocator.alloc(len).ok_or(Refused::Full { what, needed: len, free, capacity })
+}
+
+fn by_address(desired: &[DesiredBackend]) -> BTreeMap<BackendKey, Place> {
+    let mut wanted = BTreeMap::new();
+    for backend in desired {
+        let key = (NetAddr::from(backend.address.ip()), NetPort::from_host(backend.address.port()));
+        let place = wanted.entry(key).or_insert(backend.place);
+        *place = backend.place.min(*place);
+    }
+    wanted
+}
+
+fn backends_differ(known: &Known, desired: &[DesiredBackend]) -> bool {
+    let wanted = by_address(desired);
+    wanted.len() != known.backends.len()
+        || wanted.iter().any(|(key, place)| known.backends.get(key).map(|(_, place)| place) != Some(place))
+}
+
+/// Writes the new backends and the new extent. Nothing points at either yet, except for backends whose place alone
+/// changed, which stay valid throughout.
+fn write_backends<M: Memory>(memory: &mut M, service: u32, prepared: &Prepared) {
+    let Some(extent) = prepared.extent else {
+        return;
+    };
+    let (mut near, mut local) = (0_u16, 0_u16);
+    for (index, ((addr, port), id, place)) in (extent.start + 1..).zip(&prepared.order) {
+        let mut flags = Backend::FLAG_USABLE;
+        if *place == Place::Local {
+            flags |= Backend::FLAG_LOCAL;
+            local += 1;
+        }
+        near += u16::from(*place <= Place::Near);
+        let backend = Backend { addr: *addr, port: *port, flags, service };
+        if prepared.fresh.contains(id) || memory.backend(*id) != backend {
+            memory.write_backend(*id, backend);
+        }
+        memory.write_extent_word(index, u64::from(*id));
+    }
+    let all = u16::try_from(prepared.order.len()).unwrap_or(u16::MAX);
+    memory.write_extent_word(extent.start, ExtentHeader::new(all, near, local).0);
+}
+
+/// Marks a backend as gone, for sockets and clients that remember it; its address stays readable until reuse.
+fn retire_backend<M: Memory>(memory: &mut M, id: u32) {
+    let backend = memory.backend(id);
+    memory.write_backend(id, Backend { flags: 0, ..backend });
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,232 @@
+//! The few `bpf(2)` commands, and other system calls, that aya does not offer: links of cgroup programs that are
+//! created, updated in place, inspected and detached by hand, and program statistics.
+
+#![allow(unsafe_code, reason = "raw system calls with structures of our own")]
+
+use std::{
+    ffi::CString,
+    io,
+    mem::size_of,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+const BPF_OBJ_PIN: libc::c_long = 6;
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_GET_NEXT_ID: libc::c_long = 11;
+const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_ENABLE_STATS: libc::c_long = 32;
+const BPF_LINK_DETACH: libc::c_long = 34;
+const BPF_STATS_RUN_TIME: u32 = 0;
+const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+
+#[repr(C)]
+#[derive(Default)]
+struct ObjAttr {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkCreateAttr {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkUpdateAttr {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct InfoAttr {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct OneWordAttr {
+    value: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct IdAttr {
+    id: u32,
+    next_id: u32,
+    open_flags: u32,
+}
+
+/// The start of the kernel's `bpf_link_info`, as far as a cgroup link fills it.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct CgroupLinkInfo {
+    pub(crate) link_type: u32,
+    pub(crate) id: u32,
+    pub(crate) prog_id: u32,
+    padding: u32,
+    pub(crate) cgroup_id: u64,
+    pub(crate) attach_type: u32,
+    tail: u32,
+}
+
+/// The start of the kernel's `bpf_prog_info`, up to the run counters.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct ProgInfo {
+    head: [u8; 64],
+    name: [u8; 16],
+    middle: [u8; 112],
+    run_time_ns: u64,
+    run_cnt: u64,
+}
+
+/// How often a program ran, and how long in all, while statistics were on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProgramRuns {
+    /// The program's name.
+    pub name: String,
+    /// Its kernel id.
+    pub id: u32,
+    /// Runs.
+    pub count: u64,
+    /// Nanoseconds in all.
+    pub nanos: u64,
+}
+
+fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
+    // SAFETY: `attr` is a `repr(C)` prefix of `union bpf_attr` whose size is passed along; the kernel zero-extends
+    // what is shorter than its own union, and every pointer inside it is valid for the call (see the callers).
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn raw(fd: BorrowedFd<'_>) -> u32 {
+    u32::try_from(fd.as_raw_fd()).unwrap_or(u32::MAX)
+}
+
+fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = libc::c_int::try_from(fd).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    // SAFETY: the kernel just returned this descriptor to us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from)
+}
+
+/// Pins an object.
+pub(crate) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    bpf(BPF_OBJ_PIN, &mut ObjAttr { pathname: path.as_ptr() as u64, bpf_fd: raw(fd), file_flags: 0 }).map(drop)
+}
+
+/// Opens a pinned object.
+pub(crate) fn get_pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    owned(bpf(BPF_OBJ_GET, &mut ObjAttr { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 })?)
+}
+
+/// Attaches a program to a cgroup.
+pub(crate) fn link_create(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreateAttr { prog_fd: raw(program), target_fd: raw(cgroup), attach_type, flags: 0 };
+    owned(bpf(BPF_LINK_CREATE, &mut attr)?)
+}
+
+/// Replaces the program of a link, without a moment in which none runs.
+pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = LinkUpdateAttr { link_fd: raw(link), new_prog_fd: raw(program), ..LinkUpdateAttr::default() };
+    bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Detaches a link at once, whoever else holds it.
+pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    bpf(BPF_LINK_DETACH, &mut OneWordAttr { value: raw(link) }).map(drop)
+}
+
+/// What a cgroup link is attached to.
+pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<CgroupLinkInfo> {
+    let mut info = CgroupLinkInfo::default();
+    object_info(link, &mut info)?;
+    Ok(info)
+}
+
+fn object_info<T>(fd: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    let info_len = u32::try_from(size_of::<T>()).unwrap_or(0);
+    // `info` outlives the call, and the kernel writes at most `info_len` bytes of it.
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut InfoAttr { bpf_fd: raw(fd), info_len, info: std::ptr::from_mut(info) as u64 })
+        .map(drop)
+}
+
+/// Turns the kernel's run-time statistics on for as long as the returned descriptor lives.
+pub fn run_time_stats() -> io::Result<OwnedFd> {
+    owned(bpf(BPF_ENABLE_STATS, &mut OneWordAttr { value: BPF_STATS_RUN_TIME })?)
+}
+
+/// Counters of every loaded program whose name starts with `prefix`.
+pub fn program_runs(prefix: &str) -> io::Result<Vec<ProgramRuns>> {
+    let mut found = Vec::new();
+    let mut attr = IdAttr::default();
+    while bpf(BPF_PROG_GET_NEXT_ID, &mut attr).is_ok() {
+        attr.id = attr.next_id;
+        // A program may be gone before it is opened.
+        let Ok(fd) = bpf(BPF_PROG_GET_FD_BY_ID, &mut IdAttr { id: attr.id, ..IdAttr::default() }) else {
+            continue;
+        };
+        let fd = owned(fd)?;
+        let mut info = ProgInfo { head: [0; 64], name: [0; 16], middle: [0; 112], run_time_ns: 0, run_cnt: 0 };
+        object_info(fd.as_fd(), &mut info)?;
+        let name = info.name.split(|byte| *byte == 0).next().unwrap_or_default();
+        let name = String::from_utf8_lossy(name).into_owned();
+        if name.starts_with(prefix) {
+            found.push(ProgramRuns { name, id: attr.id, count: info.run_cnt, nanos: info.run_time_ns });
+        }
+    }
+    Ok(found)
+}
+
+/// Waits for an RCU grace period: every program that was running has finished. Falls back to nothing where the
+/// kernel lacks the call; the quarantine's time then is the only protection.
+pub(crate) fn wait_for_grace_period() {
+    // SAFETY: the system call takes integers only.
+    if unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) } != 0 {
+        tracing::debug!(error = %io::Error::last_os_error(), "membarrier is not available");
+    }
+}
+
+/// Cookie of a socket's network namespace.
+pub(crate) fn socket_netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut len = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or(8);
+    // SAFETY: the option fills exactly eight bytes, for which `cookie` has room, and `len` says so.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            std::ptr::from_mut(&mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+const _: () = assert!(size_of::<CgroupLinkInfo>() == 32);
+const _: () = assert!(std::mem::offset_of!(ProgInfo, run_time_ns) == 192);

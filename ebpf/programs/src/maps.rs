@@ -1,0 +1,126 @@
+//! The maps, and the view of them that the decisions take.
+//!
+//! Every map has one writer, named in its doc. Capacities here are placeholders: the loader sets its own.
+
+use aya_ebpf::{
+    Global,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    btf_maps::SkStorage,
+    macros::{btf_map, map},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+};
+use ebpf_common::{
+    AffinityKey, AffinityValue, Backend, DatagramPeers, FrontendKey, FrontendValue, Meta, NetAddr, NodePortBounds,
+    Peer, ServiceSlot, ServiceStats,
+};
+use ebpf_packet::Tables;
+
+/// Written by the loader.
+#[map]
+static FRONTENDS: HashMap<FrontendKey, FrontendValue> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// Written by the loader, through its memory mapping.
+#[map]
+static SERVICES: Array<ServiceSlot> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// Written by the loader, through its memory mapping.
+#[map]
+static EXTENTS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// Written by the loader, through its memory mapping.
+#[map]
+static BACKENDS: Array<Backend> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// Written by the loader.
+#[map]
+static NODE_ADDRESSES: HashMap<NetAddr, u32> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// Written by the loader, through its memory mapping.
+#[map]
+static NODE_PORT_BOUNDS: Array<NodePortBounds> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// Written by the programs.
+#[map]
+static AFFINITY: LruHashMap<AffinityKey, AffinityValue> = LruHashMap::with_max_entries(1, 0);
+/// Written by the programs.
+#[map]
+static SERVICE_STATS: PerCpuArray<ServiceStats> = PerCpuArray::with_max_entries(1, 0);
+/// Written by the loader; the programs only keep it alive.
+#[map]
+static META: Array<Meta> = Array::with_max_entries(1, 0);
+/// Written by the programs; freed with the socket.
+#[btf_map]
+pub(crate) static STREAM_PEER: SkStorage<Peer> = SkStorage::new();
+/// Written by the programs; freed with the socket.
+#[btf_map]
+pub(crate) static DATAGRAM_PEER: SkStorage<DatagramPeers> = SkStorage::new();
+
+/// Cookie of the node's network namespace, set by the loader.
+#[unsafe(no_mangle)]
+static HOST_NETNS_COOKIE: Global<u64> = Global::new(0);
+
+/// Cookie of the node's network namespace.
+#[inline(always)]
+pub(crate) fn host_netns_cookie() -> u64 {
+    HOST_NETNS_COOKIE.load()
+}
+
+/// Adds one to a counter of the service; silent where there is none.
+#[inline(always)]
+pub(crate) fn count(service: u32, bump: impl FnOnce(&mut ServiceStats)) {
+    if let Some(stats) = SERVICE_STATS.get_ptr_mut(service) {
+        // SAFETY: the pointer is this CPU's own slot, which no other CPU writes, and the program is not preempted by
+        // another run of itself on the same element in a way that could do more than lose one count.
+        bump(unsafe { &mut *stats });
+    }
+}
+
+/// The maps as the decisions see them.
+pub(crate) struct KernelTables;
+
+impl Tables for KernelTables {
+    #[inline(always)]
+    fn frontend(&self, key: &FrontendKey) -> Option<FrontendValue> {
+        // SAFETY: elements of a hash without preallocation are freed only after a grace period; the value is copied
+        // out at once.
+        unsafe { FRONTENDS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn service(&self, id: u32) -> Option<ServiceSlot> {
+        // SAFETY: array elements live as long as the map; the volatile read is the single load that the format needs.
+        SERVICES.get_ptr(id).map(|slot| unsafe { core::ptr::read_volatile(slot) })
+    }
+
+    #[inline(always)]
+    fn extent_word(&self, index: u32) -> Option<u64> {
+        // SAFETY: as above.
+        EXTENTS.get_ptr(index).map(|word| unsafe { core::ptr::read_volatile(word) })
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: u32) -> Option<&Backend> {
+        BACKENDS.get(id)
+    }
+
+    #[inline(always)]
+    fn is_node_address(&self, addr: &NetAddr) -> bool {
+        NODE_ADDRESSES.get_ptr(addr).is_some()
+    }
+
+    #[inline(always)]
+    fn node_port_bounds(&self) -> NodePortBounds {
+        // SAFETY: as for the other arrays.
+        NODE_PORT_BOUNDS.get_ptr(0).map_or(NodePortBounds::NONE, |bounds| unsafe { core::ptr::read_volatile(bounds) })
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityValue> {
+        // SAFETY: an entry recycled under our eyes yields a backend id that is checked before use.
+        unsafe { AFFINITY.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_affinity(&self, key: &AffinityKey, value: &AffinityValue) {
+        // A full or busy LRU costs stickiness only.
+        if AFFINITY.insert(key, value, 0).is_err() {}
+    }
+}
+
+/// Keeps the meta map in the object: nothing in the programs reads it.
+#[used]
+static KEEP_META: &Array<Meta> = &META;

@@ -1,0 +1,109 @@
+//! A network namespace, a child cgroup and a pin directory, made for one test and removed with it.
+//!
+//! The calling thread moves into the namespace and the whole process into the cgroup, so every socket that the test
+//! makes afterwards, on this thread or threads it starts, is one of the clients. Never touches the machine's own
+//! interfaces, and attaches to its own cgroup only.
+
+use std::{
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use ebpf_loader::{Capacity, Config, DataPlane};
+use nix::sched::{CloneFlags, unshare};
+
+/// A process has one cgroup, so arenas of one process take turns.
+static TURN: Mutex<()> = Mutex::new(());
+static SERIAL: AtomicU32 = AtomicU32::new(0);
+
+/// The place of one test.
+pub struct Arena {
+    /// Pin directory.
+    pub pin_dir: PathBuf,
+    /// The cgroup whose processes are served.
+    pub cgroup: PathBuf,
+    home: PathBuf,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Arena {
+    /// Makes one whose loopback device carries the given addresses beside 127.0.0.1.
+    pub fn enter(addresses: &[IpAddr]) -> Result<Self> {
+        ensure!(nix::unistd::geteuid().is_root(), "this test needs root: namespaces, cgroups and BPF");
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = format!("keelson-test-{}-{}", std::process::id(), SERIAL.fetch_add(1, Ordering::Relaxed));
+        let root = cgroup2_root()?;
+        let home = root.join(own_cgroup()?.trim_start_matches('/'));
+        let arena = Self {
+            pin_dir: Path::new("/sys/fs/bpf/keelson").join(&name),
+            cgroup: root.join(&name),
+            home,
+            _turn: turn,
+        };
+        unshare(CloneFlags::CLONE_NEWNET).context("unshare the network namespace")?;
+        ip(&["link", "set", "lo", "up"])?;
+        for address in addresses {
+            ip(&["addr", "add", &address.to_string(), "dev", "lo"])?;
+        }
+        fs::create_dir(&arena.cgroup).with_context(|| format!("create cgroup {}", arena.cgroup.display()))?;
+        move_process(&arena.cgroup)?;
+        Ok(arena)
+    }
+
+    /// Configuration of a data plane here, sized for tests.
+    pub fn config(&self) -> Config {
+        let capacity = Capacity { frontends: 16_384, services: 8192, backends: 32_768, extent_words: 65_536 };
+        Config { pin_dir: self.pin_dir.clone(), cgroup_dir: self.cgroup.clone(), capacity }
+    }
+
+    /// A data plane here.
+    pub fn open(&self) -> Result<DataPlane> {
+        Ok(DataPlane::open(self.config())?)
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // Each step is tried whatever became of the others; what fails is shown by the machine's own state.
+        drop(ebpf_loader::unload(&self.pin_dir));
+        drop(move_process(&self.home));
+        drop(fs::remove_dir(&self.cgroup));
+    }
+}
+
+/// Runs iproute2.
+pub fn ip(arguments: &[&str]) -> Result<()> {
+    let output = Command::new("ip").args(arguments).output().context("run ip")?;
+    if !output.status.success() {
+        bail!("ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+/// Where cgroup2 is mounted.
+pub fn cgroup2_root() -> Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    let mut points = mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let point = fields.next()?;
+        (fields.next()? == "cgroup2").then(|| PathBuf::from(point))
+    });
+    points.next().context("no cgroup2 file system is mounted")
+}
+
+fn own_cgroup() -> Result<String> {
+    let groups = fs::read_to_string("/proc/self/cgroup")?;
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::"));
+    Ok(own.context("this process has no cgroup2")?.to_owned())
+}
+
+fn move_process(cgroup: &Path) -> Result<()> {
+    fs::write(cgroup.join("cgroup.procs"), "0").with_context(|| format!("join cgroup {}", cgroup.display()))
+}

@@ -1,0 +1,97 @@
+//! Small servers that say who they are, and the client calls that ask them.
+
+use std::{
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+/// How long anything here waits before a test fails.
+pub const DEADLINE: Duration = Duration::from_secs(10);
+
+/// A server on a thread of its own; it ends with this value.
+pub struct Server {
+    /// Where it listens.
+    pub address: SocketAddr,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    udp: bool,
+}
+
+impl Server {
+    /// Answers every TCP connection with its own address and closes.
+    pub fn tcp(address: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind(address)?;
+        Ok(Self::spawn(listener.local_addr()?, false, move |stop| {
+            let name = address.to_string();
+            while let Ok((mut stream, _)) = listener.accept() {
+                if stop.load(Ordering::Acquire) {
+                    return;
+                }
+                // A client that hangs up first is its own business.
+                drop(stream.write_all(name.as_bytes()));
+            }
+        }))
+    }
+
+    /// Answers every datagram with its own address.
+    pub fn udp(address: SocketAddr) -> io::Result<Self> {
+        let socket = UdpSocket::bind(address)?;
+        Ok(Self::spawn(socket.local_addr()?, true, move |stop| {
+            let name = address.to_string();
+            let mut buffer = [0; 1500];
+            while let Ok((_, from)) = socket.recv_from(&mut buffer) {
+                if stop.load(Ordering::Acquire) {
+                    return;
+                }
+                drop(socket.send_to(name.as_bytes(), from));
+            }
+        }))
+    }
+
+    fn spawn(address: SocketAddr, udp: bool, serve: impl FnOnce(&AtomicBool) + Send + 'static) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || serve(&flag));
+        Self { address, stop, thread: Some(thread), udp }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        // Wake it; if it is gone already there is nobody to wake.
+        if self.udp {
+            drop(UdpSocket::bind("0.0.0.0:0").and_then(|socket| socket.send_to(b"stop", self.address)));
+        } else {
+            drop(TcpStream::connect_timeout(&self.address, DEADLINE));
+        }
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+/// Dials, and returns who answered and whom the socket believes to talk to.
+pub fn ask_tcp(address: SocketAddr) -> io::Result<(String, SocketAddr)> {
+    let mut stream = TcpStream::connect_timeout(&address, DEADLINE)?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    let peer = stream.peer_addr()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok((answer, peer))
+}
+
+/// Sends one datagram from an unconnected socket and returns the answer and where it came from.
+pub fn ask_udp(socket: &UdpSocket, address: SocketAddr) -> io::Result<(String, SocketAddr)> {
+    socket.set_read_timeout(Some(DEADLINE))?;
+    socket.send_to(b"who", address)?;
+    let mut buffer = [0; 1500];
+    let (len, from) = socket.recv_from(&mut buffer)?;
+    Ok((String::from_utf8_lossy(&buffer[..len]).into_owned(), from))
+}
