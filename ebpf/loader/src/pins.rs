@@ -174,7 +174,9 @@ fn unmount_ours(root: &Path) {
         let mut right = halves.next().unwrap_or_default().split(' ');
         at == point.to_str() && right.next() == Some("bpf") && right.next() == Some(MOUNT_SOURCE)
     });
-    if !ours || !list(point).is_ok_and(|entries| entries.is_empty()) {
+    // The kernel itself puts two listings into every BPF file system.
+    let own = |entry: &PathBuf| entry.file_name().is_some_and(|name| name == "maps.debug" || name == "progs.debug");
+    if !ours || !list(point).is_ok_and(|entries| entries.iter().all(own)) {
         return;
     }
     if let Err(error) = umount(point) {
