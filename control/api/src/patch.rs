@@ -5,6 +5,7 @@
 
 mod strategic;
 
+use json_patch::PatchOperation;
 use serde_json::Value;
 
 use crate::{
@@ -29,18 +30,26 @@ pub fn json_patch(info: &ResourceInfo, current: &Value, patch: &Value) -> Result
         );
         return Err(ApiError::new(Reason::RequestEntityTooLarge, message));
     }
-    check_copies(current, patch)?;
     let parsed: json_patch::Patch = serde_json::from_value(patch.clone())
         .map_err(|e| ApiError::bad_request(format!("error decoding patch: {e}")))?;
     let mut patched = current.clone();
-    json_patch::patch(&mut patched, &parsed).map_err(|e| {
-        let message = format!(
-            "the server rejected our request due to an error in our request: {} \"{}\": {e}",
-            info.qualified_plural(),
-            meta::name(current)
-        );
-        ApiError::new(Reason::Invalid, message)
-    })?;
+    let mut copied = 0;
+    for operation in &parsed.0 {
+        // One at a time, so that a chain of copies that doubles the document is seen before it is made.
+        copied += copied_bytes(&patched, operation);
+        if copied > MAX_COPIED_BYTES {
+            let message = format!("the copies of this JSON patch exceed {MAX_COPIED_BYTES} bytes");
+            return Err(ApiError::new(Reason::RequestEntityTooLarge, message));
+        }
+        json_patch::patch(&mut patched, std::slice::from_ref(operation)).map_err(|e| {
+            let message = format!(
+                "the server rejected our request due to an error in our request: {} \"{}\": {e}",
+                info.qualified_plural(),
+                meta::name(current)
+            );
+            ApiError::new(Reason::Invalid, message)
+        })?;
+    }
     Ok(patched)
 }
 
@@ -68,22 +77,9 @@ pub fn strategic_merge(info: &ResourceInfo, current: &Value, patch: &Value) -> R
     strategic::merge_struct(Some(shape), current.clone(), patch).map(Value::Object)
 }
 
-/// Copies are counted by the size of what they would copy now; operations in between can only be bounded by the
-/// product, which the operation limit keeps small.
-fn check_copies(current: &Value, patch: &Value) -> Result<(), ApiError> {
-    let mut copied = 0_usize;
-    for operation in patch.as_array().into_iter().flatten().filter(|o| o["op"] == "copy") {
-        let from = operation["from"].as_str().unwrap_or_default();
-        let size = current.pointer(from).map_or(0, |v| v.to_string().len());
-        copied = copied.saturating_add(size);
-    }
-    // A chain of copies of the same place can at most double the document each time.
-    let doubling = patch.as_array().into_iter().flatten().filter(|o| o["op"] == "copy").count() > 12;
-    if copied > MAX_COPIED_BYTES || (doubling && copied.saturating_mul(2) > MAX_COPIED_BYTES) {
-        let message = format!("the copies of this JSON patch exceed {MAX_COPIED_BYTES} bytes");
-        return Err(ApiError::new(Reason::RequestEntityTooLarge, message));
-    }
-    Ok(())
+fn copied_bytes(document: &Value, operation: &PatchOperation) -> usize {
+    let PatchOperation::Copy(copy) = operation else { return 0 };
+    document.pointer(copy.from.as_str()).map_or(0, |v| v.to_string().len())
 }
 
 #[cfg(test)]
