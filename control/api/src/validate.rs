@@ -1,10 +1,150 @@
-//! Validation (in progress).
-use serde_json::Value;
-use crate::{kinds::ResourceInfo, status::FieldError};
+//! Upstream's validation, one function per kind, with its wording.
+//!
+//! Input: defaulted objects (and the stored one for updates). Output: every field that is wrong, in field order.
+//! What needs other objects (allocated ports and addresses, quotas) is the server's. Types are taken as checked by
+//! [`crate::schema`]: a wrong type reads as an absent field.
+
+mod config;
+mod container;
+mod metadata;
 pub mod names;
+mod node;
+mod path;
+mod pod;
+mod resources;
+mod review;
+mod service;
+mod slice;
+mod volume;
+mod workload;
+
+use path::Path;
+use serde_json::Value;
+
+use crate::{kinds::ResourceInfo, status::FieldError};
+
 /// Everything wrong with a new object.
-pub fn create(info: &ResourceInfo, object: &Value) -> Vec<FieldError> { let _ = (info, object); Vec::new() }
-/// Everything wrong with the new form of an object.
-pub fn update(info: &ResourceInfo, new: &Value, old: &Value) -> Vec<FieldError> { let _ = (info, new, old); Vec::new() }
-/// Everything wrong with a status write.
-pub fn status_update(info: &ResourceInfo, new: &Value, old: &Value) -> Vec<FieldError> { let _ = (info, new, old); Vec::new() }
+pub fn create(info: &ResourceInfo, object: &Value) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    metadata::check(&mut errors, info, object);
+    check_object(&mut errors, info, object);
+    errors.0
+}
+
+/// Everything wrong with the new form of an object, including changes of what may not change.
+pub fn update(info: &ResourceInfo, new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    metadata::check(&mut errors, info, new);
+    check_object(&mut errors, info, new);
+    match (info.group, info.kind) {
+        ("", "Pod") => pod::update(&mut errors, new, old),
+        ("", "Service") => service::update(&mut errors, new, old),
+        ("", "ConfigMap") => config::update_config_map(&mut errors, new, old),
+        ("", "Secret") => config::update_secret(&mut errors, new, old),
+        ("", "Node") => node::update(&mut errors, new, old),
+        ("apps", _) => workload::update(&mut errors, new, old),
+        ("discovery.k8s.io", "EndpointSlice") => slice::update(&mut errors, new, old),
+        _ => {}
+    }
+    errors.0
+}
+
+/// Everything wrong with a write of the `status` subresource.
+pub fn status_update(info: &ResourceInfo, new: &Value, _old: &Value) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    metadata::check(&mut errors, info, new);
+    match info.kind {
+        "Deployment" | "ReplicaSet" => workload::status(&mut errors, new),
+        "Pod" => pod::status(&mut errors, new),
+        _ => {}
+    }
+    errors.0
+}
+
+/// Everything wrong with a Binding, of `pods/binding` too.
+pub fn binding(object: &Value) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    review::binding(&mut errors, object);
+    errors.0
+}
+
+fn check_object(errors: &mut Errors, info: &ResourceInfo, object: &Value) {
+    match (info.group, info.kind) {
+        ("", "Pod") => pod::create(errors, object),
+        ("", "Service") => service::check(errors, object),
+        ("", "ConfigMap") => config::config_map(errors, object),
+        ("", "Secret") => config::secret(errors, object),
+        ("", "Node") => node::check(errors, object),
+        ("", "Endpoints") => slice::endpoints(errors, object),
+        ("", "Event") => review::event(errors, object),
+        ("", "Binding") => review::binding(errors, object),
+        ("apps", "Deployment") => workload::deployment(errors, object),
+        ("apps", "ReplicaSet") => workload::replica_set(errors, object),
+        ("coordination.k8s.io", "Lease") => review::lease(errors, object),
+        ("discovery.k8s.io", "EndpointSlice") => slice::endpoint_slice(errors, object),
+        ("authentication.k8s.io", "TokenReview") => review::token_review(errors, object),
+        ("authorization.k8s.io", _) => review::access_review(errors, object),
+        _ => {}
+    }
+}
+
+/// The errors found so far, with shorthands for the usual ones.
+#[derive(Debug, Default)]
+struct Errors(Vec<FieldError>);
+
+impl Errors {
+    fn push(&mut self, error: FieldError) {
+        self.0.push(error);
+    }
+
+    fn required(&mut self, at: &Path<'_>) {
+        self.push(FieldError::required(at, ""));
+    }
+
+    fn invalid(&mut self, at: &Path<'_>, value: impl Into<Value>, why: impl Into<String>) {
+        self.push(FieldError::invalid(at, value, why));
+    }
+
+    fn forbidden(&mut self, at: &Path<'_>, why: &str) {
+        self.push(FieldError::forbidden(at, why));
+    }
+
+    /// The value of an enum field; absent ones are not judged.
+    fn one_of(&mut self, at: &Path<'_>, found: &str, supported: &[&str]) {
+        if !found.is_empty() && !supported.contains(&found) {
+            self.push(FieldError::not_supported(at, found, supported));
+        }
+    }
+
+    fn at_least_zero(&mut self, at: &Path<'_>, number: Option<i64>) {
+        if let Some(number) = number.filter(|n| *n < 0) {
+            self.invalid(at, number, "must be greater than or equal to 0");
+        }
+    }
+
+    fn in_range(&mut self, at: &Path<'_>, number: i64, low: i64, high: i64) {
+        if !(low..=high).contains(&number) {
+            self.invalid(at, number, format!("must be between {low} and {high}, inclusive"));
+        }
+    }
+
+    fn port(&mut self, at: &Path<'_>, number: i64) {
+        self.in_range(at, number, 1, 65_535);
+    }
+
+    /// A name's syntax; `None` says it is fine.
+    fn syntax(&mut self, at: &Path<'_>, found: &str, why: Option<String>) {
+        if let Some(why) = why {
+            self.invalid(at, found, why);
+        }
+    }
+
+    fn immutable(&mut self, at: &Path<'_>, new: Option<&Value>, old: Option<&Value>) {
+        if new != old {
+            self.invalid(at, new.cloned().unwrap_or_default(), "field is immutable");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
