@@ -171,7 +171,9 @@ async fn join(on_client: OnUpgrade, on_upstream: OnUpgrade) {
     let both = async { tokio::try_join!(on_client, on_upstream) };
     let (client, upstream): (Upgraded, Upgraded) = match tokio::time::timeout(ANSWER_DEADLINE, both).await {
         Ok(Ok(pair)) => pair,
-        Ok(Err(error)) => return tracing::debug!(%error, "an upgraded connection was lost before the relay began"),
+        Ok(Err(error)) => {
+            return tracing::debug!(%error, "an upgraded connection was lost before the relay began");
+        }
         Err(_elapsed) => return tracing::debug!("a peer did not finish its upgrade in time"),
     };
     if let Err(error) = copy_both_ways(TokioIo::new(client), TokioIo::new(upstream)).await {
@@ -249,7 +251,8 @@ mod tests {
         String::from_utf8(head).expect("ascii")
     }
 
-    const REQUEST: &[u8] = b"POST /api/v1/exec HTTP/1.1\r\nHost: api\r\nAuthorization: Bearer secret\r\nConnection: Upgrade\r\n\
+    const REQUEST: &[u8] =
+        b"POST /api/v1/exec HTTP/1.1\r\nHost: api\r\nAuthorization: Bearer secret\r\nConnection: Upgrade\r\n\
         Upgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\nContent-Length: 0\r\n\r\n";
 
     #[tokio::test]
@@ -259,13 +262,19 @@ mod tests {
         client.write_all(REQUEST).await.expect("send");
         let head = read_head(&mut server).await.to_lowercase();
         assert!(head.starts_with("post /exec/abc?x=1 http/1.1\r\n"), "{head}");
-        assert!(head.contains("upgrade: spdy/3.1") && head.contains("x-stream-protocol-version: v4.channel"), "{head}");
+        assert!(
+            head.contains("upgrade: spdy/3.1") && head.contains("x-stream-protocol-version: v4.channel"),
+            "{head}"
+        );
         assert!(head.contains("host: node:1") && !head.contains("secret"), "{head}");
         let answer = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
             X-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\nearly";
         server.write_all(answer).await.expect("answer");
         let head = read_head(&mut client).await.to_lowercase();
-        assert!(head.starts_with("http/1.1 101") && head.contains("x-stream-protocol-version: v4.channel"), "{head}");
+        assert!(
+            head.starts_with("http/1.1 101") && head.contains("x-stream-protocol-version: v4.channel"),
+            "{head}"
+        );
         let mut early = [0; 5];
         client.read_exact(&mut early).await.expect("bytes sent with the answer");
         client.write_all(b"ping").await.expect("send");
@@ -300,7 +309,10 @@ mod tests {
         let (b, _b_far_kept_open) = tokio::io::duplex(64);
         drop(a_far);
         let copy = copy_with_linger(a, b, Duration::from_millis(20));
-        tokio::time::timeout(Duration::from_secs(5), copy).await.expect("ends by itself").expect("without an error");
+        tokio::time::timeout(Duration::from_secs(5), copy)
+            .await
+            .expect("ends by itself")
+            .expect("without an error");
     }
 
     #[test]

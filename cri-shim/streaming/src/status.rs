@@ -1,0 +1,75 @@
+//! The last word on the error stream: how the process ended, as a metav1.Status or, for older clients, as plain text.
+//!
+//! Forms as written by the kubelet, `k8s.io/kubelet/pkg/cri/streaming/remotecommand`.
+
+use serde_json::json;
+
+use crate::runtime::RuntimeError;
+
+/// How an exec or attach ended: the exit code, or what went wrong on the way.
+pub type Outcome = Result<u32, RuntimeError>;
+
+/// The status as protocol versions 4 and 5 want it.
+pub fn json(outcome: &Outcome, doing: &str) -> Vec<u8> {
+    let status = match outcome {
+        Ok(0) => json!({"metadata": {}, "status": "Success"}),
+        Ok(code) => json!({
+            "metadata": {},
+            "status": "Failure",
+            "message": exit_text(*code),
+            "reason": "NonZeroExitCode",
+            "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]},
+        }),
+        Err(error) => json!({
+            "metadata": {},
+            "status": "Failure",
+            "message": format!("Internal error occurred: {doing}: {error}"),
+            "reason": "InternalError",
+            "details": {"causes": [{"message": format!("{doing}: {error}")}]},
+            "code": 500,
+        }),
+    };
+    status.to_string().into_bytes()
+}
+
+/// The status as protocol versions 1 to 3 want it; empty for success.
+pub fn text(outcome: &Outcome, doing: &str) -> Vec<u8> {
+    match outcome {
+        Ok(0) => String::new(),
+        Ok(code) => exit_text(*code),
+        Err(error) => format!("Internal error occurred: {doing}: {error}"),
+    }
+    .into_bytes()
+}
+
+fn exit_text(code: u32) -> String {
+    format!("command terminated with non-zero exit code: exit status {code}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_find_the_exit_code() {
+        let status: serde_json::Value =
+            serde_json::from_slice(&json(&Ok(3), "error executing")).expect("JSON");
+        assert_eq!(status["reason"], "NonZeroExitCode");
+        assert_eq!(status["details"]["causes"][0]["reason"], "ExitCode");
+        assert_eq!(status["details"]["causes"][0]["message"], "3");
+        assert_eq!(json(&Ok(0), ""), br#"{"metadata":{},"status":"Success"}"#);
+        assert!(text(&Ok(0), "").is_empty());
+    }
+
+    #[test]
+    fn failures_carry_their_cause() {
+        let outcome = Err(RuntimeError { message: "no such container".to_owned() });
+        let status: serde_json::Value =
+            serde_json::from_slice(&json(&outcome, "error executing command in container")).expect("JSON");
+        assert_eq!(
+            status["message"],
+            "Internal error occurred: error executing command in container: no such container"
+        );
+        assert_eq!(status["code"], 500);
+    }
+}
