@@ -1,0 +1,28 @@
+//! The host side of pods: cgroups, volumes, log links, and the node's own figures.
+//!
+//! Inputs: plans of the pod loop ([`crate::contracts`]). Outputs: directories, mounts, cgroups and links below the
+//! configured roots only. Nothing here talks to the CRI or decides about pods; the API server is asked for service
+//! account tokens only. `unsafe` is confined to `sys`.
+
+pub mod cgroups;
+pub mod log_links;
+mod mount_table;
+pub mod stats;
+mod sys;
+pub mod volumes;
+
+use std::sync::Arc;
+
+use kube::Client;
+
+use crate::config::AgentConfig;
+use crate::contracts::{Host, ObjectSource};
+
+/// Everything of this module that the pod loop needs, for this configuration.
+pub fn assemble(config: &AgentConfig, objects: Arc<dyn ObjectSource>, client: Client) -> Host {
+    Host {
+        volumes: Arc::new(volumes::Volumes::new(&config.keelson.root_dir, objects, client)),
+        cgroups: Arc::new(cgroups::Cgroups::new(&config.cgroup_root)),
+        log_links: Arc::new(log_links::Links::new(&config.keelson.container_log_links_dir)),
+    }
+}

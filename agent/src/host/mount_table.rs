@@ -1,0 +1,89 @@
+//! The mount table of this process, `/proc/self/mountinfo`.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+/// One mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Mount {
+    /// Directory of the file system that is shown.
+    pub(super) root: PathBuf,
+    /// Where.
+    pub(super) mount_point: PathBuf,
+    /// Type.
+    pub(super) fs_type: String,
+    /// Options of the file system.
+    pub(super) super_options: String,
+}
+
+/// Every mount, in order.
+pub(super) fn read() -> io::Result<Vec<Mount>> {
+    Ok(parse(&std::fs::read_to_string("/proc/self/mountinfo")?))
+}
+
+/// Mount points at or below `dir`, the newest first: the order to unmount in.
+pub(super) fn below(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mounts = read()?.into_iter().map(|mount| mount.mount_point);
+    let mut inside: Vec<PathBuf> = mounts.filter(|point| point.starts_with(dir)).collect();
+    inside.reverse();
+    Ok(inside)
+}
+
+/// Lines that do not have the documented form (proc(5)) are skipped.
+pub(super) fn parse(text: &str) -> Vec<Mount> {
+    text.lines().filter_map(parse_line).collect()
+}
+
+fn parse_line(line: &str) -> Option<Mount> {
+    let (mount, file_system) = line.split_once(" - ")?;
+    let mut fields = mount.split(' ').skip(3);
+    let (root, mount_point) = (fields.next()?, fields.next()?);
+    let mut fields = file_system.split(' ');
+    let (fs_type, _source) = (fields.next()?, fields.next()?);
+    Some(Mount {
+        root: unescape(root),
+        mount_point: unescape(mount_point),
+        fs_type: fs_type.to_owned(),
+        super_options: fields.next().unwrap_or_default().to_owned(),
+    })
+}
+
+/// Space, tab, newline and backslash are written as three octal digits.
+fn unescape(text: &str) -> PathBuf {
+    let bytes = text.as_bytes();
+    let mut plain = Vec::with_capacity(bytes.len());
+    let mut index = 0;
+    while index < bytes.len() {
+        let digits = bytes.get(index + 1..index + 4).and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.filter(|_| bytes[index] == b'\\').and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                plain.push(byte);
+                index += 4;
+            }
+            None => {
+                plain.push(bytes[index]);
+                index += 1;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(plain))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn optional_fields_and_escapes_are_understood() {
+        let mounts = parse(
+            "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 shared:7 - ext3 /dev/root rw,errors=continue\n\
+             37 36 0:5 / /a\\040b\\134 rw - tmpfs tmpfs rw,size=4k\nnonsense\n",
+        );
+        assert_eq!(mounts.len(), 2);
+        assert_eq!((mounts[0].fs_type.as_str(), mounts[0].root.as_path()), ("ext3", Path::new("/mnt1")));
+        assert_eq!(mounts[1].mount_point, Path::new("/a b\\"));
+        assert_eq!(mounts[1].super_options, "rw,size=4k");
+    }
+}

@@ -1,0 +1,209 @@
+//! Volumes of pods below `<rootDir>/pods/<uid>/volumes`.
+//!
+//! Input: the pod object, ConfigMaps, Secrets and tokens. Output: directories, tmpfs mounts and files, at the paths
+//! where upstream's kubelet has them. Set-up is idempotent and also the update: the pod loop calls it again whenever
+//! an object changes. Nothing is remembered but tokens; what is on disk is found by its path, so a restart needs no
+//! recovery. hostPath volumes are checked, never removed.
+
+mod atomic;
+mod content;
+mod empty_dir;
+mod host_path;
+mod ownership;
+mod select;
+mod sub_path;
+mod teardown;
+mod tmpfs;
+mod tokens;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use k8s_openapi::api::core::v1::{Pod, PodSpec, Volume};
+use kube::Client;
+
+use self::content::{Content, Inputs};
+use self::ownership::Ownership;
+use self::tokens::Tokens;
+use crate::contracts::{
+    HostPath, MountedVolumes, ObjectSource, VolumeContext, VolumeError, VolumeManager,
+};
+
+/// The volumes of one kubelet root directory.
+pub struct Volumes {
+    pods_dir: PathBuf,
+    objects: Arc<dyn ObjectSource>,
+    tokens: Tokens,
+}
+
+impl Volumes {
+    /// Volumes below `<root_dir>/pods`; `objects` gives ConfigMaps and Secrets, `client` requests tokens.
+    pub fn new(root_dir: &Path, objects: Arc<dyn ObjectSource>, client: Client) -> Self {
+        Self { pods_dir: root_dir.join("pods"), objects, tokens: Tokens::new(client) }
+    }
+
+    fn pod_dir(&self, uid: &str) -> PathBuf {
+        self.pods_dir.join(uid)
+    }
+
+    async fn set_up_all(&self, pod: &Pod, context: &VolumeContext) -> Result<MountedVolumes, VolumeError> {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let pod_dir = self.pod_dir(&uid);
+        if !is_file_name(&uid) {
+            return Err(failed("", format!("invalid pod uid {uid:?}")));
+        }
+        blocking("", move || make_pod_dir(&pod_dir).map_err(|error| error.to_string())).await?;
+        let default = PodSpec::default();
+        let spec = pod.spec.as_ref().unwrap_or(&default);
+        let mut mounted = MountedVolumes::default();
+        for volume in spec.volumes.iter().flatten() {
+            let path = self.set_up(pod, spec, volume, context, &mut mounted.refresh_at).await?;
+            mounted.volumes.insert(volume.name.clone(), path);
+        }
+        Ok(mounted)
+    }
+
+    async fn set_up(
+        &self,
+        pod: &Pod,
+        spec: &PodSpec,
+        volume: &Volume,
+        context: &VolumeContext,
+        refresh_at: &mut Option<jiff::Timestamp>,
+    ) -> Result<HostPath, VolumeError> {
+        let name = volume.name.as_str();
+        let ownership = Ownership::of(spec);
+        if let Some(source) = &volume.host_path {
+            let source = source.clone();
+            let path = PathBuf::from(&source.path);
+            blocking(name, move || host_path::check(&source)).await?;
+            return Ok(HostPath { path, read_only: false });
+        }
+        if let Some(source) = &volume.empty_dir {
+            let path = self.volume_dir(pod, "empty-dir", name)?;
+            let plan = empty_dir::EmptyDir::new(source, spec, context);
+            let dir = path.clone();
+            blocking(name, move || empty_dir::set_up(&dir, &plan, ownership)).await?;
+            return Ok(HostPath { path, read_only: false });
+        }
+        let Some((plugin, in_memory)) = content::plugin(volume) else {
+            return Err(failed(name, "no volume plugin matched".to_owned()));
+        };
+        let path = self.volume_dir(pod, plugin, name)?;
+        let inputs = Inputs { pod, spec, context, objects: self.objects.as_ref(), tokens: &self.tokens };
+        let content = content::of(volume, &inputs).await.map_err(|message| failed(name, message))?;
+        *refresh_at = [*refresh_at, content.refresh_at].into_iter().flatten().min();
+        let dir = path.clone();
+        blocking(name, move || write(&dir, in_memory, &content, ownership)).await?;
+        Ok(HostPath { path, read_only: true })
+    }
+
+    /// `<pod>/volumes/kubernetes.io~<plugin>/<name>`.
+    fn volume_dir(&self, pod: &Pod, plugin: &str, name: &str) -> Result<PathBuf, VolumeError> {
+        if !is_file_name(name) {
+            return Err(failed(name, "invalid volume name".to_owned()));
+        }
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        Ok(self.pod_dir(uid).join("volumes").join(format!("kubernetes.io~{plugin}")).join(name))
+    }
+}
+
+impl VolumeManager for Volumes {
+    fn mount_all<'a>(
+        &'a self,
+        pod: &'a Pod,
+        context: &'a VolumeContext,
+    ) -> BoxFuture<'a, Result<MountedVolumes, VolumeError>> {
+        self.set_up_all(pod, context).boxed()
+    }
+
+    fn sub_path<'a>(
+        &'a self,
+        volume: &'a HostPath,
+        sub_path: &'a str,
+    ) -> BoxFuture<'a, Result<PathBuf, VolumeError>> {
+        let (volume, wanted) = (volume.clone(), sub_path.to_owned());
+        let shown = volume.path.display().to_string();
+        async move { blocking(&shown, move || sub_path::resolve(&volume, &wanted)).await }.boxed()
+    }
+
+    fn teardown<'a>(&'a self, pod_uid: &'a str) -> BoxFuture<'a, Result<(), VolumeError>> {
+        async move {
+            if !is_file_name(pod_uid) {
+                return Err(failed(pod_uid, "invalid pod uid".to_owned()));
+            }
+            self.tokens.forget(pod_uid);
+            let dir = self.pod_dir(pod_uid);
+            let shown = dir.display().to_string();
+            blocking(&shown, move || teardown::remove(&dir).map_err(|error| error.to_string())).await
+        }
+        .boxed()
+    }
+
+    fn on_disk(&self) -> BoxFuture<'_, Result<Vec<String>, VolumeError>> {
+        let dir = self.pods_dir.clone();
+        let shown = dir.display().to_string();
+        async move { blocking(&shown, move || list(&dir).map_err(|error| error.to_string())).await }.boxed()
+    }
+}
+
+fn write(dir: &Path, in_memory: bool, content: &Content, ownership: Ownership) -> Result<(), String> {
+    let write = || {
+        make_dir(dir, 0o755)?;
+        if in_memory {
+            tmpfs::ensure(dir, None)?;
+        }
+        atomic::write(dir, &content.files, ownership)
+    };
+    write().map_err(|error| error.to_string())
+}
+
+fn make_pod_dir(pod_dir: &Path) -> io::Result<()> {
+    make_dir(pod_dir, 0o750)?;
+    make_dir(&pod_dir.join("volumes"), 0o750)
+}
+
+/// Makes `dir` and those above it; `mode` is for `dir` when it is new.
+fn make_dir(dir: &Path, mode: u32) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    if let Some(parent) = dir.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    match std::fs::DirBuilder::new().mode(mode).create(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn list(dir: &Path) -> io::Result<Vec<String>> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    entries.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned())).collect()
+}
+
+/// Uids and volume names become path components.
+fn is_file_name(text: &str) -> bool {
+    !text.is_empty() && text != "." && text != ".." && !text.contains('/')
+}
+
+fn failed(volume: &str, message: String) -> VolumeError {
+    VolumeError { volume: volume.to_owned(), message }
+}
+
+async fn blocking<T: Send + 'static>(
+    volume: &str,
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, VolumeError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => outcome.map_err(|message| failed(volume, message)),
+        Err(error) => Err(failed(volume, error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests;
