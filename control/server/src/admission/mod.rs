@@ -1,0 +1,96 @@
+//! What happens to an object between decoding and validation: additions and refusals that need other objects.
+//!
+//! Inputs: the object, the user, and the caches. Outputs: the changed object and an [`Admitted`], which undoes allocations unless it is
+//! committed. Never writes to the store.
+
+pub mod allocator;
+pub mod namespace;
+mod node;
+mod pod;
+
+use control_api::{
+    admit,
+    kinds::ResourceInfo,
+    meta::{self, UpdateTarget},
+    status::ApiError,
+};
+use serde_json::Value;
+
+use self::allocator::Reservation;
+use crate::{api::Api, auth::User};
+
+/// Allocations of a write; given back when it is dropped without [`Admitted::commit`].
+#[derive(Debug, Default)]
+pub struct Admitted(Option<Reservation>);
+
+impl Admitted {
+    /// The write is stored.
+    pub fn commit(&mut self) {
+        if let Some(reservation) = self.0.take() {
+            reservation.commit();
+        }
+    }
+}
+
+/// Admit a new object.
+pub async fn create(
+    api: &Api,
+    user: &User,
+    info: &'static ResourceInfo,
+    object: &mut Value,
+) -> Result<Admitted, ApiError> {
+    node::create(user, info, object)?;
+    match (info.group, info.kind) {
+        ("", "Pod") => pod::create(api, object).await?,
+        ("", "Node") => admit::node(object),
+        ("", "Service") => return reserve(api, info, object, None),
+        _ => {}
+    }
+    Ok(Admitted::default())
+}
+
+/// Admit the new form of an object.
+pub fn update(
+    api: &Api,
+    user: &User,
+    info: &'static ResourceInfo,
+    new: &mut Value,
+    old: &Value,
+    part: UpdateTarget,
+) -> Result<Admitted, ApiError> {
+    node::update(user, info, old)?;
+    if (info.group, info.kind) == ("", "Service") && part == UpdateTarget::Main {
+        return reserve(api, info, new, Some(old));
+    }
+    Ok(Admitted::default())
+}
+
+/// Keep what the server allocated where a full update leaves it out.
+pub fn carry_over(info: &ResourceInfo, new: &mut Value, old: &Value) {
+    if (info.group, info.kind) == ("", "Service") {
+        allocator::carry_over(new, old);
+    }
+}
+
+/// Whether the user may delete this very object.
+pub fn delete(user: &User, info: &ResourceInfo, old: &Value) -> Result<(), ApiError> {
+    node::update(user, info, old)
+}
+
+/// An object is gone: give back what it held.
+pub fn removed(api: &Api, info: &ResourceInfo, object: &Value) {
+    if (info.group, info.kind) == ("", "Service") {
+        api.allocator.release(object);
+    }
+}
+
+fn reserve(
+    api: &Api,
+    info: &ResourceInfo,
+    new: &mut Value,
+    old: Option<&Value>,
+) -> Result<Admitted, ApiError> {
+    let reserved = api.allocator.reserve(new, old, api.random);
+    let reservation = reserved.map_err(|errors| ApiError::invalid(info, meta::name(new), &errors))?;
+    Ok(Admitted(Some(reservation)))
+}

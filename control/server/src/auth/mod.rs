@@ -1,0 +1,54 @@
+//! Who asks, and whether they may.
+//!
+//! [`authn`] turns a client certificate or a bearer token into a [`User`]; [`tokens`] makes and checks service account tokens; [`authz`] is
+//! the fixed policy. Nothing here stores or changes objects.
+
+pub mod authn;
+pub mod authz;
+pub mod tokens;
+
+/// Group of users that may do everything.
+pub const MASTERS: &str = "system:masters";
+/// Group of the nodes' agents.
+pub const NODES: &str = "system:nodes";
+/// Group of everyone who proved an identity.
+pub const AUTHENTICATED: &str = "system:authenticated";
+/// Prefix of a node's user name.
+pub const NODE_USER: &str = "system:node:";
+/// Prefix of a service account's user name.
+pub const SERVICE_ACCOUNT_USER: &str = "system:serviceaccount:";
+
+/// An authenticated user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// The user name.
+    pub name: String,
+    /// The uid, for service accounts.
+    pub uid: String,
+    /// Group names.
+    pub groups: Vec<String>,
+    /// Further facts, such as the pod a token is bound to.
+    pub extra: Vec<(String, String)>,
+}
+
+impl User {
+    /// The server itself: bootstrap and housekeeping.
+    pub fn system() -> Self {
+        Self {
+            name: "system:apiserver".to_owned(),
+            uid: String::new(),
+            groups: vec![MASTERS.to_owned(), AUTHENTICATED.to_owned()],
+            extra: Vec::new(),
+        }
+    }
+
+    /// Whether the user is in a group.
+    pub fn is_in(&self, group: &str) -> bool {
+        self.groups.iter().any(|name| name == group)
+    }
+
+    /// The node's name, when the user is a node's agent.
+    pub fn node(&self) -> Option<&str> {
+        self.name.strip_prefix(NODE_USER).filter(|_| self.is_in(NODES) && !self.is_in(MASTERS))
+    }
+}

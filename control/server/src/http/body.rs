@@ -1,0 +1,78 @@
+//! Bodies: reading a bounded request body, and making responses.
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use control_api::status::ApiError;
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited, StreamBody, combinators::UnsyncBoxBody};
+use hyper::body::{Frame, Incoming};
+use serde_json::Value;
+
+/// The largest request body, as upstream.
+pub const MAX_BODY: usize = 3 << 20;
+
+/// What can end a response body early.
+pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
+/// The body of every response.
+pub type Body = UnsyncBoxBody<Bytes, BodyError>;
+/// A response of this server.
+pub type Reply = Response<Body>;
+
+/// Read the whole request body.
+pub async fn read(body: Incoming) -> Result<Bytes, ApiError> {
+    match Limited::new(body, MAX_BODY).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(ApiError::new(
+            control_api::status::Reason::RequestEntityTooLarge,
+            format!("Request entity too large: limit is {MAX_BODY}"),
+        )),
+        Err(error) => Err(ApiError::bad_request(format!("the request body could not be read: {error}"))),
+    }
+}
+
+/// A body of known bytes.
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never: Infallible| match never {}).boxed_unsync()
+}
+
+/// A body that is made while it is sent.
+pub fn stream(chunks: impl futures::Stream<Item = Bytes> + Send + 'static) -> Body {
+    use futures::StreamExt as _;
+    StreamBody::new(chunks.map(|chunk| Ok::<_, BodyError>(Frame::data(chunk)))).boxed_unsync()
+}
+
+/// A response with a media type.
+pub fn reply(status: StatusCode, media_type: &'static str, body: Body) -> Reply {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+}
+
+/// Encoded JSON.
+pub fn json_bytes(status: StatusCode, json: impl Into<Bytes>) -> Reply {
+    reply(status, "application/json", full(json))
+}
+
+/// A JSON document.
+pub fn json(status: StatusCode, value: &Value) -> Reply {
+    json_bytes(status, value.to_string())
+}
+
+/// Plain text.
+pub fn text(status: StatusCode, text: impl Into<String>) -> Reply {
+    reply(status, "text/plain; charset=utf-8", full(text.into()))
+}
+
+/// The `Status` of an error.
+pub fn error(error: &ApiError) -> Reply {
+    let status = StatusCode::from_u16(error.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = json(status, &error.to_status());
+    if error.retry_after_seconds > 0 {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(error.retry_after_seconds));
+    }
+    response
+}

@@ -1,0 +1,47 @@
+//! Subresources and requests that are answered and forgotten.
+//!
+//! `object` serves the parts of stored objects (status, scale, finalize), `pod` binding and eviction, `token` service account tokens, `review`
+//! the questions about users and their rights. Streams (logs, exec, attach, port-forward) go to [`crate::relay`].
+
+mod object;
+mod pod;
+mod review;
+mod token;
+
+pub(crate) use self::token::token_user;
+
+use control_api::status::ApiError;
+
+use crate::{
+    api::{Api, dispatch::ResourceRequest},
+    http::body::Reply,
+    relay,
+};
+
+/// Answer a request for a subresource.
+pub async fn serve(api: &Api, request: ResourceRequest) -> Result<Reply, ApiError> {
+    let info = request.target.info;
+    let verb = request.target.verb;
+    let sub = info.subresource(request.target.sub()).ok_or_else(ApiError::unknown_path)?;
+    if !sub.verbs.contains(&verb) {
+        return Err(ApiError::method_not_allowed(info, verb));
+    }
+    match sub.name {
+        "status" | "ephemeralcontainers" | "finalize" => object::serve_part(api, request).await,
+        "scale" => object::serve_scale(api, request).await,
+        "binding" => pod::bind(api, request).await,
+        "eviction" => pod::evict(api, request).await,
+        "token" => token::serve(api, request).await,
+        "log" => relay::logs(api, request).await,
+        "exec" | "attach" | "portforward" => relay::upgrade(api, request).await,
+        _ => Err(ApiError::unknown_path()),
+    }
+}
+
+/// Answer a POST to a resource that is not stored.
+pub async fn serve_create_only(api: &Api, request: ResourceRequest) -> Result<Reply, ApiError> {
+    match request.target.info.plural {
+        "bindings" => pod::bind(api, request).await,
+        _ => review::serve(api, request).await,
+    }
+}
