@@ -97,6 +97,7 @@ fn add_roots(generator: &mut SchemaGenerator) {
         add::<policy::Eviction>,
         add::<meta::DeleteOptions>,
         add::<meta::ListMeta>,
+        add::<meta::Patch>,
         add::<meta::Status>,
         add::<meta::APIResourceList>,
     ];
