@@ -1,0 +1,255 @@
+//! The service proxy: Services and EndpointSlices in, BPF maps out.
+//!
+//! ```text
+//! watches ─ facts ─▶ catalog (pure) ─ changes ─▶ ebpf-loader ─▶ maps
+//! netlink addresses ─────────────────────────▶ node-address map
+//! ```
+//! One task owns everything. The data plane keeps working while the agent is away; at start it is taken over, and
+//! nothing is removed from it before both watches have listed everything. What cannot be programmed becomes an Event
+//! on its Service, and everything else goes on. Connections from outside the node are not served here.
+
+mod catalog;
+mod cidr;
+mod facts;
+mod network;
+mod node_ports;
+mod reports;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+use ebpf_loader::{Capacity, Change, Config, DataPlane};
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use kube::{
+    Api, Client, Resource,
+    runtime::{WatchStreamExt, watcher, watcher::Event},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{config::ProxySection, events::EventRecorder};
+use catalog::{Catalog, Seen};
+use cidr::Cidr;
+use network::Addresses;
+use reports::{Reports, node_ports_of};
+
+/// Watch events that are taken in before the data plane is written, at most.
+const BATCH: usize = 1024;
+
+/// What the proxy needs to know.
+#[derive(Clone, Debug)]
+pub(crate) struct ProxyConfig {
+    /// Name of this node: endpoints on it are local.
+    node_name: String,
+    /// Processes below this cgroup2 directory are served.
+    cgroup_root: PathBuf,
+    /// Where maps and links are pinned.
+    pin_dir: PathBuf,
+    service_ranges: Vec<Cidr>,
+    node_port_ranges: Vec<Cidr>,
+}
+
+impl ProxyConfig {
+    /// From the agent's configuration; names the field that makes no sense.
+    pub(crate) fn new(section: &ProxySection, node_name: &str) -> Result<Self> {
+        Ok(Self {
+            node_name: node_name.to_owned(),
+            cgroup_root: section.cgroup_root.clone(),
+            pin_dir: section.pin_dir.clone(),
+            service_ranges: service_ranges(&section.service_cidr).context("keelson.proxy.serviceCIDR")?,
+            node_port_ranges: parse_ranges(section.node_port_addresses.iter().map(String::as_str))
+                .context("keelson.proxy.nodePortAddresses")?,
+        })
+    }
+}
+
+/// One range, or one per family with a comma between.
+fn service_ranges(text: &str) -> Result<Vec<Cidr>> {
+    parse_ranges(text.split(',').filter(|part| !part.trim().is_empty()))
+}
+
+fn parse_ranges<'t>(texts: impl Iterator<Item = &'t str>) -> Result<Vec<Cidr>> {
+    texts.map(str::parse).collect()
+}
+
+/// Runs until `cancel`; leaves the data plane working then. Returns early only where the data plane cannot be opened
+/// or attached, for a reason that waiting does not change.
+pub(crate) async fn run(client: Client, config: ProxyConfig, events: EventRecorder, cancel: CancellationToken) -> Result<()> {
+    let mut reports = Reports::new(events, &config.node_name);
+    let plane = match open(&config).await {
+        Ok(plane) => plane,
+        Err(error) => {
+            reports.unavailable(&error);
+            return Err(error);
+        }
+    };
+    guard_ranges(&config, &mut reports).await;
+    let node_name = config.node_name.clone();
+    let services = watch(Api::<Service>::all(client.clone()), facts::service);
+    let slices = watch(Api::<EndpointSlice>::all(client), move |slice| facts::slice(slice, &node_name));
+    let proxy = Proxy { plane, config, reports, catalog: Catalog::default(), filled: false };
+    proxy.serve(services, slices, cancel).await
+}
+
+/// Removes the data plane of an instance and the routes of its service ranges. For when the node is taken down; works
+/// whether or not an agent ran, or died.
+pub(crate) async fn cleanup(pin_dir: &Path, service_cidr: &str) -> Result<()> {
+    for range in service_ranges(service_cidr)? {
+        network::unguard_range(&range).await?;
+    }
+    let pin_dir = pin_dir.to_owned();
+    tokio::task::spawn_blocking(move || ebpf_loader::unload(&pin_dir)).await?.context("remove the data plane")?;
+    Ok(())
+}
+
+/// Loads the programs; takes a few hundred milliseconds of the verifier's time.
+async fn open(config: &ProxyConfig) -> Result<DataPlane> {
+    let config = Config {
+        pin_dir: config.pin_dir.clone(),
+        cgroup_dir: config.cgroup_root.clone(),
+        capacity: Capacity::default(),
+    };
+    let plane = tokio::task::spawn_blocking(move || DataPlane::open(config)).await??;
+    tracing::info!(adopted = plane.adopted(), "service data plane loaded");
+    Ok(plane)
+}
+
+/// A route is a safety net: without it services still work.
+async fn guard_ranges(config: &ProxyConfig, reports: &mut Reports) {
+    for range in &config.service_ranges {
+        match network::guard_range(range).await {
+            Ok(clashes) => reports.clashing_routes(&range.to_string(), &clashes),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "cannot guard the service range"),
+        }
+    }
+}
+
+/// A watch as steps for the catalog; errors are logged and retried with back-off below.
+fn watch<K, F>(api: Api<K>, reduce: impl Fn(&K) -> Option<F>) -> impl Stream<Item = Seen<F>>
+where
+    K: Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
+{
+    watcher(api, watcher::Config::default()).default_backoff().filter_map(move |event| {
+        let seen = match event {
+            Ok(Event::Init) => Some(Seen::Restart),
+            Ok(Event::InitApply(object)) => Some(Seen::Listed(facts::object_name(&object), reduce(&object))),
+            Ok(Event::InitDone) => Some(Seen::Complete),
+            Ok(Event::Apply(object)) => Some(Seen::Changed(facts::object_name(&object), reduce(&object))),
+            Ok(Event::Delete(object)) => Some(Seen::Gone(facts::object_name(&object))),
+            Err(error) => {
+                let error = format!("{:#}", anyhow!(error));
+                tracing::warn!(kind = %K::kind(&()), error, "watch interrupted, trying again");
+                None
+            }
+        };
+        std::future::ready(seen)
+    })
+}
+
+/// The task's state.
+struct Proxy {
+    plane: DataPlane,
+    config: ProxyConfig,
+    reports: Reports,
+    catalog: Catalog,
+    /// Whether the data plane holds everything, and runs our programs.
+    filled: bool,
+}
+
+impl Proxy {
+    async fn serve(
+        mut self,
+        services: impl Stream<Item = Seen<facts::ServiceFacts>>,
+        slices: impl Stream<Item = Seen<facts::SliceFacts>>,
+        cancel: CancellationToken,
+    ) -> Result<()> {
+        let mut services = std::pin::pin!(services.ready_chunks(BATCH));
+        let mut slices = std::pin::pin!(slices.ready_chunks(BATCH));
+        let (addresses, mut address_changes) = Addresses::watch()?;
+        self.refresh_addresses(&addresses).await;
+        loop {
+            // All arms are cancel-safe: a token and three streams, whose items are lost in no await.
+            tokio::select! {
+                () = cancel.cancelled() => return Ok(()),
+                batch = services.next() => {
+                    let batch = batch.context("the Service watch ended")?;
+                    batch.into_iter().for_each(|seen| self.catalog.service(seen));
+                }
+                batch = slices.next() => {
+                    let batch = batch.context("the EndpointSlice watch ended")?;
+                    batch.into_iter().for_each(|seen| self.catalog.slice(seen));
+                }
+                change = address_changes.next() => {
+                    change.context("the netlink socket closed")?;
+                    self.refresh_addresses(&addresses).await;
+                    continue;
+                }
+            }
+            if self.filled {
+                self.update().await;
+            } else if self.catalog.synced() {
+                self = self.fill().await?;
+            }
+        }
+    }
+
+    /// The first time: makes the maps hold everything, then runs our programs on them.
+    async fn fill(mut self) -> Result<Self> {
+        let table = self.catalog.table();
+        let (mut this, table, report, attached) = tokio::task::spawn_blocking(move || {
+            let report = self.plane.replace_all(&table);
+            let attached = self.plane.attach();
+            (self, table, report, attached)
+        })
+        .await?;
+        let attached = match attached {
+            Ok(attached) => attached,
+            Err(error) => {
+                let error = anyhow!(error);
+                this.reports.unavailable(&error);
+                return Err(error);
+            }
+        };
+        tracing::info!(
+            services = this.plane.usage().services,
+            written = report.written,
+            removed = report.removed,
+            links_created = attached.created,
+            links_updated = attached.updated,
+            "services programmed"
+        );
+        this.filled = true;
+        this.reports.updated(&this.catalog, table.keys(), &report.refused);
+        this.reports.taken_node_ports(&this.catalog, node_ports_of(table.iter())).await;
+        Ok(this)
+    }
+
+    /// Afterwards: writes what changed.
+    async fn update(&mut self) {
+        if !self.catalog.is_touched() {
+            return;
+        }
+        let changes = self.catalog.changes();
+        let report = self.plane.apply(&changes);
+        tracing::debug!(written = report.written, removed = report.removed, "services updated");
+        let mut upserts = Vec::new();
+        for change in &changes {
+            match change {
+                Change::Remove(key) => self.reports.removed(key),
+                Change::Upsert(key, desired) => upserts.push((key, desired)),
+            }
+        }
+        self.reports.updated(&self.catalog, upserts.iter().map(|(key, _)| *key), &report.refused);
+        self.reports.taken_node_ports(&self.catalog, node_ports_of(upserts.into_iter())).await;
+    }
+
+    async fn refresh_addresses(&mut self, addresses: &Addresses) {
+        let written = match addresses.list(&self.config.node_port_ranges).await {
+            Ok(found) => self.plane.set_node_addresses(&found).context("write the node's addresses"),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = written {
+            tracing::warn!(error = format!("{error:#}"), "NodePorts may not answer on every address of the node");
+        }
+    }
+}
