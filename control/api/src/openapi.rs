@@ -15,8 +15,11 @@ use serde_json::{Map, Value, json};
 
 use crate::kinds::{RESOURCES, ResourceInfo, group_versions};
 
-/// Media type of [`v2_protobuf`].
-pub const V2_PROTOBUF_MEDIA_TYPE: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// Media type that answers with [`v2_protobuf`] carry.
+pub const V2_PROTOBUF_MEDIA_TYPE: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
+/// The name clients ask for it by; Go's MIME parser does not take the `@`, so answers must not carry it.
+pub const V2_PROTOBUF_REQUESTED_TYPE: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
 
 /// Goes up when the documents change for another reason than the table or the definitions.
 const REVISION: &str = "1";

@@ -49,6 +49,17 @@ impl Quantity {
         Ok(Self { nanos: if negative { -magnitude } else { magnitude } })
     }
 
+    /// The canonical text of a quantity, in the family of its suffix: `1024Mi` is `1Gi`, `0.5` is `500m`.
+    pub fn canonical(text: &str) -> Result<String, ParseQuantityError> {
+        let quantity = Self::parse(text)?;
+        let suffix = text.trim_start_matches(|c: char| c.is_ascii_digit() || matches!(c, '.' | '+' | '-'));
+        if suffix.ends_with('i') && quantity.is_integer() && quantity.nanos.abs() >= 1024 * NANO {
+            return Ok(binary(quantity.nanos / NANO));
+        }
+        let is_exponent = suffix.len() > 1 && suffix.starts_with(['e', 'E']);
+        Ok(if is_exponent { exponent(quantity.nanos) } else { quantity.to_string() })
+    }
+
     /// Whole units.
     pub fn from_units(units: i64) -> Self {
         Self { nanos: i128::from(units) * NANO }
@@ -124,6 +135,27 @@ impl fmt::Display for Quantity {
         }
         Ok(())
     }
+}
+
+/// Whole units with the largest binary suffix that divides them.
+fn binary(units: i128) -> String {
+    let suffixes = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+    let (mut rest, mut power) = (units, 0);
+    while rest % 1024 == 0 && power + 1 < suffixes.len() {
+        rest /= 1024;
+        power += 1;
+    }
+    format!("{rest}{}", suffixes[power])
+}
+
+/// With an exponent that is a multiple of three.
+fn exponent(nanos: i128) -> String {
+    let (mut rest, mut power) = (nanos, -9);
+    while rest != 0 && rest % 1000 == 0 {
+        rest /= 1000;
+        power += 3;
+    }
+    if rest == 0 || power == 0 { rest.to_string() } else { format!("{rest}e{power}") }
 }
 
 /// `(binary multiplier, decimal exponent)` of a suffix.
@@ -213,6 +245,26 @@ mod tests {
     }
 
     #[test]
+    fn canonical_forms_are_upstreams() {
+        let cases = [
+            ("1000m", "1"),
+            ("0.5", "500m"),
+            ("1024Mi", "1Gi"),
+            ("1.5Gi", "1536Mi"),
+            ("0.5Ki", "512"),
+            ("64Mi", "64Mi"),
+            ("2000", "2k"),
+            ("1e3", "1e3"),
+            ("110", "110"),
+            ("0", "0"),
+            ("16374464Ki", "16374464Ki"),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(Quantity::canonical(text).unwrap(), expected, "{text}");
+        }
+    }
+
+    #[test]
     fn nonsense_is_refused() {
         for bad in ["", "abc", "1 Gi", "1gi", "..", "1.2.3", "m", "1ee3", "+", "1Kib"] {
             assert!(Quantity::parse(bad).is_err(), "{bad}");
@@ -229,6 +281,13 @@ mod tests {
         fn canonical_form_reads_back(nanos in -1_000_000_000_000_000_000_i64..1_000_000_000_000_000_000) {
             let quantity = Quantity { nanos: i128::from(nanos) };
             prop_assert_eq!(Quantity::parse(&quantity.to_string()).unwrap(), quantity);
+        }
+
+        #[test]
+        fn canonical_text_is_stable(text in "[0-9]{1,6}(\\.[0-9]{1,3})?(|m|k|M|Ki|Mi|Gi|e2|e3)") {
+            let once = Quantity::canonical(&text).unwrap();
+            prop_assert_eq!(Quantity::parse(&once).unwrap(), Quantity::parse(&text).unwrap());
+            prop_assert_eq!(Quantity::canonical(&once).unwrap(), once);
         }
 
         #[test]

@@ -249,5 +249,10 @@ mod tests {
         }
         let fine = deployment(json!({"resources": {"limits": {"cpu": 1, "memory": "1Gi"}}}), json!(null));
         assert_eq!(check(info, &fine).type_error, None);
+        let mut stored = fine;
+        super::super::prune(info, &mut stored);
+        let container = &stored["spec"]["template"]["spec"]["containers"][0];
+        assert_eq!(container["resources"]["limits"], json!({"cpu": "1", "memory": "1Gi"}));
+        assert!(stored["spec"].get("replicas").is_none());
     }
 }

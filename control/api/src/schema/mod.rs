@@ -14,6 +14,7 @@ use shape::{Shape, Ty};
 
 use crate::{
     kinds::{ResourceInfo, by_kind},
+    quantity::Quantity,
     status::ApiError,
 };
 
@@ -70,7 +71,8 @@ pub fn check_object(object: &Value) -> Option<SchemaReport> {
     by_kind(text("apiVersion"), text("kind")).map(|info| check(info, object))
 }
 
-/// Removes the fields the schema does not know and `null`s, as decoding into upstream's types does.
+/// Brings an object that passed [`check`] into the form upstream's types would write: without the fields the schema
+/// does not know and without `null`s, quantities as canonical text.
 pub fn prune(info: &ResourceInfo, object: &mut Value) {
     if let Some(shape) = Shape::of_definition(info.definition) {
         prune_struct(shape, object);
@@ -92,6 +94,16 @@ fn prune_struct(shape: &Shape, value: &mut Value) {
 fn prune_value(ty: Ty, value: &mut Value) {
     match (ty, value) {
         (Ty::Object(index), value) => prune_struct(Shape::at(index), value),
+        (Ty::Quantity, Value::String(text)) => {
+            if let Some(canonical) = Quantity::canonical(text.trim()).ok().filter(|c| c != text) {
+                *text = canonical;
+            }
+        }
+        (Ty::Quantity, value @ Value::Number(_)) => {
+            if let Ok(canonical) = Quantity::canonical(&value.to_string()) {
+                *value = Value::String(canonical);
+            }
+        }
         (Ty::List(of), Value::Array(items)) => items.iter_mut().for_each(|item| prune_value(*of, item)),
         (Ty::Map(of), Value::Object(map)) => map.values_mut().for_each(|item| prune_value(*of, item)),
         _ => {}
