@@ -136,6 +136,6 @@ pub fn allow<T>(result: Result<T, CallError>, expected: Code) -> Result<Option<T
 /// A name no other pull uses.
 pub fn random_name() -> String {
     // Collisions are answered by containerd with an error; only without any kernel randomness is the name the time.
-    let number = getrandom::u64().unwrap_or_else(|_| crate::clock::now().unsigned_abs());
+    let number = getrandom::u64().unwrap_or_else(|_none| crate::clock::now().unsigned_abs());
     format!("{number:016x}")
 }
