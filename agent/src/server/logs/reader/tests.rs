@@ -1,0 +1,130 @@
+//! Reading and following real files, with a fake container that ends when told.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use k8s_openapi::api::core::v1::Pod;
+
+use super::super::QUEUE;
+use super::*;
+use crate::contracts::{ContainerRef, LookupError, PodLookup};
+
+struct FakePods {
+    running: AtomicBool,
+}
+
+impl PodLookup for FakePods {
+    fn pods(&self) -> Vec<Arc<Pod>> {
+        Vec::new()
+    }
+
+    fn container(&self, _: &str, _: &str, _: Option<&str>, _: &str) -> Result<ContainerRef, LookupError> {
+        Ok(ContainerRef {
+            id: "c1".to_owned(),
+            pod_uid: "u1".to_owned(),
+            log_path: PathBuf::new(),
+            running: self.running.load(Ordering::Relaxed),
+        })
+    }
+
+    fn previous_container(&self, _: &str, pod: &str, _: Option<&str>, c: &str) -> Result<ContainerRef, LookupError> {
+        Err(LookupError::NoPrevious { pod: pod.to_owned(), container: c.to_owned() })
+    }
+
+    fn sandbox(&self, _: &str, pod: &str, _: Option<&str>) -> Result<String, LookupError> {
+        Err(LookupError::NotRunning { pod: pod.to_owned() })
+    }
+}
+
+fn watched(pods: &Arc<FakePods>) -> Watched {
+    Watched {
+        state: Arc::clone(pods) as _,
+        namespace: "ns".to_owned(),
+        pod: "p".to_owned(),
+        uid: "u1".to_owned(),
+        container: "c".to_owned(),
+        id: "c1".to_owned(),
+        ended: false,
+    }
+}
+
+fn append(path: &Path, lines: std::ops::Range<u32>) {
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
+    for number in lines {
+        writeln!(file, "2026-01-01T00:00:00Z stdout F line {number}").unwrap();
+    }
+}
+
+async fn next_text(receiver: &mut mpsc::Receiver<Result<Bytes, BodyError>>) -> String {
+    let chunk = tokio::time::timeout(Duration::from_secs(10), receiver.recv()).await.expect("a chunk in time");
+    String::from_utf8(chunk.expect("an open stream").unwrap().to_vec()).unwrap()
+}
+
+async fn read_all(path: &Path, options: LogOptions) -> String {
+    let pods = Arc::new(FakePods { running: AtomicBool::new(true) });
+    let reader = LogReader::open(path, options).await.unwrap();
+    let (sender, mut receiver) = mpsc::channel(100);
+    reader.run(&sender, &watched(&pods)).await.unwrap();
+    drop(sender);
+    let mut text = String::new();
+    while let Some(chunk) = receiver.recv().await {
+        text.push_str(std::str::from_utf8(&chunk.unwrap()).unwrap());
+    }
+    text
+}
+
+#[tokio::test]
+async fn tails_count_lines_across_blocks() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("0.log");
+    append(&path, 0..5000);
+    let tail = |lines| LogOptions { tail: Some(lines), ..LogOptions::default() };
+    assert_eq!(read_all(&path, tail(2)).await, "line 4998\nline 4999\n");
+    assert_eq!(read_all(&path, tail(0)).await, "");
+    assert_eq!(read_all(&path, tail(4000)).await.lines().count(), 4000);
+    assert_eq!(read_all(&path, tail(9000)).await.lines().count(), 5000);
+    assert_eq!(read_all(&path, LogOptions::default()).await.lines().count(), 5000);
+}
+
+#[tokio::test]
+async fn following_goes_on_after_rotation_and_ends_with_the_container() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("0.log");
+    append(&path, 0..1);
+    let pods = Arc::new(FakePods { running: AtomicBool::new(true) });
+    let options = LogOptions { follow: true, ..LogOptions::default() };
+    let reader = LogReader::open(&path, options).await.unwrap();
+    let (sender, mut receiver) = mpsc::channel(QUEUE);
+    let container = watched(&pods);
+    let task = tokio::spawn(async move { reader.run(&sender, &container).await });
+    assert_eq!(next_text(&mut receiver).await, "line 0\n");
+    append(&path, 1..2);
+    assert_eq!(next_text(&mut receiver).await, "line 1\n");
+    std::fs::rename(&path, dir.path().join("0.log.1")).unwrap();
+    append(&dir.path().join("0.log.1"), 2..3);
+    assert_eq!(next_text(&mut receiver).await, "line 2\n");
+    append(&path, 3..4);
+    assert_eq!(next_text(&mut receiver).await, "line 3\n");
+    append(&path, 4..5);
+    pods.running.store(false, Ordering::Relaxed);
+    assert_eq!(next_text(&mut receiver).await, "line 4\n");
+    assert!(tokio::time::timeout(Duration::from_secs(10), receiver.recv()).await.unwrap().is_none());
+    task.await.unwrap().unwrap();
+}
+
+
+#[tokio::test]
+async fn a_client_that_goes_away_ends_the_task() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("0.log");
+    append(&path, 0..1);
+    let pods = Arc::new(FakePods { running: AtomicBool::new(true) });
+    let options = LogOptions { follow: true, ..LogOptions::default() };
+    let reader = LogReader::open(&path, options).await.unwrap();
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    drop(receiver);
+    let container = watched(&pods);
+    let run = reader.run(&sender, &container);
+    tokio::time::timeout(Duration::from_secs(10), run).await.unwrap().unwrap();
+}

@@ -1,0 +1,330 @@
+//! `/stats/summary`: the node's, pods' and containers' use of resources.
+//!
+//! Containers come from the CRI, the node from the host. Shapes: k8s.io/kubelet pkg/apis/stats/v1alpha1.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use cri_shim_api::v1::{ContainerStats, FilesystemUsage, ListContainerStatsRequest, UInt64Value};
+use http::StatusCode;
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+use super::reply::{self, Reply};
+use super::routes::Api;
+use crate::host::stats::{self, FsFigures, NodeFigures};
+
+/// Deadline of the CRI call.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Shortest time between two CPU samples that a rate is computed from.
+const MIN_SAMPLE: Duration = Duration::from_secs(1);
+
+const POD_NAME: &str = "io.kubernetes.pod.name";
+const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
+const POD_UID: &str = "io.kubernetes.pod.uid";
+const CONTAINER_NAME: &str = "io.kubernetes.container.name";
+
+/// Remembers a CPU counter, so that the next reading gives a rate.
+#[derive(Debug, Default)]
+pub(super) struct Sampler(Mutex<Option<Sample>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    at: Instant,
+    used: Duration,
+    nano_cores: u64,
+}
+
+impl Sampler {
+    /// Nanocores used since the last sample that is old enough; 0 at the first.
+    fn rate(&self, now: Instant, used: Duration) -> u64 {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let rate = match *last {
+            None => 0,
+            Some(sample) => {
+                let passed = now.saturating_duration_since(sample.at);
+                if passed < MIN_SAMPLE {
+                    return sample.nano_cores;
+                }
+                let delta = used.saturating_sub(sample.used).as_nanos() * 1_000_000_000 / passed.as_nanos();
+                u64::try_from(delta).unwrap_or(u64::MAX)
+            }
+        };
+        *last = Some(Sample { at: now, used, nano_cores: rate });
+        rate
+    }
+}
+
+/// A container's figures with the names of its pod.
+pub(super) struct ContainerFigures {
+    pub(super) namespace: String,
+    pub(super) pod: String,
+    pub(super) uid: String,
+    pub(super) container: String,
+    pub(super) stats: ContainerStats,
+}
+
+impl ContainerFigures {
+    /// CPU time in nanoseconds.
+    pub(super) fn cpu_nanos(&self) -> Option<u64> {
+        number(self.stats.cpu.as_ref()?.usage_core_nano_seconds.as_ref())
+    }
+
+    /// Working set in bytes.
+    pub(super) fn working_set(&self) -> Option<u64> {
+        number(self.stats.memory.as_ref()?.working_set_bytes.as_ref())
+    }
+
+    fn new(stats: ContainerStats) -> Option<Self> {
+        let attributes = stats.attributes.as_ref()?;
+        let label = |name: &str| attributes.labels.get(name).cloned();
+        Some(Self {
+            namespace: label(POD_NAMESPACE)?,
+            pod: label(POD_NAME)?,
+            uid: label(POD_UID)?,
+            container: label(CONTAINER_NAME)?,
+            stats,
+        })
+    }
+}
+
+/// All running containers of pods.
+pub(super) async fn containers(api: &Api) -> Result<Vec<ContainerFigures>, tonic::Status> {
+    let mut runtime = api.runtime.clone();
+    let call = runtime.list_container_stats(ListContainerStatsRequest::default());
+    let answer = tokio::time::timeout(DEADLINE, call)
+        .await
+        .map_err(|_elapsed| tonic::Status::deadline_exceeded("the container runtime gave no statistics in time"))??;
+    Ok(answer.into_inner().stats.into_iter().filter_map(ContainerFigures::new).collect())
+}
+
+/// The node's figures, read on a thread that may block.
+pub(super) async fn node(api: &Api) -> std::io::Result<NodeFigures> {
+    let root_dir = api.config.root_dir.clone();
+    tokio::task::spawn_blocking(move || stats::read(&root_dir)).await?
+}
+
+/// Answers the request.
+pub(super) async fn answer(api: &Api) -> Reply {
+    let containers = match containers(api).await {
+        Ok(containers) => containers,
+        Err(error) => return reply::runtime_error(&error),
+    };
+    let node = match node(api).await {
+        Ok(node) => node,
+        Err(error) => return reply::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    };
+    let now = Timestamp::now();
+    let nano_cores = api.sampler.rate(Instant::now(), node.cpu_used);
+    let start_times = start_times(api);
+    reply::json(&json!({
+        "node": node_summary(&api.config.node_name, &node, nano_cores, now),
+        "pods": pod_summaries(&containers, &start_times, &node.node_fs, now),
+    }))
+}
+
+fn node_summary(name: &str, node: &NodeFigures, nano_cores: u64, now: Timestamp) -> Value {
+    let memory = &node.memory;
+    let mut summary = json!({
+        "nodeName": name,
+        "startTime": Timestamp::from_second(node.boot_time).unwrap_or_default(),
+        "cpu": {
+            "time": now,
+            "usageNanoCores": nano_cores,
+            "usageCoreNanoSeconds": u64::try_from(node.cpu_used.as_nanos()).unwrap_or(u64::MAX),
+        },
+        "memory": {
+            "time": now,
+            "availableBytes": memory.available(),
+            "usageBytes": memory.usage,
+            "workingSetBytes": memory.working_set,
+            "rssBytes": memory.rss,
+        },
+        "fs": fs_summary(&node.node_fs, now),
+        "runtime": {"imageFs": fs_summary(&node.node_fs, now)},
+        "rlimit": {"time": now, "maxpid": node.pids.max, "curproc": node.pids.current},
+    });
+    if let Some(network) = &node.network {
+        summary["network"] = json!({
+            "time": now,
+            "name": network.name,
+            "rxBytes": network.rx_bytes,
+            "rxErrors": network.rx_errors,
+            "txBytes": network.tx_bytes,
+            "txErrors": network.tx_errors,
+        });
+    }
+    summary
+}
+
+fn fs_summary(fs: &FsFigures, now: Timestamp) -> Value {
+    json!({
+        "time": now,
+        "availableBytes": fs.available,
+        "capacityBytes": fs.capacity,
+        "usedBytes": fs.used,
+        "inodesFree": fs.inodes_free,
+        "inodes": fs.inodes,
+        "inodesUsed": fs.inodes.saturating_sub(fs.inodes_free),
+    })
+}
+
+/// When pods and their containers started, by uid and (for containers) name.
+fn start_times(api: &Api) -> BTreeMap<(String, String), Timestamp> {
+    let mut times = BTreeMap::new();
+    for pod in api.state.pods() {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let Some(status) = &pod.status else { continue };
+        if let Some(time) = &status.start_time {
+            times.insert((uid.clone(), String::new()), time.0);
+        }
+        for container in status.container_statuses.iter().chain(&status.init_container_statuses).flatten() {
+            let running = container.state.as_ref().and_then(|state| state.running.as_ref());
+            if let Some(time) = running.and_then(|running| running.started_at.as_ref()) {
+                times.insert((uid.clone(), container.name.clone()), time.0);
+            }
+        }
+    }
+    times
+}
+
+fn pod_summaries(
+    containers: &[ContainerFigures],
+    start_times: &BTreeMap<(String, String), Timestamp>,
+    node_fs: &FsFigures,
+    now: Timestamp,
+) -> Vec<Value> {
+    let mut pods: BTreeMap<&str, Vec<&ContainerFigures>> = BTreeMap::new();
+    for container in containers {
+        pods.entry(&container.uid).or_default().push(container);
+    }
+    pods.iter()
+        .filter_map(|(uid, containers)| {
+            let first = containers.first()?;
+            let sum = |figure: fn(&ContainerStats) -> Option<u64>| -> u64 {
+                containers.iter().filter_map(|container| figure(&container.stats)).sum()
+            };
+            let list: Vec<Value> = containers
+                .iter()
+                .map(|container| {
+                    let key = ((*uid).to_owned(), container.container.clone());
+                    container_summary(container, start_times.get(&key), node_fs, now)
+                })
+                .collect();
+            Some(json!({
+                "podRef": {"name": first.pod, "namespace": first.namespace, "uid": uid},
+                "startTime": start_times.get(&((*uid).to_owned(), String::new())),
+                "containers": list,
+                "cpu": {
+                    "time": now,
+                    "usageNanoCores": sum(|stats| number(stats.cpu.as_ref()?.usage_nano_cores.as_ref())),
+                    "usageCoreNanoSeconds": sum(|stats| number(stats.cpu.as_ref()?.usage_core_nano_seconds.as_ref())),
+                },
+                "memory": {
+                    "time": now,
+                    "usageBytes": sum(|stats| number(stats.memory.as_ref()?.usage_bytes.as_ref())),
+                    "workingSetBytes": sum(|stats| number(stats.memory.as_ref()?.working_set_bytes.as_ref())),
+                    "rssBytes": sum(|stats| number(stats.memory.as_ref()?.rss_bytes.as_ref())),
+                },
+            }))
+        })
+        .collect()
+}
+
+fn container_summary(
+    container: &ContainerFigures,
+    started: Option<&Timestamp>,
+    node_fs: &FsFigures,
+    now: Timestamp,
+) -> Value {
+    let mut summary = Map::new();
+    summary.insert("name".to_owned(), container.container.clone().into());
+    if let Some(started) = started {
+        summary.insert("startTime".to_owned(), started.to_string().into());
+    }
+    if let Some(cpu) = &container.stats.cpu {
+        let figures = [
+            ("usageNanoCores", &cpu.usage_nano_cores),
+            ("usageCoreNanoSeconds", &cpu.usage_core_nano_seconds),
+        ];
+        summary.insert("cpu".to_owned(), timed(cpu.timestamp, now, &figures));
+    }
+    if let Some(memory) = &container.stats.memory {
+        let figures = [
+            ("availableBytes", &memory.available_bytes),
+            ("usageBytes", &memory.usage_bytes),
+            ("workingSetBytes", &memory.working_set_bytes),
+            ("rssBytes", &memory.rss_bytes),
+            ("pageFaults", &memory.page_faults),
+            ("majorPageFaults", &memory.major_page_faults),
+        ];
+        summary.insert("memory".to_owned(), timed(memory.timestamp, now, &figures));
+    }
+    if let Some(layer) = &container.stats.writable_layer {
+        summary.insert("rootfs".to_owned(), rootfs(layer, node_fs, now));
+    }
+    Value::Object(summary)
+}
+
+fn rootfs(layer: &FilesystemUsage, node_fs: &FsFigures, now: Timestamp) -> Value {
+    let mut rootfs = timed(
+        layer.timestamp,
+        now,
+        &[("usedBytes", &layer.used_bytes), ("inodesUsed", &layer.inodes_used)],
+    );
+    rootfs["availableBytes"] = node_fs.available.into();
+    rootfs["capacityBytes"] = node_fs.capacity.into();
+    rootfs
+}
+
+/// Figures that are there, with the time the runtime took them.
+fn timed(nanos: i64, now: Timestamp, figures: &[(&str, &Option<UInt64Value>)]) -> Value {
+    let time = Timestamp::from_nanosecond(i128::from(nanos)).ok().filter(|_| nanos > 0).unwrap_or(now);
+    let mut object = Map::from_iter([("time".to_owned(), Value::from(time.to_string()))]);
+    for (name, figure) in figures {
+        if let Some(value) = number(figure.as_ref()) {
+            object.insert((*name).to_owned(), value.into());
+        }
+    }
+    Value::Object(object)
+}
+
+fn number(value: Option<&UInt64Value>) -> Option<u64> {
+    value.map(|value| value.value)
+}
+
+#[cfg(test)]
+mod tests {
+    use cri_shim_api::v1::{ContainerAttributes, CpuUsage};
+
+    use super::*;
+
+    #[test]
+    fn rates_need_two_samples_and_time_between() {
+        let sampler = Sampler::default();
+        let start = Instant::now();
+        assert_eq!(sampler.rate(start, Duration::from_secs(10)), 0);
+        assert_eq!(sampler.rate(start + Duration::from_secs(2), Duration::from_secs(11)), 500_000_000);
+        assert_eq!(sampler.rate(start + Duration::from_millis(2100), Duration::from_secs(20)), 500_000_000);
+    }
+
+    #[test]
+    fn containers_are_grouped_by_pod_and_summed() {
+        let container = |name: &str, nanos: u64| {
+            let labels = [(POD_NAME, "web"), (POD_NAMESPACE, "ns"), (POD_UID, "u1"), (CONTAINER_NAME, name)];
+            let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into_iter().collect();
+            let attributes = ContainerAttributes { labels, ..ContainerAttributes::default() };
+            let usage_core_nano_seconds = Some(UInt64Value { value: nanos });
+            let cpu = CpuUsage { usage_core_nano_seconds, ..CpuUsage::default() };
+            ContainerStats { attributes: Some(attributes), cpu: Some(cpu), ..ContainerStats::default() }
+        };
+        let list: Vec<_> =
+            [container("a", 1), container("b", 2)].into_iter().filter_map(ContainerFigures::new).collect();
+        let pods = pod_summaries(&list, &BTreeMap::new(), &FsFigures::default(), Timestamp::UNIX_EPOCH);
+        assert_eq!(pods.len(), 1);
+        assert_eq!(pods[0]["podRef"]["name"], "web");
+        assert_eq!(pods[0]["cpu"]["usageCoreNanoSeconds"], 3);
+        assert_eq!(pods[0]["containers"].as_array().unwrap().len(), 2);
+    }
+}
