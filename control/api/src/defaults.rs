@@ -27,7 +27,6 @@ pub fn apply(info: &ResourceInfo, object: &mut Value) {
         ("", "Namespace") => namespace(object),
         ("", "Secret") => secret(object),
         ("", "Node") => node(object),
-        ("", "Event") | ("events.k8s.io", "Event") => {}
         ("apps", "Deployment") => deployment(object),
         ("apps", "ReplicaSet") => replica_set(object),
         ("discovery.k8s.io", "EndpointSlice") => endpoint_slice(object),

@@ -166,7 +166,7 @@ impl Requirement {
             if let Some((key, bound)) = part.split_once(operator) {
                 let bound = bound.trim();
                 let number =
-                    bound.parse().map_err(|_| format!("for 'Gt', 'Lt' operators, the value must be an integer: {bound:?}"));
+                    bound.parse().map_err(|_not_a_number| format!("for 'Gt', 'Lt' operators, the value must be an integer: {bound:?}"));
                 return Self::new(key, make(number?));
             }
         }

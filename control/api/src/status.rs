@@ -106,6 +106,17 @@ pub struct Cause {
     pub field: String,
 }
 
+/// What an error is about: `details.name`, `group` and `kind`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subject {
+    /// The object's name.
+    pub name: String,
+    /// Its group.
+    pub group: String,
+    /// Its kind; a plural for most reasons, as upstream has it.
+    pub kind: String,
+}
+
 /// A failed request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -114,14 +125,8 @@ pub struct ApiError {
     pub reason: Reason,
     /// What the user reads.
     pub message: String,
-    /// `details.name`.
-    pub name: String,
-    /// `details.group`.
-    pub group: String,
-    /// `details.kind` (a plural for most reasons, as upstream has it).
-    pub kind: String,
-    /// `details.uid`.
-    pub uid: String,
+    /// Which object it is about; boxed to keep errors small in results.
+    pub subject: Option<Box<Subject>>,
     /// `details.causes`.
     pub causes: Vec<Cause>,
     /// `details.retryAfterSeconds`, 0 for none.
@@ -136,10 +141,7 @@ impl ApiError {
         Self {
             reason,
             message: message.into(),
-            name: String::new(),
-            group: String::new(),
-            kind: String::new(),
-            uid: String::new(),
+            subject: None,
             causes: Vec::new(),
             retry_after_seconds: 0,
             continue_token: String::new(),
@@ -147,12 +149,9 @@ impl ApiError {
     }
 
     fn about(reason: Reason, info: &ResourceInfo, name: &str, message: String) -> Self {
-        Self {
-            name: name.to_owned(),
-            group: info.group.to_owned(),
-            kind: info.plural.to_owned(),
-            ..Self::new(reason, message)
-        }
+        let subject =
+            Subject { name: name.to_owned(), group: info.group.to_owned(), kind: info.plural.to_owned() };
+        Self { subject: Some(Box::new(subject)), ..Self::new(reason, message) }
     }
 
     /// `pods "x" not found`.
@@ -205,10 +204,12 @@ impl ApiError {
             many => format!("[{}]", many.join(", ")),
         };
         let message = format!("{} \"{name}\" is invalid: {text}", info.qualified_kind());
+        let subject =
+            Subject { name: name.to_owned(), group: info.group.to_owned(), kind: info.kind.to_owned() };
         Self {
-            kind: info.kind.to_owned(),
+            subject: Some(Box::new(subject)),
             causes: errors.iter().map(FieldError::cause).collect(),
-            ..Self::about(Reason::Invalid, info, name, message)
+            ..Self::new(Reason::Invalid, message)
         }
     }
 
@@ -280,10 +281,11 @@ impl ApiError {
     /// The `metav1.Status` document.
     pub fn to_status(&self) -> Value {
         let mut details = Map::new();
-        let texts =
-            [("name", &self.name), ("group", &self.group), ("kind", &self.kind), ("uid", &self.uid)];
-        for (key, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
-            details.insert(key.to_owned(), json!(text));
+        if let Some(subject) = &self.subject {
+            let texts = [("name", &subject.name), ("group", &subject.group), ("kind", &subject.kind)];
+            for (key, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
+                details.insert(key.to_owned(), json!(text));
+            }
         }
         if !self.causes.is_empty() {
             details.insert("causes".to_owned(), self.causes.iter().map(Cause::to_json).collect());

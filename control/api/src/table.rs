@@ -60,8 +60,8 @@ const fn number_column(name: &'static str, description: &'static str) -> Column 
 }
 
 /// A column that only `-o wide` shows.
-const fn wide(column: Column) -> Column {
-    Column { priority: 1, ..column }
+const fn wide(name: &'static str, description: &'static str) -> Column {
+    Column { priority: 1, ..text_column(name, description) }
 }
 
 const NAME: Column = Column { format: "name", ..text_column("Name", "Name of the object, unique within its namespace.") };

@@ -59,6 +59,7 @@ pub struct Subresource {
 
 /// One row: everything the server must know about a resource.
 #[derive(Debug, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "independent facts of a table row, not states")]
 pub struct ResourceInfo {
     /// API group, empty for core.
     pub group: &'static str,

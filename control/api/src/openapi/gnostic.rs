@@ -66,7 +66,7 @@ pub(super) struct Operation {
     #[prost(string, tag = "3")]
     pub(super) description: String,
     #[prost(string, tag = "5")]
-    pub(super) operation_id: String,
+    pub(super) id: String,
     #[prost(string, repeated, tag = "6")]
     pub(super) produces: Vec<String>,
     #[prost(string, repeated, tag = "7")]

@@ -54,7 +54,7 @@ fn operation(operation: &Value) -> Operation {
     Operation {
         tags: strings(operation, "tags"),
         description: string(operation, "description"),
-        operation_id: string(operation, "operationId"),
+        id: string(operation, "operationId"),
         produces: strings(operation, "produces"),
         consumes: strings(operation, "consumes"),
         parameters: parameters(operation),

@@ -1,5 +1,7 @@
 //! Patches as kubectl sends them, and properties that any document must satisfy.
 
+#![allow(clippy::needless_pass_by_value, reason = "test tables pass literals")]
+
 use proptest::prelude::*;
 use serde_json::json;
 

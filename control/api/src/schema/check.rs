@@ -69,10 +69,11 @@ impl<'a> Walk<'a> {
                     self.path.pop();
                 }
             }
-            (Ty::Any, _) | (Ty::Text, Value::String(_)) | (Ty::Bool, Value::Bool(_)) => {}
-            (Ty::Double, Value::Number(_)) => {}
+            (Ty::Any, _)
+            | (Ty::Text | Ty::IntOrString, Value::String(_))
+            | (Ty::Bool, Value::Bool(_))
+            | (Ty::Double, Value::Number(_)) => {}
             (Ty::Int32 | Ty::Int64, Value::Number(number)) => self.integer(ty, number),
-            (Ty::IntOrString, Value::String(_)) => {}
             (Ty::IntOrString, Value::Number(number)) => self.integer(Ty::Int32, number),
             (Ty::IntOrString, other) => {
                 self.fail(format!("json: cannot unmarshal {} into Go value of type int32", kind_of(other)));
@@ -169,13 +170,8 @@ impl<'a> Walk<'a> {
         for step in &self.path {
             match step {
                 Step::Field(name) if text.is_empty() => text.push_str(name),
-                Step::Field(name) => {
-                    text.push('.');
-                    text.push_str(name);
-                }
-                Step::Index(index) => {
-                    text.push_str(&format!("[{index}]"));
-                }
+                Step::Field(name) => text.extend([".", *name]),
+                Step::Index(index) => text.extend(["[", &index.to_string(), "]"]),
             }
         }
         self.report.unknown.push(format!("unknown field \"{text}\""));
@@ -200,6 +196,7 @@ mod tests {
 
     use crate::{kinds, schema::check};
 
+    #[allow(clippy::needless_pass_by_value, reason = "test tables pass literals")]
     fn deployment(container: serde_json::Value, replicas: serde_json::Value) -> serde_json::Value {
         json!({
             "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},

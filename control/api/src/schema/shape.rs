@@ -41,6 +41,7 @@ pub(crate) enum Ty {
 
 /// How a field merges in strategic merge patches and server-side apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "independent facts of a table row, not states")]
 pub(crate) struct Rule {
     /// Lists merge instead of being replaced (`patchStrategy: merge`).
     pub(crate) merge: bool,

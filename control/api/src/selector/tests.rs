@@ -1,5 +1,7 @@
 //! Selector tables and a parse/print property.
 
+#![allow(clippy::needless_pass_by_value, reason = "test tables pass literals")]
+
 use proptest::prelude::*;
 use serde_json::json;
 

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{Column, name, number_column, since, text_column, wide};
+use super::{Column, name, since, text_column, wide};
 use crate::value::{int, text};
 
 /// kubectl's columns.
@@ -12,12 +12,12 @@ pub(super) const COLUMNS: &[Column] = &[
     text_column("Type", "Normal or Warning."),
     text_column("Reason", "Why, in one word."),
     text_column("Object", "What it is about."),
-    wide(text_column("Subobject", "The part of the object it is about.")),
-    wide(text_column("Source", "Who reported it.")),
+    wide("Subobject", "The part of the object it is about."),
+    wide("Source", "Who reported it."),
     text_column("Message", "What happened."),
-    wide(text_column("First Seen", "When it happened first.")),
-    wide(number_column("Count", "How often.")),
-    wide(Column { format: "name", ..text_column("Name", "Name of the event.") }),
+    wide("First Seen", "When it happened first."),
+    Column { kind: "integer", ..wide("Count", "How often.") },
+    Column { format: "name", ..wide("Name", "Name of the event.") },
 ];
 
 /// An event's cells.

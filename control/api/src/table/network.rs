@@ -14,7 +14,7 @@ pub(super) const SERVICE: &[Column] = &[
     text_column("External-IP", "Address outside of the cluster."),
     text_column("Port(s)", "Ports, with their node ports."),
     AGE,
-    wide(text_column("Selector", "Labels of the pods behind it.")),
+    wide("Selector", "Labels of the pods behind it."),
 ];
 
 /// kubectl's columns of Endpoints.

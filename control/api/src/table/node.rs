@@ -13,11 +13,11 @@ pub(super) const COLUMNS: &[Column] = &[
     text_column("Roles", "Roles of the node, from its labels."),
     AGE,
     text_column("Version", "Version of the kubelet."),
-    wide(text_column("Internal-IP", "Address within the cluster.")),
-    wide(text_column("External-IP", "Address outside of the cluster.")),
-    wide(text_column("OS-Image", "Operating system.")),
-    wide(text_column("Kernel-Version", "Kernel.")),
-    wide(text_column("Container-Runtime", "Container runtime and its version.")),
+    wide("Internal-IP", "Address within the cluster."),
+    wide("External-IP", "Address outside of the cluster."),
+    wide("OS-Image", "Operating system."),
+    wide("Kernel-Version", "Kernel."),
+    wide("Container-Runtime", "Container runtime and its version."),
 ];
 
 /// A node's cells.

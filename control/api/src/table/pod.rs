@@ -15,10 +15,10 @@ pub(super) const COLUMNS: &[Column] = &[
     text_column("Status", "The pod's phase, or why it is not running."),
     text_column("Restarts", "How often containers were restarted, and when last."),
     AGE,
-    wide(text_column("IP", "Address of the pod.")),
-    wide(text_column("Node", "Node the pod is bound to.")),
-    wide(text_column("Nominated Node", "Node the pod may be bound to once others have left it.")),
-    wide(text_column("Readiness Gates", "Conditions that are true, of those the pod's readiness waits for.")),
+    wide("IP", "Address of the pod."),
+    wide("Node", "Node the pod is bound to."),
+    wide("Nominated Node", "Node the pod may be bound to once others have left it."),
+    wide("Readiness Gates", "Conditions that are true, of those the pod's readiness waits for."),
 ];
 
 /// A pod's cells.

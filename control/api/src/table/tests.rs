@@ -1,5 +1,7 @@
 //! Lines as kubectl prints them.
 
+#![allow(clippy::needless_pass_by_value, reason = "test tables pass literals")]
+
 use serde_json::{Value, json};
 
 use super::*;

@@ -9,9 +9,9 @@ use crate::{
     value::{int, list, text},
 };
 
-const CONTAINERS: Column = wide(text_column("Containers", "Names of the containers."));
-const IMAGES: Column = wide(text_column("Images", "Images of the containers."));
-const SELECTOR: Column = wide(text_column("Selector", "Labels of the pods it owns."));
+const CONTAINERS: Column = wide("Containers", "Names of the containers.");
+const IMAGES: Column = wide("Images", "Images of the containers.");
+const SELECTOR: Column = wide("Selector", "Labels of the pods it owns.");
 
 /// kubectl's columns of a Deployment.
 pub(super) const DEPLOYMENT: &[Column] = &[

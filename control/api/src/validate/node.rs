@@ -28,7 +28,7 @@ pub(super) fn check(errors: &mut Errors, object: &Value) {
         errors.one_of(&at.child("effect"), effect, &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
         if !seen.insert((key, effect)) {
             let mut duplicate = FieldError::duplicate(&at, taint.clone());
-            duplicate.detail = "taints must be unique by key and effect pair".to_owned();
+            "taints must be unique by key and effect pair".clone_into(&mut duplicate.detail);
             errors.push(duplicate);
         }
     }

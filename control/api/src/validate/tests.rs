@@ -1,5 +1,7 @@
 //! What users meet when a manifest is wrong, kind by kind, word by word.
 
+#![allow(clippy::needless_pass_by_value, reason = "test tables pass literals")]
+
 use serde_json::{Value, json};
 
 use super::*;

@@ -52,7 +52,7 @@ fn definitions() -> Definitions {
     let mut generator = SchemaSettings::draft07().into_generator();
     add_roots(&mut generator);
     let mut definitions: Definitions =
-        generator.take_definitions(true).into_iter().map(|(name, schema)| (name, schema)).collect();
+        generator.take_definitions(true).into_iter().collect();
     for schema in definitions.values_mut() {
         normalise(schema);
     }
@@ -199,10 +199,8 @@ fn add_kinds(definitions: &mut Definitions) {
         ("io.k8s.apimachinery.pkg.apis.meta.v1.APIResourceList", "", "APIResourceList"),
     ];
     kinds.extend(others.map(|(name, group, kind)| (name.to_owned(), vec![gvk(group, "v1", kind)])));
-    for kind in ["DeleteOptions"] {
-        let everywhere = all_versions.iter().map(|(group, version)| gvk(group, version, kind)).collect();
-        kinds.push((format!("io.k8s.apimachinery.pkg.apis.meta.v1.{kind}"), everywhere));
-    }
+    let everywhere = all_versions.iter().map(|(group, version)| gvk(group, version, "DeleteOptions"));
+    kinds.push(("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions".to_owned(), everywhere.collect()));
     for (name, kinds) in kinds {
         if let Some(schema) = definitions.get_mut(&name) {
             schema["x-kubernetes-group-version-kind"] = Value::Array(kinds);
