@@ -16,10 +16,10 @@ use crate::{
     },
 };
 
-/// Media type of the protobuf form of OpenAPI v2, as old and present kubectl ask for it.
-const OPENAPI_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
-/// The same, as newer clients spell it.
-const OPENAPI_PROTOBUF_NEW: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+/// Media type of the protobuf form of OpenAPI v2.
+const OPENAPI_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+/// The same as old clients ask for it; answered with the name above, because `@` is not allowed in a media type.
+const OPENAPI_PROTOBUF_OLD: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
 
 /// Whether a path is served to anyone, so that health checks need no credentials.
 pub fn is_public(path: &str) -> bool {
@@ -165,10 +165,9 @@ fn found(document: Option<Value>, headers: &HeaderMap) -> Result<Reply, ApiError
 
 async fn openapi_v2(headers: &HeaderMap) -> Result<Reply, ApiError> {
     let accepted = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let media_type = [OPENAPI_PROTOBUF, OPENAPI_PROTOBUF_NEW].into_iter().find(|name| accepted.contains(name));
-    Ok(match media_type {
-        Some(media_type) => tagged(headers, media_type, blocking(openapi::v2_protobuf).await?.into()),
-        None => tagged(headers, "application/json", blocking(openapi::v2_json).await?.into()),
+    Ok(match [OPENAPI_PROTOBUF, OPENAPI_PROTOBUF_OLD].iter().any(|name| accepted.contains(name)) {
+        true => tagged(headers, OPENAPI_PROTOBUF, blocking(openapi::v2_protobuf).await?.into()),
+        false => tagged(headers, "application/json", blocking(openapi::v2_json).await?.into()),
     })
 }
 

@@ -17,12 +17,15 @@ pub mod cache;
 pub mod codec;
 pub mod config;
 mod documents;
+#[path = "gen/mod.rs"]
+mod generated;
 mod housekeeping;
 pub mod http;
 pub mod metrics;
 mod pipeline;
 pub mod pki;
 mod port_holder;
+mod protobuf;
 pub mod random;
 pub mod relay;
 pub mod serve;

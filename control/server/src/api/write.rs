@@ -28,6 +28,7 @@ use crate::{
     cache::Object,
     codec,
     http::negotiate::BodyFormat,
+    protobuf,
 };
 
 /// How often a generated name is drawn again when it is taken.
@@ -122,6 +123,10 @@ pub fn decode_any(body: &[u8], format: BodyFormat) -> Result<(Value, Vec<String>
             let value = serde_norway::from_slice(body).map_err(|error| {
                 ApiError::bad_request(format!("error converting YAML to JSON: {error}"))
             })?;
+            Ok((value, Vec::new()))
+        }
+        BodyFormat::Protobuf => {
+            let value = protobuf::decode(body).map_err(|error| ApiError::bad_request(error.to_string()))?;
             Ok((value, Vec::new()))
         }
     }

@@ -8,6 +8,9 @@ use super::query::Query;
 /// The media types that answers come in, for the 406.
 const SERVED: &[&str] = &["application/json"];
 
+/// Media type of protobuf bodies.
+const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+
 /// The form of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
@@ -76,6 +79,8 @@ pub enum BodyFormat {
     Json,
     /// YAML.
     Yaml,
+    /// Kubernetes' protobuf.
+    Protobuf,
 }
 
 /// The format of an object in a body.
@@ -83,7 +88,8 @@ pub fn body_format(headers: &HeaderMap) -> Result<BodyFormat, ApiError> {
     match content_type(headers) {
         "" | "application/json" => Ok(BodyFormat::Json),
         "application/yaml" => Ok(BodyFormat::Yaml),
-        _ => Err(ApiError::unsupported_media_type(&["application/json", "application/yaml"])),
+        PROTOBUF => Ok(BodyFormat::Protobuf),
+        _ => Err(ApiError::unsupported_media_type(&["application/json", "application/yaml", PROTOBUF])),
     }
 }
 

@@ -1,0 +1,3 @@
+//! Tables that were made from published interface definitions.
+
+pub(crate) mod messages;
