@@ -1,3 +1,85 @@
-//! Node agent: pods, probes, volumes, status and the eBPF service proxy.
+//! Node agent: pods, probes, volumes, status, the kubelet API and the eBPF service proxy.
+//!
+//! Input: `--config FILE` (KubeletConfiguration and a `keelson:` section). Roles run as tasks of one process and end
+//! together; pods outlive them. This file only reads the configuration and joins the roles.
 
-fn main() {}
+mod config;
+mod contracts;
+mod events;
+mod host;
+mod observability;
+mod pods;
+mod preflight;
+mod probes;
+mod proxy;
+mod roles;
+mod runtime;
+mod sources;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::AgentConfig;
+
+/// Kubernetes node agent.
+#[derive(Debug, Parser)]
+#[command(name = "keelson-agent", version)]
+struct Arguments {
+    /// Configuration file: KubeletConfiguration v1beta1 with a `keelson:` section.
+    #[arg(long, default_value = "/etc/keelson/agent.yaml")]
+    config: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new("info")))
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    match start(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            error!("{problem:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(arguments: &Arguments) -> anyhow::Result<()> {
+    // Fails only when one was installed before: this is the first statement of the process.
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        warn!("a TLS provider was installed already");
+    }
+    let config = AgentConfig::load(&arguments.config)?;
+    if !config.ignored.is_empty() {
+        warn!(fields = %config.ignored.join(", "), "configuration fields without effect so far");
+    }
+    preflight::check(&config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let cancel = CancellationToken::new();
+        tokio::spawn(cancel_on_signal(cancel.clone())?);
+        roles::run(config, cancel).await
+    })
+}
+
+/// SIGTERM and SIGINT end the agent; its pods go on.
+fn cancel_on_signal(cancel: CancellationToken) -> std::io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        info!("stopping; pods go on");
+        cancel.cancel();
+    })
+}

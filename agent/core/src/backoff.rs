@@ -16,6 +16,14 @@ pub struct BackOff {
 }
 
 impl BackOff {
+    /// What the back-off of a container must have been that was in CrashLoopBackOff after `restarts` restarts, the last
+    /// failure at `failed_at`: rebuilt after a restart of the agent, so that it does not restart crashed containers.
+    pub fn resumed(restarts: u32, failed_at: Timestamp, max: SignedDuration) -> Self {
+        let doublings = restarts.saturating_sub(1).min(16);
+        let delay = INITIAL.saturating_mul(1 << doublings).min(max);
+        Self { delay_seconds: delay.as_secs(), updated: Some(failed_at) }
+    }
+
     /// When the next try is allowed, given that the last one failed at `failed_at`; `None`: now.
     ///
     /// The first failure ever (and the first after a long quiet run) is retried at once.

@@ -6,7 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ebpf_loader::{
-    Change, DesiredBackend, DesiredFrontend, DesiredService, Family, Listen, Place, Policy, ServiceKey, ServiceTable,
+    Change, DesiredBackend, DesiredFrontend, DesiredService, Family, Listen, Place, Policy, ServiceKey,
+    ServiceTable,
 };
 
 use super::facts::{EndpointFacts, EndpointState, ObjectName, PortFacts, ServiceFacts, SliceFacts};
@@ -140,7 +141,8 @@ impl Catalog {
     pub(super) fn changes(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
         for name in std::mem::take(&mut self.touched) {
-            let built = self.services.objects.get(&name).map(|facts| self.build(&name, facts)).unwrap_or_default();
+            let built =
+                self.services.objects.get(&name).map(|facts| self.build(&name, facts)).unwrap_or_default();
             let keys: BTreeSet<ServiceKey> = built.iter().map(|(key, _)| key.clone()).collect();
             let before = self.handed.remove(&name).unwrap_or_default();
             changes.extend(before.difference(&keys).cloned().map(Change::Remove));
@@ -175,7 +177,13 @@ impl Catalog {
         built
     }
 
-    fn build_port(&self, name: &ObjectName, facts: &ServiceFacts, port: &PortFacts, family: Family) -> DesiredService {
+    fn build_port(
+        &self,
+        name: &ObjectName,
+        facts: &ServiceFacts,
+        port: &PortFacts,
+        family: Family,
+    ) -> DesiredService {
         let endpoints = self.endpoints(name, port, family);
         let near = !endpoints.is_empty() && endpoints.iter().all(|(endpoint, _)| endpoint.hinted.is_some());
         let policy = if near { Policy::Near } else { Policy::All };
@@ -195,9 +203,13 @@ impl Catalog {
     fn endpoints(&self, name: &ObjectName, port: &PortFacts, family: Family) -> Vec<(&EndpointFacts, u16)> {
         let mut ready = BTreeMap::new();
         let mut draining = BTreeMap::new();
-        let slices = self.slices_of.get(name).into_iter().flatten().filter_map(|slice| self.slices.objects.get(slice));
+        let slices =
+            self.slices_of.get(name).into_iter().flatten().filter_map(|slice| self.slices.objects.get(slice));
         for slice in slices.filter(|slice| slice.family == family) {
-            let numbers = slice.ports.iter().filter(|(name, protocol, _)| *name == port.name && *protocol == port.protocol);
+            let numbers = slice
+                .ports
+                .iter()
+                .filter(|(name, protocol, _)| *name == port.name && *protocol == port.protocol);
             for (_, _, number) in numbers {
                 for endpoint in &slice.endpoints {
                     let set = match endpoint.state {
@@ -220,15 +232,22 @@ impl Catalog {
 fn frontends(facts: &ServiceFacts, port: &PortFacts, family: Family, policy: Policy) -> Vec<DesiredFrontend> {
     let internal = if facts.internal_local { Policy::Local } else { policy };
     let protocol = port.protocol;
-    let on = |policy| move |ip: &std::net::IpAddr| DesiredFrontend {
-        listen: Listen::Address(*ip),
-        port: port.port,
-        protocol,
-        policy,
+    let on = |policy| {
+        move |ip: &std::net::IpAddr| DesiredFrontend {
+            listen: Listen::Address(*ip),
+            port: port.port,
+            protocol,
+            policy,
+        }
     };
     let cluster = facts.cluster_ips.iter().filter(|ip| is_of(ip, family)).map(on(internal));
     let external = facts.external_ips.iter().filter(|ip| is_of(ip, family)).map(on(policy));
-    let node = port.node_port.map(|number| DesiredFrontend { listen: Listen::Node(family), port: number, protocol, policy });
+    let node = port.node_port.map(|number| DesiredFrontend {
+        listen: Listen::Node(family),
+        port: number,
+        protocol,
+        policy,
+    });
     let mut all: Vec<DesiredFrontend> = cluster.chain(external).chain(node).collect();
     all.sort();
     all.dedup_by(|a, b| (a.listen, a.port, a.protocol) == (b.listen, b.port, b.protocol));

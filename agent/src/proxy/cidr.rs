@@ -29,7 +29,8 @@ impl Cidr {
     /// Whether the address lies within.
     pub(crate) fn contains(&self, address: IpAddr) -> bool {
         let width = if address.is_ipv4() { 32 } else { 128 };
-        address.is_ipv4() == self.network.is_ipv4() && bits(address) & mask(self.prefix, width) == bits(self.network)
+        address.is_ipv4() == self.network.is_ipv4()
+            && bits(address) & mask(self.prefix, width) == bits(self.network)
     }
 
     /// Whether the two have an address in common.
@@ -58,8 +59,10 @@ impl FromStr for Cidr {
         let Some((address, prefix)) = text.trim().split_once('/') else {
             bail!("{text:?} is not an address range like 10.96.0.0/12");
         };
-        let address: IpAddr = address.parse().with_context(|| format!("{address:?} in {text:?} is not an address"))?;
-        let prefix = prefix.parse().with_context(|| format!("{prefix:?} in {text:?} is not a prefix length"))?;
+        let address: IpAddr =
+            address.parse().with_context(|| format!("{address:?} in {text:?} is not an address"))?;
+        let prefix =
+            prefix.parse().with_context(|| format!("{prefix:?} in {text:?} is not a prefix length"))?;
         Self::new(address, prefix).with_context(|| format!("{text:?} is not an address range"))
     }
 }

@@ -100,7 +100,10 @@ fn has_label<K: Resource>(object: &K, label: &str) -> bool {
 /// A Service as the proxy needs it; `None` for one that it must leave alone.
 pub(super) fn service(service: &Service) -> Option<ServiceFacts> {
     let spec = service.spec.as_ref()?;
-    if has_label(service, OTHER_PROXY) || has_label(service, HEADLESS) || spec.type_.as_deref() == Some("ExternalName") {
+    if has_label(service, OTHER_PROXY)
+        || has_label(service, HEADLESS)
+        || spec.type_.as_deref() == Some("ExternalName")
+    {
         return None;
     }
     let cluster_ips = cluster_ips(spec);
@@ -133,14 +136,18 @@ fn external_ips(service: &Service, spec: &ServiceSpec) -> Vec<IpAddr> {
     let ingress = balancer.and_then(|balancer| balancer.ingress.as_ref()).into_iter().flatten();
     let direct = ingress.filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"));
     let texts = spec.external_ips.iter().flatten().map(String::as_str);
-    texts.chain(direct.filter_map(|ingress| ingress.ip.as_deref())).filter_map(|text| text.parse().ok()).collect()
+    texts
+        .chain(direct.filter_map(|ingress| ingress.ip.as_deref()))
+        .filter_map(|text| text.parse().ok())
+        .collect()
 }
 
 fn affinity(spec: &ServiceSpec) -> u32 {
     if spec.session_affinity.as_deref() != Some("ClientIP") {
         return 0;
     }
-    let configured = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref()?.timeout_seconds);
+    let configured =
+        spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref()?.timeout_seconds);
     configured.and_then(|secs| u32::try_from(secs).ok()).unwrap_or(DEFAULT_AFFINITY_SECS)
 }
 

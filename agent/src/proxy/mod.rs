@@ -74,7 +74,12 @@ fn parse_ranges<'t>(texts: impl Iterator<Item = &'t str>) -> Result<Vec<Cidr>> {
 
 /// Runs until `cancel`; leaves the data plane working then. Returns early only where the data plane cannot be opened
 /// or attached, for a reason that waiting does not change.
-pub(crate) async fn run(client: Client, config: ProxyConfig, events: EventRecorder, cancel: CancellationToken) -> Result<()> {
+pub(crate) async fn run(
+    client: Client,
+    config: ProxyConfig,
+    events: EventRecorder,
+    cancel: CancellationToken,
+) -> Result<()> {
     let mut reports = Reports::new(events, &config.node_name);
     let plane = match open(&config).await {
         Ok(plane) => plane,
@@ -98,7 +103,9 @@ pub(crate) async fn cleanup(pin_dir: &Path, service_cidr: &str) -> Result<()> {
         network::unguard_range(&range).await?;
     }
     let pin_dir = pin_dir.to_owned();
-    tokio::task::spawn_blocking(move || ebpf_loader::unload(&pin_dir)).await?.context("remove the data plane")?;
+    tokio::task::spawn_blocking(move || ebpf_loader::unload(&pin_dir))
+        .await?
+        .context("remove the data plane")?;
     Ok(())
 }
 
@@ -249,7 +256,10 @@ impl Proxy {
             Err(error) => Err(error),
         };
         if let Err(error) = written {
-            tracing::warn!(error = format!("{error:#}"), "NodePorts may not answer on every address of the node");
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "NodePorts may not answer on every address of the node"
+            );
         }
     }
 }

@@ -95,7 +95,8 @@ fn code(error: &rtnetlink::Error) -> Option<i32> {
 }
 
 fn route(range: &Cidr) -> RouteMessage {
-    let builder = RouteMessageBuilder::<IpAddr>::new().kind(RouteType::Unreachable).protocol(PROTOCOL).priority(METRIC);
+    let builder =
+        RouteMessageBuilder::<IpAddr>::new().kind(RouteType::Unreachable).protocol(PROTOCOL).priority(METRIC);
     // The prefix was checked against the family when the range was parsed.
     match builder.clone().destination_prefix(range.network, range.prefix) {
         Ok(builder) => builder.build(),

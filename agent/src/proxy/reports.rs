@@ -84,7 +84,8 @@ impl Reports {
 
     /// Looks for processes on ports that these services newly want as NodePorts.
     pub(super) async fn taken_node_ports(&mut self, catalog: &Catalog, ports: Vec<NodePort>) {
-        let fresh: Vec<NodePort> = ports.into_iter().filter(|port| self.checked_ports.insert(port.clone())).collect();
+        let fresh: Vec<NodePort> =
+            ports.into_iter().filter(|port| self.checked_ports.insert(port.clone())).collect();
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             let wanted: Vec<&NodePort> = fresh.iter().filter(|(_, other, _)| *other == protocol).collect();
             if wanted.is_empty() {
@@ -123,7 +124,9 @@ impl Reports {
 }
 
 /// The NodePorts of these services.
-pub(super) fn node_ports_of<'d>(services: impl Iterator<Item = (&'d ServiceKey, &'d DesiredService)>) -> Vec<NodePort> {
+pub(super) fn node_ports_of<'d>(
+    services: impl Iterator<Item = (&'d ServiceKey, &'d DesiredService)>,
+) -> Vec<NodePort> {
     let mut ports = Vec::new();
     for (key, desired) in services {
         let on_node = desired.frontends.iter().filter(|frontend| matches!(frontend.listen, Listen::Node(_)));

@@ -180,6 +180,12 @@ pub fn is_finished(input: PlanInput<'_>) -> bool {
     init_failed || (!spec.containers.is_empty() && spec.containers.iter().all(|c| ended_for_good(&c.name)))
 }
 
+/// When a pod's `activeDeadlineSeconds` is over; `None` without one.
+pub fn active_deadline(desired: &DesiredPod, started: Option<Timestamp>) -> Option<Timestamp> {
+    let seconds = desired.spec().active_deadline_seconds?;
+    Some(started? + SignedDuration::from_secs(seconds))
+}
+
 impl PodPlan {
     /// Wakes the loop at `at` at the latest.
     fn wake(&mut self, at: Timestamp) {

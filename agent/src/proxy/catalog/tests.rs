@@ -12,7 +12,12 @@ fn name(text: &str) -> ObjectName {
 fn web() -> ServiceFacts {
     ServiceFacts {
         uid: "u".into(),
-        ports: vec![PortFacts { name: "http".into(), port: 80, protocol: Protocol::Tcp, node_port: Some(30000) }],
+        ports: vec![PortFacts {
+            name: "http".into(),
+            port: 80,
+            protocol: Protocol::Tcp,
+            node_port: Some(30000),
+        }],
         cluster_ips: vec!["10.96.0.5".parse().unwrap()],
         external_ips: Vec::new(),
         affinity_secs: 0,
@@ -63,7 +68,8 @@ fn nothing_is_synced_before_both_listings_are_complete() {
 fn a_service_listens_on_its_address_and_node_port() {
     let table = synced(vec![endpoint(1, EndpointState::Ready), endpoint(2, EndpointState::Ready)]).table();
     let desired = &table[&ServiceKey("ns/web:80/TCP/IPv4".into())];
-    let frontends: Vec<_> = desired.frontends.iter().map(|frontend| (frontend.listen, frontend.port)).collect();
+    let frontends: Vec<_> =
+        desired.frontends.iter().map(|frontend| (frontend.listen, frontend.port)).collect();
     assert_eq!(frontends, [(Listen::Address([10, 96, 0, 5].into()), 80), (Listen::Node(Family::V4), 30000)]);
     assert_eq!(desired.backends[1].place, Place::Local);
 }
@@ -83,7 +89,8 @@ fn a_slice_that_moves_to_another_service_touches_both() {
     let mut catalog = synced(vec![endpoint(1, EndpointState::Ready)]);
     catalog.service(Seen::Changed(name("other"), Some(ServiceFacts { ports: web().ports, ..web() })));
     catalog.changes();
-    catalog.slice(Seen::Changed(name("web-1"), Some(slice("other", vec![endpoint(1, EndpointState::Ready)]))));
+    catalog
+        .slice(Seen::Changed(name("web-1"), Some(slice("other", vec![endpoint(1, EndpointState::Ready)]))));
     let changes = catalog.changes();
     assert_eq!(changes.len(), 2, "{changes:?}");
 }

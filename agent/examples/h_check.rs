@@ -1,0 +1,6 @@
+//! scratch
+#![allow(dead_code, unused_imports, missing_docs)]
+#[path="../src/config/mod.rs"] mod config;
+#[path="../src/events/mod.rs"] mod events;
+#[path="../src/proxy/mod.rs"] mod proxy;
+fn main() {}

@@ -1,0 +1,207 @@
+//! Finds pods by name or uid, for the kubelet API, and wakes their loops, for CRI events.
+//!
+//! The manager writes it, everybody reads it; a lock is held for single map operations only.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use agent_core::model::{ObservedContainer, ObservedPod, RunState};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use tokio::sync::watch;
+
+use crate::contracts::{ContainerRef, LookupError, PodLookup};
+use crate::runtime::events::{FoundPod, Waker};
+
+/// Counters that a loop compares with those it has seen: a signal is never lost and never counted twice.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Signals {
+    /// The CRI said something about the pod.
+    pub cri: u64,
+    /// A ConfigMap or Secret that it uses changed.
+    pub objects: u64,
+    /// Something general (services synced, runtime back).
+    pub general: u64,
+}
+
+/// What a pod's loop last saw and said.
+#[derive(Debug, Clone, Default)]
+pub struct PodView {
+    /// API object.
+    pub pod: Arc<Pod>,
+    /// Newest status.
+    pub status: Arc<PodStatus>,
+    /// Newest observation.
+    pub observed: Arc<ObservedPod>,
+}
+
+/// A pod's entry.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Wakes the loop.
+    pub signals: watch::Sender<Signals>,
+    /// Published by the loop.
+    pub view: watch::Receiver<PodView>,
+}
+
+/// All pods with a loop, by uid.
+#[derive(Debug, Clone)]
+pub struct PodDirectory {
+    entries: Arc<RwLock<BTreeMap<String, Entry>>>,
+    found: watch::Sender<Vec<FoundPod>>,
+}
+
+impl Default for PodDirectory {
+    fn default() -> Self {
+        Self { entries: Arc::default(), found: watch::Sender::new(Vec::new()) }
+    }
+}
+
+impl PodDirectory {
+    /// Adds or replaces an entry.
+    pub fn insert(&self, uid: &str, entry: Entry) {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), entry);
+    }
+
+    /// Removes an entry.
+    pub fn remove(&self, uid: &str) {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+
+    /// Wakes every loop.
+    pub fn wake_all(&self) {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        entries.values().for_each(|entry| entry.signals.send_modify(|signals| signals.general += 1));
+    }
+
+    /// Pods that the CRI has, by the last audit.
+    pub fn found(&self) -> watch::Receiver<Vec<FoundPod>> {
+        self.found.subscribe()
+    }
+
+    fn views(&self) -> Vec<PodView> {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        entries.values().map(|entry| entry.view.borrow().clone()).collect()
+    }
+
+    /// Of two pods with one name (a deleted one and its successor) the newer.
+    fn view(&self, namespace: &str, name: &str, uid: Option<&str>) -> Result<PodView, LookupError> {
+        self.views()
+            .into_iter()
+            .filter(|view| {
+                let metadata = &view.pod.metadata;
+                metadata.namespace.as_deref() == Some(namespace)
+                    && metadata.name.as_deref() == Some(name)
+                    && uid.is_none_or(|uid| metadata.uid.as_deref() == Some(uid))
+            })
+            .max_by_key(|view| view.pod.metadata.creation_timestamp.as_ref().map(|time| time.0))
+            .ok_or_else(|| LookupError::PodNotFound { namespace: namespace.to_owned(), pod: name.to_owned() })
+    }
+
+    fn instance(
+        &self,
+        (namespace, pod, uid): (&str, &str, Option<&str>),
+        container: &str,
+        age: usize,
+    ) -> Result<ContainerRef, LookupError> {
+        let view = self.view(namespace, pod, uid)?;
+        let spec = view.pod.spec.clone().unwrap_or_default();
+        let name = if container.is_empty() {
+            spec.containers.first().map(|first| first.name.clone()).unwrap_or_default()
+        } else {
+            container.to_owned()
+        };
+        if !agent_core::model::containers(&spec).any(|entry| entry.container.name == name) {
+            return Err(LookupError::ContainerNotFound { pod: pod.to_owned(), container: name });
+        }
+        let mut started = view.observed.instances(&name).filter(|instance| instance.state != RunState::Created);
+        let instance = started.nth(age);
+        drop(started);
+        match (instance, age) {
+            (Some(instance), _) => Ok(container_ref(&view.pod, instance)),
+            (None, 0) => {
+                let reason = waiting_reason(&view.status, &name);
+                Err(LookupError::NotStarted { pod: pod.to_owned(), container: name, reason })
+            }
+            (None, _) => Err(LookupError::NoPrevious { pod: pod.to_owned(), container: name }),
+        }
+    }
+}
+
+fn container_ref(pod: &Pod, instance: &ObservedContainer) -> ContainerRef {
+    ContainerRef {
+        id: instance.id.clone(),
+        pod_uid: pod.metadata.uid.clone().unwrap_or_default(),
+        log_path: PathBuf::from(&instance.log_path),
+        running: instance.state == RunState::Running,
+    }
+}
+
+fn waiting_reason(status: &PodStatus, container: &str) -> String {
+    let statuses = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+    let waiting = statuses
+        .into_iter()
+        .find(|status| status.name == container)
+        .and_then(|status| status.state.as_ref())
+        .and_then(|state| state.waiting.as_ref());
+    match waiting {
+        Some(waiting) => match (waiting.message.as_deref(), waiting.reason.as_deref()) {
+            (Some(message), _) if !message.is_empty() => message.to_owned(),
+            (_, Some(reason)) => reason.to_owned(),
+            _ => "ContainerCreating".to_owned(),
+        },
+        None => "ContainerCreating".to_owned(),
+    }
+}
+
+impl PodLookup for PodDirectory {
+    fn pods(&self) -> Vec<Arc<Pod>> {
+        let with_status = |view: PodView| {
+            let mut pod = Arc::unwrap_or_clone(view.pod);
+            pod.status = Some(Arc::unwrap_or_clone(view.status));
+            Arc::new(pod)
+        };
+        self.views().into_iter().map(with_status).collect()
+    }
+
+    fn container(
+        &self,
+        namespace: &str,
+        pod: &str,
+        uid: Option<&str>,
+        container: &str,
+    ) -> Result<ContainerRef, LookupError> {
+        self.instance((namespace, pod, uid), container, 0)
+    }
+
+    fn previous_container(
+        &self,
+        namespace: &str,
+        pod: &str,
+        uid: Option<&str>,
+        container: &str,
+    ) -> Result<ContainerRef, LookupError> {
+        self.instance((namespace, pod, uid), container, 1)
+    }
+
+    fn sandbox(&self, namespace: &str, pod: &str, uid: Option<&str>) -> Result<String, LookupError> {
+        let view = self.view(namespace, pod, uid)?;
+        let ready = view.observed.sandboxes.iter().find(|sandbox| sandbox.ready);
+        ready
+            .map(|sandbox| sandbox.id.clone())
+            .ok_or_else(|| LookupError::NotRunning { pod: pod.to_owned() })
+    }
+}
+
+impl Waker for PodDirectory {
+    fn wake(&self, uid: &str) {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = entries.get(uid) {
+            entry.signals.send_modify(|signals| signals.cri += 1);
+        }
+    }
+
+    fn found(&self, pods: Vec<FoundPod>) {
+        self.found.send_replace(pods);
+    }
+}

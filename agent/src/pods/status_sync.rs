@@ -1,0 +1,191 @@
+//! Keeps the API's pod status equal to ours: at most one write at a time per pod, always the newest, never backwards.
+//!
+//! Pure but for [`write`] and [`delete`]: the worker runs those as tasks.
+
+use agent_core::patch::status_patch;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::{Api, Client};
+use serde_json::Value;
+use tokio::sync::Semaphore;
+
+use super::context::PodContext;
+
+/// Pauses after failed writes.
+const FIRST_PAUSE: SignedDuration = SignedDuration::from_millis(200);
+const LONGEST_PAUSE: SignedDuration = SignedDuration::from_secs(10);
+
+/// How a write ended.
+#[derive(Debug)]
+pub(super) enum Written {
+    /// The API's object after it.
+    Pod(Box<Pod>),
+    /// There is no such pod (any more).
+    Gone,
+    /// Try again later.
+    Failed(String),
+}
+
+/// What the API says, as far as we know.
+#[derive(Debug)]
+pub(super) struct StatusSync {
+    known: PodStatus,
+    version: u64,
+    writing: bool,
+    gone: bool,
+    pause: SignedDuration,
+    retry_at: Option<Timestamp>,
+}
+
+impl StatusSync {
+    /// Starts from what the watch delivered.
+    pub(super) fn new(pod: &Pod) -> Self {
+        Self {
+            known: pod.status.clone().unwrap_or_default(),
+            version: version(pod),
+            writing: false,
+            gone: false,
+            pause: FIRST_PAUSE,
+            retry_at: None,
+        }
+    }
+
+    /// Takes a newer state from the watch or from a write's answer; an older one is ignored.
+    pub(super) fn learn(&mut self, pod: &Pod) {
+        let version = version(pod);
+        if version >= self.version {
+            self.version = version;
+            self.known = pod.status.clone().unwrap_or_default();
+        }
+    }
+
+    /// The patch to write now so that the API says `ours`; marks it as running.
+    pub(super) fn next(&mut self, uid: &str, ours: &PodStatus, now: Timestamp) -> Option<Value> {
+        if self.writing || self.gone || self.retry_at.is_some_and(|at| at > now) {
+            return None;
+        }
+        let patch = status_patch(uid, &self.known, ours)?;
+        self.writing = true;
+        Some(patch)
+    }
+
+    /// Whether the API says `ours`, or can no longer say anything.
+    pub(super) fn in_sync(&self, uid: &str, ours: &PodStatus) -> bool {
+        self.gone || (!self.writing && status_patch(uid, &self.known, ours).is_none())
+    }
+
+    /// Takes the end of a write; the text of a failure, to log.
+    pub(super) fn done(&mut self, written: Written, now: Timestamp) -> Option<String> {
+        self.writing = false;
+        match written {
+            Written::Pod(pod) => {
+                self.pause = FIRST_PAUSE;
+                self.retry_at = None;
+                self.learn(&pod);
+                None
+            }
+            Written::Gone => {
+                self.gone = true;
+                None
+            }
+            Written::Failed(error) => {
+                self.retry_at = Some(now + self.pause);
+                self.pause = self.pause.saturating_mul(2).min(LONGEST_PAUSE);
+                Some(error)
+            }
+        }
+    }
+
+    /// When a failed write is due again.
+    pub(super) fn retry_at(&self) -> Option<Timestamp> {
+        self.retry_at.filter(|_| !self.writing && !self.gone)
+    }
+}
+
+/// Resource versions grow, and may be compared (KEP-5504).
+fn version(pod: &Pod) -> u64 {
+    pod.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
+}
+
+/// Patches the status. `slots` bounds how many pods write at the same time.
+pub(super) async fn write(client: Client, slots: &Semaphore, pod: &Pod, patch: Value) -> Written {
+    // The semaphore is never closed.
+    let _slot = slots.acquire().await.ok();
+    let (api, name) = api(client, pod);
+    let params = PatchParams::default();
+    let patch = Patch::Strategic(patch);
+    let write = api.patch_status(&name, &params, &patch);
+    match tokio::time::timeout(PodContext::API_DEADLINE, write).await {
+        Ok(Ok(pod)) => Written::Pod(Box::new(pod)),
+        Ok(Err(kube::Error::Api(status))) if status.code == 404 => Written::Gone,
+        Ok(Err(error)) => Written::Failed(error.to_string()),
+        Err(_elapsed) => Written::Failed("no answer within 10 s".to_owned()),
+    }
+}
+
+/// Deletes the API object for good; only this very pod, not a successor of its name.
+pub(super) async fn delete(client: Client, pod: &Pod) -> Result<(), String> {
+    let (api, name) = api(client, pod);
+    let preconditions = Preconditions { uid: pod.metadata.uid.clone(), resource_version: None };
+    let params = DeleteParams::default().grace_period(0).preconditions(preconditions);
+    let deletion = async {
+        match api.delete(&name, &params).await {
+            Ok(_) => Ok(()),
+            // The precondition failed, or somebody wrote in between: only looking tells which.
+            Err(kube::Error::Api(status)) if status.code == 409 => match api.get_opt(&name).await? {
+                Some(found) if found.metadata.uid == pod.metadata.uid => Err(kube::Error::Api(status)),
+                _ => Ok(()),
+            },
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(error) => Err(error),
+        }
+    };
+    match tokio::time::timeout(PodContext::API_DEADLINE, deletion).await {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_elapsed) => Err("no answer within 10 s".to_owned()),
+    }
+}
+
+fn api(client: Client, pod: &Pod) -> (Api<Pod>, String) {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+    (Api::namespaced(client, namespace), pod.metadata.name.clone().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(version: &str, phase: &str) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": "p", "resourceVersion": version}, "status": {"phase": phase}}))
+            .expect("a pod")
+    }
+
+    fn now() -> Timestamp {
+        Timestamp::from_second(1000).expect("in range")
+    }
+
+    #[test]
+    fn one_write_at_a_time_and_a_late_watch_event_is_ignored() {
+        let mut sync = StatusSync::new(&pod("5", "Pending"));
+        let running = pod("0", "Running").status.expect("status");
+        assert!(sync.next("u", &running, now()).is_some());
+        assert!(sync.next("u", &running, now()).is_none(), "one is running");
+        assert_eq!(sync.done(Written::Pod(Box::new(pod("7", "Running"))), now()), None);
+        sync.learn(&pod("5", "Pending"));
+        assert!(sync.in_sync("u", &running));
+    }
+
+    #[test]
+    fn a_failed_write_waits_and_then_goes_on() {
+        let mut sync = StatusSync::new(&pod("5", "Pending"));
+        let running = pod("0", "Running").status.expect("status");
+        assert!(sync.next("u", &running, now()).is_some());
+        assert!(sync.done(Written::Failed("down".to_owned()), now()).is_some());
+        assert!(sync.next("u", &running, now()).is_none());
+        let later = sync.retry_at().expect("a time");
+        assert!(sync.next("u", &running, later).is_some());
+    }
+}

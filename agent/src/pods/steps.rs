@@ -1,0 +1,242 @@
+//! Carries out the steps of a plan. Each step is one future; its [`Outcome`] goes back to the pod's loop.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+
+use agent_core::model::{ContainerSpec, containers};
+use agent_core::plan::PodAction;
+use agent_core::qos::{PodCgroup, QosClass, pod_cgroup_path};
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use super::context::PodContext;
+use super::status_sync::{self, Written};
+use super::{kill, start};
+use crate::contracts::{HostPath, MountedVolumes, ObjectSource as _, VolumeContext};
+use crate::events::EventType;
+use crate::runtime::auth::credentials;
+use crate::runtime::cri::CriError;
+use crate::runtime::images::{ImageError, PullPolicy, ReadyImage};
+use crate::runtime::security::ImageUser;
+
+/// A step of the loop: the plan's, or a status write.
+#[derive(Debug, Clone)]
+pub(super) enum Step {
+    /// From the plan.
+    Action(PodAction),
+    /// Patch the pod's status.
+    WriteStatus(Value),
+}
+
+/// How a step ended.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// Done; or failed in a way that only means: later again.
+    Plain(Result<(), StepError>),
+    /// Volumes are mounted.
+    Volumes(Result<MountedVolumes, String>),
+    /// A sandbox was made, or why not.
+    Sandbox(Result<(), CriError>),
+    /// The image is there, or why not.
+    Image(Result<ReadyImage, ImageError>),
+    /// The container was started, or why not.
+    Started(Result<(), start::StartError>),
+    /// The status was written, or why not.
+    Status(Written),
+}
+
+/// A step has to be tried again; the message is for the log and events.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct StepError(pub(super) String);
+
+impl From<CriError> for StepError {
+    fn from(error: CriError) -> Self {
+        Self(format!("{}: {error}", error.call))
+    }
+}
+
+/// What a step may read of its loop, as it was when the step began.
+#[derive(Clone)]
+pub(super) struct StepInput {
+    pub(super) context: Arc<PodContext>,
+    pub(super) pod: Arc<Pod>,
+    /// Mounted volumes by name.
+    pub(super) volumes: Arc<HashMap<String, HostPath>>,
+    /// Users of the images that are there, by container.
+    pub(super) image_users: Arc<HashMap<String, ImageUser>>,
+    /// Addresses of the sandbox.
+    pub(super) pod_ips: Vec<String>,
+    /// Attempt number of the current sandbox.
+    pub(super) sandbox_attempt: u32,
+    /// Cancelled when the pod is to end: hooks stop waiting.
+    pub(super) ending: CancellationToken,
+}
+
+/// Runs one step to its end.
+pub(super) async fn run(input: StepInput, step: Step) -> Outcome {
+    let context = Arc::clone(&input.context);
+    let action = match step {
+        Step::WriteStatus(patch) => {
+            return Outcome::Status(
+                status_sync::write(context.client.clone(), &context.status_slots, &input.pod, patch).await,
+            );
+        }
+        Step::Action(action) => action,
+    };
+    match action {
+        PodAction::EnsureCgroup => {
+            let cgroup = PodCgroup::of(&input.pod, &context.cgroup_settings());
+            let done = context.host.cgroups.ensure_pod(&cgroup).await;
+            Outcome::Plain(done.map_err(|error| StepError(chain(&error))))
+        }
+        PodAction::MountVolumes => Outcome::Volumes(mount_volumes(&input).await),
+        PodAction::CreateSandbox { attempt } => Outcome::Sandbox(create_sandbox(&input, attempt).await),
+        PodAction::StopSandbox { id } => Outcome::Plain(context.cri.stop_sandbox(&id).await.map_err(Into::into)),
+        PodAction::RemoveSandbox { id } => {
+            Outcome::Plain(context.cri.remove_sandbox(&id).await.map_err(Into::into))
+        }
+        PodAction::EnsureImage { container } => Outcome::Image(ensure_image(&input, &container).await),
+        PodAction::StartContainer { container, attempt, sandbox_id, image_ref, .. } => Outcome::Started(
+            start::start(&input, start::StartRequest { container, attempt, sandbox_id, image_ref }).await,
+        ),
+        PodAction::KillContainer { id, container, grace, message } => {
+            Outcome::Plain(kill::kill(&input, &id, &container, grace, &message).await)
+        }
+        PodAction::RemoveContainer { id, log_path } => Outcome::Plain(remove_container(&input, &id, &log_path).await),
+        PodAction::TearDownVolumes => {
+            let uid = input.pod.metadata.uid.clone().unwrap_or_default();
+            let done = context.host.volumes.teardown(&uid).await;
+            Outcome::Plain(done.map_err(|error| StepError(error.to_string())))
+        }
+        PodAction::RemoveCgroup => Outcome::Plain(remove_cgroup(&input).await),
+        PodAction::DeleteFromApi => {
+            let deleted = status_sync::delete(context.client.clone(), &input.pod).await;
+            Outcome::Plain(deleted.map_err(StepError))
+        }
+    }
+}
+
+/// An error with its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        text.push_str(": ");
+        text.push_str(&source.to_string());
+        cause = source.source();
+    }
+    text
+}
+
+async fn mount_volumes(input: &StepInput) -> Result<MountedVolumes, String> {
+    let context = &input.context;
+    let volume_context = VolumeContext {
+        node_name: context.config.keelson.node_name.clone(),
+        allocatable: context.allocatable().into_iter().map(|(name, quantity)| (name, quantity.0)).collect(),
+    };
+    context.host.volumes.mount_all(&input.pod, &volume_context).await.map_err(|error| error.to_string())
+}
+
+async fn create_sandbox(input: &StepInput, attempt: u32) -> Result<(), CriError> {
+    let context = &input.context;
+    let config = context.sandbox_config(&input.pod, attempt).await;
+    let logs = config.log_directory.clone();
+    // The runtime makes the directory too; made here it has the right mode whatever the runtime does.
+    let made = tokio::fs::create_dir_all(&logs).await;
+    if let Err(error) = made {
+        tracing::warn!(%logs, %error, "cannot make the pod's log directory");
+    }
+    let created = context.cri.run_sandbox(config, "").await;
+    if let Err(error) = &created {
+        let message = format!("Failed to create pod sandbox: {error}");
+        context.events.pod(&input.pod, None, EventType::Warning, "FailedCreatePodSandBox", message);
+    }
+    created.map(|_id| ())
+}
+
+/// The container of that name in the pod's spec.
+pub(super) fn find<'a>(pod: &'a Pod, name: &str) -> Option<ContainerSpec<'a>> {
+    containers(pod.spec.as_ref()?).find(|entry| entry.container.name == name)
+}
+
+async fn ensure_image(input: &StepInput, name: &str) -> Result<ReadyImage, ImageError> {
+    let context = &input.context;
+    let Some(entry) = find(&input.pod, name) else {
+        let message = format!("the pod has no container {name}");
+        return Err(ImageError { reason: "ErrImageInspect", message, runtime_away: true });
+    };
+    let image = entry.container.image.as_deref().unwrap_or_default();
+    let events = &context.events;
+    let auth = credentials(image, &pull_secrets(input).await);
+    let sandbox = context.sandbox_config(&input.pod, input.sandbox_attempt).await;
+    let on_pull = || {
+        events.pod(&input.pod, Some(name), EventType::Normal, "Pulling", format!("Pulling image \"{image}\""));
+    };
+    let policy = PullPolicy::of(entry.container);
+    let ensured = context.images.ensure(image, policy, auth, Some(sandbox), on_pull).await;
+    match &ensured {
+        Ok(ready) => events.pod(&input.pod, Some(name), EventType::Normal, "Pulled", ready.event.clone()),
+        Err(error) if error.runtime_away => {}
+        Err(error) => {
+            let text = match error.reason {
+                "ErrImagePull" => format!("Failed to pull image \"{image}\": {}", error.message),
+                _ => error.message.clone(),
+            };
+            events.pod(&input.pod, Some(name), EventType::Warning, "Failed", text);
+            events.pod(&input.pod, Some(name), EventType::Warning, "Failed", format!("Error: {}", error.reason));
+        }
+    }
+    ensured
+}
+
+async fn pull_secrets(input: &StepInput) -> Vec<Arc<Secret>> {
+    let namespace = input.pod.metadata.namespace.as_deref().unwrap_or_default();
+    let names: BTreeSet<&str> = input
+        .pod
+        .spec
+        .iter()
+        .flat_map(|spec| spec.image_pull_secrets.iter().flatten())
+        .map(|reference| reference.name.as_str())
+        .collect();
+    let mut secrets = Vec::new();
+    for name in names {
+        match input.context.objects.secret(namespace, name).await {
+            Ok(Some(secret)) => secrets.push(secret),
+            Ok(None) | Err(_) => {
+                let message = format!(
+                    "Unable to retrieve some image pull secrets ({name}); attempting to pull the image may not succeed."
+                );
+                let events = &input.context.events;
+                events.pod(&input.pod, None, EventType::Warning, "FailedToRetrieveImagePullSecret", message);
+            }
+        }
+    }
+    secrets
+}
+
+async fn remove_container(input: &StepInput, id: &str, log_path: &str) -> Result<(), StepError> {
+    input.context.cri.remove_container(id).await?;
+    if !log_path.is_empty() {
+        match tokio::fs::remove_file(Path::new(log_path)).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(log_path, %error, "cannot remove the log of a removed container");
+            }
+            _ => input.context.host.log_links.remove_dangling().await,
+        }
+    }
+    Ok(())
+}
+
+/// A pod known to the node only may have been of any class: its cgroup is wherever it is.
+async fn remove_cgroup(input: &StepInput) -> Result<(), StepError> {
+    let root = &input.context.config.cgroup_root;
+    let uid = input.pod.metadata.uid.as_deref().unwrap_or_default();
+    for class in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
+        let path = pod_cgroup_path(root, class, uid);
+        input.context.host.cgroups.remove_pod(&path).await.map_err(|error| StepError(chain(&error)))?;
+    }
+    Ok(())
+}

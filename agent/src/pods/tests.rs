@@ -1,0 +1,1 @@
+//! The pod loop against a fake CRI.

@@ -1,0 +1,42 @@
+//! Checks at the start, reported as one readable list instead of one failure after the other.
+//!
+//! Checks only what can be known before anything runs, and makes the agent's own directories.
+
+use std::path::Path;
+
+use anyhow::bail;
+
+use crate::config::AgentConfig;
+
+/// Fails with every problem found.
+pub(crate) fn check(config: &AgentConfig) -> anyhow::Result<()> {
+    let mut problems = Vec::new();
+    if !nix::unistd::Uid::effective().is_root() {
+        problems.push("not root: cgroups, mounts and the CRI socket need it; start it as root".to_owned());
+    }
+    let mut readable = |what: &str, path: &Path| {
+        if let Err(error) = std::fs::File::open(path) {
+            problems.push(format!("{what} {} cannot be read: {error}", path.display()));
+        }
+    };
+    readable("keelson.kubeconfig", &config.keelson.kubeconfig);
+    readable("tlsCertFile", &config.tls_cert_file);
+    readable("tlsPrivateKeyFile", &config.tls_private_key_file);
+    let client_ca = &config.authentication.x509.client_ca_file;
+    if !client_ca.as_os_str().is_empty() {
+        readable("authentication.x509.clientCAFile", client_ca);
+    }
+    let mut directory = |field: &str, path: &Path| {
+        if let Err(error) = std::fs::create_dir_all(path) {
+            problems.push(format!("{field} {} cannot be made: {error}", path.display()));
+        }
+    };
+    directory("keelson.rootDir", &config.keelson.root_dir.join("pods"));
+    directory("podLogsDir", &config.pod_logs_dir);
+    directory("keelson.containerLogLinksDir", &config.keelson.container_log_links_dir);
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let list: String = problems.iter().map(|problem| format!("\n  - {problem}")).collect();
+    bail!("the agent cannot start:{list}")
+}

@@ -1,0 +1,172 @@
+//! Builds the parts of the agent and joins them: the only place that knows how they fit.
+//!
+//! A role that ends with an error ends the agent, so that its supervisor restarts it as a whole; pods go on meanwhile.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::config::AgentConfig;
+use crate::contracts::{ObjectSource, RuntimeHealth};
+use crate::events::{self, EventRecorder};
+use crate::observability::{self, Observed};
+use crate::pods::context::{PodContext, STATUS_WRITES};
+use crate::pods::directory::PodDirectory;
+use crate::pods::manager;
+use crate::probes::Prober;
+use crate::probes::counters::ProbeCounters;
+use crate::runtime::images::Images;
+use crate::runtime::{cri, health};
+use crate::sources::objects::Objects;
+use crate::sources::services::services;
+use crate::{host, proxy, runtime, sources};
+
+/// Pod events between watch and manager; a full queue holds the watch back.
+const POD_EVENTS: usize = 256;
+
+/// Runs every role until `cancel`, or until one fails.
+pub(crate) async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Result<()> {
+    let config = Arc::new(config);
+    let node_name = config.keelson.node_name.clone();
+    let client = client(&config).await?;
+    let cri = cri::connect(config.runtime_socket(), config.image_socket(), config.runtime_request_timeout.0);
+    let (recorder, facts) = EventRecorder::new();
+    let (node_sender, node) = watch::channel(None);
+    let (health_sender, health) = watch::channel(RuntimeHealth::default());
+    let recheck = Arc::new(Notify::new());
+    let objects = Objects::new(client.clone());
+    let (services, follow_services) = services(client.clone(), cancel.clone());
+    let counters = Arc::new(ProbeCounters::default());
+    let directory = PodDirectory::default();
+    let host = host::assemble(&config, Arc::new(objects.clone()) as Arc<dyn ObjectSource>, client.clone());
+    host.cgroups.ensure_root().await.context("cgroups for pods cannot be made")?;
+    let context = Arc::new(PodContext {
+        cri: cri.clone(),
+        images: Images::new(cri.clone(), config.parallel_pulls()),
+        host,
+        objects,
+        services,
+        events: recorder.clone(),
+        client: client.clone(),
+        config: Arc::clone(&config),
+        node: node.clone(),
+        health: health.clone(),
+        prober: Prober {
+            cri: cri.clone(),
+            events: recorder.clone(),
+            counters: Arc::clone(&counters),
+            agent_started: jiff::Timestamp::now(),
+        },
+        status_slots: Arc::new(Semaphore::new(STATUS_WRITES)),
+        memory_capacity: memory_capacity().await,
+    });
+
+    let mut roles = Roles::new(cancel.clone());
+    if config.healthz_port != 0 {
+        let address = SocketAddr::new(config.healthz_bind_address, config.healthz_port);
+        let listener = observability::bind(address).await?;
+        let observed =
+            Observed { health: health.clone(), pods: Arc::new(directory.clone()), probes: Arc::clone(&counters) };
+        roles.start("healthz", observability::serve(listener, observed, cancel.clone()));
+    }
+    roles.endless("events", events::run(client.clone(), node_name.clone(), facts, cancel.clone()));
+    roles.endless("runtime health", health::run(cri.clone(), health_sender, Arc::clone(&recheck), cancel.clone()));
+    roles.endless("services", follow_services);
+    let (watched_client, watched_name, watch_cancel) = (client.clone(), node_name.clone(), cancel.clone());
+    roles.endless("node watch", async move {
+        sources::node::run(watched_client, &watched_name, node_sender, watch_cancel).await;
+    });
+    let (pod_events, pod_event_queue) = mpsc::channel(POD_EVENTS);
+    let (watched_client, watch_cancel) = (client.clone(), cancel.clone());
+    roles.endless("pod watch", async move {
+        sources::pods::run(watched_client, &node_name, pod_events, watch_cancel).await;
+    });
+    if let Some(section) = config.keelson.proxy.as_ref().filter(|section| section.enabled) {
+        let proxy = proxy::ProxyConfig::new(section, &config.keelson.node_name)?;
+        roles.optional("service proxy", proxy::run(client.clone(), proxy, recorder.clone(), cancel.clone()));
+    }
+    roles.endless("CRI events", runtime::events::follow(cri.clone(), directory.clone(), cancel.clone()));
+    roles.endless("pods", manager::run(context, directory.clone(), pod_event_queue, cancel.clone()));
+    info!(node = %config.keelson.node_name, cri = %config.container_runtime_endpoint, "agent started");
+    roles.join().await
+}
+
+/// The tasks of the agent.
+struct Roles {
+    tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
+    cancel: CancellationToken,
+}
+
+impl Roles {
+    fn new(cancel: CancellationToken) -> Self {
+        Self { tasks: JoinSet::new(), cancel }
+    }
+
+    fn start(&mut self, name: &'static str, role: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+        self.tasks.spawn(async move { (name, role.await) });
+    }
+
+    fn endless(&mut self, name: &'static str, role: impl Future<Output = ()> + Send + 'static) {
+        self.start(name, async move {
+            role.await;
+            Ok(())
+        });
+    }
+
+    /// A role whose failure is told and leaves the node working: its cause does not go away by a restart.
+    fn optional(&mut self, name: &'static str, role: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+        let cancel = self.cancel.clone();
+        self.endless(name, async move {
+            if let Err(problem) = role.await {
+                error!("{name} is off: {problem:#}");
+                cancel.cancelled().await;
+            }
+        });
+    }
+
+    /// Waits for all; the first failure (or early end) cancels the others.
+    async fn join(mut self) -> anyhow::Result<()> {
+        let mut result = Ok(());
+        while let Some(ended) = self.tasks.join_next().await {
+            let cancelled = self.cancel.is_cancelled();
+            let failure = match ended {
+                Ok((_, Ok(()))) if cancelled => None,
+                Ok((name, Ok(()))) => Some(anyhow::anyhow!("role {name} ended by itself")),
+                Ok((name, Err(error))) => Some(error.context(format!("role {name} failed"))),
+                Err(error) => Some(anyhow::Error::new(error).context("a role ended unexpectedly")),
+            };
+            if let Some(failure) = failure.filter(|_| result.is_ok()) {
+                result = Err(failure);
+            }
+            self.cancel.cancel();
+        }
+        result
+    }
+}
+
+async fn client(config: &AgentConfig) -> anyhow::Result<Client> {
+    let path = &config.keelson.kubeconfig;
+    let kubeconfig =
+        Kubeconfig::read_from(path).with_context(|| format!("kubeconfig {} cannot be used", path.display()))?;
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .with_context(|| format!("kubeconfig {} cannot be used", path.display()))?;
+    Client::try_from(config).context("the API client cannot be made")
+}
+
+/// Node memory in bytes, from /proc/meminfo; 0 when it cannot be read makes all oom scores the highest.
+async fn memory_capacity() -> u64 {
+    let text = tokio::fs::read_to_string("/proc/meminfo").await.unwrap_or_default();
+    let kib = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .and_then(|value| value.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}

@@ -1,0 +1,87 @@
+//! Whether the CRI answers and its network is ready: [`RuntimeHealth`] for the node's conditions.
+//!
+//! CRI has no event for this: asked every few seconds, more often while something is not ready, and at once on
+//! request.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::cri::Cri;
+use crate::contracts::RuntimeHealth;
+
+const WHEN_READY: Duration = Duration::from_secs(5);
+const WHEN_NOT: Duration = Duration::from_millis(250);
+
+/// Keeps `health` up to date until `cancel`.
+pub async fn run(
+    cri: Cri,
+    health: watch::Sender<RuntimeHealth>,
+    recheck: Arc<Notify>,
+    cancel: CancellationToken,
+) {
+    loop {
+        // Cancel-safe: a check only reads.
+        let checked = tokio::select! {
+            () = cancel.cancelled() => return,
+            checked = check(&cri, health.borrow().clone()) => checked,
+        };
+        let ready = matches!(checked, RuntimeHealth { runtime: Some(Ok(())), network: Some(Ok(())), .. });
+        health.send_if_modified(|known| {
+            if *known == checked {
+                return false;
+            }
+            report(&checked);
+            *known = checked;
+            true
+        });
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = recheck.notified() => {}
+            () = tokio::time::sleep(if ready { WHEN_READY } else { WHEN_NOT }) => {}
+        }
+    }
+}
+
+fn report(health: &RuntimeHealth) {
+    match (&health.runtime, &health.network) {
+        (Some(Ok(())), Some(Ok(()))) => info!(version = %health.version, "container runtime is ready"),
+        (Some(Err(message)), _) => warn!(%message, "container runtime is not ready"),
+        (_, Some(Err(message))) => info!(%message, "container network is not ready"),
+        _ => {}
+    }
+}
+
+async fn check(cri: &Cri, known: RuntimeHealth) -> RuntimeHealth {
+    let mut health = known;
+    let (version, status) = tokio::join!(cri.version(), cri.status());
+    if let Ok(version) = version {
+        health.version = format!("{}://{}", version.runtime_name, version.runtime_version);
+        health.runtime_name = version.runtime_name;
+    }
+    match status {
+        Err(error) => {
+            health.runtime = Some(Err(format!("container runtime is down: {error}")));
+        }
+        Ok(status) => {
+            let conditions = status.status.unwrap_or_default().conditions;
+            let condition = |kind: &str| {
+                let found = conditions.iter().find(|condition| condition.r#type == kind);
+                Some(match found {
+                    Some(condition) if condition.status => Ok(()),
+                    Some(condition) => Err(format!(
+                        "container runtime network not ready: {kind}=false reason:{} message:{}",
+                        condition.reason, condition.message
+                    )),
+                    None => Err(format!("container runtime does not report {kind}")),
+                })
+            };
+            health.runtime = condition("RuntimeReady");
+            health.network = condition("NetworkReady");
+        }
+    }
+    health
+}

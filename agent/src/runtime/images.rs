@@ -1,0 +1,213 @@
+//! Makes sure that a container's image is there, as its pull policy says.
+//!
+//! Input: image, policy, credentials. Output: the reference to create the container with and the image's user, or the
+//! waiting reason upstream shows. Pulls run side by side up to a limit; the queue behind it has no order but arrival.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use cri_shim_api::v1;
+use tokio::sync::Semaphore;
+
+use super::cri::{Cri, CriError};
+use super::security::ImageUser;
+
+/// The image is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadyImage {
+    /// Reference for CreateContainer.
+    pub image_ref: String,
+    /// User that the image names.
+    pub user: ImageUser,
+    /// Text of the Pulled event.
+    pub event: String,
+}
+
+/// The image is not there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageError {
+    /// `ErrImagePull`, `ErrImageNeverPull`, `InvalidImageName`, `ErrImageInspect`.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+    /// Whether the runtime could not be asked: nothing is wrong with the image.
+    pub runtime_away: bool,
+}
+
+/// When to pull.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PullPolicy {
+    /// Ask the registry before each start.
+    Always,
+    /// Only when missing.
+    IfNotPresent,
+    /// Never.
+    Never,
+}
+
+impl PullPolicy {
+    /// The container's policy; the API has defaulted it.
+    pub fn of(container: &k8s_openapi::api::core::v1::Container) -> Self {
+        match container.image_pull_policy.as_deref() {
+            Some("Always") => Self::Always,
+            Some("Never") => Self::Never,
+            _ => Self::IfNotPresent,
+        }
+    }
+}
+
+/// Finds and pulls images.
+#[derive(Debug, Clone)]
+pub struct Images {
+    cri: Cri,
+    slots: Arc<Semaphore>,
+}
+
+impl Images {
+    /// At most `parallel` pulls at the same time.
+    pub fn new(cri: Cri, parallel: usize) -> Self {
+        Self { cri, slots: Arc::new(Semaphore::new(parallel.max(1))) }
+    }
+
+    /// Brings `image` here if the policy wants it. `on_pull` is called right before a pull starts.
+    pub async fn ensure(
+        &self,
+        image: &str,
+        policy: PullPolicy,
+        credentials: Vec<v1::AuthConfig>,
+        sandbox: Option<v1::PodSandboxConfig>,
+        on_pull: impl FnOnce() + Send,
+    ) -> Result<ReadyImage, ImageError> {
+        if !is_valid_name(image) {
+            let message = format!("Failed to apply default image tag \"{image}\": couldn't parse image name: invalid reference format");
+            return Err(ImageError { reason: "InvalidImageName", message, runtime_away: false });
+        }
+        let present = self.inspect(image).await?;
+        match (policy, present) {
+            (PullPolicy::IfNotPresent | PullPolicy::Never, Some(found)) => {
+                let event = format!("Container image \"{image}\" already present on machine");
+                Ok(ready(found, event))
+            }
+            (PullPolicy::Never, None) => Err(ImageError {
+                reason: "ErrImageNeverPull",
+                message: format!("Container image \"{image}\" is not present with pull policy of Never"),
+                runtime_away: false,
+            }),
+            _ => self.pull(image, credentials, sandbox, on_pull).await,
+        }
+    }
+
+    async fn inspect(&self, image: &str) -> Result<Option<v1::Image>, ImageError> {
+        self.cri.image(spec(image)).await.map_err(|error| ImageError {
+            reason: "ErrImageInspect",
+            message: format!("Failed to inspect image \"{image}\": {error}"),
+            runtime_away: error.is_unavailable(),
+        })
+    }
+
+    async fn pull(
+        &self,
+        image: &str,
+        credentials: Vec<v1::AuthConfig>,
+        sandbox: Option<v1::PodSandboxConfig>,
+        on_pull: impl FnOnce() + Send,
+    ) -> Result<ReadyImage, ImageError> {
+        on_pull();
+        let waiting_since = Instant::now();
+        // The semaphore is never closed.
+        let _slot = self.slots.acquire().await.ok();
+        let since = Instant::now();
+        let image_ref = self.try_credentials(image, credentials, sandbox).await.map_err(|error| ImageError {
+            reason: "ErrImagePull",
+            message: error.message.clone(),
+            runtime_away: error.is_unavailable(),
+        })?;
+        let (took, with_wait) = (since.elapsed(), waiting_since.elapsed());
+        let found = match self.cri.image(spec(&image_ref)).await.ok().flatten() {
+            Some(found) => found,
+            None => self.inspect(image).await?.unwrap_or_default(),
+        };
+        let event = format!(
+            "Successfully pulled image \"{image}\" in {} ({} including waiting). Image size: {} bytes.",
+            rounded(took),
+            rounded(with_wait),
+            found.size
+        );
+        Ok(ReadyImage { image_ref, ..ready(found, event) })
+    }
+
+    /// Each credential in turn, or none at all when there is none.
+    async fn try_credentials(
+        &self,
+        image: &str,
+        credentials: Vec<v1::AuthConfig>,
+        sandbox: Option<v1::PodSandboxConfig>,
+    ) -> Result<String, CriError> {
+        let mut attempts: Vec<Option<v1::AuthConfig>> = credentials.into_iter().map(Some).collect();
+        if attempts.is_empty() {
+            attempts.push(None);
+        }
+        let mut last = None;
+        for auth in attempts {
+            let request = v1::PullImageRequest { image: Some(spec(image)), auth, sandbox_config: sandbox.clone() };
+            match self.cri.pull(request).await {
+                Ok(image_ref) => return Ok(image_ref),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.expect("at least one attempt was made"))
+    }
+}
+
+fn spec(image: &str) -> v1::ImageSpec {
+    v1::ImageSpec { image: image.to_owned(), ..v1::ImageSpec::default() }
+}
+
+fn ready(image: v1::Image, event: String) -> ReadyImage {
+    ReadyImage {
+        image_ref: image.id,
+        user: ImageUser { uid: image.uid.map(|uid| uid.value), name: image.username },
+        event,
+    }
+}
+
+/// Seconds with milliseconds, as upstream rounds durations in this event.
+fn rounded(duration: std::time::Duration) -> String {
+    if duration.as_secs() == 0 {
+        return format!("{}ms", duration.as_millis());
+    }
+    let text = format!("{:.3}", duration.as_secs_f64());
+    format!("{}s", text.trim_end_matches('0').trim_end_matches('.'))
+}
+
+/// What a registry reference may look like, without deciding more than the runtime will.
+fn is_valid_name(image: &str) -> bool {
+    let name = image.split('@').next().unwrap_or_default();
+    let path = name.rsplit_once('/').map_or("", |(path, _)| path);
+    let last = name.rsplit('/').next().unwrap_or_default();
+    let repository = last.split(':').next().unwrap_or_default();
+    let part_is_valid = |part: &str| {
+        !part.is_empty() && part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c))
+    };
+    // The host may have upper case and a port.
+    let mut parts = path.split('/').filter(|_| !path.is_empty());
+    let host_is_valid = parts.next().is_none_or(|host| {
+        !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "._-:[]".contains(c))
+    });
+    host_is_valid && parts.all(part_is_valid) && part_is_valid(repository)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_no_registry_has_are_refused() {
+        for name in ["nginx", "nginx:1.17.9", "docker.io/library/nginx", "r:5000/a/b@sha256:00", "localhost/x_y"] {
+            assert!(is_valid_name(name), "{name}");
+        }
+        for name in ["", "Nginx", "nginx image", ":1", "a//b", "r/UPPER/b"] {
+            assert!(!is_valid_name(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! The pods bound to this node, from the API server.
+
+use std::sync::Arc;
+
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Client};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::Reconnect;
+
+/// What happened to the set of pods.
+#[derive(Debug, Clone)]
+pub enum PodEvent {
+    /// The pod is new or changed.
+    Apply(Arc<Pod>),
+    /// The API object is gone.
+    Delete(Arc<Pod>),
+    /// This is all there is (after each list).
+    Synced(Vec<Arc<Pod>>),
+}
+
+/// Sends pod events until `cancel`. A full queue holds the watch back, which the API server can bear.
+pub async fn run(client: Client, node_name: &str, events: mpsc::Sender<PodEvent>, cancel: CancellationToken) {
+    let config = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
+    let pods: Api<Pod> = Api::all(client);
+    let mut stream = std::pin::pin!(watcher(pods, config).backoff(Reconnect::default()));
+    let mut listing = Vec::new();
+    loop {
+        // Cancel-safe: a stream and a token.
+        let event = tokio::select! {
+            () = cancel.cancelled() => return,
+            event = stream.next() => event,
+        };
+        let message = match event {
+            None => return,
+            Some(Err(error)) => {
+                warn!(%error, "watch of pods interrupted");
+                continue;
+            }
+            Some(Ok(watcher::Event::Init)) => {
+                listing.clear();
+                continue;
+            }
+            Some(Ok(watcher::Event::InitApply(pod))) => {
+                listing.push(trimmed(pod));
+                continue;
+            }
+            Some(Ok(watcher::Event::InitDone)) => {
+                info!(pods = listing.len(), "pods listed");
+                PodEvent::Synced(std::mem::take(&mut listing))
+            }
+            Some(Ok(watcher::Event::Apply(pod))) => PodEvent::Apply(trimmed(pod)),
+            Some(Ok(watcher::Event::Delete(pod))) => PodEvent::Delete(trimmed(pod)),
+        };
+        if events.send(message).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Without what no part of the agent reads.
+fn trimmed(mut pod: Pod) -> Arc<Pod> {
+    pod.metadata.managed_fields = None;
+    Arc::new(pod)
+}
