@@ -10,6 +10,10 @@
 //!
 //! This crate has no IO and no behaviour beyond packing and unpacking.
 #![no_std]
+#![allow(
+    clippy::inline_always,
+    reason = "BPF programs have no calls worth keeping: the verifier checks one function best"
+)]
 
 mod address;
 mod meta;
@@ -77,7 +81,19 @@ mod pod {
         )*};
     }
     pod!(
-        NetAddr, NetPort, FrontendKey, FrontendValue, ServiceSlot, ExtentHeader, Backend, ServiceStats, AffinityKey,
-        AffinityValue, Peer, DatagramPeers, Meta, NodePortBounds,
+        NetAddr,
+        NetPort,
+        FrontendKey,
+        FrontendValue,
+        ServiceSlot,
+        ExtentHeader,
+        Backend,
+        ServiceStats,
+        AffinityKey,
+        AffinityValue,
+        Peer,
+        DatagramPeers,
+        Meta,
+        NodePortBounds,
     );
 }

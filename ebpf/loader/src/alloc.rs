@@ -32,7 +32,8 @@ impl RangeAllocator {
 
     /// Takes the first range of `len` free indices; `None` where no gap is that long.
     pub(crate) fn alloc(&mut self, len: u32) -> Option<Range> {
-        let (start, gap) = self.free.iter().find(|(_, gap)| **gap >= len).map(|(start, gap)| (*start, *gap))?;
+        let (start, gap) =
+            self.free.iter().find(|(_, gap)| **gap >= len).map(|(start, gap)| (*start, *gap))?;
         self.free.remove(&start);
         if gap > len {
             self.free.insert(start + len, gap - len);
@@ -43,7 +44,9 @@ impl RangeAllocator {
 
     /// Takes exactly this range; false, and nothing taken, where any of it is not free.
     pub(crate) fn reserve(&mut self, range: Range) -> bool {
-        let Some((start, gap)) = self.free.range(..=range.start).next_back().map(|(start, gap)| (*start, *gap)) else {
+        let Some((start, gap)) =
+            self.free.range(..=range.start).next_back().map(|(start, gap)| (*start, *gap))
+        else {
             return false;
         };
         let (gap_end, Some(range_end)) = (start + gap, range.start.checked_add(range.len)) else {

@@ -30,4 +30,7 @@ pub use plane::{Config, DataPlane, OpenError, Usage, netns_cookie};
 pub use probe::{Feature, missing, probe};
 pub use services::{Refused, SyncReport};
 pub use sys::{ProgramRuns, program_runs, run_time_stats};
-pub use table::{Change, DesiredBackend, DesiredFrontend, DesiredService, Family, Listen, Place, Policy, ServiceKey, ServiceTable};
+pub use table::{
+    Change, DesiredBackend, DesiredFrontend, DesiredService, Family, Listen, Place, Policy, ServiceKey,
+    ServiceTable,
+};

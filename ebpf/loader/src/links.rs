@@ -122,7 +122,8 @@ fn update(pin: &Path, program: BorrowedFd<'_>, hook: &Hook, cgroup_id: u64) -> R
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(source) => return Err(LinkError::Link { action: "open", name, source }),
     };
-    let info = sys::link_info(link.as_fd()).map_err(|source| LinkError::Link { action: "inspect", name, source })?;
+    let info =
+        sys::link_info(link.as_fd()).map_err(|source| LinkError::Link { action: "inspect", name, source })?;
     if info.cgroup_id != cgroup_id || info.attach_type != hook.attach_type {
         return Ok(false);
     }

@@ -182,7 +182,8 @@ impl<T: Copy + aya::Pod> Mapped<T> {
     fn open(object: &mut Ebpf, name: &'static str) -> Result<Self, MapsError> {
         let map = object.take_map(name).ok_or(MapsError::Absent(name))?;
         // The conversion checks key and value sizes.
-        let array = Array::<&MapData, T>::try_from(&map).map_err(|source| MapsError::Kind { name, source })?;
+        let array =
+            Array::<&MapData, T>::try_from(&map).map_err(|source| MapsError::Kind { name, source })?;
         let len = array.len();
         let Map::Array(data) = &map else {
             return Err(MapsError::Absent(name));

@@ -158,8 +158,14 @@ fn ensure_bpffs(root: &Path) -> Result<(), PinError> {
     let point = mount_point(root);
     create_dir(point)?;
     let options = Some("mode=0700");
-    mount(Some(MOUNT_SOURCE), point, Some("bpf"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, options)
-        .map_err(|errno| failed("mount a BPF file system at", point, errno.into()))?;
+    mount(
+        Some(MOUNT_SOURCE),
+        point,
+        Some("bpf"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+        options,
+    )
+    .map_err(|errno| failed("mount a BPF file system at", point, errno.into()))?;
     tracing::info!(path = %point.display(), "mounted a BPF file system");
     Ok(())
 }
@@ -175,7 +181,8 @@ fn unmount_ours(root: &Path) {
         at == point.to_str() && right.next() == Some("bpf") && right.next() == Some(MOUNT_SOURCE)
     });
     // The kernel itself puts two listings into every BPF file system.
-    let own = |entry: &PathBuf| entry.file_name().is_some_and(|name| name == "maps.debug" || name == "progs.debug");
+    let own =
+        |entry: &PathBuf| entry.file_name().is_some_and(|name| name == "maps.debug" || name == "progs.debug");
     if !ours || !list(point).is_ok_and(|entries| entries.iter().all(own)) {
         return;
     }

@@ -47,7 +47,9 @@ pub struct Config {
 #[derive(Debug, Error)]
 pub enum OpenError {
     /// The binary was built without the programs.
-    #[error("this binary was built without its BPF programs: run `cargo xtask build-ebpf`, then build it again")]
+    #[error(
+        "this binary was built without its BPF programs: run `cargo xtask build-ebpf`, then build it again"
+    )]
     NotBuilt,
     /// The machine lacks something.
     #[error("this machine cannot run the service data plane: {}", missing.join("; "))]

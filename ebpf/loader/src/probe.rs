@@ -37,7 +37,9 @@ fn programs() -> Feature {
     let (present, detail) = match sys::is_program_supported(ProgramType::CgroupSockAddr) {
         Ok(true) => (true, "cgroup/sock_addr programs load".to_owned()),
         Ok(false) => (false, "the kernel lacks CONFIG_CGROUP_BPF (cgroup/sock_addr programs)".to_owned()),
-        Err(error) => (false, format!("cannot load a BPF program, CAP_BPF and CAP_NET_ADMIN are needed: {error}")),
+        Err(error) => {
+            (false, format!("cannot load a BPF program, CAP_BPF and CAP_NET_ADMIN are needed: {error}"))
+        }
     };
     Feature { name: "cgroup socket programs", present, optional: false, detail }
 }
@@ -45,7 +47,9 @@ fn programs() -> Feature {
 fn socket_storage() -> Feature {
     let (present, detail) = match sys::is_map_supported(MapType::SkStorage) {
         Ok(true) => (true, "socket storage maps can be made".to_owned()),
-        Ok(false) => (false, "the kernel lacks BPF_MAP_TYPE_SK_STORAGE (Linux 5.2, CONFIG_BPF_SYSCALL)".to_owned()),
+        Ok(false) => {
+            (false, "the kernel lacks BPF_MAP_TYPE_SK_STORAGE (Linux 5.2, CONFIG_BPF_SYSCALL)".to_owned())
+        }
         Err(error) => (false, format!("cannot make a BPF map: {error}")),
     };
     Feature { name: "socket storage", present, optional: false, detail }
@@ -53,7 +57,9 @@ fn socket_storage() -> Feature {
 
 fn cgroup2(dir: &Path) -> Feature {
     let (present, detail) = match statfs(dir) {
-        Ok(fs) if fs.filesystem_type() == CGROUP2_SUPER_MAGIC => (true, format!("cgroup2 at {}", dir.display())),
+        Ok(fs) if fs.filesystem_type() == CGROUP2_SUPER_MAGIC => {
+            (true, format!("cgroup2 at {}", dir.display()))
+        }
         Ok(_) => (
             false,
             format!(

@@ -45,7 +45,10 @@ impl Orphans {
     }
 
     /// Hands out the service that answers one of these frontends.
-    pub(crate) fn claim<'f>(&mut self, mut frontends: impl Iterator<Item = &'f FrontendKey>) -> Option<Known> {
+    pub(crate) fn claim<'f>(
+        &mut self,
+        mut frontends: impl Iterator<Item = &'f FrontendKey>,
+    ) -> Option<Known> {
         let id = frontends.find_map(|frontend| self.by_frontend.get(frontend).copied())?;
         let known = self.by_id.remove(&id)?;
         for frontend in known.frontends.keys() {

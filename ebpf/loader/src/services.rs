@@ -9,7 +9,9 @@ use std::{
     time::Instant,
 };
 
-use ebpf_common::{Backend, ExtentHeader, FrontendKey, FrontendValue, NetAddr, NetPort, NodePortBounds, ServiceSlot};
+use ebpf_common::{
+    Backend, ExtentHeader, FrontendKey, FrontendValue, NetAddr, NetPort, NodePortBounds, ServiceSlot,
+};
 use thiserror::Error;
 
 use crate::{
@@ -133,9 +135,15 @@ impl Services {
 
     /// Makes the maps hold exactly this table: everything not in it is removed. Only for callers who know all
     /// services and all endpoints.
-    pub(crate) fn replace_all<M: Memory>(&mut self, memory: &mut M, table: &ServiceTable, now: Instant) -> SyncReport {
+    pub(crate) fn replace_all<M: Memory>(
+        &mut self,
+        memory: &mut M,
+        table: &ServiceTable,
+        now: Instant,
+    ) -> SyncReport {
         let mut report = SyncReport::default();
-        let gone: Vec<ServiceKey> = self.known.keys().filter(|key| !table.contains_key(*key)).cloned().collect();
+        let gone: Vec<ServiceKey> =
+            self.known.keys().filter(|key| !table.contains_key(*key)).cloned().collect();
         for key in gone {
             self.remove(memory, &key, now, &mut report);
         }
@@ -152,7 +160,12 @@ impl Services {
     }
 
     /// Carries changes out; removals first, so that what they free can be taken.
-    pub(crate) fn apply<M: Memory>(&mut self, memory: &mut M, changes: &[Change], now: Instant) -> SyncReport {
+    pub(crate) fn apply<M: Memory>(
+        &mut self,
+        memory: &mut M,
+        changes: &[Change],
+        now: Instant,
+    ) -> SyncReport {
         let mut report = SyncReport::default();
         for change in changes {
             if let Change::Remove(key) = change {
@@ -246,7 +259,8 @@ impl Services {
             match self.owners.get(&frontend_key) {
                 Some(owner) if owner != key => {
                     self.waiting.insert(key.clone(), desired.clone());
-                    let conflict = Refused::Conflict { frontend: describe(&frontend_key), owner: owner.clone() };
+                    let conflict =
+                        Refused::Conflict { frontend: describe(&frontend_key), owner: owner.clone() };
                     report.refused.push((key.clone(), conflict));
                 }
                 _ => {
@@ -341,7 +355,8 @@ impl Services {
                 self.room.frontends_used += 1;
             }
         }
-        let gone: Vec<FrontendKey> = known.frontends.keys().filter(|f| !frontends.contains_key(*f)).copied().collect();
+        let gone: Vec<FrontendKey> =
+            known.frontends.keys().filter(|f| !frontends.contains_key(*f)).copied().collect();
         for frontend in gone {
             memory.remove_frontend(frontend)?;
             known.frontends.remove(&frontend);
@@ -397,7 +412,8 @@ impl Services {
     /// Bounds of all NodePorts, those of services not yet claimed included.
     fn node_port_bounds(&self) -> NodePortBounds {
         let ports = self.node_ports.keys().copied().chain(self.orphans.node_ports());
-        let (lowest, highest) = ports.fold((u16::MAX, 0), |(low, high), port| (low.min(port), high.max(port)));
+        let (lowest, highest) =
+            ports.fold((u16::MAX, 0), |(low, high), port| (low.min(port), high.max(port)));
         NodePortBounds::new(lowest, highest)
     }
 }
@@ -441,7 +457,8 @@ impl Room {
         if wanted.len() > usize::from(u16::MAX) {
             return Err(Refused::TooManyBackends { count: wanted.len() });
         }
-        let mut prepared = Prepared { extent: None, order: Vec::with_capacity(wanted.len()), fresh: BTreeSet::new() };
+        let mut prepared =
+            Prepared { extent: None, order: Vec::with_capacity(wanted.len()), fresh: BTreeSet::new() };
         match self.fill(memory, known, &wanted, now, &mut prepared) {
             Ok(()) => Ok(prepared),
             Err(why) => {
@@ -475,7 +492,8 @@ impl Room {
         if !prepared.order.is_empty() {
             let words = u32::try_from(prepared.order.len()).unwrap_or(u32::MAX).saturating_add(1);
             let extents = (&mut self.extents, &mut self.freed_extents);
-            prepared.extent = Some(take(memory, extents.0, extents.1, words, "words of the backend index", now)?);
+            prepared.extent =
+                Some(take(memory, extents.0, extents.1, words, "words of the backend index", now)?);
         }
         Ok(())
     }

@@ -123,7 +123,7 @@ fn raw(fd: BorrowedFd<'_>) -> u32 {
 }
 
 fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
-    let fd = libc::c_int::try_from(fd).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    let fd = libc::c_int::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: the kernel just returned this descriptor to us, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -135,7 +135,8 @@ fn c_path(path: &Path) -> io::Result<CString> {
 /// Pins an object.
 pub(crate) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
-    bpf(BPF_OBJ_PIN, &mut ObjAttr { pathname: path.as_ptr() as u64, bpf_fd: raw(fd), file_flags: 0 }).map(drop)
+    bpf(BPF_OBJ_PIN, &mut ObjAttr { pathname: path.as_ptr() as u64, bpf_fd: raw(fd), file_flags: 0 })
+        .map(drop)
 }
 
 /// Opens a pinned object.
@@ -145,14 +146,19 @@ pub(crate) fn get_pinned(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Attaches a program to a cgroup.
-pub(crate) fn link_create(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<OwnedFd> {
+pub(crate) fn link_create(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
     let mut attr = LinkCreateAttr { prog_fd: raw(program), target_fd: raw(cgroup), attach_type, flags: 0 };
     owned(bpf(BPF_LINK_CREATE, &mut attr)?)
 }
 
 /// Replaces the program of a link, without a moment in which none runs.
 pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let mut attr = LinkUpdateAttr { link_fd: raw(link), new_prog_fd: raw(program), ..LinkUpdateAttr::default() };
+    let mut attr =
+        LinkUpdateAttr { link_fd: raw(link), new_prog_fd: raw(program), ..LinkUpdateAttr::default() };
     bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
 }
 
@@ -171,8 +177,11 @@ pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<CgroupLinkInfo> {
 fn object_info<T>(fd: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
     let info_len = u32::try_from(size_of::<T>()).unwrap_or(0);
     // `info` outlives the call, and the kernel writes at most `info_len` bytes of it.
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut InfoAttr { bpf_fd: raw(fd), info_len, info: std::ptr::from_mut(info) as u64 })
-        .map(drop)
+    bpf(
+        BPF_OBJ_GET_INFO_BY_FD,
+        &mut InfoAttr { bpf_fd: raw(fd), info_len, info: std::ptr::from_mut(info) as u64 },
+    )
+    .map(drop)
 }
 
 /// Turns the kernel's run-time statistics on for as long as the returned descriptor lives.
@@ -191,7 +200,8 @@ pub fn program_runs(prefix: &str) -> io::Result<Vec<ProgramRuns>> {
             continue;
         };
         let fd = owned(fd)?;
-        let mut info = ProgInfo { head: [0; 64], name: [0; 16], middle: [0; 112], run_time_ns: 0, run_cnt: 0 };
+        let mut info =
+            ProgInfo { head: [0; 64], name: [0; 16], middle: [0; 112], run_time_ns: 0, run_cnt: 0 };
         object_info(fd.as_fd(), &mut info)?;
         let name = info.name.split(|byte| *byte == 0).next().unwrap_or_default();
         let name = String::from_utf8_lossy(name).into_owned();

@@ -1,8 +1,8 @@
 //! From a dialled address to a backend.
 
 use ebpf_common::{
-    AffinityKey, AffinityValue, Backend, ExtentHeader, FrontendKey, FrontendValue, NetAddr, NetPort, NodePortBounds,
-    Protocol, ServiceSlot,
+    AffinityKey, AffinityValue, Backend, ExtentHeader, FrontendKey, FrontendValue, NetAddr, NetPort,
+    NodePortBounds, Protocol, ServiceSlot,
 };
 
 /// Read access to the maps of the data plane.
@@ -96,7 +96,9 @@ pub fn resolve<'t, T: Tables, C: Caller>(tables: &'t T, caller: &C, dst: &Destin
         pick_with_affinity(tables, caller, &frontend, slot)
     };
     match chosen {
-        Some((backend_id, backend)) => Verdict::Forward(Target { service: frontend.service, backend_id, backend }),
+        Some((backend_id, backend)) => {
+            Verdict::Forward(Target { service: frontend.service, backend_id, backend })
+        }
         None => Verdict::Refuse(frontend.service),
     }
 }

@@ -7,8 +7,17 @@
 //! connection that would work without it.
 #![no_std]
 #![no_main]
+#![allow(
+    clippy::inline_always,
+    reason = "BPF programs have no calls worth keeping: the verifier checks one function best"
+)]
 #![allow(unsafe_code, reason = "BPF helpers and context fields are raw by nature")]
 #![allow(unreachable_pub, reason = "the entry macros need `pub` in a binary")]
+#![allow(
+    missing_docs,
+    clippy::needless_pass_by_value,
+    reason = "the entry macros drop docs and pass by value"
+)]
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use context::{V4, V6};

@@ -10,8 +10,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use ebpf_common::{
-    AffinityKey, AffinityValue, Backend, DatagramPeers, FrontendKey, FrontendValue, Meta, NetAddr, NodePortBounds,
-    Peer, ServiceSlot, ServiceStats,
+    AffinityKey, AffinityValue, Backend, DatagramPeers, FrontendKey, FrontendValue, Meta, NetAddr,
+    NodePortBounds, Peer, ServiceSlot, ServiceStats,
 };
 use ebpf_packet::Tables;
 
@@ -105,7 +105,9 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn node_port_bounds(&self) -> NodePortBounds {
         // SAFETY: as for the other arrays.
-        NODE_PORT_BOUNDS.get_ptr(0).map_or(NodePortBounds::NONE, |bounds| unsafe { core::ptr::read_volatile(bounds) })
+        NODE_PORT_BOUNDS
+            .get_ptr(0)
+            .map_or(NodePortBounds::NONE, |bounds| unsafe { core::ptr::read_volatile(bounds) })
     }
 
     #[inline(always)]

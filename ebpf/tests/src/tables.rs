@@ -3,7 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ebpf_common::Protocol;
-use ebpf_loader::{DesiredBackend, DesiredFrontend, DesiredService, Family, Listen, Place, Policy, ServiceKey, ServiceTable};
+use ebpf_loader::{
+    DesiredBackend, DesiredFrontend, DesiredService, Family, Listen, Place, Policy, ServiceKey, ServiceTable,
+};
 
 /// A service on these addresses, answered by these backends.
 pub fn service(protocol: Protocol, frontends: &[SocketAddr], backends: &[SocketAddr]) -> DesiredService {
@@ -23,8 +25,23 @@ pub fn service(protocol: Protocol, frontends: &[SocketAddr], backends: &[SocketA
 
 /// The same, on a NodePort too.
 pub fn with_node_port(mut service: DesiredService, port: u16, protocol: Protocol) -> DesiredService {
-    service.frontends.push(DesiredFrontend { listen: Listen::Node(Family::V4), port, protocol, policy: Policy::All });
+    service.frontends.push(DesiredFrontend {
+        listen: Listen::Node(Family::V4),
+        port,
+        protocol,
+        policy: Policy::All,
+    });
     service
+}
+
+/// An address and port written in the test.
+pub fn at(text: &str) -> SocketAddr {
+    text.parse().expect("tests write addresses as they should be")
+}
+
+/// Addresses written in the test.
+pub fn ips(texts: &[&str]) -> Vec<IpAddr> {
+    texts.iter().map(|text| text.parse().expect("tests write addresses as they should be")).collect()
 }
 
 /// A service's name.
@@ -37,8 +54,9 @@ pub fn filler(count: u32, endpoints: u32) -> ServiceTable {
     (0..count)
         .map(|n| {
             let vip = SocketAddr::new(address(0x0a61_0000 + n), 80);
-            let backends: Vec<_> =
-                (0..endpoints).map(|m| SocketAddr::new(address(0x0af5_0000 + n * endpoints + m), 8080)).collect();
+            let backends: Vec<_> = (0..endpoints)
+                .map(|m| SocketAddr::new(address(0x0af5_0000 + n * endpoints + m), 8080))
+                .collect();
             (key(&format!("filler/{n}")), service(Protocol::Tcp, &[vip], &backends))
         })
         .collect()

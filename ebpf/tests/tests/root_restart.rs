@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::{Duration, Instant},
@@ -14,16 +14,8 @@ use ebpf_loader::{Change, OpenError, PinError, ServiceTable};
 use ebpf_tests::{
     arena::Arena,
     servers::{Server, ask_tcp},
-    tables::{filler, key, service},
+    tables::{at, filler, ips, key, service},
 };
-
-fn at(text: &str) -> SocketAddr {
-    text.parse().unwrap()
-}
-
-fn ips(texts: &[&str]) -> Vec<IpAddr> {
-    texts.iter().map(|text| text.parse().unwrap()).collect()
-}
 
 /// Starts the fixture and waits until it has attached; returns it and how it started.
 fn start_fixture(arena: &Arena, vip: SocketAddr, backends: &[SocketAddr]) -> Result<(Child, String)> {
@@ -162,7 +154,8 @@ fn a_full_map_is_reported_and_what_is_there_goes_on() -> Result<()> {
     assert!(text.contains("backends") && text.contains("of 100"), "{text}");
     assert_eq!(ask_tcp(vip)?.0, "10.244.0.1:8080");
     // Room is made: those who waited come in without being asked for again.
-    let removed: Vec<Change> = table.keys().filter(|k| k.0.starts_with("filler/1")).cloned().map(Change::Remove).collect();
+    let removed: Vec<Change> =
+        table.keys().filter(|k| k.0.starts_with("filler/1")).cloned().map(Change::Remove).collect();
     let report = plane.apply(&removed);
     assert!(report.written > 0, "{report:?}");
     Ok(())

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     io,
-    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    net::{TcpStream, UdpSocket},
     time::{Duration, Instant},
 };
 
@@ -13,16 +13,8 @@ use ebpf_loader::{Change, DataPlane, ServiceTable};
 use ebpf_tests::{
     arena::Arena,
     servers::{DEADLINE, Server, ask_tcp, ask_udp},
-    tables::{filler, key, service, with_node_port},
+    tables::{at, filler, ips, key, service, with_node_port},
 };
-
-fn at(text: &str) -> SocketAddr {
-    text.parse().unwrap()
-}
-
-fn ips(texts: &[&str]) -> Vec<IpAddr> {
-    texts.iter().map(|text| text.parse().unwrap()).collect()
-}
 
 /// Fills and attaches; every service must be accepted.
 fn run(arena: &Arena, table: &ServiceTable) -> Result<DataPlane> {
@@ -108,7 +100,8 @@ fn connected_udp_shows_the_service_and_receives() -> Result<()> {
     let arena = Arena::enter(&ips(&["10.244.0.1"]))?;
     let _server = Server::udp(at("10.244.0.1:5353"))?;
     let vip = at("10.96.0.10:53");
-    let _plane = run(&arena, &ServiceTable::from([(key("dns"), service(Udp, &[vip], &[at("10.244.0.1:5353")]))]))?;
+    let _plane =
+        run(&arena, &ServiceTable::from([(key("dns"), service(Udp, &[vip], &[at("10.244.0.1:5353")]))]))?;
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     socket.set_read_timeout(Some(DEADLINE))?;
     socket.connect(vip)?;
@@ -205,7 +198,8 @@ fn five_thousand_services_load_fast_and_one_change_costs_one_change() -> Result<
     assert_eq!((report.written, report.refused.len()), (5001, 0));
     plane.attach()?;
     assert_eq!(ask_tcp(vip)?.0, "10.244.0.1:8080");
-    let (name, mut changed) = table.iter().nth(2500).map(|(name, service)| (name.clone(), service.clone())).unwrap();
+    let (name, mut changed) =
+        table.iter().nth(2500).map(|(name, service)| (name.clone(), service.clone())).unwrap();
     let mut times = Vec::new();
     for _ in 0..100 {
         let port = changed.backends[0].address.port() + 1;
@@ -216,7 +210,10 @@ fn five_thousand_services_load_fast_and_one_change_costs_one_change() -> Result<
         times.push(start.elapsed());
     }
     times.sort();
-    println!("5001 services x 3 endpoints loaded in {loaded:?}; one endpoint changed in {:?} (median)", times[50]);
+    println!(
+        "5001 services x 3 endpoints loaded in {loaded:?}; one endpoint changed in {:?} (median)",
+        times[50]
+    );
     // A restart finds everything as it is and writes nothing but what differs.
     drop(plane);
     table.insert(name, changed);

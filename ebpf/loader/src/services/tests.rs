@@ -162,7 +162,8 @@ impl Memory for Fake {
 
 /// A service on 10.96.0.N:80, and on a NodePort where `node` says so, with these backends.
 fn service(n: u8, node: bool, backends: &[u8]) -> DesiredService {
-    let frontend = |listen, port| DesiredFrontend { listen, port, protocol: Protocol::Tcp, policy: Policy::All };
+    let frontend =
+        |listen, port| DesiredFrontend { listen, port, protocol: Protocol::Tcp, policy: Policy::All };
     let mut frontends = vec![frontend(Listen::Address([10, 96, 0, n].into()), 80)];
     if node {
         frontends.push(frontend(Listen::Node(Family::V4), 30_000 + u16::from(n)));
@@ -306,8 +307,11 @@ fn an_update_that_does_not_fit_leaves_the_old_one_answering() {
     let mut services = Services::restore(&mut memory, capacity).unwrap();
     let old = service(1, false, &[1, 2]);
     services.apply(&mut memory, &[Change::Upsert(key(1), old.clone())], Instant::now());
-    let report =
-        services.apply(&mut memory, &[Change::Upsert(key(1), service(1, false, &[3, 4, 5, 6]))], Instant::now());
+    let report = services.apply(
+        &mut memory,
+        &[Change::Upsert(key(1), service(1, false, &[3, 4, 5, 6]))],
+        Instant::now(),
+    );
     assert_eq!(report.refused[0].1.to_string(), "no room for 1 more backends: 0 of 4 are free");
     let answers = memory.answers(&old.frontends[0].key()).unwrap();
     assert_eq!(answers, old.backends.iter().map(|backend| backend.address).collect());
