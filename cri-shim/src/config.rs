@@ -1,0 +1,155 @@
+//! The configuration file: YAML, every field checked, an unknown or wrong one named.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::Deserialize;
+
+/// What `keelson-cri` is started with.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Config {
+    /// The CRI socket to serve.
+    pub listen: PathBuf,
+    /// containerd's socket.
+    pub containerd_socket: PathBuf,
+    /// The containerd namespace that is ours alone.
+    #[serde(default = "default_namespace")]
+    pub containerd_namespace: String,
+    /// Volatile state: FIFOs, shared memory.
+    pub state_dir: PathBuf,
+    /// Persistent state: records, files of sandboxes.
+    pub root_dir: PathBuf,
+    /// Where network namespaces are pinned; ours alone.
+    pub netns_dir: PathBuf,
+    /// Pod networks.
+    pub cni: Cni,
+    /// Registry configuration in containerd's `certs.d` layout.
+    pub registry_config_dir: PathBuf,
+    /// The server of exec, attach and port-forward.
+    #[serde(default)]
+    pub streaming: Streaming,
+    /// Only `builtin`: the pause program comes inside this executable.
+    #[serde(default)]
+    pub pause_image: PauseImage,
+    /// How cgroup paths are written.
+    #[serde(default)]
+    pub cgroup_driver: CgroupDriver,
+}
+
+/// Where CNI's files are.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Cni {
+    /// Network configurations; the first one counts.
+    pub conf_dir: PathBuf,
+    /// Plugins.
+    pub bin_dir: PathBuf,
+    /// Results of ADD, kept for DEL.
+    pub cache_dir: PathBuf,
+}
+
+/// Where the streaming server listens.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Streaming {
+    /// Address.
+    pub address: std::net::IpAddr,
+    /// Port; 0 lets the kernel choose.
+    pub port: u16,
+}
+
+impl Default for Streaming {
+    fn default() -> Self {
+        Self { address: std::net::Ipv4Addr::LOCALHOST.into(), port: 0 }
+    }
+}
+
+/// What a sandbox's first process comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PauseImage {
+    /// From this executable.
+    #[default]
+    Builtin,
+}
+
+/// How cgroup paths are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupDriver {
+    /// As plain paths.
+    #[default]
+    Cgroupfs,
+}
+
+fn default_namespace() -> String {
+    "keelson".to_owned()
+}
+
+impl Config {
+    /// Reads and checks the file.
+    pub fn load(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read configuration {}", path.display()))?;
+        Self::parse(&text).with_context(|| format!("invalid configuration {}", path.display()))
+    }
+
+    fn parse(text: &str) -> anyhow::Result<Self> {
+        let config: Self = serde_norway::from_str(text)?;
+        let absolute = [
+            ("listen", &config.listen),
+            ("containerdSocket", &config.containerd_socket),
+            ("stateDir", &config.state_dir),
+            ("rootDir", &config.root_dir),
+            ("netnsDir", &config.netns_dir),
+            ("cni.confDir", &config.cni.conf_dir),
+            ("cni.binDir", &config.cni.bin_dir),
+            ("cni.cacheDir", &config.cni.cache_dir),
+            ("registryConfigDir", &config.registry_config_dir),
+        ];
+        for (field, path) in absolute {
+            anyhow::ensure!(path.is_absolute(), "{field}: {} is not an absolute path", path.display());
+        }
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "
+listen: /run/k/cri.sock
+containerdSocket: /run/k/containerd.sock
+stateDir: /run/k/cri
+rootDir: /var/lib/k/cri
+netnsDir: /run/k/netns
+cni: { confDir: /run/k/net.d, binDir: /opt/cni/bin, cacheDir: /run/k/cache }
+registryConfigDir: /run/k/certs.d
+pauseImage: builtin
+cgroupDriver: cgroupfs
+";
+
+    #[test]
+    fn a_good_file_with_defaults() {
+        let config = Config::parse(GOOD).unwrap();
+        assert_eq!(config.containerd_namespace, "keelson");
+        assert_eq!(config.streaming.address.to_string(), "127.0.0.1");
+    }
+
+    #[test]
+    fn a_wrong_field_is_named() {
+        let cases = [
+            (GOOD.replace("netnsDir", "netnsdir"), "netnsdir"),
+            (GOOD.replace("binDir", "bindir"), "bindir"),
+            (GOOD.replace("/run/k/net.d", "net.d"), "cni.confDir"),
+            (GOOD.replace("builtin", "k8s.gcr.io/pause:3.6"), "pauseImage"),
+            (format!("{GOOD}streaming: {{ port: many }}\n"), "streaming.port"),
+        ];
+        for (text, field) in cases {
+            let error = format!("{:#}", Config::parse(&text).unwrap_err());
+            assert!(error.contains(field), "{field} is not in: {error}");
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! StartContainer: pipes and log → task → running. A start that fails is the container's end, with the runtime's words.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cri_shim_api::v1::ContainerEventType;
+use cri_shim_core::exit;
+use cri_shim_core::record::{ContainerPhase, ContainerRecord};
+use tokio::net::unix::pipe;
+
+use crate::clock;
+use crate::error::RuntimeError;
+use crate::host::blocking;
+use crate::host::fifo::{self, Pipes};
+use crate::logs::LogPump;
+use crate::runtime::Runtime;
+use crate::state::Container;
+
+/// How long a task that was made but could not be started may take to go.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+impl Runtime {
+    /// Runs a created container.
+    pub async fn start_container(self: &Arc<Self>, id: &str) -> Result<(), RuntimeError> {
+        let container = self.container(id)?;
+        // The work goes on when the caller goes away: a half-started container would help nobody.
+        let runtime = Arc::clone(self);
+        let work = tokio::spawn(async move {
+            let _one_at_a_time = container.operation.lock().await;
+            container.must_be(ContainerPhase::Created)?;
+            runtime.ready_sandbox(&container.sandbox_id)?;
+            runtime.run_task(&container).await
+        });
+        work.await.unwrap_or(Err(RuntimeError::Interrupted("starting the container")))
+    }
+
+    async fn run_task(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), RuntimeError> {
+        let record = container.record.get();
+        let pump = match self.open_output(container, &record).await {
+            Ok(pump) => pump,
+            Err(error) => {
+                self.start_failed(container, &error.to_string()).await?;
+                return Err(error);
+            }
+        };
+        container.set_pump(Some(pump));
+        if let Err(error) = self.create_and_start(container, &record).await {
+            // A container is not to blame for containerd being away: it can be started later.
+            let lost = matches!(&error, RuntimeError::Containerd(error) if error.is_unavailable());
+            self.client.force_delete_task(&record.id, KILL_PATIENCE).await.ok();
+            if let Some(pump) = container.pump() {
+                pump.stop().await;
+            }
+            container.set_pump(None);
+            let words = match &error {
+                RuntimeError::Containerd(inner) => inner.message(),
+                other => other.to_string(),
+            };
+            if !lost || container.phase() != ContainerPhase::Created {
+                self.start_failed(container, &words).await?;
+            }
+            return Err(error);
+        }
+        self.watch_container(container);
+        self.tell(ContainerEventType::ContainerStartedEvent, &record.sandbox_id, &record.id);
+        tracing::info!(container = record.id, name = record.name, "container is started");
+        Ok(())
+    }
+
+    async fn create_and_start(&self, container: &Container, record: &ContainerRecord) -> Result<(), RuntimeError> {
+        let stdio = fifo::paths(&container.state_dir(&self.paths.state_dir), &record.id, pipes(record));
+        let root = self.client.snapshot_mounts(&record.id).await?;
+        let pid = self.client.create_task(&record.id, root, stdio).await?;
+        // On disk before it runs, so that a restart knows that its end must be told.
+        container.record.change(|record| record.started(pid, clock::now()));
+        self.save(&container.record).await?;
+        self.client.start_task(&record.id, "").await?;
+        Ok(())
+    }
+
+    /// Makes the pipes and starts reading them.
+    async fn open_output(&self, container: &Container, record: &ContainerRecord) -> Result<LogPump, RuntimeError> {
+        let directory = container.state_dir(&self.paths.state_dir);
+        let (id, pipes) = (record.id.clone(), pipes(record));
+        let stdio = blocking(move || fifo::make(&directory, &id, pipes)).await?;
+        container.set_stdin(hold_stdin(&stdio.stdin)?);
+        LogPump::start(&stdio, log_path(record)).await
+    }
+
+    async fn start_failed(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        words: &str,
+    ) -> Result<(), RuntimeError> {
+        tracing::warn!(container = container.id, error = words, "container could not be started");
+        let ending = exit::start_failed(words, clock::now());
+        if container.record.change(|record| record.ended(ending)) {
+            self.save(&container.record).await?;
+            self.tell(ContainerEventType::ContainerStoppedEvent, &container.sandbox_id, &container.id);
+        }
+        Ok(())
+    }
+}
+
+/// Opens standard input, if there is one, so that it does not end while no client is attached.
+pub(crate) fn hold_stdin(path: &str) -> Result<Option<pipe::Sender>, RuntimeError> {
+    if path.is_empty() {
+        return Ok(None);
+    }
+    // Reading as well, because nobody else reads before the task is made.
+    let opened = pipe::OpenOptions::new().read_write(true).open_sender(path);
+    opened.map(Some).map_err(RuntimeError::host("open pipe", Path::new(path)))
+}
+
+/// The pipes a container has.
+pub(crate) fn pipes(record: &ContainerRecord) -> Pipes {
+    Pipes { stdin: record.config.stdin, terminal: record.config.tty }
+}
+
+/// The log file; none drops the output.
+pub(crate) fn log_path(record: &ContainerRecord) -> Option<PathBuf> {
+    (!record.log_path.is_empty()).then(|| PathBuf::from(&record.log_path))
+}

@@ -1,0 +1,99 @@
+//! StopContainer and RemoveContainer. Both may be repeated and continued after a crash.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cri_shim_api::v1::ContainerEventType;
+use cri_shim_core::record::{ContainerPhase, ContainerRecord};
+use cri_shim_core::signal::SIGKILL;
+
+use crate::containerd::ContainerdError;
+use crate::error::RuntimeError;
+use crate::host::{blocking, files};
+use crate::runtime::Runtime;
+use crate::state::Container;
+
+/// How long a killed process may take to go.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+impl Runtime {
+    /// Asks a container to stop and kills it after `grace` seconds. An unknown one, or one that does not run, is fine.
+    pub async fn stop_container(self: &Arc<Self>, id: &str, grace: i64) -> Result<(), RuntimeError> {
+        let Some(container) = self.registry.container(id) else { return Ok(()) };
+        let grace = Duration::from_secs(u64::try_from(grace).unwrap_or_default());
+        // No lock while waiting: a second stop with a shorter grace must get through to its kill.
+        if container.phase() == ContainerPhase::Running && !grace.is_zero() {
+            let signal = container.record.with(|record| record.stop_signal);
+            self.signal(&container, signal).await?;
+            if self.has_ended(&container, grace).await {
+                return Ok(());
+            }
+        }
+        // A start that is under way ends first; then there is something to kill, or nothing.
+        let _one_at_a_time = container.operation.lock().await;
+        self.kill(&container).await
+    }
+
+    /// Removes a container; a running one is killed. An unknown one is fine. Its log file stays.
+    pub async fn remove_container(self: &Arc<Self>, id: &str) -> Result<(), RuntimeError> {
+        let Some(container) = self.registry.container(id) else { return Ok(()) };
+        let _one_at_a_time = container.operation.lock().await;
+        if self.registry.container(id).is_none() {
+            // Somebody else removed it while we waited.
+            return Ok(());
+        }
+        self.kill(&container).await?;
+        self.erase_container(&container).await?;
+        tracing::info!(container = id, "container is removed");
+        Ok(())
+    }
+
+    /// Takes everything of a container that does not run away, its record last.
+    pub(crate) async fn erase_container(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), RuntimeError> {
+        container.record.change(ContainerRecord::removing);
+        self.save(&container.record).await?;
+        self.client.force_delete_task(&container.id, KILL_PATIENCE).await?;
+        if let Some(pump) = container.pump() {
+            pump.stop().await;
+            container.set_pump(None);
+        }
+        self.client.delete_container(&container.id).await?;
+        self.client.remove_snapshot(&container.id).await?;
+        let directory = container.state_dir(&self.paths.state_dir);
+        blocking(move || files::remove_tree(&directory)).await?;
+        self.forget(&container.id, &container.record).await?;
+        self.registry.drop_container(&container.id);
+        self.tell(ContainerEventType::ContainerDeletedEvent, &container.sandbox_id, &container.id);
+        Ok(())
+    }
+
+    /// Ends a running container at once.
+    async fn kill(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), RuntimeError> {
+        if container.phase() != ContainerPhase::Running {
+            return Ok(());
+        }
+        self.signal(container, SIGKILL).await?;
+        if self.has_ended(container, KILL_PATIENCE).await {
+            return Ok(());
+        }
+        let what = format!("killing container {}", container.id);
+        Err(RuntimeError::Deadline { what, seconds: KILL_PATIENCE.as_secs() })
+    }
+
+    /// Sends a signal; when there is no process any more its end is taken up at once.
+    async fn signal(self: &Arc<Self>, container: &Arc<Container>, signal: u32) -> Result<(), RuntimeError> {
+        match self.client.kill_task(&container.id, "", signal, false).await {
+            Ok(()) => Ok(()),
+            Err(error) if error.is_unavailable() => Err(ContainerdError::into(error)),
+            Err(error) => {
+                tracing::debug!(container = container.id, %error, "nothing to signal");
+                self.inspect_task(container).await
+            }
+        }
+    }
+
+    async fn has_ended(&self, container: &Container, patience: Duration) -> bool {
+        let ended = container.record.wait_for(|record| record.phase() >= ContainerPhase::Exited);
+        tokio::time::timeout(patience, ended).await.is_ok()
+    }
+}

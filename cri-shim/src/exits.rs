@@ -1,0 +1,171 @@
+//! What happens when a process ends: it is noticed in milliseconds, told, and cleaned up.
+//!
+//! Every running process is waited for by one task each; containerd's event stream says the same and adds OOM kills.
+//! Whoever is first counts, the other is no news.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use containerd_client::types::v1::{Process, Status};
+use cri_shim_api::v1::ContainerEventType;
+use cri_shim_core::exit;
+use cri_shim_core::record::{ContainerPhase, Ending, SandboxPhase};
+
+use crate::containerd::events::TaskEvent;
+use crate::containerd::tasks::Exit;
+use crate::error::{RuntimeError, chain};
+use crate::host::blocking;
+use crate::runtime::Runtime;
+use crate::state::{Container, Sandbox};
+use crate::clock;
+
+/// How long the last output of an ended container is waited for before its end is told: normally it is there already; a
+/// process that outlives the first one may hold the pipes.
+const OUTPUT_PATIENCE: Duration = Duration::from_millis(500);
+/// Exit status of a process that SIGKILL ended.
+const KILLED: u32 = 137;
+
+impl Runtime {
+    /// Waits for the container's first process in a task of its own, unless one does so already.
+    pub(crate) fn watch_container(self: &Arc<Self>, container: &Arc<Container>) {
+        if container.watched.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (runtime, container) = (Arc::clone(self), Arc::clone(container));
+        tokio::spawn(async move {
+            let result = runtime.client.wait_task(&container.id, "").await;
+            container.watched.store(false, Ordering::Release);
+            match result {
+                Ok(exit) => runtime.container_ended(&container, exit).await,
+                // Everything is looked at again once containerd is back.
+                Err(error) if error.is_unavailable() => {}
+                Err(_) => {
+                    if let Err(error) = runtime.inspect_task(&container).await {
+                        tracing::warn!(container = container.id, error = %chain(&error), "its state is not known");
+                    }
+                }
+            }
+        });
+    }
+
+    /// Waits for the sandbox's pause process in a task of its own, unless one does so already.
+    pub(crate) fn watch_sandbox(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
+        if sandbox.watched.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (runtime, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
+        tokio::spawn(async move {
+            let result = runtime.client.wait_task(&sandbox.id, "").await;
+            sandbox.watched.store(false, Ordering::Release);
+            match result {
+                Err(error) if error.is_unavailable() => {}
+                Ok(_) | Err(_) => runtime.sandbox_ended(&sandbox).await,
+            }
+        });
+    }
+
+    /// Takes an event of containerd's stream up.
+    pub(crate) fn task_event(self: &Arc<Self>, event: TaskEvent) {
+        let runtime = Arc::clone(self);
+        match event {
+            TaskEvent::OutOfMemory { container } => {
+                if let Some(container) = self.registry.container(&container) {
+                    container.out_of_memory.store(true, Ordering::Release);
+                }
+            }
+            TaskEvent::Exit { container: id, exit } => {
+                if let Some(container) = self.registry.container(&id) {
+                    tokio::spawn(async move { runtime.container_ended(&container, exit).await });
+                } else if let Some(sandbox) = self.registry.sandbox(&id) {
+                    tokio::spawn(async move { runtime.sandbox_ended(&sandbox).await });
+                }
+            }
+        }
+    }
+
+    /// Asks containerd about a container that should run, and takes up what it says.
+    pub(crate) async fn inspect_task(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), RuntimeError> {
+        let task = self.client.task(&container.id).await?;
+        self.take_up(container, task.as_ref()).await;
+        Ok(())
+    }
+
+    /// Brings a container that should run in line with what its task is.
+    pub(crate) async fn take_up(self: &Arc<Self>, container: &Arc<Container>, task: Option<&Process>) {
+        match task.map(Process::status) {
+            Some(Status::Running | Status::Paused | Status::Pausing) => self.watch_container(container),
+            Some(Status::Stopped) => {
+                let task = task.cloned().unwrap_or_default();
+                self.container_ended(container, Exit::new(task.exit_status, task.exited_at)).await;
+            }
+            // Made, but the start was cut off by a crash of ours.
+            Some(Status::Created | Status::Unknown) => {
+                let words = "the start was interrupted by a restart of the runtime";
+                self.finish(container, exit::start_failed(words, clock::now())).await;
+            }
+            None => self.finish(container, exit::unseen(clock::now())).await,
+        }
+    }
+
+    /// The container's first process has ended.
+    async fn container_ended(self: &Arc<Self>, container: &Arc<Container>, exit: Exit) {
+        if container.phase() != ContainerPhase::Running {
+            return;
+        }
+        let mut out_of_memory = container.out_of_memory.load(Ordering::Acquire);
+        if !out_of_memory && exit.status == KILLED {
+            // The event may still be on its way; the kernel's own counter is there as long as the task is not deleted.
+            let cgroup = container.record.with(|record| record.cgroup.clone());
+            let hierarchies = self.hierarchies.clone();
+            out_of_memory = blocking(move || Ok(hierarchies.oom_kills(&cgroup) > 0)).await.unwrap_or(false);
+        }
+        self.finish(container, exit::ran(exit.status, exit.at, out_of_memory)).await;
+    }
+
+    /// Notes and tells a container's end, once, and deletes its task.
+    async fn finish(self: &Arc<Self>, container: &Arc<Container>, ending: Ending) {
+        if let Some(pump) = container.pump() {
+            // Whoever hears of the end finds the whole log.
+            pump.drained(OUTPUT_PATIENCE).await;
+        }
+        let (code, reason) = (ending.code, ending.reason.clone());
+        if !container.record.change(|record| record.ended(ending)) {
+            return;
+        }
+        if let Err(error) = self.save(&container.record).await {
+            tracing::error!(container = container.id, error = %chain(&error), "its end could not be written down");
+        }
+        self.tell(ContainerEventType::ContainerStoppedEvent, &container.sandbox_id, &container.id);
+        tracing::info!(container = container.id, code, reason, "container has ended");
+        // Deleting also ends what the first process left behind, which lets go of the pipes.
+        if let Err(error) = self.client.delete_task(&container.id).await {
+            tracing::warn!(container = container.id, %error, "its task stays until the container is removed");
+        }
+        if let Some(pump) = container.pump() {
+            pump.stop().await;
+            container.set_pump(None);
+        }
+        container.set_stdin(None);
+    }
+
+    /// The sandbox's pause process has ended without being asked to.
+    pub(crate) async fn sandbox_ended(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
+        let was_ready = sandbox.record.change(|record| {
+            let ready = record.phase() == SandboxPhase::Ready;
+            if ready {
+                record.advance(SandboxPhase::Stopping);
+                record.pid = 0;
+            }
+            ready
+        });
+        if !was_ready {
+            return;
+        }
+        tracing::warn!(sandbox = sandbox.id, "the pause process has ended; the sandbox is not ready");
+        if let Err(error) = self.save(&sandbox.record).await {
+            tracing::error!(sandbox = sandbox.id, error = %chain(&error), "its end could not be written down");
+        }
+        self.tell(ContainerEventType::ContainerStoppedEvent, &sandbox.id, &sandbox.id);
+    }
+}

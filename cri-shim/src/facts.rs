@@ -1,0 +1,97 @@
+//! What this node can do, found out once at start, and the list of it that is logged.
+
+use std::path::Path;
+use std::time::Duration;
+
+use cri_shim_core::oci::NodeFacts;
+
+use crate::host::cgroup::Hierarchies;
+
+/// How long runc may take to say what it can do.
+const RUNC_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Looks at the node.
+pub async fn find() -> anyhow::Result<(NodeFacts, Hierarchies)> {
+    let hierarchies = Hierarchies::from_mountinfo(&std::fs::read_to_string("/proc/self/mountinfo")?);
+    let (cgroup_v2, hugetlb, swap_limits) = match &hierarchies {
+        Hierarchies::V1(controllers) => (
+            false,
+            controllers.contains_key("hugetlb"),
+            hierarchies.root_has("memory", "memory.memsw.limit_in_bytes"),
+        ),
+        Hierarchies::V2(root) => {
+            let controllers = std::fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+            let has = |name| controllers.split_ascii_whitespace().any(|controller| controller == name);
+            (true, has("hugetlb"), has("memory") && Path::new("/proc/swaps").exists())
+        }
+    };
+    let facts = NodeFacts {
+        cgroup_v2,
+        hugetlb,
+        swap_limits,
+        seccomp: Path::new("/proc/sys/kernel/seccomp/actions_avail").exists(),
+        apparmor: std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
+            .is_ok_and(|enabled| enabled.trim() == "Y"),
+        recursive_readonly: runc_features().await.contains("\"rro\""),
+        lowest_oom_score: lowest_oom_score(),
+        capabilities: capabilities(),
+    };
+    tell(&facts, &hierarchies).await;
+    Ok((facts, hierarchies))
+}
+
+/// One line per finding, so that a bad node explains itself.
+async fn tell(facts: &NodeFacts, hierarchies: &Hierarchies) {
+    match runc(&["--version"]).await {
+        Some(version) => {
+            tracing::info!(runc = version.lines().next().unwrap_or_default(), "probe");
+        }
+        None => tracing::error!("probe: runc is not in PATH; no container can start (Debian: apt install runc)"),
+    }
+    let mode = if facts.cgroup_v2 { "v2" } else { "v1" };
+    tracing::info!(cgroups = mode, swap_limits = facts.swap_limits, hugetlb = facts.hugetlb, "probe");
+    if let Hierarchies::V1(controllers) = hierarchies
+        && !controllers.contains_key("memory")
+    {
+        tracing::warn!("probe: no memory controller is mounted; memory limits and figures are missing");
+    }
+    tracing::info!(seccomp = facts.seccomp, apparmor = facts.apparmor, rro = facts.recursive_readonly, "probe");
+    if facts.lowest_oom_score > -1000 {
+        tracing::warn!(
+            lowest = facts.lowest_oom_score,
+            "probe: no CAP_SYS_RESOURCE; OOM scores are raised to what may be set"
+        );
+    }
+}
+
+/// Without CAP_SYS_RESOURCE no process can get a lower score than ours.
+fn lowest_oom_score() -> i32 {
+    if caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_RESOURCE).unwrap_or(false) {
+        return -1000;
+    }
+    std::fs::read_to_string("/proc/self/oom_score_adj")
+        .ok()
+        .and_then(|score| score.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+/// What can be given to a container: what we have ourselves.
+fn capabilities() -> Vec<String> {
+    let mut names: Vec<String> = caps::read(None, caps::CapSet::Bounding)
+        .unwrap_or_default()
+        .iter()
+        .map(|capability| capability.to_string().trim_start_matches("CAP_").to_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+async fn runc_features() -> String {
+    runc(&["features"]).await.unwrap_or_default()
+}
+
+async fn runc(arguments: &[&str]) -> Option<String> {
+    let output = tokio::process::Command::new("runc").args(arguments).kill_on_drop(true).output();
+    let output = tokio::time::timeout(RUNC_DEADLINE, output).await.ok()?.ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}

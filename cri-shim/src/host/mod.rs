@@ -1,0 +1,24 @@
+//! Effects on the host: FIFOs, mounts, files of sandboxes, devices, cgroup files, a container's root file system.
+//!
+//! Plain functions that block; asynchronous callers use [`blocking`]. Nothing here decides anything or talks to containerd.
+//! `pause/main.rs` is not a module: `build.rs` makes an executable of it.
+
+pub mod cgroup;
+pub mod devices;
+pub mod fifo;
+pub mod files;
+pub mod mounts;
+pub mod pause;
+pub mod rootfs;
+
+use crate::error::RuntimeError;
+
+/// Runs blocking work on a thread of its own.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RuntimeError> + Send + 'static,
+) -> Result<T, RuntimeError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(_) => Err(RuntimeError::Interrupted("work on the host's files")),
+    }
+}

@@ -1,0 +1,232 @@
+//! The pod network: which CNI configuration counts, attaching a sandbox to it and detaching it.
+//!
+//! Input: a configuration directory that is watched, so that a network written later is used at once. Output: addresses.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use cni_plugins_host::invoke::{Invoker, RuntimeArgs, load};
+use cni_plugins_types::NetworkConfigList;
+use cri_shim_api::v1::{PodSandboxConfig, Protocol};
+use cri_shim_core::record::SandboxRecord;
+use futures::StreamExt;
+use inotify::{Inotify, WatchMask};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Cni;
+use crate::error::{RuntimeError, chain};
+use crate::host::blocking;
+
+/// Name of a pod's interface.
+const INTERFACE: &str = "eth0";
+/// How long one plugin may take.
+const PLUGIN_DEADLINE: Duration = Duration::from_secs(60);
+
+type Loaded = Result<Arc<NetworkConfigList>, String>;
+
+/// The pod network.
+#[derive(Clone, Debug)]
+pub struct Network {
+    invoker: Invoker,
+    current: watch::Receiver<Loaded>,
+}
+
+impl Network {
+    /// Loads the configuration and follows its changes until `cancel`.
+    pub async fn start(cni: &Cni, cancel: CancellationToken) -> anyhow::Result<Self> {
+        for directory in [&cni.conf_dir, &cni.cache_dir] {
+            std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        }
+        let inotify = Inotify::init().context("cannot watch files (inotify)")?;
+        let changes = WatchMask::CLOSE_WRITE | WatchMask::MOVE | WatchMask::DELETE;
+        inotify
+            .watches()
+            .add(&cni.conf_dir, changes)
+            .with_context(|| format!("cannot watch {}", cni.conf_dir.display()))?;
+        let mut stream = inotify.into_event_stream([0_u8; 4096]).context("cannot watch files (inotify)")?;
+        // Loaded after the watch is set, so that no change falls between.
+        let (sender, current) = watch::channel(load_now(cni.conf_dir.clone()).await);
+        let directory = cni.conf_dir.clone();
+        tokio::spawn(async move {
+            loop {
+                // Cancel-safe: an event that is not taken stays in the kernel's queue.
+                tokio::select! {
+                    () = cancel.cancelled() => return,
+                    event = stream.next() => if event.is_none() { return },
+                }
+                let loaded = load_now(directory.clone()).await;
+                let changed = *sender.borrow() != loaded;
+                if changed {
+                    match &loaded {
+                        Ok(list) => tracing::info!(network = list.name, "pod network configured"),
+                        Err(reason) => tracing::warn!(reason, "no pod network"),
+                    }
+                    sender.send_replace(loaded);
+                }
+            }
+        });
+        let invoker = Invoker {
+            bin_dirs: vec![cni.bin_dir.clone()],
+            cache_dir: cni.cache_dir.clone(),
+            deadline: PLUGIN_DEADLINE,
+        };
+        Ok(Self { invoker, current })
+    }
+
+    /// The network that counts now, or why there is none.
+    pub fn current(&self) -> Loaded {
+        self.current.borrow().clone()
+    }
+
+    /// Attaches a sandbox; its addresses, the primary one (the first of version 4, if any) first.
+    pub async fn attach(
+        &self,
+        list: &NetworkConfigList,
+        record: &SandboxRecord,
+    ) -> Result<Vec<String>, RuntimeError> {
+        let result = self
+            .invoker
+            .add(list, &arguments(record))
+            .await
+            .map_err(|source| RuntimeError::Network { step: "setup", id: record.id.clone(), source })?;
+        let mut addresses: Vec<IpAddr> = result.ips.iter().map(|ip| ip.address.addr()).collect();
+        addresses.sort_by_key(IpAddr::is_ipv6);
+        Ok(addresses.iter().map(ToString::to_string).collect())
+    }
+
+    /// Detaches a sandbox, with the configuration it was attached with. One that was never attached is fine.
+    pub async fn detach(&self, record: &SandboxRecord) -> Result<(), RuntimeError> {
+        if record.network.is_empty() {
+            return Ok(());
+        }
+        let current = self.current().ok().filter(|list| list.name == record.network);
+        // Without plugins only what the cache knows is detached.
+        let list = current.map_or_else(|| unconfigured(&record.network), |list| NetworkConfigList::clone(&list));
+        let mut arguments = arguments(record);
+        if !Path::new(&record.netns).exists() {
+            arguments.netns = PathBuf::new();
+        }
+        self.invoker
+            .del(&list, &arguments)
+            .await
+            .map_err(|source| RuntimeError::Network { step: "teardown", id: record.id.clone(), source })
+    }
+
+    /// Lets the plugins release what belongs to none of these sandboxes.
+    pub async fn collect(&self, living: &[String]) {
+        let Ok(list) = self.current() else { return };
+        let valid: Vec<_> = living.iter().map(|id| (id.clone(), INTERFACE.to_owned())).collect();
+        if let Err(error) = self.invoker.gc(&list, &valid).await {
+            tracing::warn!(error = %chain(&error), "the pod network could not release what is unused");
+        }
+    }
+}
+
+async fn load_now(directory: PathBuf) -> Loaded {
+    let loaded = blocking(move || Ok(load(&directory).map(Arc::new).map_err(|error| chain(&error)))).await;
+    loaded.unwrap_or_else(|error| Err(error.to_string()))
+}
+
+fn unconfigured(name: &str) -> NetworkConfigList {
+    NetworkConfigList {
+        name: name.to_owned(),
+        cni_version: cni_plugins_types::Version::default(),
+        disable_check: true,
+        disable_gc: true,
+        plugins: Vec::new(),
+        source: String::new(),
+    }
+}
+
+fn arguments(record: &SandboxRecord) -> RuntimeArgs {
+    let metadata = record.config.metadata.clone().unwrap_or_default();
+    let args = [
+        ("IgnoreUnknown", "1"),
+        ("K8S_POD_NAMESPACE", &metadata.namespace),
+        ("K8S_POD_NAME", &metadata.name),
+        ("K8S_POD_INFRA_CONTAINER_ID", &record.id),
+        ("K8S_POD_UID", &metadata.uid),
+    ];
+    RuntimeArgs {
+        container_id: record.id.clone(),
+        netns: PathBuf::from(&record.netns),
+        ifname: INTERFACE.to_owned(),
+        args: args.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+        capability_args: capabilities(&record.config),
+    }
+}
+
+/// What the plugins may want to know, by capability.
+fn capabilities(config: &PodSandboxConfig) -> BTreeMap<String, Value> {
+    let mut all = BTreeMap::new();
+    let ports: Vec<Value> = config
+        .port_mappings
+        .iter()
+        .filter(|port| port.host_port > 0)
+        .map(|port| {
+            json!({
+                "hostPort": port.host_port,
+                "containerPort": port.container_port,
+                "protocol": match port.protocol() {
+                    Protocol::Tcp => "tcp",
+                    Protocol::Udp => "udp",
+                    Protocol::Sctp => "sctp",
+                },
+                "hostIP": port.host_ip,
+            })
+        })
+        .collect();
+    if !ports.is_empty() {
+        all.insert("portMappings".to_owned(), Value::Array(ports));
+    }
+    if let Some(dns) = &config.dns_config {
+        let value = json!({ "servers": dns.servers, "searches": dns.searches, "options": dns.options });
+        all.insert("dns".to_owned(), value);
+    }
+    if let Some(linux) = config.linux.as_ref().filter(|linux| !linux.cgroup_parent.is_empty()) {
+        all.insert("cgroupPath".to_owned(), json!(linux.cgroup_parent));
+    }
+    all.insert("io.kubernetes.cri.pod-annotations".to_owned(), json!(config.annotations));
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cri_shim_api::v1::PortMapping;
+
+    #[test]
+    fn only_ports_of_the_host_are_mapped() {
+        let ports = vec![
+            PortMapping { container_port: 80, host_port: 8080, ..PortMapping::default() },
+            PortMapping { container_port: 81, ..PortMapping::default() },
+        ];
+        let config = PodSandboxConfig { port_mappings: ports, ..PodSandboxConfig::default() };
+        let all = capabilities(&config);
+        let mapped = all["portMappings"].as_array().unwrap();
+        assert_eq!((mapped.len(), &mapped[0]["hostPort"]), (1, &json!(8080)));
+    }
+
+    #[tokio::test]
+    async fn a_network_written_later_is_found_and_lost_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let conf_dir = directory.path().join("net.d");
+        let cni = Cni { conf_dir: conf_dir.clone(), bin_dir: "/bin".into(), cache_dir: conf_dir.clone() };
+        let network = Network::start(&cni, CancellationToken::new()).await.unwrap();
+        assert!(network.current().unwrap_err().contains("no network config found"));
+        let text = r#"{"cniVersion":"1.1.0","name":"test","plugins":[{"type":"none"}]}"#;
+        std::fs::write(conf_dir.join("x.new"), text).unwrap();
+        std::fs::rename(conf_dir.join("x.new"), conf_dir.join("10-test.conflist")).unwrap();
+        let mut current = network.current.clone();
+        let deadline = Duration::from_secs(10);
+        tokio::time::timeout(deadline, current.wait_for(Result::is_ok)).await.unwrap().unwrap();
+        std::fs::remove_file(conf_dir.join("10-test.conflist")).unwrap();
+        tokio::time::timeout(deadline, current.wait_for(Result::is_err)).await.unwrap().unwrap();
+    }
+}

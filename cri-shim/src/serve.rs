@@ -1,0 +1,111 @@
+//! Builds the parts, joins them, serves the socket, and drains on SIGTERM or SIGINT. Containers are left running.
+
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use cri_shim_api::v1::image_service_server::ImageServiceServer;
+use cri_shim_api::v1::runtime_service_server::RuntimeServiceServer;
+use cri_shim_streaming::server::Server;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::attach::Attached;
+use crate::config::Config;
+use crate::containerd::Client;
+use crate::containerd::snapshots::SNAPSHOTTER;
+use crate::exec::{Executor, Streamer};
+use crate::images::{self, ImageStore};
+use crate::recovery;
+use crate::runtime::Runtime;
+use crate::service::Service;
+
+/// How long requests under way may go on after a signal.
+const DRAIN: Duration = Duration::from_secs(10);
+/// Largest request: a pod's configuration with its annotations is far below.
+const MAX_REQUEST: usize = 16 << 20;
+
+/// Runs until a signal.
+pub async fn serve(config: Config) -> anyhow::Result<()> {
+    anyhow::ensure!(nix::unistd::geteuid().is_root(), "keelson-cri must run as root: it makes namespaces and mounts");
+    let cancel = CancellationToken::new();
+    // Bound first: a second server on the same socket must not touch anything.
+    let listener = bind(&config.listen)?;
+    let client = Client::new(&config.containerd_socket, &config.containerd_namespace)?;
+    let images = ImageStore::new(client.clone(), config.registry_config_dir.clone(), SNAPSHOTTER);
+    let executor = Executor::new(client.clone(), &config.state_dir);
+    let runtime = Runtime::open(&config, client, images.clone(), cancel.clone()).await?;
+    let streamer = Arc::new(Streamer::new(executor.clone(), Arc::new(Attached(Arc::clone(&runtime)))));
+    let address = (config.streaming.address, config.streaming.port).into();
+    let (streaming, urls) = Server::bind(address, streamer)
+        .await
+        .with_context(|| format!("cannot listen on streaming address {address}"))?;
+    tokio::spawn(streaming.serve(cancel.clone()));
+    let supervisor = tokio::spawn(recovery::supervise(Arc::clone(&runtime), cancel.clone()));
+    tokio::spawn(end_old_execs(Arc::clone(&runtime), executor.clone()));
+
+    tracing::info!(socket = %config.listen.display(), "serving CRI v1");
+    let service = Service::new(runtime, executor, urls, cancel.clone());
+    let server = tonic::transport::Server::builder()
+        .add_service(RuntimeServiceServer::new(service).max_decoding_message_size(MAX_REQUEST))
+        .add_service(ImageServiceServer::new(images::Service::new(images)))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), cancel.clone().cancelled_owned());
+    let mut server = tokio::spawn(server);
+    // Cancel-safe: a server that ended is looked at, a signal is kept by its stream.
+    tokio::select! {
+        ended = &mut server => ended?.context("the CRI server failed")?,
+        signal = asked_to_stop() => {
+            tracing::info!(signal = signal?, "stopping; containers go on");
+            cancel.cancel();
+            if tokio::time::timeout(DRAIN, server).await.is_err() {
+                tracing::warn!("requests under way were cut off");
+            }
+        }
+    }
+    cancel.cancel();
+    supervisor.await.context("the supervisor of containerd failed")?;
+    Ok(())
+}
+
+/// Processes that an earlier server ran for clients that are gone; containerd must be there to end them.
+async fn end_old_execs(runtime: Arc<Runtime>, executor: Executor) {
+    if runtime.recovered().await.is_ok() {
+        executor.recover().await;
+    }
+}
+
+/// Listens on a socket that only root may use, in place of one that nobody listens on any more.
+fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    }
+    if let Ok(metadata) = path.symlink_metadata() {
+        anyhow::ensure!(metadata.file_type().is_socket(), "{} exists and is no socket", path.display());
+        anyhow::ensure!(
+            std::os::unix::net::UnixStream::connect(path).is_err(),
+            "another server listens on {}",
+            path.display()
+        );
+        std::fs::remove_file(path).with_context(|| format!("cannot replace {}", path.display()))?;
+    }
+    // Nobody can connect between binding and the mode: a fresh socket accepts nothing before it is polled, and its
+    // directory is root's.
+    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("cannot protect {}", path.display()))?;
+    Ok(listener)
+}
+
+async fn asked_to_stop() -> anyhow::Result<&'static str> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    // Cancel-safe: signals are kept by their streams.
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    })
+}

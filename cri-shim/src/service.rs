@@ -1,0 +1,353 @@
+//! The CRI RuntimeService: requests in, [`Runtime`] calls, answers and gRPC codes out. It decides nothing itself.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cri_shim_api::v1::{self, runtime_service_server::RuntimeService};
+use cri_shim_streaming::runtime::{AttachRequest, ExecRequest, Wanted};
+use cri_shim_streaming::server::Handle;
+use futures::{Stream, StreamExt};
+use tokio_stream::wrappers::BroadcastStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use crate::exec::Executor;
+use crate::runtime::Runtime;
+use crate::status;
+
+/// Items per message of a streamed list.
+const BATCH: usize = 100;
+
+type Answer<T> = Result<Response<T>, Status>;
+type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Serves `runtime.v1.RuntimeService`.
+pub struct Service {
+    runtime: Arc<Runtime>,
+    executor: Executor,
+    streaming: Handle,
+    cancel: CancellationToken,
+}
+
+impl Service {
+    /// Serves `runtime`; streams of events end at `cancel`.
+    pub fn new(runtime: Arc<Runtime>, executor: Executor, streaming: Handle, cancel: CancellationToken) -> Self {
+        Self { runtime, executor, streaming, cancel }
+    }
+
+    /// The runtime, once it knows what ran before it.
+    async fn runtime(&self) -> Result<&Arc<Runtime>, Status> {
+        self.runtime.recovered().await?;
+        Ok(&self.runtime)
+    }
+}
+
+/// A list in messages of [`BATCH`] items.
+fn batches<T, M>(items: Vec<T>, message: fn(Vec<T>) -> M) -> Answer<Messages<M>>
+where
+    T: Clone,
+    M: Send + 'static,
+{
+    let messages: Vec<_> = items.chunks(BATCH).map(|batch| Ok(message(batch.to_vec()))).collect();
+    Ok(Response::new(Box::pin(futures::stream::iter(messages))))
+}
+
+fn unimplemented<T>(reason: &str) -> Result<T, Status> {
+    Err(Status::unimplemented(format!("keelson-cri: {reason}")))
+}
+
+#[tonic::async_trait]
+impl RuntimeService for Service {
+    async fn version(&self, _: Request<v1::VersionRequest>) -> Answer<v1::VersionResponse> {
+        Ok(Response::new(status::version()))
+    }
+
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<v1::RunPodSandboxRequest>,
+    ) -> Answer<v1::RunPodSandboxResponse> {
+        let pod_sandbox_id = self.runtime().await?.run_sandbox(request.into_inner()).await?;
+        Ok(Response::new(v1::RunPodSandboxResponse { pod_sandbox_id }))
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<v1::StopPodSandboxRequest>,
+    ) -> Answer<v1::StopPodSandboxResponse> {
+        self.runtime().await?.stop_sandbox(&request.get_ref().pod_sandbox_id).await?;
+        Ok(Response::new(v1::StopPodSandboxResponse {}))
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<v1::RemovePodSandboxRequest>,
+    ) -> Answer<v1::RemovePodSandboxResponse> {
+        self.runtime().await?.remove_sandbox(&request.get_ref().pod_sandbox_id).await?;
+        Ok(Response::new(v1::RemovePodSandboxResponse {}))
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<v1::PodSandboxStatusRequest>,
+    ) -> Answer<v1::PodSandboxStatusResponse> {
+        let v1::PodSandboxStatusRequest { pod_sandbox_id, verbose } = request.into_inner();
+        Ok(Response::new(self.runtime().await?.sandbox_status_response(&pod_sandbox_id, verbose)?))
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<v1::ListPodSandboxRequest>,
+    ) -> Answer<v1::ListPodSandboxResponse> {
+        let items = self.runtime().await?.list_sandboxes(request.get_ref().filter.as_ref());
+        Ok(Response::new(v1::ListPodSandboxResponse { items }))
+    }
+
+    type StreamPodSandboxesStream = Messages<v1::StreamPodSandboxesResponse>;
+
+    async fn stream_pod_sandboxes(
+        &self,
+        request: Request<v1::StreamPodSandboxesRequest>,
+    ) -> Answer<Self::StreamPodSandboxesStream> {
+        let items = self.runtime().await?.list_sandboxes(request.get_ref().filter.as_ref());
+        batches(items, |pod_sandboxes| v1::StreamPodSandboxesResponse { pod_sandboxes })
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<v1::CreateContainerRequest>,
+    ) -> Answer<v1::CreateContainerResponse> {
+        let container_id = self.runtime().await?.create_container(request.into_inner()).await?;
+        Ok(Response::new(v1::CreateContainerResponse { container_id }))
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<v1::StartContainerRequest>,
+    ) -> Answer<v1::StartContainerResponse> {
+        self.runtime().await?.start_container(&request.get_ref().container_id).await?;
+        Ok(Response::new(v1::StartContainerResponse {}))
+    }
+
+    async fn stop_container(
+        &self,
+        request: Request<v1::StopContainerRequest>,
+    ) -> Answer<v1::StopContainerResponse> {
+        let v1::StopContainerRequest { container_id, timeout } = request.into_inner();
+        self.runtime().await?.stop_container(&container_id, timeout).await?;
+        Ok(Response::new(v1::StopContainerResponse {}))
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<v1::RemoveContainerRequest>,
+    ) -> Answer<v1::RemoveContainerResponse> {
+        self.runtime().await?.remove_container(&request.get_ref().container_id).await?;
+        Ok(Response::new(v1::RemoveContainerResponse {}))
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<v1::ListContainersRequest>,
+    ) -> Answer<v1::ListContainersResponse> {
+        let containers = self.runtime().await?.list_containers(request.get_ref().filter.as_ref());
+        Ok(Response::new(v1::ListContainersResponse { containers }))
+    }
+
+    type StreamContainersStream = Messages<v1::StreamContainersResponse>;
+
+    async fn stream_containers(
+        &self,
+        request: Request<v1::StreamContainersRequest>,
+    ) -> Answer<Self::StreamContainersStream> {
+        let items = self.runtime().await?.list_containers(request.get_ref().filter.as_ref());
+        batches(items, |containers| v1::StreamContainersResponse { containers })
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<v1::ContainerStatusRequest>,
+    ) -> Answer<v1::ContainerStatusResponse> {
+        let v1::ContainerStatusRequest { container_id, verbose } = request.into_inner();
+        Ok(Response::new(self.runtime().await?.container_status_response(&container_id, verbose)?))
+    }
+
+    async fn update_container_resources(
+        &self,
+        request: Request<v1::UpdateContainerResourcesRequest>,
+    ) -> Answer<v1::UpdateContainerResourcesResponse> {
+        self.runtime().await?.update_resources(request.into_inner()).await?;
+        Ok(Response::new(v1::UpdateContainerResourcesResponse {}))
+    }
+
+    async fn reopen_container_log(
+        &self,
+        request: Request<v1::ReopenContainerLogRequest>,
+    ) -> Answer<v1::ReopenContainerLogResponse> {
+        self.runtime().await?.reopen_log(&request.get_ref().container_id).await?;
+        Ok(Response::new(v1::ReopenContainerLogResponse {}))
+    }
+
+    async fn exec_sync(&self, request: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {
+        let v1::ExecSyncRequest { container_id, cmd, timeout } = request.into_inner();
+        self.runtime().await?.running_container(&container_id)?;
+        let limit = u64::try_from(timeout).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs);
+        let output = self.executor.exec_sync(&container_id, &cmd, limit).await.map_err(|error| Status::from(&error))?;
+        Ok(Response::new(v1::ExecSyncResponse {
+            stdout: output.stdout,
+            stderr: output.stderr,
+            exit_code: i32::try_from(output.exit_code).unwrap_or(i32::MAX),
+        }))
+    }
+
+    async fn exec(&self, request: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
+        let request = request.into_inner();
+        self.runtime().await?.running_container(&request.container_id)?;
+        let wanted =
+            Wanted { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, tty: request.tty };
+        let request = ExecRequest { container: request.container_id, command: request.cmd, wanted };
+        let url = self.streaming.exec(request).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        Ok(Response::new(v1::ExecResponse { url }))
+    }
+
+    async fn attach(&self, request: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
+        let request = request.into_inner();
+        self.runtime().await?.running_container(&request.container_id)?;
+        let wanted =
+            Wanted { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, tty: request.tty };
+        let request = AttachRequest { container: request.container_id, wanted };
+        let url = self.streaming.attach(request).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        Ok(Response::new(v1::AttachResponse { url }))
+    }
+
+    async fn port_forward(&self, request: Request<v1::PortForwardRequest>) -> Answer<v1::PortForwardResponse> {
+        let id = &request.get_ref().pod_sandbox_id;
+        self.runtime().await?.ready_sandbox(id)?;
+        let url =
+            self.streaming.port_forward(id).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        Ok(Response::new(v1::PortForwardResponse { url }))
+    }
+
+    async fn container_stats(
+        &self,
+        request: Request<v1::ContainerStatsRequest>,
+    ) -> Answer<v1::ContainerStatsResponse> {
+        let stats = self.runtime().await?.container_stats(&request.get_ref().container_id).await?;
+        Ok(Response::new(v1::ContainerStatsResponse { stats: Some(stats) }))
+    }
+
+    async fn list_container_stats(
+        &self,
+        request: Request<v1::ListContainerStatsRequest>,
+    ) -> Answer<v1::ListContainerStatsResponse> {
+        let stats = self.runtime().await?.list_container_stats(request.get_ref().filter.as_ref()).await;
+        Ok(Response::new(v1::ListContainerStatsResponse { stats }))
+    }
+
+    type StreamContainerStatsStream = Messages<v1::StreamContainerStatsResponse>;
+
+    async fn stream_container_stats(
+        &self,
+        request: Request<v1::StreamContainerStatsRequest>,
+    ) -> Answer<Self::StreamContainerStatsStream> {
+        let stats = self.runtime().await?.list_container_stats(request.get_ref().filter.as_ref()).await;
+        batches(stats, |container_stats| v1::StreamContainerStatsResponse { container_stats })
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        request: Request<v1::PodSandboxStatsRequest>,
+    ) -> Answer<v1::PodSandboxStatsResponse> {
+        let stats = self.runtime().await?.sandbox_stats(&request.get_ref().pod_sandbox_id).await?;
+        Ok(Response::new(v1::PodSandboxStatsResponse { stats: Some(stats) }))
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        request: Request<v1::ListPodSandboxStatsRequest>,
+    ) -> Answer<v1::ListPodSandboxStatsResponse> {
+        let stats = self.runtime().await?.list_sandbox_stats(request.get_ref().filter.as_ref()).await;
+        Ok(Response::new(v1::ListPodSandboxStatsResponse { stats }))
+    }
+
+    type StreamPodSandboxStatsStream = Messages<v1::StreamPodSandboxStatsResponse>;
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        request: Request<v1::StreamPodSandboxStatsRequest>,
+    ) -> Answer<Self::StreamPodSandboxStatsStream> {
+        let stats = self.runtime().await?.list_sandbox_stats(request.get_ref().filter.as_ref()).await;
+        batches(stats, |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats })
+    }
+
+    async fn update_runtime_config(
+        &self,
+        _: Request<v1::UpdateRuntimeConfigRequest>,
+    ) -> Answer<v1::UpdateRuntimeConfigResponse> {
+        // Only ever carries a pod CIDR, which the CNI configuration brings.
+        Ok(Response::new(v1::UpdateRuntimeConfigResponse {}))
+    }
+
+    async fn status(&self, request: Request<v1::StatusRequest>) -> Answer<v1::StatusResponse> {
+        // Answered at any time: it is how a client learns that the runtime is not ready.
+        Ok(Response::new(status::status(&self.runtime, request.get_ref().verbose)))
+    }
+
+    async fn checkpoint_container(
+        &self,
+        _: Request<v1::CheckpointContainerRequest>,
+    ) -> Answer<v1::CheckpointContainerResponse> {
+        unimplemented("checkpoints of containers are not offered")
+    }
+
+    type GetContainerEventsStream = Messages<v1::ContainerEventResponse>;
+
+    async fn get_container_events(
+        &self,
+        _: Request<v1::GetEventsRequest>,
+    ) -> Answer<Self::GetContainerEventsStream> {
+        let events = BroadcastStream::new(self.runtime().await?.events.follow());
+        let messages = events.map(|event| {
+            // The client starts over: it follows again, then lists.
+            event.map_err(|missed| Status::data_loss(format!("the client is too slow: {missed}")))
+        });
+        let messages = messages.take_until(self.cancel.clone().cancelled_owned());
+        Ok(Response::new(Box::pin(messages)))
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<v1::ListMetricDescriptorsRequest>,
+    ) -> Answer<v1::ListMetricDescriptorsResponse> {
+        unimplemented("figures are offered as statistics, not as metrics")
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<v1::ListPodSandboxMetricsRequest>,
+    ) -> Answer<v1::ListPodSandboxMetricsResponse> {
+        unimplemented("figures are offered as statistics, not as metrics")
+    }
+
+    type StreamPodSandboxMetricsStream = Messages<v1::StreamPodSandboxMetricsResponse>;
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<v1::StreamPodSandboxMetricsRequest>,
+    ) -> Answer<Self::StreamPodSandboxMetricsStream> {
+        unimplemented("figures are offered as statistics, not as metrics")
+    }
+
+    async fn runtime_config(&self, _: Request<v1::RuntimeConfigRequest>) -> Answer<v1::RuntimeConfigResponse> {
+        Ok(Response::new(status::runtime_config()))
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        request: Request<v1::UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<v1::UpdatePodSandboxResourcesResponse> {
+        // The kubelet has changed the pod's cgroup itself; the pause process has no limits of its own.
+        self.runtime().await?.sandbox(&request.get_ref().pod_sandbox_id)?;
+        Ok(Response::new(v1::UpdatePodSandboxResourcesResponse {}))
+    }
+}

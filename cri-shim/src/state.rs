@@ -1,0 +1,276 @@
+//! What is known while the process runs: every sandbox and container with its record, and who waits for it to change.
+//!
+//! A record is changed through [`Shared::change`] only; writing it to disk is the caller's next
+//! step ([`crate::runtime::Runtime::save`]). Nothing here does IO.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use cri_shim_core::record::{ContainerPhase, ContainerRecord, SandboxPhase, SandboxRecord};
+use tokio::net::unix::pipe;
+use tokio::sync::watch;
+
+use crate::error::RuntimeError;
+use crate::logs::LogPump;
+use crate::stats::LastReading;
+
+/// A record shared by its readers, with its own place in the order of disk writes. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Shared<R> {
+    record: Arc<watch::Sender<R>>,
+    /// Held while the record is written; true once it must not be written any more.
+    pub(crate) forgotten: Arc<Mutex<bool>>,
+}
+
+impl<R: Clone> Shared<R> {
+    fn new(record: R) -> Self {
+        Self { record: Arc::new(watch::Sender::new(record)), forgotten: Arc::default() }
+    }
+
+    /// A copy of the record.
+    pub fn get(&self) -> R {
+        self.record.borrow().clone()
+    }
+
+    /// A part of the record.
+    pub fn with<T>(&self, read: impl FnOnce(&R) -> T) -> T {
+        read(&self.record.borrow())
+    }
+
+    /// Changes the record in memory and wakes who waits for it.
+    pub fn change<T>(&self, change: impl FnOnce(&mut R) -> T) -> T {
+        let mut result = None;
+        self.record.send_modify(|record| result = Some(change(record)));
+        result.expect("send_modify runs its closure")
+    }
+
+    /// Waits until the record is as wanted.
+    pub async fn wait_for(&self, wanted: impl FnMut(&R) -> bool) {
+        // The sender is ours, so the channel cannot close.
+        drop(self.record.subscribe().wait_for(wanted).await);
+    }
+}
+
+/// A sandbox.
+#[derive(Debug)]
+pub struct Sandbox {
+    /// Its id.
+    pub id: String,
+    /// Its record.
+    pub record: Shared<SandboxRecord>,
+    /// One operation at a time.
+    pub operation: tokio::sync::Mutex<()>,
+    /// Whether somebody waits for its pause process to end.
+    pub watched: AtomicBool,
+    /// The last CPU figure, to tell a rate from.
+    pub last_cpu: LastReading,
+}
+
+/// A container.
+#[derive(Debug)]
+pub struct Container {
+    /// Its id.
+    pub id: String,
+    /// Its sandbox.
+    pub sandbox_id: String,
+    /// Its record.
+    pub record: Shared<ContainerRecord>,
+    /// One operation at a time.
+    pub operation: tokio::sync::Mutex<()>,
+    /// Whether somebody waits for its first process to end.
+    pub watched: AtomicBool,
+    /// Whether the kernel reported an OOM kill in it.
+    pub out_of_memory: AtomicBool,
+    /// What reads its output while it runs.
+    pub pump: Mutex<Option<LogPump>>,
+    /// Keeps standard input open between two clients that attach.
+    stdin: Mutex<Option<pipe::Sender>>,
+    /// The last CPU figure, to tell a rate from.
+    pub last_cpu: LastReading,
+}
+
+impl Sandbox {
+    /// A sandbox with this record.
+    pub fn new(record: SandboxRecord) -> Self {
+        Self {
+            id: record.id.clone(),
+            record: Shared::new(record),
+            operation: tokio::sync::Mutex::default(),
+            watched: AtomicBool::default(),
+            last_cpu: LastReading::default(),
+        }
+    }
+
+    /// Where it is in its life.
+    pub fn phase(&self) -> SandboxPhase {
+        self.record.with(SandboxRecord::phase)
+    }
+
+    /// Refuses unless it is ready.
+    pub fn must_be_ready(&self) -> Result<(), RuntimeError> {
+        match self.phase() {
+            SandboxPhase::Ready => Ok(()),
+            phase => Err(RuntimeError::WrongState {
+                kind: "sandbox",
+                id: self.id.clone(),
+                state: sandbox_word(phase),
+                needed: "ready",
+            }),
+        }
+    }
+}
+
+impl Container {
+    /// A container with this record.
+    pub fn new(record: ContainerRecord) -> Self {
+        Self {
+            id: record.id.clone(),
+            sandbox_id: record.sandbox_id.clone(),
+            record: Shared::new(record),
+            operation: tokio::sync::Mutex::default(),
+            watched: AtomicBool::default(),
+            out_of_memory: AtomicBool::default(),
+            pump: Mutex::default(),
+            stdin: Mutex::default(),
+            last_cpu: LastReading::default(),
+        }
+    }
+
+    /// Where it is in its life.
+    pub fn phase(&self) -> ContainerPhase {
+        self.record.with(ContainerRecord::phase)
+    }
+
+    /// Refuses unless it is in this phase.
+    pub fn must_be(&self, needed: ContainerPhase) -> Result<(), RuntimeError> {
+        let phase = self.phase();
+        if phase == needed {
+            return Ok(());
+        }
+        Err(RuntimeError::WrongState {
+            kind: "container",
+            id: self.id.clone(),
+            state: container_word(phase),
+            needed: container_word(needed),
+        })
+    }
+
+    /// The pump of its output, when there is one.
+    pub fn pump(&self) -> Option<LogPump> {
+        self.pump.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces the pump of its output.
+    pub fn set_pump(&self, pump: Option<LogPump>) {
+        *self.pump.lock().unwrap_or_else(PoisonError::into_inner) = pump;
+    }
+
+    /// Replaces what keeps its standard input open.
+    pub fn set_stdin(&self, stdin: Option<pipe::Sender>) {
+        *self.stdin.lock().unwrap_or_else(PoisonError::into_inner) = stdin;
+    }
+
+    /// Directory of its FIFOs below the state directory.
+    pub fn state_dir(&self, state_dir: &Path) -> PathBuf {
+        state_dir.join("containers").join(&self.id)
+    }
+}
+
+/// The word for a sandbox's state in messages.
+pub fn sandbox_word(phase: SandboxPhase) -> &'static str {
+    match phase {
+        SandboxPhase::Creating => "being made",
+        SandboxPhase::Ready => "ready",
+        SandboxPhase::Stopping | SandboxPhase::Stopped => "stopped",
+        SandboxPhase::Removing => "being removed",
+    }
+}
+
+/// The word for a container's state in messages.
+pub fn container_word(phase: ContainerPhase) -> &'static str {
+    match phase {
+        ContainerPhase::Creating => "being made",
+        ContainerPhase::Created => "created",
+        ContainerPhase::Running => "running",
+        ContainerPhase::Exited => "exited",
+        ContainerPhase::Removing => "being removed",
+    }
+}
+
+/// All sandboxes and containers, in the order of their ids.
+#[derive(Debug, Default)]
+pub struct Registry {
+    sandboxes: RwLock<BTreeMap<String, Arc<Sandbox>>>,
+    containers: RwLock<BTreeMap<String, Arc<Container>>>,
+}
+
+impl Registry {
+    /// Adds a sandbox.
+    pub fn add_sandbox(&self, sandbox: &Arc<Sandbox>) {
+        write(&self.sandboxes).insert(sandbox.id.clone(), Arc::clone(sandbox));
+    }
+
+    /// Adds a container.
+    pub fn add_container(&self, container: &Arc<Container>) {
+        write(&self.containers).insert(container.id.clone(), Arc::clone(container));
+    }
+
+    /// Forgets a sandbox.
+    pub fn drop_sandbox(&self, id: &str) {
+        write(&self.sandboxes).remove(id);
+    }
+
+    /// Forgets a container.
+    pub fn drop_container(&self, id: &str) {
+        write(&self.containers).remove(id);
+    }
+
+    /// The sandbox with this id.
+    pub fn sandbox(&self, id: &str) -> Option<Arc<Sandbox>> {
+        read(&self.sandboxes).get(id).cloned()
+    }
+
+    /// The container with this id.
+    pub fn container(&self, id: &str) -> Option<Arc<Container>> {
+        read(&self.containers).get(id).cloned()
+    }
+
+    /// Every sandbox.
+    pub fn sandboxes(&self) -> Vec<Arc<Sandbox>> {
+        read(&self.sandboxes).values().cloned().collect()
+    }
+
+    /// Every container.
+    pub fn containers(&self) -> Vec<Arc<Container>> {
+        read(&self.containers).values().cloned().collect()
+    }
+
+    /// The containers of a sandbox.
+    pub fn containers_of(&self, sandbox_id: &str) -> Vec<Arc<Container>> {
+        let all = read(&self.containers);
+        all.values().filter(|container| container.sandbox_id == sandbox_id).cloned().collect()
+    }
+
+    /// The sandbox of this name.
+    pub fn sandbox_named(&self, name: &str) -> Option<Arc<Sandbox>> {
+        let named = |sandbox: &&Arc<Sandbox>| sandbox.record.with(|record| record.name == name);
+        read(&self.sandboxes).values().find(named).cloned()
+    }
+
+    /// The container of this name in this sandbox.
+    pub fn container_named(&self, sandbox_id: &str, name: &str) -> Option<Arc<Container>> {
+        let named = |container: &Arc<Container>| container.record.with(|record| record.name == name);
+        self.containers_of(sandbox_id).into_iter().find(named)
+    }
+}
+
+// A map is whole between two calls even when a thread panicked in the middle of another one's use.
+fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}

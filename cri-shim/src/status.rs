@@ -1,0 +1,71 @@
+//! What the runtime tells about itself: version, conditions, configuration.
+
+use std::collections::BTreeMap;
+
+use cri_shim_api::v1::{
+    CgroupDriver, LinuxRuntimeConfiguration, RuntimeCondition, RuntimeConfigResponse, RuntimeFeatures, RuntimeHandler,
+    RuntimeHandlerFeatures, RuntimeStatus, StatusResponse, VersionResponse,
+};
+
+use crate::runtime::{Readiness, Runtime};
+
+/// The name CRI clients show.
+const NAME: &str = "keelson-cri";
+
+/// Name and versions.
+pub fn version() -> VersionResponse {
+    VersionResponse {
+        // The kubelet's own API version, fixed for as long as there is only one.
+        version: "0.1.0".to_owned(),
+        runtime_name: NAME.to_owned(),
+        runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+        runtime_api_version: "v1".to_owned(),
+    }
+}
+
+/// Whether containers can be run, and whether pods get a network.
+pub fn status(runtime: &Runtime, verbose: bool) -> StatusResponse {
+    let readiness = runtime.readiness.borrow().clone();
+    let mut info = BTreeMap::new();
+    let ready = match readiness {
+        Readiness::Ready { containerd } => {
+            if verbose {
+                info.insert("containerd".to_owned(), serde_json::json!({ "version": containerd }).to_string());
+            }
+            condition("RuntimeReady", None)
+        }
+        Readiness::NotReady { reason, .. } => condition("RuntimeReady", Some(("ContainerdNotReachable", reason))),
+    };
+    let network = match runtime.network.current() {
+        Ok(list) => {
+            if verbose {
+                info.insert("cniconfig".to_owned(), list.source.clone());
+            }
+            condition("NetworkReady", None)
+        }
+        Err(reason) => condition("NetworkReady", Some(("NetworkPluginNotReady", reason))),
+    };
+    let features = RuntimeHandlerFeatures {
+        recursive_read_only_mounts: runtime.node.recursive_readonly,
+        user_namespaces: false,
+    };
+    let handler = |name: &str| RuntimeHandler { name: name.to_owned(), features: Some(features) };
+    StatusResponse {
+        status: Some(RuntimeStatus { conditions: vec![ready, network] }),
+        info,
+        runtime_handlers: vec![handler(""), handler("runc")],
+        features: Some(RuntimeFeatures { supplemental_groups_policy: true, user_namespaces_host_network: false }),
+    }
+}
+
+/// What the kubelet must do the same way.
+pub fn runtime_config() -> RuntimeConfigResponse {
+    let linux = LinuxRuntimeConfiguration { cgroup_driver: CgroupDriver::Cgroupfs.into() };
+    RuntimeConfigResponse { linux: Some(linux) }
+}
+
+fn condition(kind: &str, problem: Option<(&str, String)>) -> RuntimeCondition {
+    let status = problem.is_none();
+    let (reason, message) = problem.unwrap_or_default();
+    RuntimeCondition { r#type: kind.to_owned(), status, reason: reason.to_owned(), message }
+}
