@@ -1,10 +1,16 @@
 //! Starts the roles of the configuration and ends them in order: controllers first, then the API server, then the store.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use anyhow::Context as _;
-use control_server::{Server, ServerConfig};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use control_manager::{Controller, ManagerConfig};
+use control_server::{Server, ServerConfig, pki::render_kubeconfig};
 use control_store::{RedbOptions, RedbStore, Store};
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -67,13 +73,58 @@ async fn manage(
     endpoint: &str,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
-    let _ = (config, identities, endpoint);
-    cancel.cancelled().await;
-    Ok(())
+    let (scheduler, controllers) = (config.runs(Role::Scheduler), config.runs(Role::Controllers));
+    if !scheduler && !controllers {
+        cancel.cancelled().await;
+        return Ok(());
+    }
+    let authority = &identities.server.authority_pem;
+    let text = render_kubeconfig("self", endpoint, authority, "manager", &identities.manager);
+    let kubeconfig = Kubeconfig::from_yaml(&text).context("make the manager's client configuration")?;
+    let manager = ManagerConfig {
+        // The API server of this process removes old events itself.
+        disabled: BTreeSet::from([Controller::EventTtl]),
+        root_ca_pem: Some(authority.clone()),
+        ..manager_config(config)
+    };
+    run_manager(kubeconfig, manager, cancel).await
 }
 
+/// Run scheduler and controllers against another API server.
 async fn run_manager_alone(config: &ControlConfig, cancel: CancellationToken) -> anyhow::Result<()> {
-    let _ = config;
-    cancel.cancelled().await;
-    Ok(())
+    let path = &config.manager_kubeconfig;
+    let kubeconfig = Kubeconfig::read_from(path)
+        .with_context(|| format!("configuration field managerKubeconfig: read {}", path.display()))?;
+    let manager = ManagerConfig { root_ca_pem: authority_of(&kubeconfig), ..manager_config(config) };
+    run_manager(kubeconfig, manager, cancel).await
+}
+
+fn manager_config(config: &ControlConfig) -> ManagerConfig {
+    ManagerConfig {
+        scheduler: config.runs(Role::Scheduler),
+        controllers: config.runs(Role::Controllers),
+        pod_cidrs: vec![config.pod_cidr.clone()],
+        ..ManagerConfig::default()
+    }
+}
+
+async fn run_manager(
+    kubeconfig: Kubeconfig,
+    manager: ManagerConfig,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
+    let client = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .context("read the manager's client configuration")?;
+    let client = Client::try_from(client).context("make the manager's client")?;
+    control_manager::run(client, manager, cancel).await.context("controllers")
+}
+
+/// The authority in a kubeconfig, which the controllers publish to pods.
+fn authority_of(kubeconfig: &Kubeconfig) -> Option<String> {
+    let cluster = kubeconfig.clusters.first()?.cluster.as_ref()?;
+    if let Some(data) = &cluster.certificate_authority_data {
+        return String::from_utf8(STANDARD.decode(data).ok()?).ok();
+    }
+    std::fs::read_to_string(cluster.certificate_authority.as_ref()?).ok()
 }
