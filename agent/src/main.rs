@@ -14,6 +14,7 @@ mod probes;
 mod proxy;
 mod roles;
 mod runtime;
+mod server;
 mod sources;
 
 use std::path::PathBuf;

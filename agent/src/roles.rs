@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use crate::config::AgentConfig;
-use crate::contracts::{ObjectSource, RuntimeHealth};
+use crate::contracts::{ObjectSource, PodLookup, RuntimeHealth};
 use crate::events::{self, EventRecorder};
 use crate::observability::{self, Observed};
 use crate::pods::context::{PodContext, STATUS_WRITES};
@@ -26,6 +26,7 @@ use crate::runtime::images::Images;
 use crate::runtime::{cri, health};
 use crate::sources::objects::Objects;
 use crate::sources::services::services;
+use crate::server::{self, ServerConfig};
 use crate::{host, proxy, runtime, sources};
 
 /// Pod events between watch and manager; a full queue holds the watch back.
@@ -88,6 +89,10 @@ pub(crate) async fn run(config: AgentConfig, cancel: CancellationToken) -> anyho
     roles.endless("pod watch", async move {
         sources::pods::run(watched_client, &node_name, pod_events, watch_cancel).await;
     });
+    let api_config = ServerConfig::new(&config);
+    let lookup: Arc<dyn PodLookup> = Arc::new(directory.clone());
+    let raw = cri.clients().runtime;
+    roles.start("kubelet API", server::serve(api_config, lookup, raw, cancel.clone()));
     if let Some(section) = config.keelson.proxy.as_ref().filter(|section| section.enabled) {
         let proxy = proxy::ProxyConfig::new(section, &config.keelson.node_name)?;
         roles.optional("service proxy", proxy::run(client.clone(), proxy, recorder.clone(), cancel.clone()));

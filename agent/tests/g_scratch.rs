@@ -10,3 +10,5 @@ mod events;
 mod host;
 #[path = "../src/server/mod.rs"]
 mod server;
+#[path = "../src/node/mod.rs"]
+mod node;

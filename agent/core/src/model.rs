@@ -391,6 +391,11 @@ impl ObservedPod {
 }
 
 impl ObservedContainer {
+    /// Was made from another definition than `container`'s. An instance without a hash is taken as it is.
+    pub fn is_outdated(&self, container: &Container) -> bool {
+        !self.hash.is_empty() && self.hash != crate::hash::container_hash(container)
+    }
+
     /// May have processes.
     pub fn is_alive(&self) -> bool {
         matches!(self.state, RunState::Running | RunState::Unknown)

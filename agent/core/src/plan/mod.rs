@@ -11,6 +11,7 @@ mod teardown;
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Container;
 
 use crate::backoff;
 use crate::model::{
@@ -163,10 +164,12 @@ pub fn is_finished(input: PlanInput<'_>) -> bool {
     ) {
         return true;
     }
-    let ended_for_good = |name: &str| {
-        !input.memory.starting.contains_key(name)
-            && input.observed.newest(name, input.memory).is_some_and(|instance| {
-                instance.state == RunState::Exited && !policy.restarts(instance.exit_code)
+    let ended_for_good = |container: &Container| {
+        !input.memory.starting.contains_key(&container.name)
+            && input.observed.newest(&container.name, input.memory).is_some_and(|instance| {
+                instance.state == RunState::Exited
+                    && !policy.restarts(instance.exit_code)
+                    && !instance.is_outdated(container)
             })
     };
     let init_failed = containers(spec).any(|entry| {
@@ -177,7 +180,7 @@ pub fn is_finished(input: PlanInput<'_>) -> bool {
                 .newest(&entry.container.name, input.memory)
                 .is_some_and(|instance| instance.state == RunState::Exited && instance.exit_code != 0)
     });
-    init_failed || (!spec.containers.is_empty() && spec.containers.iter().all(|c| ended_for_good(&c.name)))
+    init_failed || (!spec.containers.is_empty() && spec.containers.iter().all(ended_for_good))
 }
 
 /// When a pod's `activeDeadlineSeconds` is over; `None` without one.

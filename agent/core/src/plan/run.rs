@@ -4,7 +4,6 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::PodSpec;
 
 use super::{PlanInput, PodAction, PodPlan};
-use crate::hash::container_hash;
 use crate::model::{
     ContainerKind, ContainerSpec, ImageState, ObservedContainer, RestartPolicy, RunState, Step, StepKey, containers,
 };
@@ -118,7 +117,7 @@ fn may_start(
         ContainerKind::Init => policy != RestartPolicy::Never || instance.exit_code == 0,
         // A changed definition starts whatever the policy says of the old instance.
         ContainerKind::Main => {
-            policy.restarts(instance.exit_code) || instance.hash != container_hash(entry.container)
+            policy.restarts(instance.exit_code) || instance.is_outdated(entry.container)
         }
     }
 }
@@ -131,7 +130,7 @@ fn check_running(
 ) {
     let Some(running) = instance else { return };
     let probes = input.memory.container(&entry.container.name).probes_of(running);
-    if entry.kind != ContainerKind::Init && running.hash != container_hash(entry.container) {
+    if entry.kind != ContainerKind::Init && running.is_outdated(entry.container) {
         kill(input, plan, entry, instance, "definition changed, will be restarted");
     } else if let Some(failure) = probes.failed {
         let fate = if RestartPolicy::of(input.desired.spec()) == RestartPolicy::Never
@@ -267,7 +266,7 @@ fn restart_held(
     entry: ContainerSpec<'_>,
     failed: &ObservedContainer,
 ) -> Option<Timestamp> {
-    if failed.hash != container_hash(entry.container) {
+    if failed.is_outdated(entry.container) {
         return None;
     }
     let ended = failed.finished_at.unwrap_or(failed.created_at);
@@ -317,7 +316,7 @@ fn start_with(input: PlanInput<'_>, plan: &mut PodPlan, wanted: Wanted<'_>, imag
     let attempt = wanted.newest.map_or(after_forgotten, |instance| instance.attempt + 1);
     let replaces_failed_at = wanted
         .newest
-        .filter(|instance| instance.hash == container_hash(wanted.entry.container))
+        .filter(|instance| !instance.is_outdated(wanted.entry.container))
         .and_then(|instance| instance.finished_at);
     plan.step(
         memory,

@@ -1,0 +1,161 @@
+//! Writes the CNI configuration once the node has its pod addresses.
+//!
+//! Input: `spec.podCIDRs` of the node object. Output: `<confDir>/10-keelson.conflist`, replaced in one step, and a
+//! request to look at the runtime's health, so that the node becomes Ready at once.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use k8s_openapi::api::core::v1::Node;
+use serde_json::{Value, json};
+use tokio::sync::{Notify, watch};
+use tracing::{info, warn};
+
+use crate::config::CniConfig;
+
+/// Name of the file; others with a smaller name would win.
+const FILE_NAME: &str = "10-keelson.conflist";
+
+/// Keeps the file right for ever; without a `cni` section somebody else writes it.
+pub(super) async fn run(
+    config: Option<CniConfig>,
+    mut node: watch::Receiver<Option<Arc<Node>>>,
+    recheck: Arc<Notify>,
+) -> anyhow::Result<()> {
+    let Some(config) = config else { return std::future::pending().await };
+    loop {
+        let ranges = node.borrow_and_update().as_deref().map(pod_ranges).unwrap_or_default();
+        if !ranges.is_empty() {
+            ensure(&config, &ranges).await?;
+            recheck.notify_one();
+        }
+        loop {
+            // Cancel-safe: the receiver keeps what was not seen. An error means that the agent is stopping.
+            if node.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+            if node.borrow().as_deref().map(pod_ranges).unwrap_or_default() != ranges {
+                break;
+            }
+        }
+    }
+}
+
+async fn ensure(config: &CniConfig, ranges: &[String]) -> anyhow::Result<()> {
+    let path = config.conf_dir.join(FILE_NAME);
+    let text = format!("{:#}\n", conflist(config, ranges));
+    let shown = ranges.join(", ");
+    let written = {
+        let path = path.clone();
+        tokio::task::spawn_blocking(move || replace(&path, &text)).await?
+    };
+    if written.with_context(|| format!("cannot write the CNI configuration {}", path.display()))? {
+        info!(path = %path.display(), ranges = %shown, "CNI configuration written");
+    }
+    Ok(())
+}
+
+/// `podCIDRs`, or the single `podCIDR`; what is not a CIDR is left out with a warning.
+fn pod_ranges(node: &Node) -> Vec<String> {
+    let Some(spec) = &node.spec else { return Vec::new() };
+    let several = spec.pod_cidrs.iter().flatten();
+    let ranges: Vec<&String> = if several.clone().next().is_some() { several.collect() } else { spec.pod_cidr.iter().collect() };
+    let is_cidr = |range: &&&String| {
+        let is_good = family(range).is_some();
+        if !is_good {
+            warn!(%range, "podCIDR of the node is not an address range");
+        }
+        is_good
+    };
+    ranges.iter().filter(is_cidr).map(|range| (*range).clone()).collect()
+}
+
+fn family(range: &str) -> Option<IpAddr> {
+    range.split_once('/').and_then(|(addr, _)| addr.parse().ok())
+}
+
+fn conflist(config: &CniConfig, ranges: &[String]) -> Value {
+    let sets: Vec<Value> = ranges.iter().map(|range| json!([{"subnet": range}])).collect();
+    let routes: Vec<Value> = ranges
+        .iter()
+        .filter_map(|range| family(range))
+        .map(|addr| json!({"dst": if addr.is_ipv4() { "0.0.0.0/0" } else { "::/0" }}))
+        .collect();
+    let mut bridge = json!({
+        "type": "keelson-bridge",
+        "bridge": config.bridge,
+        "isGateway": true,
+        "isDefaultGateway": true,
+        "hairpinMode": true,
+        "ipam": {"type": "keelson-ipam", "dataDir": config.data_dir, "ranges": sets, "routes": routes},
+    });
+    if config.mtu != 0 {
+        bridge["mtu"] = config.mtu.into();
+    }
+    json!({"cniVersion": "1.1.0", "name": "keelson", "plugins": [bridge]})
+}
+
+/// Tells whether the file had to be written.
+fn replace(path: &Path, text: &str) -> io::Result<bool> {
+    if std::fs::read_to_string(path).is_ok_and(|current| current == text) {
+        return Ok(false);
+    }
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    // Not `.conflist`: a runtime must not take the half-written file.
+    let temporary: PathBuf = path.with_extension("tmp");
+    std::fs::write(&temporary, text)?;
+    std::fs::rename(&temporary, path)?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(dir: &Path, mtu: u32) -> CniConfig {
+        CniConfig { conf_dir: dir.to_owned(), bridge: "kl-up0".to_owned(), data_dir: "/run/ipam".into(), mtu }
+    }
+
+    fn node(spec: Value) -> Node {
+        serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": spec})).unwrap()
+    }
+
+    #[test]
+    fn the_file_is_what_the_plugins_read() {
+        let value = conflist(&config(Path::new("/x"), 1400), &["10.244.0.0/24".to_owned(), "fd00::/64".to_owned()]);
+        let bridge = &value["plugins"][0];
+        assert_eq!(bridge["mtu"], 1400);
+        assert_eq!(bridge["ipam"]["ranges"], json!([[{"subnet": "10.244.0.0/24"}], [{"subnet": "fd00::/64"}]]));
+        assert_eq!(bridge["ipam"]["routes"], json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]));
+        assert!(conflist(&config(Path::new("/x"), 0), &[])["plugins"][0].get("mtu").is_none());
+    }
+
+    #[test]
+    fn ranges_come_from_the_list_or_the_single_field() {
+        assert_eq!(pod_ranges(&node(json!({"podCIDR": "10.0.0.0/24"}))), ["10.0.0.0/24"]);
+        let both = json!({"podCIDR": "10.0.0.0/24", "podCIDRs": ["10.0.0.0/24", "fd00::/64", "junk"]});
+        assert_eq!(pod_ranges(&node(both)), ["10.0.0.0/24", "fd00::/64"]);
+        assert!(pod_ranges(&node(json!({}))).is_empty());
+    }
+
+    #[tokio::test]
+    async fn written_when_the_range_appears_and_again_when_it_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sender, receiver) = watch::channel(None);
+        let recheck = Arc::new(Notify::new());
+        let task = tokio::spawn(run(Some(config(&dir.path().join("net.d"), 0)), receiver, Arc::clone(&recheck)));
+        let path = dir.path().join("net.d").join(FILE_NAME);
+        sender.send_replace(Some(Arc::new(node(json!({})))));
+        for range in ["10.0.0.0/24", "10.0.1.0/24"] {
+            sender.send_replace(Some(Arc::new(node(json!({"podCIDR": range})))));
+            tokio::time::timeout(std::time::Duration::from_secs(10), recheck.notified()).await.unwrap();
+            assert!(std::fs::read_to_string(&path).unwrap().contains(range));
+        }
+        task.abort();
+    }
+}

@@ -1,0 +1,231 @@
+//! The node's status, and whether it must be written. Pure.
+
+use std::collections::BTreeMap;
+
+use agent_core::resources::{milli, whole};
+use cri_shim_api::v1::Image;
+use k8s_openapi::api::core::v1::{
+    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use super::conditions::{MIN_MEMORY, TYPES};
+use super::machine::Machine;
+use crate::config::AgentConfig;
+use crate::host::stats::NodeFigures;
+
+/// Images listed at most, the largest ones.
+const MAX_IMAGES: usize = 50;
+/// Names of one image listed at most.
+const MAX_NAMES: usize = 5;
+
+/// Everything the status is made from.
+pub(super) struct Inputs<'a> {
+    pub(super) config: &'a AgentConfig,
+    pub(super) machine: &'a Machine,
+    pub(super) figures: &'a NodeFigures,
+    pub(super) runtime_version: &'a str,
+    pub(super) images: &'a [Image],
+    pub(super) conditions: Vec<NodeCondition>,
+    /// The object's status now.
+    pub(super) current: Option<&'a NodeStatus>,
+}
+
+/// The status to have. Conditions of others are carried over.
+pub(super) fn desired(inputs: Inputs<'_>) -> NodeStatus {
+    let capacity = capacity(inputs.config, inputs.machine, inputs.figures);
+    let foreign = inputs
+        .current
+        .and_then(|status| status.conditions.as_ref())
+        .into_iter()
+        .flatten()
+        .filter(|condition| !TYPES.contains(&condition.type_.as_str()));
+    let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
+    NodeStatus {
+        addresses: Some(vec![
+            address("InternalIP", inputs.config.keelson.node_ip.to_string()),
+            address("Hostname", inputs.config.keelson.node_name.clone()),
+        ]),
+        allocatable: Some(allocatable(inputs.config, &capacity)),
+        capacity: Some(quantities(&capacity)),
+        conditions: Some(foreign.cloned().chain(inputs.conditions).collect()),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(inputs.config.port) }),
+        }),
+        images: Some(images(inputs.images)),
+        node_info: Some(inputs.machine.info.node_info(inputs.runtime_version)),
+        ..NodeStatus::default()
+    }
+}
+
+/// Whether `desired` says anything that `current` does not, heartbeats aside.
+pub(super) fn differs(desired: &NodeStatus, current: &NodeStatus) -> bool {
+    let conditions = |status: &NodeStatus| -> BTreeMap<String, (String, Option<String>, Option<String>)> {
+        let ours = status.conditions.iter().flatten().filter(|condition| TYPES.contains(&condition.type_.as_str()));
+        ours.map(|condition| {
+            let state = (condition.status.clone(), condition.reason.clone(), condition.message.clone());
+            (condition.type_.clone(), state)
+        })
+        .collect()
+    };
+    let is_same = desired.addresses == current.addresses
+        && desired.allocatable == current.allocatable
+        && desired.capacity == current.capacity
+        && desired.daemon_endpoints == current.daemon_endpoints
+        && desired.images.as_deref().unwrap_or_default() == current.images.as_deref().unwrap_or_default()
+        && desired.node_info == current.node_info
+        && conditions(desired) == conditions(current);
+    !is_same
+}
+
+/// An amount of a resource, in thousandths for cpu.
+type Amounts = BTreeMap<String, u64>;
+
+fn capacity(config: &AgentConfig, machine: &Machine, figures: &NodeFigures) -> Amounts {
+    let mut capacity = machine.huge_pages.clone();
+    capacity.insert("cpu".to_owned(), machine.cpus * 1000);
+    capacity.insert("memory".to_owned(), figures.memory.total);
+    capacity.insert("ephemeral-storage".to_owned(), figures.node_fs.capacity);
+    capacity.insert("pods".to_owned(), u64::from(config.max_pods));
+    capacity
+}
+
+/// Capacity less what is reserved and less the hard eviction thresholds.
+fn allocatable(config: &AgentConfig, capacity: &Amounts) -> BTreeMap<String, Quantity> {
+    let reserved = |name: &str| -> u64 {
+        [&config.system_reserved, &config.kube_reserved]
+            .into_iter()
+            .filter_map(|reserved| {
+                let quantity = Quantity(reserved.get(name)?.clone());
+                let amount = if name == "cpu" { milli(&quantity) } else { whole(&quantity) };
+                u64::try_from(amount?).ok()
+            })
+            .sum()
+    };
+    let threshold = |name: &str, amount: u64| match name {
+        "memory" => MIN_MEMORY,
+        "ephemeral-storage" => amount / 10,
+        _ => 0,
+    };
+    let left = |(name, amount): (&String, &u64)| {
+        let left = amount.saturating_sub(reserved(name)).saturating_sub(threshold(name, *amount));
+        (name.clone(), left)
+    };
+    quantities(&capacity.iter().map(left).collect())
+}
+
+/// As upstream writes them: memory in Ki, cpu in cores or thousandths.
+fn quantities(amounts: &Amounts) -> BTreeMap<String, Quantity> {
+    let text = |name: &str, amount: u64| match name {
+        "cpu" if amount % 1000 == 0 => (amount / 1000).to_string(),
+        "cpu" => format!("{amount}m"),
+        "memory" => format!("{}Ki", amount / 1024),
+        "ephemeral-storage" if amount % 1024 == 0 => format!("{}Ki", amount / 1024),
+        name if name.starts_with("hugepages-") && amount > 0 => format!("{}Ki", amount / 1024),
+        _ => amount.to_string(),
+    };
+    amounts.iter().map(|(name, amount)| (name.clone(), Quantity(text(name, *amount)))).collect()
+}
+
+fn images(images: &[Image]) -> Vec<ContainerImage> {
+    let mut list: Vec<ContainerImage> = images
+        .iter()
+        .map(|image| {
+            let names = image.repo_digests.iter().chain(&image.repo_tags).take(MAX_NAMES).cloned().collect();
+            ContainerImage { names: Some(names), size_bytes: i64::try_from(image.size).ok() }
+        })
+        .collect();
+    // By name among equals: the CRI promises no order, and a changed order would be written.
+    list.sort_by(|a, b| b.size_bytes.cmp(&a.size_bytes).then_with(|| a.names.cmp(&b.names)));
+    list.truncate(MAX_IMAGES);
+    list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::stats::{FsFigures, MemoryFigures};
+
+    fn config() -> AgentConfig {
+        let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n\
+                    tlsCertFile: /c\ntlsPrivateKeyFile: /k\nmaxPods: 20\n\
+                    systemReserved: {cpu: 100m, memory: 1Mi}\nkubeReserved: {cpu: 100m}\n\
+                    keelson: {nodeName: n1, nodeIP: 192.0.2.1, kubeconfig: /kc}\n";
+        AgentConfig::parse(std::path::Path::new("test"), text).unwrap()
+    }
+
+    fn make(conditions: Vec<NodeCondition>, current: Option<&NodeStatus>, images: &[Image]) -> NodeStatus {
+        let memory = MemoryFigures { total: 200 << 20, ..MemoryFigures::default() };
+        let node_fs = FsFigures { capacity: 10_000 * 1024, ..FsFigures::default() };
+        let figures = NodeFigures { memory, node_fs, ..NodeFigures::default() };
+        let huge_pages = BTreeMap::from([("hugepages-2Mi".to_owned(), 0)]);
+        let machine = Machine { cpus: 2, huge_pages, ..Machine::default() };
+        desired(Inputs {
+            config: &config(),
+            machine: &machine,
+            figures: &figures,
+            runtime_version: "containerd://1.6",
+            images,
+            conditions,
+            current,
+        })
+    }
+
+    fn condition(kind: &str, status: &str, heartbeat: i64) -> NodeCondition {
+        let time = jiff::Timestamp::from_second(heartbeat).unwrap();
+        NodeCondition {
+            type_: kind.to_owned(),
+            status: status.to_owned(),
+            last_heartbeat_time: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(time)),
+            ..NodeCondition::default()
+        }
+    }
+
+    #[test]
+    fn allocatable_is_capacity_less_reservations_and_thresholds() {
+        let status = make(Vec::new(), None, &[]);
+        let text = |list: &Option<BTreeMap<String, Quantity>>| -> Vec<String> {
+            list.iter().flatten().map(|(name, amount)| format!("{name}={}", amount.0)).collect()
+        };
+        assert_eq!(
+            text(&status.capacity),
+            ["cpu=2", "ephemeral-storage=10000Ki", "hugepages-2Mi=0", "memory=204800Ki", "pods=20"]
+        );
+        assert_eq!(
+            text(&status.allocatable),
+            ["cpu=1800m", "ephemeral-storage=9000Ki", "hugepages-2Mi=0", "memory=101376Ki", "pods=20"]
+        );
+    }
+
+    #[test]
+    fn heartbeats_alone_are_no_difference() {
+        let first = make(vec![condition("Ready", "True", 1)], None, &[]);
+        let later = make(vec![condition("Ready", "True", 100)], Some(&first), &[]);
+        assert!(!differs(&later, &first));
+        let unready = make(vec![condition("Ready", "False", 100)], Some(&first), &[]);
+        assert!(differs(&unready, &first));
+        assert!(differs(&first, &NodeStatus::default()));
+    }
+
+    #[test]
+    fn conditions_of_others_stay_and_do_not_count() {
+        let foreign = NodeStatus {
+            conditions: Some(vec![condition("NetworkUnavailable", "False", 1), condition("Ready", "Unknown", 1)]),
+            ..NodeStatus::default()
+        };
+        let status = make(vec![condition("Ready", "True", 2)], Some(&foreign), &[]);
+        let kinds: Vec<_> = status.conditions.iter().flatten().map(|c| format!("{}={}", c.type_, c.status)).collect();
+        assert_eq!(kinds, ["NetworkUnavailable=False", "Ready=True"]);
+        let without = NodeStatus { conditions: Some(vec![condition("Ready", "True", 2)]), ..status.clone() };
+        assert!(!differs(&status, &without));
+    }
+
+    #[test]
+    fn images_are_in_a_stable_order() {
+        let image = |name: &str, size| Image { repo_tags: vec![name.to_owned()], size, ..Image::default() };
+        let status = make(Vec::new(), None, &[image("b", 1), image("a", 1), image("c", 9)]);
+        let names: Vec<_> =
+            status.images.iter().flatten().flat_map(|image| image.names.iter().flatten()).cloned().collect();
+        assert_eq!(names, ["c", "a", "b"]);
+    }
+}
