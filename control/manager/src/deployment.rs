@@ -24,10 +24,25 @@ use crate::{
     events::{Severity, reference},
     informer::{Change, Informer, Key},
     queue::Queue,
-    write::{WriteError, call, delete, guarded, merge_patch, merge_patch_status, status_patch},
+    write::{WriteError, call, delete, guarded, list_or_null, merge_patch, merge_patch_status, status_patch},
+    written::{CATCH_UP, Written},
 };
 
 const WORKERS: usize = 4;
+
+/// What this controller wrote and has not seen yet.
+#[derive(Default)]
+struct Memory {
+    deployments: Written,
+    sets: Written,
+}
+
+impl Memory {
+    fn is_seen(&self, context: &Context, key: &Key) -> bool {
+        self.deployments.is_seen(key, context.deployments.version(), |_| false)
+            && self.sets.is_seen(key, context.replica_sets.version(), |_| false)
+    }
+}
 
 /// Registers the controller.
 pub(crate) fn start(context: &Arc<Context>) {
@@ -60,10 +75,10 @@ pub(crate) fn start(context: &Arc<Context>) {
             context.pods.wait_until_synced().await;
         }
     };
-    let shared = Arc::clone(context);
+    let (shared, memory) = (Arc::clone(context), Arc::new(Memory::default()));
     context.work(Controller::Deployment, &queue, WORKERS, ready, move |key| {
-        let context = Arc::clone(&shared);
-        async move { reconcile(&context, &key).await }
+        let (context, memory) = (Arc::clone(&shared), Arc::clone(&memory));
+        async move { reconcile(&context, &memory, &key).await }
     });
 }
 
@@ -98,13 +113,16 @@ fn recreates(deployment: &Deployment) -> bool {
     strategy.and_then(|strategy| strategy.type_.as_deref()) == Some("Recreate")
 }
 
-async fn reconcile(context: &Context, key: &Key) -> Result<Option<Duration>, WriteError> {
+async fn reconcile(context: &Context, memory: &Memory, key: &Key) -> Result<Option<Duration>, WriteError> {
+    if !memory.is_seen(context, key) {
+        return Ok(Some(CATCH_UP));
+    }
     let Some(deployment) = context.deployments.get(key) else { return Ok(None) };
-    let sets = claim_sets(context, &deployment, key).await?;
+    let sets = claim_sets(context, memory, &deployment, key).await?;
     let pods = if recreates(&deployment) { pods_of(context, &sets, key) } else { Vec::new() };
     let observed = Observed { deployment: &deployment, replica_sets: &sets, pods: &pods };
     let plan = plan(&observed, now());
-    let apply = Apply { context, key, deployment: &deployment };
+    let apply = Apply { context, memory, key, deployment: &deployment };
     // An annotation written on the way moves the Deployment's own version on.
     let mut version = deployment.metadata.resource_version.clone();
     for action in plan.actions {
@@ -120,14 +138,17 @@ async fn reconcile(context: &Context, key: &Key) -> Result<Option<Duration>, Wri
                 let patch = Map::from_iter([("metadata".to_owned(), json!({"annotations": annotations}))]);
                 let patch = guarded(version.as_deref(), patch);
                 let api = context.api::<Deployment>(&key.namespace);
-                version = merge_patch(&api, "Deployment", key, &patch).await?.metadata.resource_version;
+                let answer = merge_patch(&api, "Deployment", key, &patch).await?;
+                memory.deployments.note(key, &answer.metadata);
+                version = answer.metadata.resource_version;
             }
         }
     }
     if let Some(status) = plan.status {
         let patch = status_patch(version.as_deref(), deployment.status.as_ref(), &status);
         let api = context.api::<Deployment>(&key.namespace);
-        merge_patch_status(&api, "Deployment", key, &patch).await?;
+        let answer = merge_patch_status(&api, "Deployment", key, &patch).await?;
+        memory.deployments.note(key, &answer.metadata);
     }
     Ok(plan.requeue_after.map(wait))
 }
@@ -135,6 +156,7 @@ async fn reconcile(context: &Context, key: &Key) -> Result<Option<Duration>, Wri
 /// The ReplicaSets of the Deployment, after adopting and releasing what the selector says.
 async fn claim_sets(
     context: &Context,
+    memory: &Memory,
     deployment: &Deployment,
     key: &Key,
 ) -> Result<Vec<Arc<ReplicaSet>>, WriteError> {
@@ -161,9 +183,11 @@ async fn claim_sets(
                 owners.filter(|owner| owner.uid != uid(&deployment.metadata)).cloned().collect()
             }
         };
-        let patch = Map::from_iter([("metadata".to_owned(), json!({"ownerReferences": owners}))]);
+        let patch =
+            Map::from_iter([("metadata".to_owned(), json!({"ownerReferences": list_or_null(&owners)}))]);
         let patch = guarded(set.metadata.resource_version.as_deref(), patch);
         let claimed = merge_patch(&api, "ReplicaSet", &Key::of(&set.metadata), &patch).await?;
+        memory.sets.note(key, &claimed.metadata);
         if is_controlled_by(&claimed.metadata, uid(&deployment.metadata)) {
             owned.push(Arc::new(claimed));
         }
@@ -189,6 +213,7 @@ fn pods_of(context: &Context, sets: &[Arc<ReplicaSet>], key: &Key) -> Vec<Arc<Po
 /// Carries out actions for one Deployment.
 struct Apply<'a> {
     context: &'a Context,
+    memory: &'a Memory,
     key: &'a Key,
     deployment: &'a Deployment,
 }
@@ -202,6 +227,7 @@ impl Apply<'_> {
         let creation = async { api.create(&PostParams::default(), set).await };
         match call(|| format!("create ReplicaSet {key}"), creation).await {
             Ok(created) => {
+                self.memory.sets.note(self.key, &created.metadata);
                 let to = created.spec.and_then(|spec| spec.replicas).unwrap_or(0);
                 if to > 0 {
                     self.tell_resize(&key.name, Resize { from: 0, to });
@@ -232,7 +258,9 @@ impl Apply<'_> {
         let version = metadata.resource_version.as_deref();
         let patch = status_patch(version, self.deployment.status.as_ref(), &status);
         let api = self.context.api::<Deployment>(&self.key.namespace);
-        merge_patch_status(&api, "Deployment", self.key, &patch).await.map(|_| ())
+        let answer = merge_patch_status(&api, "Deployment", self.key, &patch).await?;
+        self.memory.deployments.note(self.key, &answer.metadata);
+        Ok(())
     }
 
     async fn update(&self, update: ReplicaSetUpdate) -> Result<(), WriteError> {
@@ -250,7 +278,8 @@ impl Apply<'_> {
         let patch = guarded(Some(&update.resource_version), patch);
         let api = self.context.api::<ReplicaSet>(&self.key.namespace);
         let key = Key::new(&self.key.namespace, &update.name);
-        merge_patch(&api, "ReplicaSet", &key, &patch).await?;
+        let answer = merge_patch(&api, "ReplicaSet", &key, &patch).await?;
+        self.memory.sets.note(self.key, &answer.metadata);
         if let Some(resize) = update.resize {
             self.tell_resize(&update.name, resize);
         }

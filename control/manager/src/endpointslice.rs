@@ -2,11 +2,7 @@
 //!
 //! Wakes on Services, their pods, their slices, and nodes that change zones.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use control_decide::{
     endpoints::{
@@ -14,7 +10,6 @@ use control_decide::{
         slice::{CONTROLLER, MANAGED_BY, Plan, plan},
     },
     object::{is_being_deleted, name, uid},
-    replicaset::expectations::Expectations,
 };
 use k8s_openapi::api::{
     core::v1::{Node, Pod, Service},
@@ -24,18 +19,15 @@ use kube::api::{DeleteParams, PostParams};
 
 use crate::{
     config::Controller,
-    context::{Context, now},
+    context::Context,
     informer::{Change, Informer, Key},
     queue::Queue,
-    write::{WriteError, call, delete, version_number},
+    write::{WriteError, call, delete},
+    written::{CATCH_UP, Written},
 };
 
 const WORKERS: usize = 4;
-/// When to look again at a cache that has not caught up, should its event get lost.
-const CATCH_UP: Duration = Duration::from_secs(5);
 const ZONE: &str = "topology.kubernetes.io/zone";
-
-type Written = Mutex<Expectations<Key>>;
 
 /// Registers the controller.
 pub(crate) fn start(context: &Arc<Context>) {
@@ -111,22 +103,20 @@ fn service_of(slice: &EndpointSlice) -> Option<Key> {
 }
 
 async fn reconcile(context: &Context, written: &Written, key: &Key) -> Result<Option<Duration>, WriteError> {
-    let lock = || written.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(service) = context.services.get(key).filter(|service| !is_being_deleted(&service.metadata))
     else {
         // Its slices have the Service as their owner and are garbage now.
-        lock().forget(key);
+        written.forget(key);
         return Ok(None);
     };
     if selected_spec(&service).is_none() {
         return Ok(None);
     }
-    // The version is read before the slices: a cache that moves on in between only looks older than it is.
     let version = context.endpoint_slices.version();
     let mut slices = context.endpoint_slices.in_namespace(&key.namespace);
     slices.retain(|slice| service_of(slice).as_ref() == Some(key) && !is_being_deleted(&slice.metadata));
     let exists = |wanted: &str| slices.iter().any(|slice| uid(&slice.metadata) == wanted);
-    if !lock().are_met(key, version, exists, now()) {
+    if !written.is_seen(key, version, exists) {
         return Ok(Some(CATCH_UP));
     }
     let pods = context.pods.in_namespace(&key.namespace);
@@ -150,14 +140,10 @@ fn zones(context: &Context, pods: &[Arc<Pod>]) -> BTreeMap<String, String> {
 
 async fn carry_out(context: &Context, written: &Written, key: &Key, plan: Plan) -> Result<(), WriteError> {
     let api = context.api::<EndpointSlice>(&key.namespace);
-    let note = |slice: &EndpointSlice| {
-        let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
-        written.wrote(key, version_number(&slice.metadata), now());
-    };
     for slice in plan.create {
         let creation = async { api.create(&PostParams::default(), &slice).await };
         match call(|| format!("create an EndpointSlice of Service {key}"), creation).await {
-            Ok(created) => note(&created),
+            Ok(created) => written.note(key, &created.metadata),
             Err(error) if error.is_namespace_terminating() => return Ok(()),
             Err(error) => return Err(error),
         }
@@ -165,12 +151,13 @@ async fn carry_out(context: &Context, written: &Written, key: &Key, plan: Plan) 
     for slice in plan.update {
         let name = name(&slice.metadata).to_owned();
         let update = async { api.replace(&name, &PostParams::default(), &slice).await };
-        note(&call(|| format!("update EndpointSlice {}/{name}", key.namespace), update).await?);
+        let answer = call(|| format!("update EndpointSlice {}/{name}", key.namespace), update).await?;
+        written.note(key, &answer.metadata);
     }
     for slice in plan.delete {
         let (slice_key, uid) = (Key::of(&slice.metadata), uid(&slice.metadata));
         delete(&api, "EndpointSlice", &slice_key, uid, DeleteParams::default()).await?;
-        written.lock().unwrap_or_else(PoisonError::into_inner).deleted(key, uid, now());
+        written.note_deletion(key, uid);
     }
     Ok(())
 }

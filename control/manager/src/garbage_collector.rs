@@ -30,7 +30,7 @@ use crate::{
     informer::{Cached, Informer, Key, MetadataSource},
     queue::{Backoff, Queue},
     resources::Served,
-    write::{WriteError, call, chain, delete, guarded, merge_patch},
+    write::{WriteError, call, chain, delete, guarded, list_or_null, merge_patch},
 };
 
 const WORKERS: usize = 4;
@@ -203,7 +203,7 @@ impl Found {
     async fn remove_finalizer(&self, kind: &str, finalizer: &str) -> Result<(), WriteError> {
         let held = self.meta.finalizers.iter().flatten();
         let rest: Vec<_> = held.filter(|held| *held != finalizer).collect();
-        self.patch_metadata(kind, json!({"finalizers": rest})).await
+        self.patch_metadata(kind, json!({"finalizers": list_or_null(&rest)})).await
     }
 
     /// Writes the owner references that `keep` keeps, changed as it likes.
@@ -213,7 +213,7 @@ impl Found {
         keep: impl Fn(&OwnerReference) -> Option<OwnerReference>,
     ) -> Result<(), WriteError> {
         let owners: Vec<_> = self.meta.owner_references.iter().flatten().filter_map(keep).collect();
-        self.patch_metadata(kind, json!({"ownerReferences": owners})).await
+        self.patch_metadata(kind, json!({"ownerReferences": list_or_null(&owners)})).await
     }
 }
 

@@ -5,7 +5,7 @@
 //! API. Nothing is kept that cannot be rebuilt: killed at any moment and started again, it goes on.
 //!
 //! Reading order: [`informer`], [`queue`], `context` (what all controllers share), `write` (patches and
-//! errors), `events`; then one file per controller, named as in upstream's kube-controller-manager.
+//! errors), `written`, `events`; then one file per controller, named as in upstream's kube-controller-manager.
 //!
 //! This crate touches nothing but the API server: no files, no kernel, no containers.
 
@@ -31,6 +31,7 @@ mod serviceaccount;
 mod slim;
 mod taint_eviction;
 mod write;
+mod written;
 
 use std::sync::Arc;
 

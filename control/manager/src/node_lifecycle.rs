@@ -28,7 +28,7 @@ use crate::{
     events::{Severity, reference},
     informer::Key,
     queue::Queue,
-    write::{WriteError, call, guarded, merge_patch, merge_patch_status},
+    write::{WriteError, call, guarded, list_or_null, merge_patch, merge_patch_status},
 };
 
 const WORKERS: usize = 2;
@@ -110,7 +110,7 @@ async fn reconcile(
         wanted_taints(&mut state.limits, &node)
     };
     if let Some(taints) = wanted {
-        let patch = Map::from_iter([("spec".to_owned(), json!({"taints": taints}))]);
+        let patch = Map::from_iter([("spec".to_owned(), json!({"taints": list_or_null(&taints)}))]);
         let patch = guarded(node.metadata.resource_version.as_deref(), patch);
         let api: Api<Node> = Api::all(context.client.clone());
         merge_patch(&api, "Node", key, &patch).await?;

@@ -3,17 +3,11 @@
 //! Wakes on ReplicaSets, their pods, and pods without a controller. Creates pods in batches of 1, 2, 4, …,
 //! so that a template the API server refuses costs one request, not five hundred.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use control_decide::{
     object::{controller_of, is_being_deleted, is_controlled_by, is_pod_active, pod_node, uid},
-    replicaset::{
-        Failure, Plan, expectations::Expectations, next_availability, owner_reference, plan, pod_of, status,
-    },
+    replicaset::{Failure, Plan, next_availability, owner_reference, plan, pod_of, status},
     selector,
 };
 use futures::future::join_all;
@@ -27,23 +21,19 @@ use crate::{
     events::{Severity, reference},
     informer::{Change, Informer, Key},
     queue::Queue,
-    write::{
-        WriteError, call, delete, guarded, merge_patch, merge_patch_status, status_patch, version_number,
-    },
+    write::{WriteError, call, delete, guarded, list_or_null, merge_patch, merge_patch_status, status_patch},
+    written::{CATCH_UP, Written},
 };
 
 const WORKERS: usize = 4;
 /// Deletions in flight at once, per ReplicaSet.
 const PARALLEL_DELETIONS: usize = 16;
 
-/// The controller's own memory: what it wrote and has not seen yet.
+/// What this controller wrote and has not seen yet.
 #[derive(Default)]
-struct Written(Mutex<Expectations<Key>>);
-
-impl Written {
-    fn with<T>(&self, change: impl FnOnce(&mut Expectations<Key>) -> T) -> T {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
+struct Memory {
+    sets: Written,
+    pods: Written,
 }
 
 /// Registers the controller.
@@ -64,10 +54,10 @@ pub(crate) fn start(context: &Arc<Context>) {
             context.pods.wait_until_synced().await;
         }
     };
-    let (shared, written) = (Arc::clone(context), Arc::new(Written::default()));
+    let (shared, memory) = (Arc::clone(context), Arc::new(Memory::default()));
     context.work(Controller::ReplicaSet, &queue, WORKERS, ready, move |key| {
-        let (context, written) = (Arc::clone(&shared), Arc::clone(&written));
-        async move { reconcile(&context, &written, &key).await }
+        let (context, memory) = (Arc::clone(&shared), Arc::clone(&memory));
+        async move { reconcile(&context, &memory, &key).await }
     });
 }
 
@@ -89,21 +79,23 @@ fn wake_owners(queue: &Queue<Key>, sets: &Informer<ReplicaSet>, change: &Change<
     }
 }
 
-async fn reconcile(context: &Context, written: &Written, key: &Key) -> Result<Option<Duration>, WriteError> {
+async fn reconcile(context: &Context, memory: &Memory, key: &Key) -> Result<Option<Duration>, WriteError> {
+    if !memory.sets.is_seen(key, context.replica_sets.version(), |_| false) {
+        return Ok(Some(CATCH_UP));
+    }
     let Some(set) = context.replica_sets.get(key) else {
-        written.with(|written| written.forget(key));
+        memory.pods.forget(key);
         return Ok(None);
     };
-    // The version is read before the pods: a cache that moves on in between only looks older than it is.
     let version = context.pods.version();
     let pods = context.pods.in_namespace(&key.namespace);
     let is_live = |wanted: &str| {
         pods.iter().any(|pod| uid(&pod.metadata) == wanted && !is_being_deleted(&pod.metadata))
     };
+    let caught_up = memory.pods.is_seen(key, version, is_live);
     let now_at = now();
-    let caught_up = written.with(|written| written.are_met(key, version, is_live, now_at));
     let plan = plan(&set, &pods, &related_on_node(context, &set, &pods), now_at);
-    let apply = Apply { context, written, key, set: &set };
+    let apply = Apply { context, memory, key, set: &set };
     if !apply.claim(&plan).await? {
         return Ok(None);
     }
@@ -113,7 +105,8 @@ async fn reconcile(context: &Context, written: &Written, key: &Key) -> Result<Op
     if set.status.as_ref() != Some(&next) {
         let patch = status_patch(set.metadata.resource_version.as_deref(), set.status.as_ref(), &next);
         let api = context.api::<ReplicaSet>(&key.namespace);
-        merge_patch_status(&api, "ReplicaSet", key, &patch).await?;
+        let answer = merge_patch_status(&api, "ReplicaSet", key, &patch).await?;
+        memory.sets.note(key, &answer.metadata);
     }
     match outcome {
         Ok(()) => Ok(next_availability(&set, &plan.owned, now_at).map(wait)),
@@ -158,7 +151,7 @@ struct Failed {
 /// Carries out one plan.
 struct Apply<'a> {
     context: &'a Context,
-    written: &'a Written,
+    memory: &'a Memory,
     key: &'a Key,
     set: &'a ReplicaSet,
 }
@@ -181,10 +174,11 @@ impl Apply<'_> {
             (pod, others.cloned().collect())
         });
         for (pod, owners) in adopted.chain(released) {
-            let patch = Map::from_iter([("metadata".to_owned(), json!({"ownerReferences": owners}))]);
+            let patch =
+                Map::from_iter([("metadata".to_owned(), json!({"ownerReferences": list_or_null(&owners)}))]);
             let patch = guarded(pod.metadata.resource_version.as_deref(), patch);
             let claimed = merge_patch(&api, "Pod", &Key::of(&pod.metadata), &patch).await?;
-            self.note_version(&claimed);
+            self.memory.pods.note(self.key, &claimed.metadata);
         }
         Ok(true)
     }
@@ -228,7 +222,7 @@ impl Apply<'_> {
         let creation = async { api.create(&PostParams::default(), template).await };
         match call(|| format!("create a pod of ReplicaSet {}", self.key), creation).await {
             Ok(pod) => {
-                self.note_version(&pod);
+                self.memory.pods.note(self.key, &pod.metadata);
                 let name = pod.metadata.name.unwrap_or_default();
                 self.tell(Severity::Normal, "SuccessfulCreate", format!("Created pod: {name}"));
                 Ok(())
@@ -258,8 +252,7 @@ impl Apply<'_> {
         let key = Key::of(&pod.metadata);
         match delete(&api, "Pod", &key, uid(&pod.metadata), DeleteParams::default()).await {
             Ok(_) => {
-                let (key, uid) = (self.key, uid(&pod.metadata));
-                self.written.with(|written| written.deleted(key, uid, now()));
+                self.memory.pods.note_deletion(self.key, uid(&pod.metadata));
                 let name = pod.metadata.name.as_deref().unwrap_or_default();
                 self.tell(Severity::Normal, "SuccessfulDelete", format!("Deleted pod: {name}"));
                 Ok(())
@@ -271,11 +264,6 @@ impl Apply<'_> {
                 Err(error)
             }
         }
-    }
-
-    fn note_version(&self, pod: &Pod) {
-        let version = version_number(&pod.metadata);
-        self.written.with(|written| written.wrote(self.key, version, now()));
     }
 
     fn tell(&self, severity: Severity, reason: &'static str, message: String) {
