@@ -5,7 +5,7 @@
 //! next one adopts them, finds in the maps themselves which ids are in use, and writes only what differs.
 //!
 //! Reading order: [`table`] (what a caller wants), [`alloc`], [`memory`] (what can be written), [`services`] (what to
-//! write in which order; pure), [`restore`], then the adapters [`maps`], [`pins`], [`links`], [`probe`], [`sys`], and
+//! write in which order; pure), [`room`], [`restore`], then the adapters [`maps`], [`pins`], [`links`], [`probe`], [`sys`], and
 //! [`plane`], which joins them. Nothing here knows Kubernetes, and nothing here polls.
 
 mod alloc;
@@ -17,6 +17,7 @@ mod pins;
 mod plane;
 mod probe;
 mod restore;
+mod room;
 mod services;
 mod sys;
 mod table;

@@ -11,7 +11,8 @@ use ebpf_common::{Backend, ExtentHeader, FrontendKey};
 use crate::{
     alloc::Range,
     memory::{Memory, MemoryError},
-    services::{BackendKey, Known, Room},
+    room::{BackendKey, Room},
+    services::Known,
     table::Place,
 };
 

@@ -5,19 +5,18 @@
 //! Room is taken before the first write, so an update that does not fit leaves the old service answering.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     time::Instant,
 };
 
-use ebpf_common::{
-    Backend, ExtentHeader, FrontendKey, FrontendValue, NetAddr, NetPort, NodePortBounds, ServiceSlot,
-};
+use ebpf_common::{Backend, ExtentHeader, FrontendKey, FrontendValue, NodePortBounds, ServiceSlot};
 use thiserror::Error;
 
 use crate::{
-    alloc::{Quarantine, Range, RangeAllocator},
+    alloc::Range,
     memory::{Capacity, Memory, MemoryError},
     restore::Orphans,
+    room::{BackendKey, Prepared, Room, by_address},
     table::{Change, DesiredBackend, DesiredService, Place, ServiceKey, ServiceTable, describe},
 };
 
@@ -68,9 +67,6 @@ pub struct SyncReport {
     pub refused: Vec<(ServiceKey, Refused)>,
 }
 
-/// One endpoint as the maps know it.
-pub(crate) type BackendKey = (NetAddr, NetPort);
-
 /// A service as the maps hold it.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
@@ -94,27 +90,6 @@ pub(crate) struct Services {
     node_ports: BTreeMap<u16, usize>,
     orphans: Orphans,
     pub(crate) room: Room,
-}
-
-/// Free and freed indices of the three arrays, and the frontend hash's count.
-#[derive(Debug)]
-pub(crate) struct Room {
-    pub(crate) services: RangeAllocator,
-    pub(crate) backends: RangeAllocator,
-    pub(crate) extents: RangeAllocator,
-    freed_services: Quarantine,
-    freed_backends: Quarantine,
-    freed_extents: Quarantine,
-    pub(crate) frontends_used: u32,
-    pub(crate) frontends_capacity: u32,
-}
-
-/// The next state of one service, with all its room taken and nothing written.
-struct Prepared {
-    extent: Option<Range>,
-    /// All backends in index order: local, near, far.
-    order: Vec<(BackendKey, u32, Place)>,
-    fresh: BTreeSet<u32>,
 }
 
 impl Services {
@@ -416,118 +391,6 @@ impl Services {
             ports.fold((u16::MAX, 0), |(low, high), port| (low.min(port), high.max(port)));
         NodePortBounds::new(lowest, highest)
     }
-}
-
-impl Room {
-    fn new(capacity: Capacity) -> Self {
-        Self {
-            services: RangeAllocator::new(capacity.services),
-            backends: RangeAllocator::new(capacity.backends),
-            extents: RangeAllocator::new(capacity.extent_words),
-            freed_services: Quarantine::default(),
-            freed_backends: Quarantine::default(),
-            freed_extents: Quarantine::default(),
-            frontends_used: 0,
-            frontends_capacity: capacity.frontends,
-        }
-    }
-
-    fn check_frontends(&self, added: usize) -> Result<(), Refused> {
-        let needed = u32::try_from(added).unwrap_or(u32::MAX);
-        let free = self.frontends_capacity.saturating_sub(self.frontends_used);
-        if needed <= free {
-            return Ok(());
-        }
-        Err(Refused::Full { what: "frontends", needed, free, capacity: self.frontends_capacity })
-    }
-
-    fn take_service<M: Memory>(&mut self, memory: &M, now: Instant) -> Result<Range, Refused> {
-        take(memory, &mut self.services, &mut self.freed_services, 1, "services", now)
-    }
-
-    /// Takes an extent and ids for new backends; on failure nothing stays taken.
-    fn prepare<M: Memory>(
-        &mut self,
-        memory: &M,
-        known: &Known,
-        desired: &[DesiredBackend],
-        now: Instant,
-    ) -> Result<Prepared, Refused> {
-        let wanted = by_address(desired);
-        if wanted.len() > usize::from(u16::MAX) {
-            return Err(Refused::TooManyBackends { count: wanted.len() });
-        }
-        let mut prepared =
-            Prepared { extent: None, order: Vec::with_capacity(wanted.len()), fresh: BTreeSet::new() };
-        match self.fill(memory, known, &wanted, now, &mut prepared) {
-            Ok(()) => Ok(prepared),
-            Err(why) => {
-                for id in prepared.fresh {
-                    self.backends.release(Range { start: id, len: 1 });
-                }
-                Err(why)
-            }
-        }
-    }
-
-    fn fill<M: Memory>(
-        &mut self,
-        memory: &M,
-        known: &Known,
-        wanted: &BTreeMap<BackendKey, Place>,
-        now: Instant,
-        prepared: &mut Prepared,
-    ) -> Result<(), Refused> {
-        for (key, place) in wanted {
-            let id = if let Some((id, _)) = known.backends.get(key) {
-                *id
-            } else {
-                let taken = take(memory, &mut self.backends, &mut self.freed_backends, 1, "backends", now)?;
-                prepared.fresh.insert(taken.start);
-                taken.start
-            };
-            prepared.order.push((*key, id, *place));
-        }
-        prepared.order.sort_by_key(|(_, _, place)| *place);
-        if !prepared.order.is_empty() {
-            let words = u32::try_from(prepared.order.len()).unwrap_or(u32::MAX).saturating_add(1);
-            let extents = (&mut self.extents, &mut self.freed_extents);
-            prepared.extent =
-                Some(take(memory, extents.0, extents.1, words, "words of the backend index", now)?);
-        }
-        Ok(())
-    }
-}
-
-/// Takes `len` indices, from the quarantine too where nothing else is left, after all readers have finished.
-fn take<M: Memory>(
-    memory: &M,
-    allocator: &mut RangeAllocator,
-    freed: &mut Quarantine,
-    len: u32,
-    what: &'static str,
-    now: Instant,
-) -> Result<Range, Refused> {
-    freed.drain(allocator, now);
-    if let Some(range) = allocator.alloc(len) {
-        return Ok(range);
-    }
-    if !freed.is_empty() {
-        memory.wait_for_readers();
-        freed.drain_all(allocator);
-    }
-    let (free, capacity) = (allocator.available(), allocator.capacity());
-    allocator.alloc(len).ok_or(Refused::Full { what, needed: len, free, capacity })
-}
-
-fn by_address(desired: &[DesiredBackend]) -> BTreeMap<BackendKey, Place> {
-    let mut wanted = BTreeMap::new();
-    for backend in desired {
-        let key = (NetAddr::from(backend.address.ip()), NetPort::from_host(backend.address.port()));
-        let place = wanted.entry(key).or_insert(backend.place);
-        *place = backend.place.min(*place);
-    }
-    wanted
 }
 
 fn backends_differ(known: &Known, desired: &[DesiredBackend]) -> bool {

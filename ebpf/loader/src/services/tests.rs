@@ -1,12 +1,12 @@
 //! The order of writes, proved by a memory that asks the programs' own decision after every single one of them.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
-use ebpf_common::{AffinityKey, AffinityValue, Protocol};
+use ebpf_common::{AffinityKey, AffinityValue, NetAddr, Protocol};
 use ebpf_packet::{Caller, Destination, Tables, Verdict, resolve};
 use proptest::prelude::*;
 
