@@ -3,20 +3,6 @@
 //! Input: `--config FILE` (KubeletConfiguration and a `keelson:` section). Roles run as tasks of one process and end
 //! together; pods outlive them. This file only reads the configuration and joins the roles.
 
-mod config;
-mod contracts;
-mod events;
-mod host;
-mod observability;
-mod pods;
-mod preflight;
-mod probes;
-mod proxy;
-mod roles;
-mod runtime;
-mod server;
-mod sources;
-
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -26,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::AgentConfig;
+use keelson_agent::config::AgentConfig;
+use keelson_agent::{preflight, roles};
 
 /// Kubernetes node agent.
 #[derive(Debug, Parser)]

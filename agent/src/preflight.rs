@@ -9,7 +9,7 @@ use anyhow::bail;
 use crate::config::AgentConfig;
 
 /// Fails with every problem found.
-pub(crate) fn check(config: &AgentConfig) -> anyhow::Result<()> {
+pub fn check(config: &AgentConfig) -> anyhow::Result<()> {
     let mut problems = Vec::new();
     if !nix::unistd::Uid::effective().is_root() {
         problems.push("not root: cgroups, mounts and the CRI socket need it; start it as root".to_owned());

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use crate::config::AgentConfig;
-use crate::contracts::{ObjectSource, PodLookup, RuntimeHealth};
+use crate::contracts::{NodeFacts, ObjectSource, PodLookup, RuntimeHealth};
 use crate::events::{self, EventRecorder};
 use crate::observability::{self, Observed};
 use crate::pods::context::{PodContext, STATUS_WRITES};
@@ -27,13 +27,13 @@ use crate::runtime::{cri, health};
 use crate::sources::objects::Objects;
 use crate::sources::services::services;
 use crate::server::{self, ServerConfig};
-use crate::{host, proxy, runtime, sources};
+use crate::{host, node, proxy, runtime, sources};
 
 /// Pod events between watch and manager; a full queue holds the watch back.
 const POD_EVENTS: usize = 256;
 
 /// Runs every role until `cancel`, or until one fails.
-pub(crate) async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Result<()> {
     let config = Arc::new(config);
     let node_name = config.keelson.node_name.clone();
     let client = client(&config).await?;
@@ -93,6 +93,16 @@ pub(crate) async fn run(config: AgentConfig, cancel: CancellationToken) -> anyho
     let lookup: Arc<dyn PodLookup> = Arc::new(directory.clone());
     let raw = cri.clients().runtime;
     roles.start("kubelet API", server::serve(api_config, lookup, raw, cancel.clone()));
+    let node_facts = NodeFacts {
+        cri: cri.clients(),
+        health,
+        recheck,
+        node,
+        pods: Arc::new(directory.clone()),
+        events: recorder.clone(),
+        node_ip: config.keelson.node_ip,
+    };
+    roles.start("node", node::run(client.clone(), Arc::clone(&config), node_facts, cancel.clone()));
     if let Some(section) = config.keelson.proxy.as_ref().filter(|section| section.enabled) {
         let proxy = proxy::ProxyConfig::new(section, &config.keelson.node_name)?;
         roles.optional("service proxy", proxy::run(client.clone(), proxy, recorder.clone(), cancel.clone()));

@@ -1,0 +1,22 @@
+//! Node agent: pods, probes, volumes, status, the kubelet API and the eBPF service proxy; the parts of `keelson-agent`.
+//!
+//! How they connect: [`roles`] builds every part and joins their tasks. [`sources`] watch the API server; [`pods`] runs
+//! the `Desired/Observed → plan` loop of `agent_core` and acts through [`runtime`] (the CRI) and [`host`] (cgroups,
+//! volumes); [`probes`] and [`events`] hang off it. [`node`], [`server`] and [`proxy`] run beside it and read pods
+//! through [`contracts`], where the seams between all of them are. A library only so that root tests can drive parts;
+//! nobody else links it.
+
+pub mod config;
+pub mod contracts;
+pub mod events;
+pub mod host;
+pub mod node;
+pub mod observability;
+pub mod pods;
+pub mod preflight;
+pub mod probes;
+pub mod proxy;
+pub mod roles;
+pub mod runtime;
+pub mod server;
+pub mod sources;
