@@ -67,7 +67,8 @@ impl ExecError {
     /// The exit code that a shell would report for a command that could not be run.
     pub fn shell_code(&self) -> Option<(u32, &str)> {
         let Self::Refused { reason, .. } = self else { return None };
-        let missing = reason.contains("executable file not found") || reason.contains("no such file or directory");
+        let missing =
+            reason.contains("executable file not found") || reason.contains("no such file or directory");
         Some((if missing { 127 } else { 126 }, reason))
     }
 }
@@ -93,7 +94,8 @@ mod tests {
     #[test]
     fn a_missing_command_has_the_shells_code() {
         let refused = |reason: &str| ExecError::Refused { exec: "x".to_owned(), reason: reason.to_owned() };
-        let missing = refused("OCI runtime exec failed: exec: \"nope\": executable file not found in $PATH: unknown");
+        let missing =
+            refused("OCI runtime exec failed: exec: \"nope\": executable file not found in $PATH: unknown");
         assert_eq!(missing.shell_code().map(|(code, _)| code), Some(127));
         let forbidden = refused("OCI runtime exec failed: exec: \"/etc/passwd\": permission denied: unknown");
         assert_eq!(forbidden.shell_code().map(|(code, _)| code), Some(126));

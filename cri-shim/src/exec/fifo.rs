@@ -42,18 +42,25 @@ pub struct Ends {
 
 impl Fifos {
     /// Makes the FIFOs and opens our ends.
-    pub fn create(dir: &Path, container: &str, exec: &str, wanted: Wanted) -> Result<(Self, Ends), ExecError> {
+    pub fn create(
+        dir: &Path,
+        container: &str,
+        exec: &str,
+        wanted: Wanted,
+    ) -> Result<(Self, Ends), ExecError> {
         let fifos = Self { dir: dir.join(container).join(exec), wanted };
         let failed = |source| ExecError::Fifo { path: fifos.dir.clone(), source };
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&fifos.dir).map_err(failed)?;
         let make = |name: &str| {
             let path = fifos.dir.join(name);
-            nix::unistd::mkfifo(&path, Mode::from_bits_truncate(0o600)).map_err(|errno| failed(errno.into()))?;
+            nix::unistd::mkfifo(&path, Mode::from_bits_truncate(0o600))
+                .map_err(|errno| failed(errno.into()))?;
             Ok::<_, ExecError>(path)
         };
         let read = |name: &str| pipe::OpenOptions::new().open_receiver(make(name)?).map_err(failed);
         // Read and write, as a FIFO without a reader cannot be opened for writing alone.
-        let write = |name: &str| pipe::OpenOptions::new().read_write(true).open_sender(make(name)?).map_err(failed);
+        let write =
+            |name: &str| pipe::OpenOptions::new().read_write(true).open_sender(make(name)?).map_err(failed);
         let ends = Ends {
             stdin: wanted.stdin.then(|| write("stdin")).transpose()?,
             stdout: read("stdout")?,
@@ -127,7 +134,8 @@ mod tests {
         assert_eq!(left_behind(dir.path()).expect("listed"), [("c".to_owned(), "e".to_owned())]);
         assert_eq!(fifos.path("stderr"), "");
         let mut text = String::new();
-        let early = tokio::time::timeout(std::time::Duration::from_millis(30), ends.stdout.read_to_string(&mut text));
+        let early =
+            tokio::time::timeout(std::time::Duration::from_millis(30), ends.stdout.read_to_string(&mut text));
         assert!(early.await.is_err(), "no writer yet is not the end");
         let mut writer = pipe::OpenOptions::new().open_sender(fifos.path("stdout")).expect("opened");
         writer.write_all(b"out").await.expect("written");

@@ -43,7 +43,9 @@ impl Executor {
         let left = tokio::task::spawn_blocking(move || fifo::left_behind(&dir)).await;
         let left = match left {
             Ok(Ok(left)) => left,
-            Ok(Err(error)) => return tracing::warn!(error = %error, dir = %self.dir.display(), "cannot look for old execs"),
+            Ok(Err(error)) => {
+                return tracing::warn!(error = %error, dir = %self.dir.display(), "cannot look for old execs");
+            }
             Err(error) => return tracing::warn!(%error, "cannot look for old execs"),
         };
         for (container, exec) in left {

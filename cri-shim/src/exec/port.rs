@@ -75,7 +75,8 @@ fn connect_here(netns: Option<&Path>, port: u16) -> Result<TcpStream, PortError>
         let file = std::fs::File::open(path).map_err(failed)?;
         setns(file, CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))?;
     }
-    let dial = |address: IpAddr| TcpStream::connect_timeout(&SocketAddr::new(address, port), CONNECT_DEADLINE);
+    let dial =
+        |address: IpAddr| TcpStream::connect_timeout(&SocketAddr::new(address, port), CONNECT_DEADLINE);
     dial(Ipv4Addr::LOCALHOST.into())
         .or_else(|v4| dial(Ipv6Addr::LOCALHOST.into()).map_err(|v6| PortError::Connect { port, v4, v6 }))
 }

@@ -52,7 +52,8 @@ impl ExecProcess {
         terminal: bool,
     ) -> Result<(Self, Ends), ExecError> {
         let process = process_spec(client, container, command, terminal).await?;
-        let exec = format!("{:016x}", getrandom::u64().unwrap_or_else(|_| crate::clock::now().unsigned_abs()));
+        let exec =
+            format!("{:016x}", getrandom::u64().unwrap_or_else(|_| crate::clock::now().unsigned_abs()));
         let wanted = Wanted { stdin, stderr: !terminal };
         let (fifos, ends) = Fifos::create(dir, container, &exec, wanted)?;
         let stdio = Stdio {
@@ -112,7 +113,9 @@ impl ExecProcess {
         match tokio::time::timeout(KILL_DEADLINE, ended).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::warn!(error = error.chain(), "cannot kill an exec process"),
-            Err(_elapsed) => tracing::warn!(pid, container = self.container, "a killed exec process does not end"),
+            Err(_elapsed) => {
+                tracing::warn!(pid, container = self.container, "a killed exec process does not end");
+            }
         }
     }
 
@@ -145,7 +148,9 @@ pub async fn abandon(client: &Client, dir: &Path, container: &str, exec: &str) -
     }
     match client.delete_exec(container, exec).await {
         Err(error) if error.is_unavailable() => return Err(error.into()),
-        Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "containerd knows no such exec"),
+        Err(error) => {
+            tracing::debug!(error = &error as &dyn std::error::Error, "containerd knows no such exec");
+        }
         Ok(()) => {}
     }
     fifo::remove(&dir.join(container).join(exec));
@@ -212,7 +217,8 @@ async fn process_spec(
     let record = client.container(container).await?;
     let record = record.ok_or_else(|| ExecError::NotFound(container.to_owned()))?;
     let spec = record.spec.map(|spec| spec.value).unwrap_or_default();
-    adapt(&spec, command, terminal).map_err(|source| ExecError::Spec { container: container.to_owned(), source })
+    adapt(&spec, command, terminal)
+        .map_err(|source| ExecError::Spec { container: container.to_owned(), source })
 }
 
 fn adapt(spec: &[u8], command: &[String], terminal: bool) -> Result<Vec<u8>, serde_json::Error> {
@@ -253,7 +259,8 @@ mod tests {
 
     #[test]
     fn an_exec_inherits_all_but_the_command() {
-        let spec = br#"{"process":{"args":["nginx"],"env":["A=1"],"cwd":"/x","user":{"uid":7},"oomScoreAdj":-5}}"#;
+        let spec =
+            br#"{"process":{"args":["nginx"],"env":["A=1"],"cwd":"/x","user":{"uid":7},"oomScoreAdj":-5}}"#;
         let adapted = adapt(spec, &["sh".to_owned()], true).expect("adapted");
         let adapted: Value = serde_json::from_slice(&adapted).expect("JSON");
         let wanted = serde_json::json!({

@@ -124,7 +124,8 @@ impl<C: Containers> Runtime for Streamer<C> {
     }
 
     async fn port_forward(&self, sandbox: &str, port: u16, stream: PortStream) -> Result<(), RuntimeError> {
-        let failed = |error: port::PortError| RuntimeError { message: crate::images::registry::chain(&error) };
+        let failed =
+            |error: port::PortError| RuntimeError { message: crate::images::registry::chain(&error) };
         let netns = self.containers.netns(sandbox).await?;
         let connection = port::connect(netns.as_deref(), port).await.map_err(failed)?;
         port::copy(connection, stream).await.map_err(failed)
@@ -210,7 +211,11 @@ impl Session {
 }
 
 /// Reads a FIFO to its end, passing it on as long as somebody takes it.
-fn drain(mut pipe: pipe::Receiver, mut client: Option<mpsc::Sender<Bytes>>, moved: Moved) -> AbortOnDropHandle<()> {
+fn drain(
+    mut pipe: pipe::Receiver,
+    mut client: Option<mpsc::Sender<Bytes>>,
+    moved: Moved,
+) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(tokio::spawn(async move {
         while let Some(piece) = read_piece(&mut pipe, &moved).await {
             let Some(taker) = &client else { continue };
@@ -236,7 +241,8 @@ async fn next_size(sizes: &mut watch::Receiver<Option<TerminalSize>>) -> Termina
         if sizes.changed().await.is_err() {
             return std::future::pending().await;
         }
-        if let Some(size) = *sizes.borrow_and_update() {
+        let size = *sizes.borrow_and_update();
+        if let Some(size) = size {
             return size;
         }
     }

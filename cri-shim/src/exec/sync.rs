@@ -82,7 +82,8 @@ impl Executor {
             let after = limit.unwrap_or_default();
             return Err(ExecError::Timeout { command: command.join(" "), after });
         };
-        settle(&moved, || stdout.is_finished() && stderr.as_ref().is_none_or(AbortOnDropHandle::is_finished)).await;
+        settle(&moved, || stdout.is_finished() && stderr.as_ref().is_none_or(AbortOnDropHandle::is_finished))
+            .await;
         forget(&process).await;
         let stdout = rest(stdout).await;
         let stderr = match stderr {

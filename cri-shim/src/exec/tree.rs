@@ -37,7 +37,8 @@ fn members(relations: &Relations, leader: u32) -> BTreeSet<u32> {
     let in_session = relations.iter().filter(|(pid, (_, session))| **pid == leader || *session == leader);
     let mut members: BTreeSet<u32> = in_session.map(|(pid, _)| *pid).collect();
     loop {
-        let children = relations.iter().filter(|(pid, (parent, _))| members.contains(parent) && !members.contains(pid));
+        let children =
+            relations.iter().filter(|(pid, (parent, _))| members.contains(parent) && !members.contains(pid));
         let more: Vec<u32> = children.map(|(pid, _)| *pid).collect();
         if more.is_empty() {
             return members;

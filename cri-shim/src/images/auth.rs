@@ -129,14 +129,21 @@ async fn token(
     scope: &str,
     credentials: Option<&Credentials>,
 ) -> Result<String, AuthError> {
-    let realm = challenge.parameters.get("realm").ok_or_else(|| AuthError::Challenge("Bearer without realm".into()))?;
+    let realm = challenge
+        .parameters
+        .get("realm")
+        .ok_or_else(|| AuthError::Challenge("Bearer without realm".into()))?;
     let mut fields = vec![("scope", challenge.parameters.get("scope").map_or(scope, String::as_str))];
     if let Some(service) = challenge.parameters.get("service") {
         fields.push(("service", service));
     }
     let request = match credentials {
         Some(Credentials { identity_token, .. }) if !identity_token.is_empty() => {
-            fields.extend([("grant_type", "refresh_token"), ("client_id", "keelson-cri"), ("refresh_token", identity_token)]);
+            fields.extend([
+                ("grant_type", "refresh_token"),
+                ("client_id", "keelson-cri"),
+                ("refresh_token", identity_token),
+            ]);
             client
                 .post(realm)
                 .header(http::header::CONTENT_TYPE, "application/x-www-form-urlencoded")
@@ -179,8 +186,8 @@ fn basic(credentials: &Credentials) -> Option<HeaderValue> {
 }
 
 fn secret(text: &str) -> Result<HeaderValue, AuthError> {
-    let mut value =
-        HeaderValue::from_str(text).map_err(|_invalid| AuthError::NoToken("(not a header value)".to_owned()))?;
+    let mut value = HeaderValue::from_str(text)
+        .map_err(|_invalid| AuthError::NoToken("(not a header value)".to_owned()))?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -196,8 +203,14 @@ fn form_encoded(fields: &[(&str, &str)]) -> String {
         encoded.push('=');
         for byte in value.bytes() {
             match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(char::from(byte)),
-                _ => encoded.push_str(&format!("%{byte:02X}")),
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                    encoded.push(char::from(byte));
+                }
+                _ => {
+                    let hex =
+                        |nibble: u8| char::from_digit(nibble.into(), 16).unwrap_or('0').to_ascii_uppercase();
+                    encoded.extend(['%', hex(byte >> 4), hex(byte & 0xf)]);
+                }
             }
         }
     }
@@ -215,7 +228,10 @@ mod tests {
         assert_eq!(challenge.scheme, "bearer");
         assert_eq!(challenge.parameters["scope"], "repository:a/b:pull,push");
         assert_eq!(challenge.parameters["service"], "registry.docker.io");
-        assert_eq!(Challenge::parse("Basic realm=x, charset=utf-8").expect("parsed").parameters["charset"], "utf-8");
+        assert_eq!(
+            Challenge::parse("Basic realm=x, charset=utf-8").expect("parsed").parameters["charset"],
+            "utf-8"
+        );
         assert_eq!(Challenge::parse("  "), None);
         assert_eq!(Challenge::parse("Bearer realm=\"unclosed"), None);
     }
@@ -228,7 +244,8 @@ mod tests {
 
     #[test]
     fn secrets_do_not_show_in_debug_output() {
-        let credentials = Credentials { username: "u".into(), password: "hidden".into(), ..Credentials::default() };
+        let credentials =
+            Credentials { username: "u".into(), password: "hidden".into(), ..Credentials::default() };
         assert!(!format!("{credentials:?} {:?}", basic(&credentials)).contains("hidden"));
         assert_eq!(basic(&credentials).expect("made"), "Basic dTpoaWRkZW4=");
     }

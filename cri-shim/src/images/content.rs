@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::{
-    AbortRequest, Info, ReadContentRequest, UpdateRequest, WriteAction, WriteContentRequest, WriteContentResponse,
+    AbortRequest, Info, ReadContentRequest, UpdateRequest, WriteAction, WriteContentRequest,
+    WriteContentResponse,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -47,7 +48,11 @@ pub async fn read(session: &Session, digest: &str) -> Result<Vec<u8>, CallError>
 }
 
 /// Sets labels of a stored blob and keeps its others.
-pub async fn label(session: &Session, digest: &str, labels: HashMap<String, String>) -> Result<(), CallError> {
+pub async fn label(
+    session: &Session,
+    digest: &str,
+    labels: HashMap<String, String>,
+) -> Result<(), CallError> {
     let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
     let info = Info { digest: digest.to_owned(), labels, ..Info::default() };
     let message = UpdateRequest { info: Some(info), update_mask: Some(prost_types::FieldMask { paths }) };
@@ -117,10 +122,12 @@ impl Writer {
         let stream = session.streaming(ReceiverStream::new(receiver));
         let opened = async {
             let mut answers = client.write(stream).await?.into_inner();
-            let first = answers.message().await?.ok_or_else(|| Status::internal("no answer to the first message"))?;
+            let first =
+                answers.message().await?.ok_or_else(|| Status::internal("no answer to the first message"))?;
             Ok((answers, first))
         };
-        let (answers, first) = within(CHUNK_DEADLINE, opened).await.map_err(|status| failed(STEP, digest, status))?;
+        let (answers, first) =
+            within(CHUNK_DEADLINE, opened).await.map_err(|status| failed(STEP, digest, status))?;
         Ok(Self {
             session: session.clone(),
             digest: digest.to_owned(),
@@ -176,7 +183,11 @@ impl Writer {
         self.discard().await?;
         let reopened = Self::open(&session, &digest, total).await?;
         reopened.ok_or_else(|| {
-            failed("begin writing content", &digest, Status::already_exists("another writer finished it meanwhile"))
+            failed(
+                "begin writing content",
+                &digest,
+                Status::already_exists("another writer finished it meanwhile"),
+            )
         })
     }
 
@@ -203,7 +214,8 @@ impl Writer {
 pub async fn abort(session: &Session, digest: &str) -> Result<(), CallError> {
     let message = AbortRequest { r#ref: ingest_name(digest) };
     let mut client = ContentClient::new(session.channel());
-    let aborted = call("abort writing content", digest, client.abort(session.request(message, CALL_DEADLINE))).await;
+    let aborted =
+        call("abort writing content", digest, client.abort(session.request(message, CALL_DEADLINE))).await;
     allow(aborted, Code::NotFound).map(drop)
 }
 

@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 /// One place to ask for manifests and blobs.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "independent settings of the file, by its names")]
 pub struct Host {
     /// Scheme, host and port, `https://registry-1.docker.io`.
     pub origin: String,
@@ -180,14 +181,21 @@ fn with_settings(bare: Host, settings: Settings, path: &Path) -> Host {
         }),
         None => None,
     };
-    let headers = settings.header.into_iter().flat_map(|(name, values)| {
-        values.into_vec().into_iter().map(move |value| (name.clone(), value))
-    });
+    let headers = settings
+        .header
+        .into_iter()
+        .flat_map(|(name, values)| values.into_vec().into_iter().map(move |value| (name.clone(), value)));
     Host {
         resolve,
         pull,
         skip_verify: settings.skip_verify,
-        ca_files: settings.ca.map(OneOrMany::into_vec).unwrap_or_default().into_iter().map(absolute).collect(),
+        ca_files: settings
+            .ca
+            .map(OneOrMany::into_vec)
+            .unwrap_or_default()
+            .into_iter()
+            .map(absolute)
+            .collect(),
         client_files,
         headers: headers.collect(),
         ..bare
@@ -212,9 +220,10 @@ fn own_server(registry: &str) -> Host {
 
 fn scheme_of(host: &str) -> &'static str {
     let name = host.split('/').next().unwrap_or(host);
-    let name = name.strip_prefix('[').and_then(|rest| rest.split(']').next()).unwrap_or_else(|| {
-        name.rsplit_once(':').map_or(name, |(name, _port)| name)
-    });
+    let name = name
+        .strip_prefix('[')
+        .and_then(|rest| rest.split(']').next())
+        .unwrap_or_else(|| name.rsplit_once(':').map_or(name, |(name, _port)| name));
     let loopback = name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
     if loopback || name == "localhost" { "http" } else { "https" }
 }
@@ -257,11 +266,10 @@ mod tests {
         "#;
         let hosts = hosts(text, "docker.io");
         let origins: Vec<_> = hosts.iter().map(|host| format!("{}{}", host.origin, host.api_path)).collect();
-        assert_eq!(origins, [
-            "http://127.0.0.1:5000/v2",
-            "https://a.example/prefix/v2",
-            "https://registry-1.docker.io/v2"
-        ]);
+        assert_eq!(
+            origins,
+            ["http://127.0.0.1:5000/v2", "https://a.example/prefix/v2", "https://registry-1.docker.io/v2"]
+        );
         assert!(hosts[0].resolve && hosts[0].mirror && !hosts[2].mirror);
         let second = &hosts[1];
         assert!(second.pull && !second.resolve && second.skip_verify);
@@ -297,7 +305,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("temp dir");
         for (name, server) in [("r.example_5000_", "https://one"), ("_default", "https://two")] {
             std::fs::create_dir(dir.path().join(name)).expect("create");
-            std::fs::write(dir.path().join(name).join("hosts.toml"), format!("server = \"{server}\"")).expect("write");
+            std::fs::write(dir.path().join(name).join("hosts.toml"), format!("server = \"{server}\""))
+                .expect("write");
         }
         assert_eq!(load(dir.path(), "r.example:5000").expect("loaded")[0].origin, "https://one");
         assert_eq!(load(dir.path(), "else.example").expect("loaded")[0].origin, "https://two");

@@ -15,14 +15,12 @@ impl KeyedLocks {
         let lock = {
             let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             locks.retain(|_, lock| lock.strong_count() > 0);
-            match locks.get(key).and_then(Weak::upgrade) {
-                Some(lock) => lock,
-                None => {
-                    let lock = Arc::default();
-                    locks.insert(key.to_owned(), Arc::downgrade(&lock));
-                    lock
-                }
-            }
+            let known = locks.get(key).and_then(Weak::upgrade);
+            known.unwrap_or_else(|| {
+                let lock = Arc::default();
+                locks.insert(key.to_owned(), Arc::downgrade(&lock));
+                lock
+            })
         };
         lock.lock_owned().await
     }

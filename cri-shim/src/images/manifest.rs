@@ -13,9 +13,9 @@ const MAX_LAYERS: usize = 500;
 #[derive(Debug)]
 pub enum Parsed {
     /// One image per platform.
-    Index(ImageIndex),
+    Index(Box<ImageIndex>),
     /// One image.
-    Manifest(ImageManifest),
+    Manifest(Box<ImageManifest>),
 }
 
 /// Why a manifest or configuration cannot be used.
@@ -33,7 +33,9 @@ pub enum ManifestError {
         source: serde_json::Error,
     },
     /// Docker's first format, which names no content digests.
-    #[error("the image has Docker's schema 1 manifest, which is not supported; push it again with a current tool")]
+    #[error(
+        "the image has Docker's schema 1 manifest, which is not supported; push it again with a current tool"
+    )]
     Schema1,
     /// The index has nothing for us.
     #[error("no match for platform linux/{wanted} in the manifest list, which has: {offered}")]
@@ -74,12 +76,16 @@ pub fn parse(bytes: &[u8], media_type: &str, digest: &str) -> Result<Parsed, Man
     let wrong = |what| move |source| ManifestError::Parse { what, digest: digest.to_owned(), source };
     let head: Head = serde_json::from_slice(bytes).map_err(wrong("manifest"))?;
     let kind = head.media_type.as_deref().unwrap_or(media_type);
-    if head.schema_version == Some(1) || kind.contains("manifest.v1+") {
+    if head.schema_version == Some(1) || kind.contains("distribution.manifest.v1+") {
         return Err(ManifestError::Schema1);
     }
-    let is_index = kind.contains("image.index.") || kind.contains("manifest.list.") || head.manifests.is_some();
+    let is_index =
+        kind.contains("image.index.") || kind.contains("manifest.list.") || head.manifests.is_some();
     if is_index {
-        return serde_json::from_slice(bytes).map(Parsed::Index).map_err(wrong("manifest list"));
+        return serde_json::from_slice(bytes)
+            .map(Box::new)
+            .map(Parsed::Index)
+            .map_err(wrong("manifest list"));
     }
     let manifest: ImageManifest = serde_json::from_slice(bytes).map_err(wrong("manifest"))?;
     let all = manifest.layers().iter().chain([manifest.config()]);
@@ -88,7 +94,7 @@ pub fn parse(bytes: &[u8], media_type: &str, digest: &str) -> Result<Parsed, Man
     }
     match manifest.layers().len() {
         count if count > MAX_LAYERS => Err(ManifestError::TooManyLayers(count)),
-        _ => Ok(Parsed::Manifest(manifest)),
+        _ => Ok(Parsed::Manifest(Box::new(manifest))),
     }
 }
 
@@ -126,8 +132,11 @@ fn select_for<'a>(index: &'a ImageIndex, wanted: &'static str) -> Result<&'a Des
             _ => None,
         },
     };
-    let best = index.manifests().iter().filter_map(|one| Some((rank(one)?, one))).min_by_key(|(rank, _)| *rank);
-    let chosen = best.map(|(_, one)| one).ok_or_else(|| ManifestError::Platform { wanted, offered: offered(index) })?;
+    let best =
+        index.manifests().iter().filter_map(|one| Some((rank(one)?, one))).min_by_key(|(rank, _)| *rank);
+    let chosen = best
+        .map(|(_, one)| one)
+        .ok_or_else(|| ManifestError::Platform { wanted, offered: offered(index) })?;
     check_digest(chosen)?;
     Ok(chosen)
 }
@@ -187,7 +196,7 @@ mod tests {
         }).collect();
         let value = serde_json::json!({"schemaVersion": 2, "manifests": entries});
         match parse(value.to_string().as_bytes(), "", "d").expect("parsed") {
-            Parsed::Index(index) => index,
+            Parsed::Index(index) => *index,
             Parsed::Manifest(_) => panic!("an index"),
         }
     }
@@ -216,7 +225,9 @@ mod tests {
             "config": {"mediaType": "x/y", "size": 2, "digest": digest('a')},
             "layers": [{"mediaType": "x/y", "size": 2, "digest": digest('b')}],
         });
-        let Ok(Parsed::Manifest(manifest)) = parse(manifest.to_string().as_bytes(), "", "d") else { panic!("manifest") };
+        let Ok(Parsed::Manifest(manifest)) = parse(manifest.to_string().as_bytes(), "", "d") else {
+            panic!("manifest")
+        };
         let config = br#"{"os":"linux","architecture":"amd64","rootfs":{"type":"layers","diff_ids":[]}}"#;
         let error = parse_config(config, &manifest).expect_err("layers differ");
         assert!(matches!(error, ManifestError::LayerCount { layers: 1, diff_ids: 0 }));
@@ -227,6 +238,9 @@ mod tests {
         let diff_ids = [digest('a'), digest('b')];
         let chain = chain_ids(&diff_ids);
         assert_eq!(chain[0], diff_ids[0]);
-        assert_eq!(chain[1], format!("sha256:{:x}", Sha256::digest(format!("{} {}", diff_ids[0], diff_ids[1]))));
+        assert_eq!(
+            chain[1],
+            format!("sha256:{:x}", Sha256::digest(format!("{} {}", diff_ids[0], diff_ids[1])))
+        );
     }
 }

@@ -92,7 +92,8 @@ impl Resolved {
     /// Asks the registry what `reference` stands for.
     pub async fn ask(registry: &Registry, reference: &Reference) -> Result<Self, PullError> {
         let document = registry.manifest(reference.version()).await;
-        let document = document.map_err(|source| PullError::Resolve { reference: reference.to_string(), source })?;
+        let document =
+            document.map_err(|source| PullError::Resolve { reference: reference.to_string(), source })?;
         let parsed = manifest::parse(&document.bytes, &document.media_type, &document.digest)?;
         Ok(Self { document, parsed })
     }
@@ -127,7 +128,7 @@ async fn run(
     let target = target(&document, &parsed);
     let mut documents = document.bytes.len() as u64;
     let (manifest, manifest_document) = match parsed {
-        Parsed::Manifest(manifest) => (manifest, document),
+        Parsed::Manifest(manifest) => (*manifest, document),
         Parsed::Index(index) => {
             let chosen = manifest::select(&index)?;
             let digest = chosen.digest().to_string();
@@ -164,12 +165,16 @@ pub async fn record(
     Ok(())
 }
 
-async fn fetch_manifest(registry: &Registry, chosen: &Descriptor) -> Result<(ImageManifest, Document), PullError> {
+async fn fetch_manifest(
+    registry: &Registry,
+    chosen: &Descriptor,
+) -> Result<(ImageManifest, Document), PullError> {
     let digest = chosen.digest().to_string();
     let fetched = registry.manifest(&digest).await;
-    let fetched = fetched.map_err(|source| PullError::Fetch { what: "manifest", digest: digest.clone(), source })?;
-    match manifest::parse(&fetched.bytes, &chosen.media_type().to_string(), &digest)? {
-        Parsed::Manifest(manifest) => Ok((manifest, fetched)),
+    let fetched =
+        fetched.map_err(|source| PullError::Fetch { what: "manifest", digest: digest.clone(), source })?;
+    match manifest::parse(&fetched.bytes, chosen.media_type().as_ref(), &digest)? {
+        Parsed::Manifest(manifest) => Ok((*manifest, fetched)),
         Parsed::Index(_) => Err(ManifestError::Nested(digest).into()),
     }
 }
@@ -182,8 +187,11 @@ async fn fetch_config(
 ) -> Result<Details, PullError> {
     let digest = manifest.config().digest().to_string();
     let fetched = registry.small_blob(&digest).await;
-    let fetched =
-        fetched.map_err(|source| PullError::Fetch { what: "image configuration", digest: digest.clone(), source })?;
+    let fetched = fetched.map_err(|source| PullError::Fetch {
+        what: "image configuration",
+        digest: digest.clone(),
+        source,
+    })?;
     let config = manifest::parse_config(&fetched.bytes, &manifest)?;
     let details = records::details(documents, manifest, config);
     let labels = records::config_labels(&shared.snapshotter, &details.chain_id);
@@ -202,7 +210,9 @@ async fn fetch_layers(shared: &Shared, registry: &Arc<Registry>, details: &Detai
     let transfers: Vec<_> = transfers.collect();
     let mut parent = String::new();
     let chain = manifest::chain_ids(diff_ids);
-    for (((transfer, descriptor), diff_id), chain_id) in transfers.into_iter().zip(layers).zip(diff_ids).zip(chain) {
+    for (((transfer, descriptor), diff_id), chain_id) in
+        transfers.into_iter().zip(layers).zip(diff_ids).zip(chain)
+    {
         transfer.await??;
         let layer = Layer { descriptor, diff_id, chain_id: &chain_id, parent: &parent };
         let _one_unpacker = shared.locks.lock(&chain_id).await;

@@ -57,7 +57,12 @@ pub async fn list(session: &Session) -> Result<Vec<Record>, CallError> {
 }
 
 /// Makes `name` lead to `target`, whatever it led to before.
-pub async fn put(session: &Session, name: &str, target: types::Descriptor, pinned: bool) -> Result<(), CallError> {
+pub async fn put(
+    session: &Session,
+    name: &str,
+    target: types::Descriptor,
+    pinned: bool,
+) -> Result<(), CallError> {
     let labels = [Some(MANAGED), pinned.then_some(PINNED)].into_iter().flatten();
     let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
     let record = Record { name: name.to_owned(), labels, target: Some(target), ..Record::default() };
@@ -90,19 +95,19 @@ pub async fn load(session: &Session, target: &types::Descriptor) -> Result<Detai
     let bytes = content::read(session, &target.digest).await?;
     let mut size = bytes.len() as u64;
     let manifest = match manifest::parse(&bytes, &target.media_type, &target.digest)? {
-        Parsed::Manifest(manifest) => manifest,
+        Parsed::Manifest(manifest) => *manifest,
         Parsed::Index(index) => {
             let chosen = manifest::select(&index)?;
             let digest = chosen.digest().to_string();
             let bytes = content::read(session, &digest).await?;
             size += bytes.len() as u64;
-            match manifest::parse(&bytes, &chosen.media_type().to_string(), &digest)? {
-                Parsed::Manifest(manifest) => manifest,
+            match manifest::parse(&bytes, chosen.media_type().as_ref(), &digest)? {
+                Parsed::Manifest(manifest) => *manifest,
                 Parsed::Index(_) => return Err(ManifestError::Nested(digest).into()),
             }
         }
     };
-    let config = content::read(session, &manifest.config().digest().to_string()).await?;
+    let config = content::read(session, manifest.config().digest().as_ref()).await?;
     let config = manifest::parse_config(&config, &manifest)?;
     Ok(details(size, manifest, config))
 }

@@ -33,7 +33,9 @@ pub enum ReferenceError {
     #[error("the image reference is empty")]
     Empty,
     /// The repository breaks the grammar.
-    #[error("invalid image reference {0:?}: repository name must be lowercase letters, digits and . _ - between slashes")]
+    #[error(
+        "invalid image reference {0:?}: repository name must be lowercase letters, digits and . _ - between slashes"
+    )]
     Repository(String),
     /// The registry is no host or host:port.
     #[error("invalid image reference {0:?}: the registry must be a host name with an optional port")]
@@ -175,7 +177,8 @@ fn is_registry(registry: &str) -> bool {
 fn is_component(component: &str) -> bool {
     let alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = component.as_bytes();
-    let edges_ok = bytes.first().copied().is_some_and(alphanumeric) && bytes.last().copied().is_some_and(alphanumeric);
+    let edges_ok =
+        bytes.first().copied().is_some_and(alphanumeric) && bytes.last().copied().is_some_and(alphanumeric);
     edges_ok
         && component
             .split(|character: char| character.is_ascii_lowercase() || character.is_ascii_digit())
@@ -213,14 +216,33 @@ mod tests {
             (pinned.as_str(), pinned_normal.as_str()),
         ];
         for (text, normal) in cases {
-            assert_eq!(Reference::parse(text).map(|reference| reference.to_string()), Ok(normal.to_owned()), "{text}");
-            assert_eq!(Reference::parse(normal).map(|reference| reference.to_string()), Ok(normal.to_owned()));
+            assert_eq!(
+                Reference::parse(text).map(|reference| reference.to_string()),
+                Ok(normal.to_owned()),
+                "{text}"
+            );
+            assert_eq!(
+                Reference::parse(normal).map(|reference| reference.to_string()),
+                Ok(normal.to_owned())
+            );
         }
     }
 
     #[test]
     fn refuses_what_no_registry_accepts() {
-        for text in ["", "Nginx", "a//b", "nginx:", "nginx:-x", "nginx@sha256:12", "a/.b", "a/b-", "x y", "a_.b", "h:99999/x"] {
+        for text in [
+            "",
+            "Nginx",
+            "a//b",
+            "nginx:",
+            "nginx:-x",
+            "nginx@sha256:12",
+            "a/.b",
+            "a/b-",
+            "x y",
+            "a_.b",
+            "h:99999/x",
+        ] {
             assert!(Reference::parse(text).is_err(), "{text:?}");
         }
         assert!(Reference::parse(&format!("a/{}", "b".repeat(300))).is_err());

@@ -65,7 +65,7 @@ pub enum HostError {
     #[error("access denied ({0})")]
     Denied(StatusCode),
     /// The connection failed or stood still.
-    #[error("cannot reach it")]
+    #[error("the request failed")]
     Transport(#[source] reqwest::Error),
     /// Its TLS or header settings cannot be used.
     #[error("its configuration cannot be used: {0}")]
@@ -198,14 +198,20 @@ impl Registry {
     }
 
     /// Opens a blob on one host, from `offset` on where the host can. The flag tells whether it starts at `offset`.
-    pub async fn blob(&self, index: usize, digest: &str, offset: u64) -> Result<(Response, bool), FetchError> {
+    pub async fn blob(
+        &self,
+        index: usize,
+        digest: &str,
+        offset: u64,
+    ) -> Result<(Response, bool), FetchError> {
         let host = &self.hosts[index];
         let failed = |error| FetchError::of(&host.host.origin, error);
         if !host.host.pull {
             return Err(FetchError::nobody());
         }
         let range = (offset > 0).then(|| format!("bytes={offset}-"));
-        let response = self.get(host, &format!("blobs/{digest}"), None, range.as_deref()).await.map_err(failed)?;
+        let response =
+            self.get(host, &format!("blobs/{digest}"), None, range.as_deref()).await.map_err(failed)?;
         let partial = response.status() == StatusCode::PARTIAL_CONTENT;
         Ok((response, partial || offset == 0))
     }
@@ -267,7 +273,8 @@ impl Registry {
         range: Option<&str>,
     ) -> Result<Response, HostError> {
         let client = host.client.get_or_try_init(|| build_client(&host.host)).await?;
-        let query = if host.host.mirror { format!("?ns={}", self.reference.registry()) } else { String::new() };
+        let query =
+            if host.host.mirror { format!("?ns={}", self.reference.registry()) } else { String::new() };
         let repository = self.reference.repository();
         let url = format!("{}{}/{repository}/{path}{query}", host.host.origin, host.host.api_path);
         let known = host.authorization.lock().await.clone();
@@ -285,7 +292,8 @@ impl Registry {
         let mut response = send(known).await?;
         if response.status() == StatusCode::UNAUTHORIZED {
             let challenges = response.headers().get_all(header::WWW_AUTHENTICATE).into_iter();
-            let challenges: Vec<_> = challenges.filter_map(|value| Some(value.to_str().ok()?.to_owned())).collect();
+            let challenges: Vec<_> =
+                challenges.filter_map(|value| Some(value.to_str().ok()?.to_owned())).collect();
             let scope = format!("repository:{repository}:pull");
             let answer = auth::answer(client, &challenges, &scope, self.credentials.as_ref()).await;
             let authorization = answer.map_err(HostError::Auth)?;
@@ -358,7 +366,8 @@ fn read(path: &Path) -> Result<Vec<u8>, HostError> {
 }
 
 fn is_loopback(origin: &str) -> bool {
-    let host = origin.parse::<http::Uri>().ok().and_then(|uri| uri.host().map(str::to_owned)).unwrap_or_default();
+    let host =
+        origin.parse::<http::Uri>().ok().and_then(|uri| uri.host().map(str::to_owned)).unwrap_or_default();
     let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
     host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
@@ -369,7 +378,8 @@ mod tests {
 
     #[test]
     fn messages_name_every_host_asked() {
-        let both = FetchError::of("http://a", HostError::NotFound).and(FetchError::of("https://b", HostError::NotFound));
+        let both = FetchError::of("http://a", HostError::NotFound)
+            .and(FetchError::of("https://b", HostError::NotFound));
         assert!(both.is_not_found());
         assert_eq!(both.to_string(), "not found (asked http://a, https://b)");
         let mixed = FetchError::of("http://a", HostError::NotFound)

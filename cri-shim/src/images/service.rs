@@ -66,8 +66,10 @@ impl v1::image_service_server::ImageService for Service {
         request: Request<v1::StreamImagesRequest>,
     ) -> Result<Response<Self::StreamImagesStream>, Status> {
         let images = self.images(request.into_inner().filter).await?;
-        let batches: Vec<_> =
-            images.chunks(STREAM_BATCH).map(|batch| Ok(v1::StreamImagesResponse { images: batch.to_vec() })).collect();
+        let batches: Vec<_> = images
+            .chunks(STREAM_BATCH)
+            .map(|batch| Ok(v1::StreamImagesResponse { images: batch.to_vec() }))
+            .collect();
         Ok(Response::new(Box::pin(futures::stream::iter(batches))))
     }
 
@@ -94,7 +96,8 @@ impl v1::image_service_server::ImageService for Service {
     ) -> Result<Response<v1::PullImageResponse>, Status> {
         let request = request.into_inner();
         let image = named(request.image)?;
-        let reference = Reference::parse(&image).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let reference =
+            Reference::parse(&image).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let credentials = match request.auth {
             Some(auth) => credentials(auth, reference.registry())?,
             None => None,
@@ -234,7 +237,8 @@ mod tests {
             server_address: server.to_owned(),
             ..v1::AuthConfig::default()
         };
-        let found = credentials(auth("https://index.docker.io/v1/"), "docker.io").expect("valid").expect("used");
+        let found =
+            credentials(auth("https://index.docker.io/v1/"), "docker.io").expect("valid").expect("used");
         assert_eq!((found.username.as_str(), found.password.as_str()), ("u", "p:w"));
         assert_eq!(credentials(auth("quay.io"), "docker.io").expect("valid"), None);
         assert!(credentials(auth(""), "docker.io").expect("valid").is_some());

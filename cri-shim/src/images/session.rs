@@ -94,7 +94,8 @@ impl Session {
     /// A request of a stream, whose messages have deadlines of their own.
     pub fn streaming<T>(&self, stream: T) -> Request<T> {
         let mut request = Request::new(stream);
-        let namespace = self.client.request((), CALL_DEADLINE).metadata().get("containerd-namespace").cloned();
+        let namespace =
+            self.client.request((), CALL_DEADLINE).metadata().get("containerd-namespace").cloned();
         if let Some(namespace) = namespace {
             request.metadata_mut().insert("containerd-namespace", namespace);
         }

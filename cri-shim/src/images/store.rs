@@ -123,7 +123,12 @@ impl ImageStore {
             locks: Arc::new(KeyedLocks::default()),
             transfers: Arc::new(Semaphore::new(TRANSFERS)),
         };
-        Self(Arc::new(Inner { shared, registry_config_dir, details: Mutex::default(), flights: Mutex::default() }))
+        Self(Arc::new(Inner {
+            shared,
+            registry_config_dir,
+            details: Mutex::default(),
+            flights: Mutex::default(),
+        }))
     }
 
     /// Where layers are unpacked.
@@ -174,7 +179,8 @@ impl ImageStore {
             return Err(not_present());
         }
         let name = Reference::parse(text)?.to_string();
-        let named = |image: &&Arc<Image>| image.repo_tags.contains(&name) || image.repo_digests.contains(&name);
+        let named =
+            |image: &&Arc<Image>| image.repo_tags.contains(&name) || image.repo_digests.contains(&name);
         images.iter().find(named).cloned().ok_or_else(not_present)
     }
 
@@ -194,7 +200,11 @@ impl ImageStore {
     }
 
     /// Pulls an image, or joins the pull of the same image that is under way. The pull goes on when a caller gives up.
-    pub async fn pull(&self, text: &str, credentials: Option<Credentials>) -> Result<Arc<Image>, Arc<ImageError>> {
+    pub async fn pull(
+        &self,
+        text: &str,
+        credentials: Option<Credentials>,
+    ) -> Result<Arc<Image>, Arc<ImageError>> {
         let reference = Reference::parse(text).map_err(|error| Arc::new(error.into()))?;
         let key = (reference.clone(), credentials.clone());
         let flight = {
@@ -231,7 +241,7 @@ impl ImageStore {
         let store = self.clone();
         let name = reference.to_string();
         let task = tokio::spawn(async move {
-            let result = store.pull_now(&reference, credentials).await;
+            let result = Box::pin(store.pull_now(&reference, credentials)).await;
             store.0.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
             result.map_err(Arc::new)
         });
@@ -254,7 +264,8 @@ impl ImageStore {
         if let Some(image) = self.current(reference, resolved.digest()).await? {
             return Ok(image);
         }
-        let details = pull::pull(&self.0.shared, registry, reference, resolved).await.map_err(failed)?;
+        let details =
+            Box::pin(pull::pull(&self.0.shared, registry, reference, resolved)).await.map_err(failed)?;
         let (id, size) = (details.id, details.size);
         tracing::info!(image = %reference, %id, bytes = size, elapsed = ?begun.elapsed(), "pulled an image");
         self.resolve(&id).await
@@ -289,7 +300,8 @@ impl ImageStore {
 
     async fn details(&self, record: &Record) -> Option<(String, Arc<Details>)> {
         let target = record.target.as_ref()?;
-        let cached = self.0.details.lock().unwrap_or_else(PoisonError::into_inner).get(&target.digest).cloned();
+        let cached =
+            self.0.details.lock().unwrap_or_else(PoisonError::into_inner).get(&target.digest).cloned();
         if let Some(details) = cached {
             return Some((target.digest.clone(), details));
         }

@@ -55,7 +55,8 @@ pub struct Layer<'a> {
 pub async fn is_unpacked(session: &Session, snapshotter: &str, chain_id: &str) -> Result<bool, CallError> {
     let message = StatSnapshotRequest { snapshotter: snapshotter.to_owned(), key: chain_id.to_owned() };
     let mut snapshots = SnapshotsClient::new(session.channel());
-    let stat = call("look up snapshot", chain_id, snapshots.stat(session.request(message, CALL_DEADLINE))).await;
+    let stat =
+        call("look up snapshot", chain_id, snapshots.stat(session.request(message, CALL_DEADLINE))).await;
     let found = allow(stat, Code::NotFound)?.is_some();
     if found {
         session.hold(&format!("snapshots/{snapshotter}"), chain_id).await?;
@@ -77,7 +78,8 @@ pub async fn unpack(session: &Session, snapshotter: &str, layer: &Layer<'_>) -> 
         labels: labels.clone(),
     };
     let mut snapshots = SnapshotsClient::new(session.channel());
-    let prepared = call("prepare snapshot", &key, snapshots.prepare(session.request(message, CALL_DEADLINE))).await?;
+    let prepared =
+        call("prepare snapshot", &key, snapshots.prepare(session.request(message, CALL_DEADLINE))).await?;
     let result = async {
         apply(session, layer, prepared.mounts).await?;
         let message = CommitSnapshotRequest {
@@ -85,7 +87,6 @@ pub async fn unpack(session: &Session, snapshotter: &str, layer: &Layer<'_>) -> 
             name: layer.chain_id.to_owned(),
             key: key.clone(),
             labels,
-            ..CommitSnapshotRequest::default()
         };
         let request = session.request(message, CALL_DEADLINE);
         let committed = call("commit snapshot", layer.chain_id, snapshots.clone().commit(request)).await;
@@ -100,7 +101,8 @@ pub async fn unpack(session: &Session, snapshotter: &str, layer: &Layer<'_>) -> 
 
 async fn apply(session: &Session, layer: &Layer<'_>, mounts: Vec<types::Mount>) -> Result<(), UnpackError> {
     let digest = layer.descriptor.digest().to_string();
-    let message = ApplyRequest { diff: Some(descriptor(layer.descriptor)), mounts, ..ApplyRequest::default() };
+    let message =
+        ApplyRequest { diff: Some(descriptor(layer.descriptor)), mounts, ..ApplyRequest::default() };
     let mut diff = DiffClient::new(session.channel());
     let applied = call("unpack layer", &digest, diff.apply(session.request(message, APPLY_DEADLINE))).await?;
     let got = applied.applied.map(|applied| applied.digest).unwrap_or_default();
@@ -114,9 +116,13 @@ async fn apply(session: &Session, layer: &Layer<'_>, mounts: Vec<types::Mount>) 
 async fn remove(session: &Session, snapshotter: &str, key: &str) {
     let message = RemoveSnapshotRequest { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
     let mut snapshots = SnapshotsClient::new(session.channel());
-    let removed = call("remove snapshot", key, snapshots.remove(session.request(message, CALL_DEADLINE))).await;
+    let removed =
+        call("remove snapshot", key, snapshots.remove(session.request(message, CALL_DEADLINE))).await;
     if let Err(error) = allow(removed, Code::NotFound) {
-        tracing::warn!(error = &error as &dyn std::error::Error, "a half-made snapshot stays until its lease ends");
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "a half-made snapshot stays until its lease ends"
+        );
     }
 }
 

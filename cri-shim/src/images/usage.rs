@@ -6,10 +6,10 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use containerd_client::services::v1::PluginsRequest;
 use containerd_client::services::v1::introspection_client::IntrospectionClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::snapshots::{Kind, ListSnapshotsRequest, UsageRequest};
-use containerd_client::services::v1::PluginsRequest;
 use tokio::sync::Mutex;
 use tonic::Code;
 
@@ -66,7 +66,8 @@ impl Meter {
         let mut measured = HashMap::new();
         for (name, committed) in self.snapshots().await? {
             let known = state.measured.get(&name).copied();
-            let good = known.filter(|known| known.committed == committed && (committed || known.at.elapsed() < FRESH));
+            let good = known
+                .filter(|known| known.committed == committed && (committed || known.at.elapsed() < FRESH));
             let now = match good {
                 Some(known) => Some(known),
                 None => self.measure(&name, committed).await?,
@@ -81,13 +82,18 @@ impl Meter {
 
     async fn snapshots(&self) -> Result<Vec<(String, bool)>, CallError> {
         const STEP: &str = "list snapshots of";
-        let message = ListSnapshotsRequest { snapshotter: self.snapshotter.clone(), ..ListSnapshotsRequest::default() };
+        let message =
+            ListSnapshotsRequest { snapshotter: self.snapshotter.clone(), ..ListSnapshotsRequest::default() };
         let mut client = SnapshotsClient::new(self.session.channel());
         let listing = client.list(self.session.request(message, CALL_DEADLINE));
         let mut stream = call(STEP, &self.snapshotter, listing).await?;
         let mut all = Vec::new();
-        while let Some(part) = stream.message().await.map_err(|status| failed(STEP, &self.snapshotter, status))? {
-            all.extend(part.info.into_iter().map(|info| (info.name, info.kind == i32::from(Kind::Committed))));
+        while let Some(part) =
+            stream.message().await.map_err(|status| failed(STEP, &self.snapshotter, status))?
+        {
+            all.extend(
+                part.info.into_iter().map(|info| (info.name, info.kind == i32::from(Kind::Committed))),
+            );
         }
         Ok(all)
     }
@@ -96,7 +102,8 @@ impl Meter {
     async fn measure(&self, name: &str, committed: bool) -> Result<Option<Measured>, CallError> {
         let message = UsageRequest { snapshotter: self.snapshotter.clone(), key: name.to_owned() };
         let mut client = SnapshotsClient::new(self.session.channel());
-        let usage = call("measure snapshot", name, client.usage(self.session.request(message, CALL_DEADLINE))).await;
+        let usage =
+            call("measure snapshot", name, client.usage(self.session.request(message, CALL_DEADLINE))).await;
         let positive = |number: i64| u64::try_from(number).unwrap_or(0);
         Ok(allow(usage, Code::NotFound)?.map(|usage| Measured {
             bytes: positive(usage.size),

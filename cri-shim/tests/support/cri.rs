@@ -1,0 +1,446 @@
+//! keelson-cri on a containerd of its own, with a stand-in for the CNI plugins and a registry of its own.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use cri_shim_api::v1;
+use cri_shim_api::v1::image_service_client::ImageServiceClient;
+use cri_shim_api::v1::runtime_service_client::RuntimeServiceClient;
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use tonic::transport::{Channel, Endpoint};
+
+use super::containerd::Containerd;
+use super::registry::{Registry, layer};
+
+/// How long anything may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Records what it attached in a directory, and gives every pod the same address.
+const PLUGIN: &str = r#"#!/bin/sh
+case "$CNI_COMMAND" in
+ADD) : > "DIR/$CNI_CONTAINERID"; echo '{"cniVersion":"1.1.0","ips":[{"address":"10.88.0.7/24"},{"address":"fd00::7/64"}]}' ;;
+DEL) rm -f "DIR/$CNI_CONTAINERID" ;;
+esac
+"#;
+
+/// A server under test.
+pub struct Cri {
+    /// Its containerd.
+    pub containerd: Containerd,
+    registry: Registry,
+    child: Child,
+    cgroup: String,
+}
+
+impl Cri {
+    /// Starts everything and pulls a busybox image called `docker.io/library/busybox:latest`.
+    pub async fn start() -> Self {
+        let containerd = Containerd::start();
+        let registry = Registry::start().await;
+        let dir = containerd.dir();
+        for sub in ["net.d", "attached", "bin", "certs.d/docker.io"] {
+            std::fs::create_dir_all(dir.join(sub)).expect("made");
+        }
+        let plugin = dir.join("bin/stand-in");
+        let text = PLUGIN.replace("DIR", &dir.join("attached").display().to_string());
+        std::fs::write(&plugin, text).expect("written");
+        std::fs::set_permissions(&plugin, std::fs::Permissions::from_mode(0o755)).expect("executable");
+        let hosts = format!("[host.\"http://{}\"]\n", registry.address());
+        std::fs::write(dir.join("certs.d/docker.io/hosts.toml"), hosts).expect("written");
+        std::fs::write(dir.join("cri.yaml"), configuration(dir)).expect("written");
+        push_busybox(&registry);
+        let child = spawn(dir);
+        let cgroup = format!("/keelson-cri-test-{}", std::process::id());
+        let this = Self { child, containerd, registry, cgroup };
+        this.wait_until_serving().await;
+        this.configure_network();
+        this.wait_for("NetworkReady").await;
+        this.pull("busybox").await;
+        this
+    }
+
+    /// The directory everything is in.
+    pub fn dir(&self) -> &Path {
+        self.containerd.dir()
+    }
+
+    /// Writes the CNI configuration.
+    pub fn configure_network(&self) {
+        let list = json!({ "cniVersion": "1.1.0", "name": "test", "plugins": [{ "type": "stand-in" }] });
+        let new = self.dir().join("net.d/new");
+        std::fs::write(&new, list.to_string()).expect("written");
+        std::fs::rename(new, self.dir().join("net.d/10-test.conflist")).expect("renamed");
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("killed");
+        self.child.wait().expect("reaped");
+    }
+
+    /// Starts it again.
+    pub async fn start_again(&mut self) {
+        self.child = spawn(self.dir());
+        self.wait_until_serving().await;
+    }
+
+    /// `kill -9` and a new start.
+    pub async fn restart(&mut self) {
+        self.kill();
+        self.start_again().await;
+    }
+
+    /// Asks it to stop and gives its exit code.
+    pub fn terminate(&mut self) -> Option<i32> {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().try_into().expect("a pid"));
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("signalled");
+        self.child.wait().expect("reaped").code()
+    }
+
+    /// A client of the runtime service.
+    pub fn runtime(&self) -> RuntimeServiceClient<Channel> {
+        RuntimeServiceClient::new(channel(&self.dir().join("cri.sock")))
+    }
+
+    /// A client of the image service.
+    pub fn images(&self) -> ImageServiceClient<Channel> {
+        ImageServiceClient::new(channel(&self.dir().join("cri.sock")))
+    }
+
+    /// Pulls an image from the registry of its own.
+    pub async fn pull(&self, image: &str) -> String {
+        let spec = v1::ImageSpec { image: image.to_owned(), ..v1::ImageSpec::default() };
+        let request = v1::PullImageRequest { image: Some(spec), ..v1::PullImageRequest::default() };
+        self.images().pull_image(request).await.expect("pulled").into_inner().image_ref
+    }
+
+    /// The configuration of a pod called `name`.
+    pub fn pod(&self, name: &str) -> v1::PodSandboxConfig {
+        let metadata = v1::PodSandboxMetadata {
+            name: name.to_owned(),
+            uid: format!("uid-{name}"),
+            namespace: "default".to_owned(),
+            attempt: 0,
+        };
+        let linux = v1::LinuxPodSandboxConfig {
+            cgroup_parent: format!("{}/{name}", self.cgroup),
+            ..v1::LinuxPodSandboxConfig::default()
+        };
+        v1::PodSandboxConfig {
+            metadata: Some(metadata),
+            hostname: name.to_owned(),
+            log_directory: self.dir().join("log").join(name).display().to_string(),
+            labels: BTreeMap::from([("app".to_owned(), name.to_owned())]),
+            annotations: BTreeMap::from([("note".to_owned(), "kept".to_owned())]),
+            linux: Some(linux),
+            ..v1::PodSandboxConfig::default()
+        }
+    }
+
+    /// Runs a sandbox.
+    pub async fn run(&self, pod: &v1::PodSandboxConfig) -> Result<String, tonic::Status> {
+        let request = v1::RunPodSandboxRequest { config: Some(pod.clone()), ..v1::RunPodSandboxRequest::default() };
+        Ok(self.runtime().run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
+    }
+
+    /// Makes a container.
+    pub async fn create(
+        &self,
+        sandbox: &str,
+        pod: &v1::PodSandboxConfig,
+        config: v1::ContainerConfig,
+    ) -> Result<String, tonic::Status> {
+        let request = v1::CreateContainerRequest {
+            pod_sandbox_id: sandbox.to_owned(),
+            config: Some(config),
+            sandbox_config: Some(pod.clone()),
+        };
+        Ok(self.runtime().create_container(request).await?.into_inner().container_id)
+    }
+
+    /// Starts a container.
+    pub async fn launch(&self, id: &str) -> Result<(), tonic::Status> {
+        let request = v1::StartContainerRequest { container_id: id.to_owned() };
+        self.runtime().start_container(request).await.map(drop)
+    }
+
+    /// Makes and starts a container that runs a shell script.
+    pub async fn script(&self, sandbox: &str, pod: &v1::PodSandboxConfig, name: &str, script: &str) -> String {
+        let id = self.create(sandbox, pod, shell(name, script)).await.expect("created");
+        self.launch(&id).await.expect("started");
+        id
+    }
+
+    /// A container's status.
+    pub async fn status(&self, id: &str) -> v1::ContainerStatus {
+        let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+        self.runtime().container_status(request).await.expect("status").into_inner().status.expect("status")
+    }
+
+    /// Waits until a container has ended.
+    pub async fn ended(&self, id: &str) -> v1::ContainerStatus {
+        let mut last = self.status(id).await;
+        let begun = tokio::time::Instant::now();
+        while last.state() != v1::ContainerState::ContainerExited {
+            assert!(begun.elapsed() < PATIENCE, "still not ended: {last:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            last = self.status(id).await;
+        }
+        last
+    }
+
+    /// Runs a command in a container.
+    pub async fn exec(&self, id: &str, command: &[&str]) -> v1::ExecSyncResponse {
+        let cmd = command.iter().map(|word| (*word).to_owned()).collect();
+        let request = v1::ExecSyncRequest { container_id: id.to_owned(), cmd, timeout: 30 };
+        self.runtime().exec_sync(request).await.expect("run").into_inner()
+    }
+
+    /// Waits until commands run in a container again.
+    pub async fn answers(&self, id: &str) {
+        let begun = tokio::time::Instant::now();
+        loop {
+            let cmd = vec!["/bin/echo".to_owned()];
+            let request = v1::ExecSyncRequest { container_id: id.to_owned(), cmd, timeout: 30 };
+            match self.runtime().exec_sync(request).await {
+                Ok(_) => return,
+                Err(status) => assert!(begun.elapsed() < PATIENCE, "{status}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Waits until a container's log holds `text`.
+    pub async fn log_has(&self, pod: &str, name: &str, text: &str) -> String {
+        let path = self.dir().join("log").join(pod).join(format!("{name}.log"));
+        let begun = tokio::time::Instant::now();
+        loop {
+            let log = std::fs::read_to_string(&path).unwrap_or_default();
+            if log.contains(text) {
+                return log;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{text:?} is not in {log:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Stops and removes a sandbox.
+    pub async fn remove(&self, sandbox: &str) {
+        let stop = v1::StopPodSandboxRequest { pod_sandbox_id: sandbox.to_owned() };
+        self.runtime().stop_pod_sandbox(stop).await.expect("stopped");
+        let remove = v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.to_owned() };
+        self.runtime().remove_pod_sandbox(remove).await.expect("removed");
+    }
+
+    /// Fails unless nothing of any sandbox or container is left anywhere.
+    pub async fn assert_nothing_left(&self) {
+        let dir = self.dir();
+        for sub in ["netns", "attached", "state/sandboxes", "state/containers", "root/sandboxes"] {
+            assert_eq!(names(&dir.join("cri").join(sub)), Vec::<String>::new(), "in {sub}");
+        }
+        assert_eq!(names(&dir.join("attached")), Vec::<String>::new(), "attached to the network");
+        for sub in ["root/journal/sandboxes", "root/journal/containers"] {
+            assert_eq!(names(&dir.join("cri").join(sub)), Vec::<String>::new(), "in {sub}");
+        }
+        let marker = dir.join("cri").display().to_string();
+        let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
+        assert!(!mounts.contains(&marker), "{mounts}");
+        let client = keelson_cri::containerd::Client::new(&self.containerd.socket(), "keelson").expect("client");
+        assert!(client.containers(Vec::new()).await.expect("listed").is_empty());
+        assert!(client.tasks().await.expect("listed").is_empty());
+        let ours = vec![format!("labels.\"{}\"", keelson_cri::runtime::KIND_LABEL)];
+        assert!(client.snapshots(ours).await.expect("listed").is_empty());
+        let begun = tokio::time::Instant::now();
+        // A shim ends by itself a moment after its last container was deleted.
+        while !shims(&dir.display().to_string()).is_empty() {
+            assert!(begun.elapsed() < PATIENCE, "shims are left");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        for cgroup in self.cgroups() {
+            let left = walk(&cgroup).into_iter().filter(|path| path.components().count() > cgroup.components().count() + 1);
+            assert_eq!(left.collect::<Vec<_>>(), Vec::<PathBuf>::new(), "cgroups are left");
+        }
+    }
+
+    async fn wait_until_serving(&self) {
+        self.wait_for("RuntimeReady").await;
+    }
+
+    async fn wait_for(&self, condition: &str) {
+        let begun = tokio::time::Instant::now();
+        loop {
+            let answer = self.runtime().status(v1::StatusRequest::default()).await;
+            let conditions = answer.map(|answer| answer.into_inner().status.unwrap_or_default().conditions);
+            if let Ok(all) = &conditions
+                && all.iter().any(|known| known.r#type == condition && known.status)
+            {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{condition} is not true: {conditions:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The cgroup of this test below each controller.
+    fn cgroups(&self) -> Vec<PathBuf> {
+        let below = self.cgroup.trim_start_matches('/');
+        let root = Path::new("/sys/fs/cgroup");
+        let mut roots: Vec<PathBuf> = names(root).iter().map(|name| root.join(name)).collect();
+        roots.push(root.to_owned());
+        roots.iter().map(|root| root.join(below)).filter(|path| path.is_dir()).collect()
+    }
+}
+
+impl Drop for Cri {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.dir().join("cri.log")).unwrap_or_default();
+            eprintln!("--- log of keelson-cri ---\n{log}");
+        }
+        drop(self.child.kill());
+        drop(self.child.wait());
+        // The guard of containerd ends shims and unmounts; cgroups go once their processes have.
+        for process in shims(&self.dir().display().to_string()) {
+            drop(nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGKILL));
+        }
+        for cgroup in self.cgroups() {
+            for process in members(&cgroup) {
+                drop(nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGKILL));
+            }
+        }
+        for cgroup in self.cgroups() {
+            let begun = std::time::Instant::now();
+            while cgroup.is_dir() && begun.elapsed() < Duration::from_secs(5) {
+                for path in walk(&cgroup).iter().rev() {
+                    drop(std::fs::remove_dir(path));
+                }
+            }
+        }
+    }
+}
+
+/// A container that runs a shell script and logs to `<name>.log`.
+pub fn shell(name: &str, script: &str) -> v1::ContainerConfig {
+    let metadata = v1::ContainerMetadata { name: name.to_owned(), attempt: 0 };
+    let image = v1::ImageSpec { image: "busybox".to_owned(), ..v1::ImageSpec::default() };
+    v1::ContainerConfig {
+        metadata: Some(metadata),
+        image: Some(image),
+        command: vec!["/bin/sh".to_owned(), "-c".to_owned(), script.to_owned()],
+        log_path: format!("{name}.log"),
+        linux: Some(v1::LinuxContainerConfig {
+            security_context: Some(v1::LinuxContainerSecurityContext {
+                namespace_options: Some(v1::NamespaceOption {
+                    pid: v1::NamespaceMode::Container.into(),
+                    ..v1::NamespaceOption::default()
+                }),
+                seccomp: Some(v1::SecurityProfile::default()),
+                masked_paths: vec!["/proc/kcore".to_owned()],
+                readonly_paths: vec!["/proc/sys".to_owned()],
+                ..v1::LinuxContainerSecurityContext::default()
+            }),
+            ..v1::LinuxContainerConfig::default()
+        }),
+        ..v1::ContainerConfig::default()
+    }
+}
+
+fn configuration(dir: &Path) -> String {
+    let path = |name: &str| dir.join(name).display().to_string();
+    json!({
+        "listen": path("cri.sock"),
+        "containerdSocket": path("containerd.sock"),
+        "stateDir": path("cri/state"),
+        "rootDir": path("cri/root"),
+        "netnsDir": path("cri/netns"),
+        "cni": { "confDir": path("net.d"), "binDir": path("bin"), "cacheDir": path("cni-cache") },
+        "registryConfigDir": path("certs.d"),
+    })
+    .to_string()
+}
+
+fn spawn(dir: &Path) -> Child {
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("cri.log")).expect("log");
+    Command::new(env!("CARGO_BIN_EXE_keelson-cri"))
+        .arg("--config")
+        .arg(dir.join("cri.yaml"))
+        .stderr(log)
+        .spawn()
+        .expect("keelson-cri runs")
+}
+
+fn push_busybox(registry: &Registry) {
+    let busybox = std::fs::read("/bin/busybox").expect("busybox-static is installed");
+    let programs = ["sh", "cat", "echo", "sleep", "id", "hostname", "head", "env", "kill", "ls", "tr", "dd", "mount"];
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(busybox.len() as u64);
+    header.set_mode(0o755);
+    archive.append_data(&mut header, "bin/busybox", busybox.as_slice()).expect("appended");
+    for program in programs {
+        let mut link = tar::Header::new_gnu();
+        link.set_entry_type(tar::EntryType::Symlink);
+        link.set_size(0);
+        archive.append_link(&mut link, format!("bin/{program}"), "busybox").expect("appended");
+    }
+    let programs = archive.into_inner().expect("finished");
+    let users = layer(&[
+        ("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nweb:x:33:33::/:/bin/sh\n", 0o644),
+        ("etc/group", b"root:x:0:\nweb:x:33:\nextra:x:77:web\n", 0o644),
+    ]);
+    let config = json!({ "Env": ["PATH=/bin", "FROM_IMAGE=yes"], "Cmd": ["/bin/sh"] });
+    registry.push("library/busybox", "latest", &[programs, users], config, false);
+}
+
+fn channel(socket: &Path) -> Channel {
+    let socket = socket.to_owned();
+    Endpoint::from_static("http://cri.invalid").connect_with_connector_lazy(tower::service_fn(
+        move |_: http::Uri| {
+            let socket = socket.clone();
+            async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
+        },
+    ))
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// A directory and all below it, parents first.
+fn walk(directory: &Path) -> Vec<PathBuf> {
+    let mut all = vec![directory.to_owned()];
+    let mut next = 0;
+    while next < all.len() {
+        let entries = std::fs::read_dir(&all[next]).into_iter().flatten().flatten();
+        let below: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+        all.extend(below);
+        next += 1;
+    }
+    all
+}
+
+fn members(cgroup: &Path) -> Vec<nix::unistd::Pid> {
+    let text: String =
+        walk(cgroup).iter().filter_map(|path| std::fs::read_to_string(path.join("cgroup.procs")).ok()).collect();
+    text.lines().filter_map(|pid| pid.parse().ok()).map(nix::unistd::Pid::from_raw).collect()
+}
+
+/// Shims whose command line names a directory.
+fn shims(marker: &str) -> Vec<nix::unistd::Pid> {
+    let ours = |pid: &i32| {
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).into_owned();
+        command.contains("containerd-shim") && command.contains(marker)
+    };
+    names(Path::new("/proc"))
+        .iter()
+        .filter_map(|name| name.parse().ok())
+        .filter(ours)
+        .map(nix::unistd::Pid::from_raw)
+        .collect()
+}

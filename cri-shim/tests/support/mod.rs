@@ -1,0 +1,7 @@
+//! What root tests of keelson-cri share: a containerd of their own and a tiny registry.
+
+#![allow(dead_code, reason = "each test file uses a part")]
+
+pub mod containerd;
+pub mod cri;
+pub mod registry;
