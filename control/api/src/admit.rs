@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     kinds,
+    quantity::Quantity,
     status::ApiError,
     value::{ensure_map, list, list_mut, set_default, text},
 };
@@ -41,6 +42,28 @@ pub fn pod(
     add_priority(spec);
     add_tolerations(spec);
     Ok(())
+}
+
+/// A pod's quality-of-service class, from its requests and limits of CPU and memory.
+pub fn qos_class(pod: &Value) -> &'static str {
+    let amount = |container: &Value, kind: &str, name: &str| {
+        let found = container.pointer(&format!("/resources/{kind}/{name}")).and_then(Value::as_str);
+        found.and_then(|text| Quantity::parse(text).ok()).filter(|q| !q.is_zero())
+    };
+    let (mut any, mut all_limited, mut equal) = (false, true, true);
+    for container in list(pod, "/spec/containers").iter().chain(list(pod, "/spec/initContainers")) {
+        for name in ["cpu", "memory"] {
+            let (request, limit) = (amount(container, "requests", name), amount(container, "limits", name));
+            any |= request.is_some() || limit.is_some();
+            all_limited &= limit.is_some();
+            equal &= request.is_none() || request == limit;
+        }
+    }
+    match (any, all_limited && equal) {
+        (false, _) => "BestEffort",
+        (true, true) => "Guaranteed",
+        (true, false) => "Burstable",
+    }
 }
 
 /// What admission adds to a new node: it takes no pods before its first Ready status.
@@ -214,6 +237,16 @@ mod tests {
         let error = pod(&mut object, None, "x").unwrap_err();
         assert_eq!(error.code(), 403);
         assert!(error.message.ends_with("serviceaccount \"default\" not found"), "{error}");
+    }
+
+    #[test]
+    fn quality_of_service_follows_resources() {
+        let class = |resources: Value| qos_class(&json!({"spec": {"containers": [{"resources": resources}]}}));
+        assert_eq!(class(json!({})), "BestEffort");
+        assert_eq!(class(json!({"requests": {"cpu": "1"}})), "Burstable");
+        let full = json!({"cpu": "1", "memory": "1Gi"});
+        assert_eq!(class(json!({"requests": full, "limits": full})), "Guaranteed");
+        assert_eq!(class(json!({"requests": {"cpu": "500m"}, "limits": full})), "Burstable");
     }
 
     #[test]

@@ -77,17 +77,7 @@ pub fn prepare_create(
     identity: &NewIdentity<'_>,
 ) -> Result<(), ApiError> {
     set_type(info, object)?;
-    if info.has_status()
-        && let Some(map) = object.as_object_mut()
-    {
-        map.remove("status");
-    }
-    if info.kind == "Namespace" {
-        object["status"] = json!({ "phase": "Active" });
-    }
-    if info.kind == "Pod" {
-        object["status"] = json!({ "phase": "Pending" });
-    }
+    first_status(info, object);
     let metadata = ensure_map(object, "metadata")
         .ok_or_else(|| ApiError::bad_request("metadata must be an object"))?;
     set_namespace(info, metadata, namespace)?;
@@ -99,7 +89,7 @@ pub fn prepare_create(
         let base: String = generate.chars().take(MAX_GENERATED_BASE).collect();
         metadata.insert("name".into(), format!("{base}{}", identity.name_suffix).into());
     }
-    for key in ["selfLink", "resourceVersion", "deletionTimestamp", "deletionGracePeriodSeconds", "managedFields"] {
+    for key in ["selfLink", "resourceVersion", "deletionTimestamp", "deletionGracePeriodSeconds"] {
         metadata.remove(key);
     }
     metadata.insert("uid".into(), identity.uid.into());
@@ -155,7 +145,9 @@ pub fn prepare_update(
         };
     }
     metadata.remove("selfLink");
-    metadata.remove("managedFields");
+    if let (None, Some(managed)) = (metadata.get("managedFields"), old_metadata.get("managedFields")) {
+        metadata.insert("managedFields".into(), managed.clone());
+    }
     if info.generation && desired_state_changed(new, old) {
         let generation = int(old, "/metadata/generation").unwrap_or(0) + 1;
         new["metadata"]["generation"] = generation.into();
@@ -214,25 +206,34 @@ const SERVER_OWNED: &[&str] = &[
     "generation",
 ];
 
-/// A status write may touch `status` and, as upstream's strategies let through, labels, annotations and finalizers of
-/// nodes are for the main resource: only `status` counts here.
-fn keep_all_but_status(new: &mut Value, old: &Value) {
-    let status = new.get("status").cloned();
-    let metadata_of_client = new.get("metadata").cloned();
-    *new = old.clone();
-    if let Some(map) = new.as_object_mut() {
-        match status {
-            Some(status) => map.insert("status".to_owned(), status),
-            None => map.remove("status"),
-        };
+/// The status of a new object. Nodes bring theirs; what has a status subresource starts with nothing else.
+fn first_status(info: &ResourceInfo, object: &mut Value) {
+    let first = match info.kind {
+        "Node" => return,
+        "Namespace" => json!({ "phase": "Active" }),
+        "Pod" => json!({ "phase": "Pending", "qosClass": crate::admit::qos_class(object) }),
+        "Service" => json!({ "loadBalancer": {} }),
+        _ => {
+            if info.has_status()
+                && let Some(map) = object.as_object_mut()
+            {
+                map.remove("status");
+            }
+            return;
+        }
+    };
+    if let Some(map) = object.as_object_mut() {
+        map.insert("status".to_owned(), first);
     }
-    // Upstream's status strategies keep the client's labels and annotations for most kinds, and clients rely on
-    // conditions and annotations being written together (node controllers).
-    for key in ["labels", "annotations", "finalizers", "ownerReferences"] {
-        if let Some(value) = metadata_of_client.as_ref().and_then(|m| m.get(key))
-            && matches!(key, "labels" | "annotations")
-            && let Some(metadata) = ensure_map(new, "metadata")
-        {
+}
+
+/// A status write may touch `status`, and labels and annotations with it, as upstream's strategies let it.
+fn keep_all_but_status(new: &mut Value, old: &Value) {
+    let asked = std::mem::replace(new, old.clone());
+    carry(new, &asked, "status");
+    let (Some(metadata), Some(asked)) = (ensure_map(new, "metadata"), asked.get("metadata")) else { return };
+    for key in ["labels", "annotations", "managedFields"] {
+        if let Some(value) = asked.get(key) {
             metadata.insert(key.to_owned(), value.clone());
         }
     }

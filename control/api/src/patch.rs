@@ -3,7 +3,7 @@
 //! Input: the current object and a decoded patch document. Output: the patched object, not yet defaulted or validated.
 //! Never looks at metadata rules ([`crate::meta`]) and never panics on foreign documents.
 
-mod strategic;
+pub(crate) mod strategic;
 
 use json_patch::PatchOperation;
 use serde_json::Value;

@@ -214,7 +214,7 @@ fn merge_scalars(original: Vec<Value>, patch: &[Value], order: Option<&Vec<Value
 }
 
 /// Puts the items the patch knows into the patch's order, and weaves the others in where they stood before.
-fn reorder(
+pub(crate) fn reorder(
     items: Vec<Value>,
     id_of: impl Fn(&Value) -> Value,
     patch_order: &[Value],

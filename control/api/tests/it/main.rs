@@ -3,3 +3,4 @@
 mod annotations;
 mod generate;
 mod shapes;
+mod typed;
