@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -22,6 +22,29 @@ struct Arguments {
     /// Configuration file: KubeletConfiguration v1beta1 with a `keelson:` section.
     #[arg(long, default_value = "/etc/keelson/agent.yaml")]
     config: PathBuf,
+    #[command(subcommand)]
+    command: Option<Chore>,
+}
+
+/// What the program does instead of running the agent.
+#[derive(Debug, Subcommand)]
+enum Chore {
+    /// The service data plane, which outlives the agent.
+    #[command(subcommand)]
+    Proxy(ProxyChore),
+}
+
+#[derive(Debug, Subcommand)]
+enum ProxyChore {
+    /// Detach and unpin the data plane, and remove its routes.
+    Cleanup {
+        /// Where it is pinned.
+        #[arg(long)]
+        pin_dir: PathBuf,
+        /// Service range whose route is removed.
+        #[arg(long = "service-cidr", default_value = "")]
+        service_cidr: String,
+    },
 }
 
 fn main() -> ExitCode {
@@ -44,6 +67,10 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
     // Fails only when one was installed before: this is the first statement of the process.
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         warn!("a TLS provider was installed already");
+    }
+    if let Some(Chore::Proxy(ProxyChore::Cleanup { pin_dir, service_cidr })) = &arguments.command {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        return runtime.block_on(keelson_agent::proxy::cleanup(pin_dir, service_cidr));
     }
     let config = AgentConfig::load(&arguments.config)?;
     if !config.ignored.is_empty() {

@@ -98,7 +98,7 @@ pub(crate) async fn run(
 
 /// Removes the data plane of an instance and the routes of its service ranges. For when the node is taken down; works
 /// whether or not an agent ran, or died.
-pub(crate) async fn cleanup(pin_dir: &Path, service_cidr: &str) -> Result<()> {
+pub async fn cleanup(pin_dir: &Path, service_cidr: &str) -> Result<()> {
     for range in service_ranges(service_cidr)? {
         network::unguard_range(&range).await?;
     }

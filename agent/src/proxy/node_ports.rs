@@ -50,7 +50,8 @@ fn listeners(table: &str, protocol: Protocol) -> Vec<(u16, String)> {
 fn process_of(inode: &str) -> Option<String> {
     let link = format!("socket:[{inode}]");
     let processes = fs::read_dir("/proc").ok()?.flatten();
-    let holder = processes.map(|entry| entry.path()).find(|process| has_open(process, &link))?;
+    let numbered = processes.filter(|entry| entry.file_name().to_string_lossy().parse::<u32>().is_ok());
+    let holder = numbered.map(|entry| entry.path()).find(|process| has_open(process, &link))?;
     let name = fs::read_to_string(holder.join("comm")).unwrap_or_default();
     Some(format!("{} (pid {})", name.trim(), holder.file_name()?.to_string_lossy()))
 }
