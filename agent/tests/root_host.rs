@@ -211,7 +211,10 @@ fn owner_and_mode(path: &Path) -> (u32, u32, u32) {
 fn mounts_below(dir: &Path) -> usize {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let dir = dir.canonicalize().unwrap();
-    table.lines().filter(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point).starts_with(&dir))).count()
+    table
+        .lines()
+        .filter(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point).starts_with(&dir)))
+        .count()
 }
 
 #[tokio::test]
@@ -224,6 +227,7 @@ async fn volumes_are_mounted_owned_and_torn_down() {
     assert!(is_tmpfs(&path("memory")) && is_tmpfs(&path("secret")) && is_tmpfs(&path("access")));
     let too_much = fs::write(path("memory").join("big"), vec![0; 2 << 20]).unwrap_err();
     assert_eq!(too_much.kind(), io::ErrorKind::StorageFull);
+    fs::remove_file(path("memory").join("big")).unwrap();
     assert_eq!(owner_and_mode(&path("disk")).1, 4242);
     assert_eq!(owner_and_mode(&path("disk")).2 & 0o2770, 0o2770);
 

@@ -84,7 +84,9 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-fn blocking<'a>(work: impl FnOnce() -> Result<(), (PathBuf, io::Error)> + Send + 'static) -> BoxFuture<'a, ()> {
+fn blocking<'a>(
+    work: impl FnOnce() -> Result<(), (PathBuf, io::Error)> + Send + 'static,
+) -> BoxFuture<'a, ()> {
     tokio::task::spawn_blocking(work)
         .map(|outcome| match outcome {
             Ok(Ok(())) => {}

@@ -89,7 +89,8 @@ pub struct NetworkFigures {
 /// Reads everything; `root_dir` chooses the node's file system.
 pub fn read(root_dir: &Path) -> io::Result<NodeFigures> {
     let stat = std::fs::read_to_string("/proc/stat")?;
-    let ticks_per_second = sysconf(SysconfVar::CLK_TCK)?.and_then(|ticks| u64::try_from(ticks).ok()).unwrap_or(100);
+    let ticks_per_second =
+        sysconf(SysconfVar::CLK_TCK)?.and_then(|ticks| u64::try_from(ticks).ok()).unwrap_or(100);
     Ok(NodeFigures {
         cpu_used: cpu_used(&stat, ticks_per_second),
         memory: memory(&std::fs::read_to_string("/proc/meminfo")?),
@@ -128,13 +129,15 @@ fn cpu_used(stat: &str, ticks_per_second: u64) -> Duration {
         .take(8)
         .filter_map(|text| text.parse().ok())
         .collect();
-    let busy: u64 = columns.iter().enumerate().filter(|(index, _)| !matches!(index, 3 | 4)).map(|(_, ticks)| ticks).sum();
+    let busy: u64 =
+        columns.iter().enumerate().filter(|(index, _)| !matches!(index, 3 | 4)).map(|(_, ticks)| ticks).sum();
     Duration::from_millis(busy.saturating_mul(1000) / ticks_per_second.max(1))
 }
 
 fn memory(meminfo: &str) -> MemoryFigures {
     let bytes = |name: &str| {
-        let kilobytes = field(meminfo, name).and_then(|text| text.trim_end_matches(" kB").trim().parse().ok());
+        let kilobytes =
+            field(meminfo, name).and_then(|text| text.trim_end_matches(" kB").trim().parse().ok());
         kilobytes.unwrap_or(0_u64).saturating_mul(1024)
     };
     let total = bytes("MemTotal:");
@@ -153,13 +156,15 @@ fn pids() -> io::Result<PidFigures> {
     };
     let max = number("/proc/sys/kernel/pid_max")?.min(number("/proc/sys/kernel/threads-max")?);
     let load = std::fs::read_to_string("/proc/loadavg")?;
-    let current = load.split_whitespace().nth(3).and_then(|tasks| tasks.split_once('/')).map(|(_, all)| all.parse());
+    let current =
+        load.split_whitespace().nth(3).and_then(|tasks| tasks.split_once('/')).map(|(_, all)| all.parse());
     Ok(PidFigures { max, current: current.and_then(Result::ok).unwrap_or_default() })
 }
 
 fn network(routes: &str, devices: &str) -> Option<NetworkFigures> {
     let mut routes = routes.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let default = routes.find(|route| route.get(1) == Some(&"00000000") && route.get(7) == Some(&"00000000"))?;
+    let default =
+        routes.find(|route| route.get(1) == Some(&"00000000") && route.get(7) == Some(&"00000000"))?;
     let name = (*default.first()?).to_owned();
     let counters = devices.lines().find_map(|line| line.trim_start().strip_prefix(&format!("{name}:")))?;
     let counters: Vec<u64> = counters.split_whitespace().filter_map(|text| text.parse().ok()).collect();
@@ -193,7 +198,10 @@ mod tests {
                       eth0 0000A8C0 0 1 0 0 0 00FFFFFF\neth0 00000000 0100A8C0 3 0 0 0 00000000\n";
         let devices = "h1\nh2\n  eth0: 10 1 2 0 0 0 0 0 20 1 3 0 0 0 0 0\n";
         let network = network(routes, devices).unwrap();
-        assert_eq!((network.rx_bytes, network.rx_errors, network.tx_bytes, network.tx_errors), (10, 2, 20, 3));
+        assert_eq!(
+            (network.rx_bytes, network.rx_errors, network.tx_bytes, network.tx_errors),
+            (10, 2, 20, 3)
+        );
     }
 
     #[test]

@@ -62,7 +62,8 @@ async fn ensure(config: &CniConfig, ranges: &[String]) -> anyhow::Result<()> {
 fn pod_ranges(node: &Node) -> Vec<String> {
     let Some(spec) = &node.spec else { return Vec::new() };
     let several = spec.pod_cidrs.iter().flatten();
-    let ranges: Vec<&String> = if several.clone().next().is_some() { several.collect() } else { spec.pod_cidr.iter().collect() };
+    let ranges: Vec<&String> =
+        if several.clone().next().is_some() { several.collect() } else { spec.pod_cidr.iter().collect() };
     let is_cidr = |range: &&&String| {
         let is_good = family(range).is_some();
         if !is_good {
@@ -127,10 +128,14 @@ mod tests {
 
     #[test]
     fn the_file_is_what_the_plugins_read() {
-        let value = conflist(&config(Path::new("/x"), 1400), &["10.244.0.0/24".to_owned(), "fd00::/64".to_owned()]);
+        let value =
+            conflist(&config(Path::new("/x"), 1400), &["10.244.0.0/24".to_owned(), "fd00::/64".to_owned()]);
         let bridge = &value["plugins"][0];
         assert_eq!(bridge["mtu"], 1400);
-        assert_eq!(bridge["ipam"]["ranges"], json!([[{"subnet": "10.244.0.0/24"}], [{"subnet": "fd00::/64"}]]));
+        assert_eq!(
+            bridge["ipam"]["ranges"],
+            json!([[{"subnet": "10.244.0.0/24"}], [{"subnet": "fd00::/64"}]])
+        );
         assert_eq!(bridge["ipam"]["routes"], json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]));
         assert!(conflist(&config(Path::new("/x"), 0), &[])["plugins"][0].get("mtu").is_none());
     }
@@ -148,7 +153,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (sender, receiver) = watch::channel(None);
         let recheck = Arc::new(Notify::new());
-        let task = tokio::spawn(run(Some(config(&dir.path().join("net.d"), 0)), receiver, Arc::clone(&recheck)));
+        let task =
+            tokio::spawn(run(Some(config(&dir.path().join("net.d"), 0)), receiver, Arc::clone(&recheck)));
         let path = dir.path().join("net.d").join(FILE_NAME);
         sender.send_replace(Some(Arc::new(node(json!({})))));
         for range in ["10.0.0.0/24", "10.0.1.0/24"] {

@@ -98,7 +98,12 @@ fn ready(health: &RuntimeHealth) -> State {
     }
 }
 
-fn condition(kind: &str, (status, reason, message): State, before: &[NodeCondition], now: Timestamp) -> NodeCondition {
+fn condition(
+    kind: &str,
+    (status, reason, message): State,
+    before: &[NodeCondition],
+    now: Timestamp,
+) -> NodeCondition {
     let same = before.iter().find(|condition| condition.type_ == kind && condition.status == status);
     let since = same.and_then(|condition| condition.last_transition_time.clone());
     NodeCondition {
@@ -142,7 +147,10 @@ mod tests {
     #[test]
     fn a_healthy_node_is_ready_without_pressure() {
         let conditions = Pressures::default().conditions(&figures(500, 50), &healthy(), &[], at(0));
-        assert_eq!(shown(&conditions), ["MemoryPressure=False", "DiskPressure=False", "PIDPressure=False", "Ready=True"]);
+        assert_eq!(
+            shown(&conditions),
+            ["MemoryPressure=False", "DiskPressure=False", "PIDPressure=False", "Ready=True"]
+        );
         assert_eq!(conditions[3].message.as_deref(), Some("kubelet is posting ready status"));
     }
 
@@ -168,7 +176,8 @@ mod tests {
         health.runtime = Some(Err("runtime is down".to_owned()));
         let conditions = Pressures::default().conditions(&figures(500, 50), &health, &[], at(0));
         assert_eq!(conditions[3].message.as_deref(), Some("[runtime is down, network is not there]"));
-        let conditions = Pressures::default().conditions(&figures(500, 50), &RuntimeHealth::default(), &[], at(0));
+        let conditions =
+            Pressures::default().conditions(&figures(500, 50), &RuntimeHealth::default(), &[], at(0));
         assert_eq!(conditions[3].status, "False");
     }
 }

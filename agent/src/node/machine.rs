@@ -100,7 +100,9 @@ fn huge_pages(dir: &Path) -> BTreeMap<String, u64> {
     let mut pages = BTreeMap::new();
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(kib) = name.strip_prefix("hugepages-").and_then(|rest| rest.strip_suffix("kB")) else { continue };
+        let Some(kib) = name.strip_prefix("hugepages-").and_then(|rest| rest.strip_suffix("kB")) else {
+            continue;
+        };
         let Ok(kib) = kib.parse::<u64>() else { continue };
         let count = std::fs::read_to_string(entry.path().join("nr_hugepages"));
         let count: u64 = count.unwrap_or_default().trim().parse().unwrap_or_default();
@@ -126,8 +128,14 @@ mod tests {
     #[test]
     fn names_are_kubernetes_names() {
         assert_eq!(architecture("x86_64"), "amd64");
-        assert_eq!(pretty_name("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n"), "Debian GNU/Linux 12 (bookworm)");
-        assert_eq!((page_size(2048), page_size(1 << 20), page_size(64)), ("2Mi".into(), "1Gi".into(), "64Ki".into()));
+        assert_eq!(
+            pretty_name("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n"),
+            "Debian GNU/Linux 12 (bookworm)"
+        );
+        assert_eq!(
+            (page_size(2048), page_size(1 << 20), page_size(64)),
+            ("2Mi".into(), "1Gi".into(), "64Ki".into())
+        );
     }
 
     #[test]

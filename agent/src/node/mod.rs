@@ -39,8 +39,9 @@ pub async fn run(
     facts: NodeFacts,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
-    let machine =
-        tokio::task::spawn_blocking(machine::Machine::read).await?.context("cannot read what this machine is")?;
+    let machine = tokio::task::spawn_blocking(machine::Machine::read)
+        .await?
+        .context("cannot read what this machine is")?;
     let report = report::run(client.clone(), Arc::clone(&config), machine, facts.clone());
     let lease = lease::run(client, Arc::clone(&config), facts.node.clone());
     let cni = cni::run(config.keelson.cni.clone(), facts.node.clone(), Arc::clone(&facts.recheck));

@@ -28,7 +28,11 @@ pub(super) async fn register(client: &Client, config: &AgentConfig, machine: &Ma
     }
 }
 
-async fn try_register(api: &Api<Node>, config: &AgentConfig, machine: &Machine) -> Result<Node, RequestError> {
+async fn try_register(
+    api: &Api<Node>,
+    config: &AgentConfig,
+    machine: &Machine,
+) -> Result<Node, RequestError> {
     let name = config.keelson.node_name.as_str();
     let labels = labels(config, machine);
     if config.register_node {

@@ -143,7 +143,9 @@ impl Reporter {
     /// Keeps the last list when the runtime does not answer.
     async fn list_images(&mut self) {
         let mut images = self.facts.cri.images.clone();
-        if let Ok(Ok(answer)) = timeout(IMAGES_DEADLINE, images.list_images(ListImagesRequest::default())).await {
+        if let Ok(Ok(answer)) =
+            timeout(IMAGES_DEADLINE, images.list_images(ListImagesRequest::default())).await
+        {
             self.images = answer.into_inner().images;
         }
     }

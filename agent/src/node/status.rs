@@ -61,7 +61,8 @@ pub(super) fn desired(inputs: Inputs<'_>) -> NodeStatus {
 /// Whether `desired` says anything that `current` does not, heartbeats aside.
 pub(super) fn differs(desired: &NodeStatus, current: &NodeStatus) -> bool {
     let conditions = |status: &NodeStatus| -> BTreeMap<String, (String, Option<String>, Option<String>)> {
-        let ours = status.conditions.iter().flatten().filter(|condition| TYPES.contains(&condition.type_.as_str()));
+        let ours =
+            status.conditions.iter().flatten().filter(|condition| TYPES.contains(&condition.type_.as_str()));
         ours.map(|condition| {
             let state = (condition.status.clone(), condition.reason.clone(), condition.message.clone());
             (condition.type_.clone(), state)
@@ -210,11 +211,15 @@ mod tests {
     #[test]
     fn conditions_of_others_stay_and_do_not_count() {
         let foreign = NodeStatus {
-            conditions: Some(vec![condition("NetworkUnavailable", "False", 1), condition("Ready", "Unknown", 1)]),
+            conditions: Some(vec![
+                condition("NetworkUnavailable", "False", 1),
+                condition("Ready", "Unknown", 1),
+            ]),
             ..NodeStatus::default()
         };
         let status = make(vec![condition("Ready", "True", 2)], Some(&foreign), &[]);
-        let kinds: Vec<_> = status.conditions.iter().flatten().map(|c| format!("{}={}", c.type_, c.status)).collect();
+        let kinds: Vec<_> =
+            status.conditions.iter().flatten().map(|c| format!("{}={}", c.type_, c.status)).collect();
         assert_eq!(kinds, ["NetworkUnavailable=False", "Ready=True"]);
         let without = NodeStatus { conditions: Some(vec![condition("Ready", "True", 2)]), ..status.clone() };
         assert!(!differs(&status, &without));

@@ -23,7 +23,8 @@ impl Identity {
         let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
         let subject = certificate.subject();
         let user = subject.iter_common_name().find_map(|name| name.as_str().ok())?.to_owned();
-        let groups = subject.iter_organization().filter_map(|name| name.as_str().ok()).map(str::to_owned).collect();
+        let groups =
+            subject.iter_organization().filter_map(|name| name.as_str().ok()).map(str::to_owned).collect();
         Some(Self { user, groups })
     }
 

@@ -18,7 +18,13 @@ const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 struct Exposition(String);
 
 impl Exposition {
-    fn metric(&mut self, name: &str, kind: &str, help: &str, samples: impl IntoIterator<Item = (String, f64)>) {
+    fn metric(
+        &mut self,
+        name: &str,
+        kind: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = (String, f64)>,
+    ) {
         let mut samples = samples.into_iter().peekable();
         if samples.peek().is_none() {
             return;
@@ -72,7 +78,12 @@ fn resource_text(node: Option<&NodeFigures>, containers: &[ContainerFigures], fa
         |figure: fn(&NodeFigures) -> f64| node.map(|node| (String::new(), figure(node))).into_iter();
     text.metric("container_cpu_usage_seconds_total", "counter", cpu_help, by_container(cpu_seconds));
     text.metric("container_memory_working_set_bytes", "gauge", memory_help, by_container(working_set));
-    text.metric("node_cpu_usage_seconds_total", "counter", cpu_help, node_figure(|node| node.cpu_used.as_secs_f64()));
+    text.metric(
+        "node_cpu_usage_seconds_total",
+        "counter",
+        cpu_help,
+        node_figure(|node| node.cpu_used.as_secs_f64()),
+    );
     text.metric(
         "node_memory_working_set_bytes",
         "gauge",
@@ -82,21 +93,32 @@ fn resource_text(node: Option<&NodeFigures>, containers: &[ContainerFigures], fa
     text.metric("pod_cpu_usage_seconds_total", "counter", cpu_help, sum_by_pod(cpu_seconds));
     text.metric("pod_memory_working_set_bytes", "gauge", memory_help, sum_by_pod(working_set));
     let errors = [(String::new(), if failed { 1.0 } else { 0.0 })];
-    text.metric("resource_scrape_error", "gauge", "1 if there was an error while getting container metrics", errors);
+    text.metric(
+        "resource_scrape_error",
+        "gauge",
+        "1 if there was an error while getting container metrics",
+        errors,
+    );
     text
 }
 
 /// The agent's own figures.
 pub(super) fn own(api: &Api) -> Reply {
     let pods = api.state.pods();
-    let is_running = |pod: &Pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
+    let is_running =
+        |pod: &Pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
     let running_pods = pods.iter().filter(|pod| is_running(pod)).count();
     let running_containers: usize = pods.iter().map(|pod| count_running(pod)).sum();
     let mut text = Exposition::default();
     let sample = |count: usize| [(String::new(), float(count as u64))];
     let name = [(format!("{{node=\"{}\"}}", api.config.node_name), 1.0)];
     text.metric("kubelet_node_name", "gauge", "The node's name. The count is always 1.", name);
-    text.metric("kubelet_running_pods", "gauge", "Number of pods that have a running pod sandbox", sample(running_pods));
+    text.metric(
+        "kubelet_running_pods",
+        "gauge",
+        "Number of pods that have a running pod sandbox",
+        sample(running_pods),
+    );
     let help = "Number of containers currently running";
     let states = [("{container_state=\"running\"}".to_owned(), float(running_containers as u64))];
     text.metric("kubelet_running_containers", "gauge", help, states);
@@ -123,7 +145,10 @@ fn working_set(container: &ContainerFigures) -> Option<f64> {
     container.working_set().map(float)
 }
 
-#[expect(clippy::cast_precision_loss, reason = "the format has floats only; 2^53 bytes or nanoseconds are enough")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "the format has floats only; 2^53 bytes or nanoseconds are enough"
+)]
 fn float(value: u64) -> f64 {
     value as f64
 }
@@ -136,7 +161,10 @@ mod tests {
     fn a_failed_scrape_still_tells_the_node() {
         let node = NodeFigures { cpu_used: std::time::Duration::from_millis(1500), ..NodeFigures::default() };
         let text = resource_text(Some(&node), &[], true).0;
-        assert!(text.contains("# TYPE node_cpu_usage_seconds_total counter\nnode_cpu_usage_seconds_total 1.5\n"), "{text}");
+        assert!(
+            text.contains("# TYPE node_cpu_usage_seconds_total counter\nnode_cpu_usage_seconds_total 1.5\n"),
+            "{text}"
+        );
         assert!(text.ends_with("resource_scrape_error 1\n"), "{text}");
         assert!(!text.contains("container_cpu"), "metrics without samples are left out");
     }

@@ -135,7 +135,8 @@ async fn connection(
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     stream.set_nodelay(true)?;
     let stream = tokio::time::timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await??;
-    let identity = stream.get_ref().1.peer_certificates().and_then(|chain| Identity::of(chain.first()?)).map(Arc::new);
+    let identity =
+        stream.get_ref().1.peer_certificates().and_then(|chain| Identity::of(chain.first()?)).map(Arc::new);
     let service = service_fn(move |request| {
         let (api, identity) = (Arc::clone(&api), identity.clone());
         async move { Ok::<_, std::convert::Infallible>(api.handle(request, identity.as_deref()).await) }

@@ -36,9 +36,9 @@ pub(super) fn with_type(status: StatusCode, content_type: &'static str, body: im
 /// A pod or container that cannot be served; the codes are upstream's.
 pub(super) fn lookup_error(error: &LookupError) -> Reply {
     let status = match error {
-        LookupError::PodNotFound { .. } | LookupError::ContainerNotFound { .. } | LookupError::NotRunning { .. } => {
-            StatusCode::NOT_FOUND
-        }
+        LookupError::PodNotFound { .. }
+        | LookupError::ContainerNotFound { .. }
+        | LookupError::NotRunning { .. } => StatusCode::NOT_FOUND,
         LookupError::NotStarted { .. } | LookupError::NoPrevious { .. } => StatusCode::BAD_REQUEST,
     };
     text(status, error.to_string())

@@ -57,7 +57,9 @@ impl Query {
     /// Whether one of `names` is on (`1`, `true`, or without value).
     pub(super) fn is_on(&self, names: &[&str]) -> bool {
         let found = self.0.iter().find(|(name, _)| names.contains(&name.as_str()));
-        found.is_some_and(|(_, value)| matches!(value.as_str(), "" | "1" | "t" | "T" | "true" | "TRUE" | "True"))
+        found.is_some_and(|(_, value)| {
+            matches!(value.as_str(), "" | "1" | "t" | "T" | "true" | "TRUE" | "True")
+        })
     }
 }
 
@@ -89,7 +91,8 @@ impl Api {
             ["metrics", "resource"] if is_get => metrics::resource(self).await,
             ["metrics"] if is_get => metrics::own(self),
             ["containerLogs", namespace, pod, container] if is_get => {
-                logs::answer(self, Target { namespace, pod, uid: None, container }, &Query::of(&request)).await
+                logs::answer(self, Target { namespace, pod, uid: None, container }, &Query::of(&request))
+                    .await
             }
             ["exec", rest @ ..] => match container_target(rest) {
                 Some(target) => streams::exec(self, target, request).await,
@@ -104,10 +107,12 @@ impl Api {
                 None => not_found(),
             },
             ["portForward", namespace, pod] => {
-                streams::port_forward(self, Target { namespace, pod, uid: None, container: "" }, request).await
+                streams::port_forward(self, Target { namespace, pod, uid: None, container: "" }, request)
+                    .await
             }
             ["portForward", namespace, pod, uid] => {
-                streams::port_forward(self, Target { namespace, pod, uid: Some(uid), container: "" }, request).await
+                streams::port_forward(self, Target { namespace, pod, uid: Some(uid), container: "" }, request)
+                    .await
             }
             _ => not_found(),
         }
@@ -165,7 +170,9 @@ mod tests {
     fn queries_are_decoded_and_both_spellings_taken() {
         let query = query("command=sh&command=-c&command=echo%20a%26b&input=1&stdout=true&tty=false&empty");
         assert_eq!(query.all("command"), ["sh", "-c", "echo a&b"]);
-        assert!(query.is_on(&["stdin", "input"]) && query.is_on(&["stdout", "output"]) && query.is_on(&["empty"]));
+        assert!(
+            query.is_on(&["stdin", "input"]) && query.is_on(&["stdout", "output"]) && query.is_on(&["empty"])
+        );
         assert!(!query.is_on(&["tty"]) && !query.is_on(&["stderr", "error"]));
         assert_eq!(query.first(&["empty", "tty"]), Some("false"));
     }

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use cri_shim_api::v1::{
-    AttachRequest, ExecRequest, ExecSyncRequest, PortForwardRequest,
-};
+use cri_shim_api::v1::{AttachRequest, ExecRequest, ExecSyncRequest, PortForwardRequest};
 use cri_shim_streaming::relay::{RelayError, is_upgrade, relay_upgrade};
 use http::{Request, StatusCode, Uri};
 use hyper::body::Incoming;
@@ -104,8 +102,11 @@ pub(super) async fn port_forward(api: &Api, target: Target<'_>, request: Request
     };
     // WebSocket clients name the ports in the query, SPDY clients per stream.
     let ports = Query::of(&request).all("port");
-    let port: Result<Vec<i32>, _> =
-        ports.iter().flat_map(|list| list.split(',')).map(|port| port.trim().parse::<u16>().map(i32::from)).collect();
+    let port: Result<Vec<i32>, _> = ports
+        .iter()
+        .flat_map(|list| list.split(','))
+        .map(|port| port.trim().parse::<u16>().map(i32::from))
+        .collect();
     let Ok(port) = port else {
         return reply::text(StatusCode::BAD_REQUEST, format!("invalid port in {}", ports.join(",")));
     };
@@ -148,9 +149,10 @@ async fn prepared<T>(
     match timeout(PREPARE_DEADLINE, call).await {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
         Ok(Err(error)) => Err(reply::runtime_error(&error)),
-        Err(_elapsed) => {
-            Err(reply::text(StatusCode::GATEWAY_TIMEOUT, "the container runtime did not prepare the stream in time"))
-        }
+        Err(_elapsed) => Err(reply::text(
+            StatusCode::GATEWAY_TIMEOUT,
+            "the container runtime did not prepare the stream in time",
+        )),
     }
 }
 

@@ -93,9 +93,9 @@ impl ContainerFigures {
 pub(super) async fn containers(api: &Api) -> Result<Vec<ContainerFigures>, tonic::Status> {
     let mut runtime = api.runtime.clone();
     let call = runtime.list_container_stats(ListContainerStatsRequest::default());
-    let answer = tokio::time::timeout(DEADLINE, call)
-        .await
-        .map_err(|_elapsed| tonic::Status::deadline_exceeded("the container runtime gave no statistics in time"))??;
+    let answer = tokio::time::timeout(DEADLINE, call).await.map_err(|_elapsed| {
+        tonic::Status::deadline_exceeded("the container runtime gave no statistics in time")
+    })??;
     Ok(answer.into_inner().stats.into_iter().filter_map(ContainerFigures::new).collect())
 }
 
@@ -268,11 +268,8 @@ fn container_summary(
 }
 
 fn rootfs(layer: &FilesystemUsage, node_fs: &FsFigures, now: Timestamp) -> Value {
-    let mut rootfs = timed(
-        layer.timestamp,
-        now,
-        &[("usedBytes", &layer.used_bytes), ("inodesUsed", &layer.inodes_used)],
-    );
+    let mut rootfs =
+        timed(layer.timestamp, now, &[("usedBytes", &layer.used_bytes), ("inodesUsed", &layer.inodes_used)]);
     rootfs["availableBytes"] = node_fs.available.into();
     rootfs["capacityBytes"] = node_fs.capacity.into();
     rootfs

@@ -44,10 +44,17 @@ pub(super) enum TlsError {
 
 /// TLS 1.2 and 1.3, HTTP/2 and 1.1. A client may come without certificate, so that it gets a 401 to read instead of a
 /// broken handshake; one with a certificate that the CA did not sign fails.
-pub(super) fn server_config(cert_file: &Path, key_file: &Path, client_ca: &Path) -> Result<ServerConfig, TlsError> {
+pub(super) fn server_config(
+    cert_file: &Path,
+    key_file: &Path,
+    client_ca: &Path,
+) -> Result<ServerConfig, TlsError> {
     let chain = certificates("the certificate", cert_file)?;
-    let key = PrivateKeyDer::from_pem_file(key_file)
-        .map_err(|source| TlsError::Read { what: "the key", path: key_file.to_owned(), source })?;
+    let key = PrivateKeyDer::from_pem_file(key_file).map_err(|source| TlsError::Read {
+        what: "the key",
+        path: key_file.to_owned(),
+        source,
+    })?;
     let mut roots = RootCertStore::empty();
     for certificate in certificates("the client CA", client_ca)? {
         roots

@@ -61,7 +61,8 @@ fn from_mounts(mounts: &[Mount]) -> Vec<Hierarchy> {
                 .collect(),
             Version::V2 => BTreeSet::new(),
         };
-        let known = hierarchies.iter().any(|known| known.version == version && known.controllers == controllers);
+        let known =
+            hierarchies.iter().any(|known| known.version == version && known.controllers == controllers);
         if !known && mount.root == Path::new("/") {
             hierarchies.push(Hierarchy { mount_point: mount.mount_point.clone(), version, controllers });
         }

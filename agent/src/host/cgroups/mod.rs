@@ -56,7 +56,10 @@ impl Cgroups {
     }
 
     /// Sets the burstable class's shares after one of its pods came or went.
-    fn weigh_burstable(&self, sum: Option<u64>) -> impl FnOnce(&[Hierarchy]) -> Result<(), CgroupError> + use<> {
+    fn weigh_burstable(
+        &self,
+        sum: Option<u64>,
+    ) -> impl FnOnce(&[Hierarchy]) -> Result<(), CgroupError> + use<> {
         let path = self.class_path("/burstable");
         move |hierarchies| match sum {
             Some(sum) => apply_to_all(hierarchies, &path, &[shares_setting(sum)]),
@@ -70,7 +73,8 @@ impl CgroupManager for Cgroups {
         let kubepods = self.class_path("");
         let node_shares = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64) * 1024;
         run("create", kubepods.clone(), move |hierarchies| {
-            let classes = [("", Some(node_shares)), ("/burstable", None), ("/besteffort", Some(BEST_EFFORT_SHARES))];
+            let classes =
+                [("", Some(node_shares)), ("/burstable", None), ("/besteffort", Some(BEST_EFFORT_SHARES))];
             for (class, shares) in classes {
                 let path = format!("{kubepods}{class}");
                 create_in_all(hierarchies, &path)?;

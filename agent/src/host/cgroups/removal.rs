@@ -53,7 +53,10 @@ fn kill_and_wait(dir: &Path, deadline: Instant) -> io::Result<()> {
             }
         }
         if descriptors.is_empty() && Instant::now() >= deadline {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "processes of other pid namespaces are inside"));
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "processes of other pid namespaces are inside",
+            ));
         }
     }
 }
@@ -66,7 +69,8 @@ fn processes(dir: &Path) -> io::Result<Vec<i32>> {
         text => text?,
     };
     // 0 stands for a process that this pid namespace cannot see.
-    let mut pids: Vec<i32> = text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect();
+    let mut pids: Vec<i32> =
+        text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect();
     for name in child_names(dir)? {
         pids.extend(processes(&dir.join(name))?);
     }

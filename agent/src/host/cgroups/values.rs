@@ -45,7 +45,10 @@ pub(super) fn pod_settings(cgroup: &PodCgroup) -> Vec<Setting> {
     };
     let memory = Setting {
         controller: "memory",
-        v1: vec![("memory.limit_in_bytes", cgroup.memory_max.map_or("-1".to_owned(), |bytes| bytes.to_string()))],
+        v1: vec![(
+            "memory.limit_in_bytes",
+            cgroup.memory_max.map_or("-1".to_owned(), |bytes| bytes.to_string()),
+        )],
         v2: ("memory.max", or_max(cgroup.memory_max)),
     };
     let pids = Setting {
@@ -107,10 +110,14 @@ mod tests {
     #[test]
     fn limits_have_the_names_of_each_interface() {
         let settings = pod_settings(&pod(Some((50_000, 100_000)), Some(1 << 20)));
-        let v2: Vec<_> = settings.iter().map(|setting| format!("{}={}", setting.v2.0, setting.v2.1)).collect();
+        let v2: Vec<_> =
+            settings.iter().map(|setting| format!("{}={}", setting.v2.0, setting.v2.1)).collect();
         assert_eq!(v2, ["cpu.weight=20", "cpu.max=50000 100000", "memory.max=1048576", "pids.max=max"]);
-        let v1: Vec<_> =
-            settings.iter().flat_map(|setting| &setting.v1).map(|(file, text)| format!("{file}={text}")).collect();
+        let v1: Vec<_> = settings
+            .iter()
+            .flat_map(|setting| &setting.v1)
+            .map(|(file, text)| format!("{file}={text}"))
+            .collect();
         assert_eq!(
             v1,
             [

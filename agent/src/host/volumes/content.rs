@@ -120,7 +120,8 @@ async fn project(
 }
 
 async fn config_map(inputs: &Inputs<'_>, name: &str, selection: Selection<'_>) -> Result<Files, String> {
-    let object = inputs.objects.config_map(inputs.namespace(), name).await.map_err(|error| error.to_string())?;
+    let object =
+        inputs.objects.config_map(inputs.namespace(), name).await.map_err(|error| error.to_string())?;
     match object {
         Some(object) => select::config_map(&object, selection),
         None if selection.optional => Ok(Files::new()),
@@ -137,7 +138,11 @@ async fn secret(inputs: &Inputs<'_>, name: &str, selection: Selection<'_>) -> Re
     }
 }
 
-fn downward(inputs: &Inputs<'_>, items: &[DownwardAPIVolumeFile], default_mode: u32) -> Result<Files, String> {
+fn downward(
+    inputs: &Inputs<'_>,
+    items: &[DownwardAPIVolumeFile],
+    default_mode: u32,
+) -> Result<Files, String> {
     let allocatable: ResourceList = inputs
         .context
         .allocatable

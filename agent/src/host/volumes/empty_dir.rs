@@ -73,7 +73,10 @@ mod tests {
         let open = json!({"containers": [{"name": "a"}]});
         let limited = json!({"containers": [{"name": "a", "resources": {"limits": {"memory": "64Mi"}}}]});
         assert_eq!(size(json!({"medium": "Memory"}), open.clone(), "1Gi"), Some(1 << 30));
-        assert_eq!(size(json!({"medium": "Memory", "sizeLimit": "1Mi"}), limited.clone(), "1Gi"), Some(1 << 20));
+        assert_eq!(
+            size(json!({"medium": "Memory", "sizeLimit": "1Mi"}), limited.clone(), "1Gi"),
+            Some(1 << 20)
+        );
         assert_eq!(size(json!({"medium": "Memory", "sizeLimit": "1Gi"}), limited, "2Gi"), Some(64 << 20));
         assert_eq!(size(json!({"medium": "Memory", "sizeLimit": "0"}), open, "2Gi"), Some(2 << 30));
     }

@@ -28,9 +28,7 @@ use kube::Client;
 use self::content::{Content, Inputs};
 use self::ownership::Ownership;
 use self::tokens::Tokens;
-use crate::contracts::{
-    HostPath, MountedVolumes, ObjectSource, VolumeContext, VolumeError, VolumeManager,
-};
+use crate::contracts::{HostPath, MountedVolumes, ObjectSource, VolumeContext, VolumeError, VolumeManager};
 
 /// The volumes of one kubelet root directory.
 pub struct Volumes {

@@ -85,7 +85,8 @@ mod tests {
     #[test]
     fn all_keys_or_the_chosen_ones() {
         let object: ConfigMap =
-            serde_json::from_value(json!({"data": {"a": "1", "b": "22"}, "binaryData": {"c": "AAAA"}})).unwrap();
+            serde_json::from_value(json!({"data": {"a": "1", "b": "22"}, "binaryData": {"c": "AAAA"}}))
+                .unwrap();
         let all = Selection { items: &[], default_mode: 0o644, optional: false };
         assert_eq!(names(&config_map(&object, all).unwrap()), ["a:644:1", "b:644:2", "c:644:3"]);
         let chosen = items(json!([{"key": "b", "path": "dir/x", "mode": 256}, {"key": "a", "path": "y"}]));

@@ -46,7 +46,8 @@ pub(super) fn resolve(volume: &HostPath, sub_path: &str) -> Result<PathBuf, Stri
         })?);
     }
     let Some(last) = last else { return Ok(volume.path.clone()) };
-    std::fs::read_link(format!("/proc/self/fd/{}", last.as_raw_fd())).map_err(|error| failed(error.to_string()))
+    std::fs::read_link(format!("/proc/self/fd/{}", last.as_raw_fd()))
+        .map_err(|error| failed(error.to_string()))
 }
 
 fn open_beneath(root: &File, path: &Path) -> Result<OwnedFd, Errno> {
@@ -87,7 +88,10 @@ mod tests {
         symlink("../..", dir.path().join("up")).unwrap();
         for path in ["absolute/passwd", "up/etc", "../x", "/etc", "a/../b"] {
             let error = resolve(&volume(dir.path(), false), path).unwrap_err();
-            assert!(error.contains("leads out of the volume") || error.contains("must be relative"), "{error}");
+            assert!(
+                error.contains("leads out of the volume") || error.contains("must be relative"),
+                "{error}"
+            );
         }
         assert!(resolve(&volume(dir.path(), true), "missing").is_err());
     }

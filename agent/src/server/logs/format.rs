@@ -116,7 +116,8 @@ mod tests {
     fn filters_and_limit() {
         let stderr = LogOptions { stream: Some("stderr"), ..LogOptions::default() };
         assert_eq!(format(&stderr), "two\n");
-        let since = LogOptions { since: Some("2026-01-01T00:00:02Z".parse().unwrap()), ..LogOptions::default() };
+        let since =
+            LogOptions { since: Some("2026-01-01T00:00:02Z".parse().unwrap()), ..LogOptions::default() };
         assert_eq!(format(&since), "o\n\n");
         let limited = LogOptions { limit: Some(5), ..LogOptions::default() };
         assert_eq!(format(&limited), "one\nt");

@@ -48,7 +48,8 @@ pub(super) async fn answer(api: &Api, target: Target<'_>, query: &Query) -> Repl
     let reader = match LogReader::open(&container.log_path, options).await {
         Ok(reader) => reader,
         Err(error) => {
-            let message = format!("failed to try resolving symlinks in path {:?}: {error}", container.log_path);
+            let message =
+                format!("failed to try resolving symlinks in path {:?}: {error}", container.log_path);
             return reply::text(StatusCode::NOT_FOUND, message);
         }
     };
@@ -66,7 +67,9 @@ pub(super) async fn answer(api: &Api, target: Target<'_>, query: &Query) -> Repl
 fn stream(receiver: mpsc::Receiver<Result<Bytes, BodyError>>) -> Reply {
     let frames = ReceiverStream::new(receiver).map(|chunk| chunk.map(Frame::data));
     let mut response = Response::new(BodyExt::boxed(StreamBody::new(frames)));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }
 

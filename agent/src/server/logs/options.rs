@@ -30,7 +30,9 @@ impl LogOptions {
             None => Ok(None),
             Some(text) => match text.parse::<i64>() {
                 Ok(value) if value >= least => Ok(Some(value)),
-                Ok(value) => Err(format!("{name}: Invalid value: {value}: must be greater than or equal to {least}")),
+                Ok(value) => {
+                    Err(format!("{name}: Invalid value: {value}: must be greater than or equal to {least}"))
+                }
                 Err(_invalid) => Err(format!("{name}: Invalid value: {text:?}: must be an integer")),
             },
         };
@@ -38,17 +40,21 @@ impl LogOptions {
         let since_time = query.first(&["sinceTime"]).map(str::parse::<Timestamp>).transpose();
         let since_time = since_time.map_err(|error| format!("sinceTime: Invalid value: {error}"))?;
         if since_seconds.is_some() && since_time.is_some() {
-            return Err("sinceTime: Forbidden: at most one of `sinceTime` or `sinceSeconds` may be specified".to_owned());
+            return Err(
+                "sinceTime: Forbidden: at most one of `sinceTime` or `sinceSeconds` may be specified"
+                    .to_owned(),
+            );
         }
-        let since = since_time.or(since_seconds.and_then(|seconds| {
-            now.checked_sub(SignedDuration::from_secs(seconds)).ok()
-        }));
+        let since = since_time
+            .or(since_seconds.and_then(|seconds| now.checked_sub(SignedDuration::from_secs(seconds)).ok()));
         let stream = match query.first(&["stream"]) {
             None | Some("All") => None,
             Some("Stdout") => Some("stdout"),
             Some("Stderr") => Some("stderr"),
             Some(other) => {
-                return Err(format!("stream: Unsupported value: {other:?}: supported values: \"All\", \"Stdout\", \"Stderr\""));
+                return Err(format!(
+                    "stream: Unsupported value: {other:?}: supported values: \"All\", \"Stdout\", \"Stderr\""
+                ));
             }
         };
         let unsigned = |value: Option<i64>| value.and_then(|value| u64::try_from(value).ok());
@@ -75,7 +81,9 @@ mod tests {
 
     #[test]
     fn reads_what_kubectl_sends() {
-        let options = parse("follow=true&tailLines=5&sinceSeconds=60&timestamps=true&limitBytes=9&stream=Stderr").unwrap();
+        let options =
+            parse("follow=true&tailLines=5&sinceSeconds=60&timestamps=true&limitBytes=9&stream=Stderr")
+                .unwrap();
         assert!(options.follow && options.timestamps && !options.previous);
         assert_eq!((options.tail, options.limit, options.stream), (Some(5), Some(9), Some("stderr")));
         assert_eq!(options.since.unwrap().to_string(), "2026-01-01T00:00:00Z");

@@ -28,7 +28,13 @@ impl PodLookup for FakePods {
         })
     }
 
-    fn previous_container(&self, _: &str, pod: &str, _: Option<&str>, c: &str) -> Result<ContainerRef, LookupError> {
+    fn previous_container(
+        &self,
+        _: &str,
+        pod: &str,
+        _: Option<&str>,
+        c: &str,
+    ) -> Result<ContainerRef, LookupError> {
         Err(LookupError::NoPrevious { pod: pod.to_owned(), container: c.to_owned() })
     }
 
@@ -57,7 +63,8 @@ fn append(path: &Path, lines: std::ops::Range<u32>) {
 }
 
 async fn next_text(receiver: &mut mpsc::Receiver<Result<Bytes, BodyError>>) -> String {
-    let chunk = tokio::time::timeout(Duration::from_secs(10), receiver.recv()).await.expect("a chunk in time");
+    let chunk =
+        tokio::time::timeout(Duration::from_secs(10), receiver.recv()).await.expect("a chunk in time");
     String::from_utf8(chunk.expect("an open stream").unwrap().to_vec()).unwrap()
 }
 
@@ -112,7 +119,6 @@ async fn following_goes_on_after_rotation_and_ends_with_the_container() {
     assert!(tokio::time::timeout(Duration::from_secs(10), receiver.recv()).await.unwrap().is_none());
     task.await.unwrap().unwrap();
 }
-
 
 #[tokio::test]
 async fn a_client_that_goes_away_ends_the_task() {
