@@ -38,7 +38,7 @@ const BATCH: usize = 1024;
 
 /// What the proxy needs to know.
 #[derive(Clone, Debug)]
-pub(crate) struct ProxyConfig {
+pub struct ProxyConfig {
     /// Name of this node: endpoints on it are local.
     node_name: String,
     /// Processes below this cgroup2 directory are served.
@@ -51,7 +51,7 @@ pub(crate) struct ProxyConfig {
 
 impl ProxyConfig {
     /// From the agent's configuration; names the field that makes no sense.
-    pub(crate) fn new(section: &ProxySection, node_name: &str) -> Result<Self> {
+    pub fn new(section: &ProxySection, node_name: &str) -> Result<Self> {
         Ok(Self {
             node_name: node_name.to_owned(),
             cgroup_root: section.cgroup_root.clone(),
@@ -74,7 +74,7 @@ fn parse_ranges<'t>(texts: impl Iterator<Item = &'t str>) -> Result<Vec<Cidr>> {
 
 /// Runs until `cancel`; leaves the data plane working then. Returns early only where the data plane cannot be opened
 /// or attached, for a reason that waiting does not change.
-pub(crate) async fn run(
+pub async fn run(
     client: Client,
     config: ProxyConfig,
     events: EventRecorder,
