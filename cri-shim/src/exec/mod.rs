@@ -18,6 +18,8 @@ pub mod sync;
 pub mod tree;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::containerd::Client;
 
@@ -29,15 +31,29 @@ pub use self::streaming::{ContainerIo, Containers, Streamer};
 pub struct Executor {
     client: Client,
     dir: PathBuf,
+    names: Arc<Names>,
+}
+
+/// Ids of exec processes: those of this run of the program begin alike.
+struct Names {
+    run: String,
+    next: AtomicU64,
 }
 
 impl Executor {
     /// An executor that keeps its FIFOs below `state_dir`.
     pub fn new(client: Client, state_dir: &Path) -> Self {
-        Self { client, dir: state_dir.join("exec") }
+        let random = getrandom::u64().unwrap_or_else(|_none| crate::clock::now().unsigned_abs());
+        let names = Names { run: format!("{random:016x}-"), next: AtomicU64::new(0) };
+        Self { client, dir: state_dir.join("exec"), names: Arc::new(names) }
+    }
+
+    fn next_id(&self) -> String {
+        format!("{}{}", self.names.run, self.names.next.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Ends the exec processes that a former run of this program left behind: nobody reads their streams any more.
+    /// Those of this run are left alone, so it may come late.
     pub async fn recover(&self) {
         let dir = self.dir.clone();
         let left = tokio::task::spawn_blocking(move || fifo::left_behind(&dir)).await;
@@ -48,7 +64,7 @@ impl Executor {
             }
             Err(error) => return tracing::warn!(%error, "cannot look for old execs"),
         };
-        for (container, exec) in left {
+        for (container, exec) in left.into_iter().filter(|(_, exec)| !exec.starts_with(&self.names.run)) {
             match process::abandon(&self.client, &self.dir, &container, &exec).await {
                 Ok(()) => tracing::info!(container, exec, "ended an exec process of the last run"),
                 Err(error) => {

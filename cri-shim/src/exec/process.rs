@@ -15,6 +15,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tonic::Code;
 
+use super::Executor;
 use super::error::ExecError;
 use super::fifo::{self, Ends, Fifos, Wanted};
 use super::tree;
@@ -44,16 +45,15 @@ pub struct ExecProcess {
 impl ExecProcess {
     /// Starts `command` in `container`, with a terminal and input as asked.
     pub async fn start(
-        client: &Client,
-        dir: &Path,
+        executor: &Executor,
         container: &str,
         command: &[String],
         stdin: bool,
         terminal: bool,
     ) -> Result<(Self, Ends), ExecError> {
+        let Executor { client, dir, .. } = executor;
         let process = process_spec(client, container, command, terminal).await?;
-        let exec =
-            format!("{:016x}", getrandom::u64().unwrap_or_else(|_| crate::clock::now().unsigned_abs()));
+        let exec = executor.next_id();
         let wanted = Wanted { stdin, stderr: !terminal };
         let (fifos, ends) = Fifos::create(dir, container, &exec, wanted)?;
         let stdio = Stdio {

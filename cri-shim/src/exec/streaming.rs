@@ -72,9 +72,8 @@ impl<C> Streamer<C> {
 impl<C: Containers> Runtime for Streamer<C> {
     async fn exec(&self, request: ExecRequest, mut streams: Streams) -> Result<u32, RuntimeError> {
         let wanted = request.wanted;
-        let Executor { client, dir } = &self.executor;
         let (container, command) = (&request.container, &request.command);
-        let started = ExecProcess::start(client, dir, container, command, wanted.stdin, wanted.tty).await;
+        let started = ExecProcess::start(&self.executor, container, command, wanted.stdin, wanted.tty).await;
         let (process, ends) = match started {
             Ok(started) => started,
             Err(error) => return refuse(&error, &mut streams, wanted.tty).await,
@@ -120,6 +119,8 @@ impl<C: Containers> Runtime for Streamer<C> {
             () = gone.cancelled() => {}
             () = ended.cancelled() => drop(tokio::time::timeout(LAST_WORDS, output).await),
         }
+        // Also tells the other side that nobody is attached any more.
+        ended.cancel();
         Ok(())
     }
 

@@ -59,7 +59,7 @@ impl Executor {
         abandoned: CancellationToken,
     ) -> Result<ExecOutput, ExecError> {
         let begun = tokio::time::Instant::now();
-        let started = ExecProcess::start(&self.client, &self.dir, container, command, false, false).await;
+        let started = ExecProcess::start(self, container, command, false, false).await;
         let (process, ends) = started?;
         let moved = Moved::default();
         let stdout = collect(ends.stdout, moved.clone());

@@ -41,7 +41,7 @@ impl Containerd {
     fn wait_until_listening(&self) {
         let begun = Instant::now();
         while std::os::unix::net::UnixStream::connect(self.socket()).is_err() {
-            let log = || std::fs::read_to_string(self.dir().join("log")).unwrap_or_default();
+            let log = || std::fs::read_to_string(self.dir().join("containerd.log")).unwrap_or_default();
             assert!(begun.elapsed() < Duration::from_secs(20), "containerd does not start: {}", log());
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -84,7 +84,7 @@ impl Drop for Containerd {
 }
 
 fn spawn(dir: &Path) -> Child {
-    let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).expect("log");
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("containerd.log")).expect("log");
     Command::new("containerd")
         .arg("--config")
         .arg(dir.join("config.toml"))

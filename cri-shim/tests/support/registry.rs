@@ -132,6 +132,12 @@ impl Registry {
         self.state.lock().expect("unpoisoned").broken.push(format!("{name}/blobs/{digest}"));
     }
 
+    /// Serves other bytes under a blob's digest.
+    pub fn replace_blob(&self, name: &str, digest: &str, bytes: Vec<u8>) {
+        let object = ("application/octet-stream".to_owned(), Bytes::from(bytes));
+        self.state.lock().expect("unpoisoned").objects.insert(format!("{name}/blobs/{digest}"), object);
+    }
+
     /// Asks for a token that only these credentials get.
     pub fn protect(&self, user: &str, password: &str) {
         use base64::Engine;
