@@ -1,39 +1,10 @@
-//! `keelson-cri`: CRI v1 on containerd.
-//!
-//! In reading order: [`config`]; [`runtime`] (what every operation works with) over [`state`], [`journal`] and
-//! [`containerd`]; [`sandbox`] and [`container`] (the operations), [`exits`] and [`recovery`] (what happens by itself),
-//! [`network`], [`logs`], [`stats`], [`host`]; [`images`], [`exec`] with [`attach`]; [`service`] and [`status`] (gRPC), [`serve`].
-//! It knows no Pod, Service or API server: only what CRI requests say.
-
-mod attach;
-mod clock;
-mod config;
-mod container;
-mod containerd;
-mod error;
-mod events;
-mod exec;
-mod exits;
-mod facts;
-mod flight;
-mod host;
-mod images;
-mod journal;
-mod logs;
-mod network;
-mod recovery;
-mod runtime;
-mod sandbox;
-mod serve;
-mod service;
-mod state;
-mod stats;
-mod status;
+//! `keelson-cri`: reads its configuration, installs tracing, serves until a signal.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use keelson_cri::{config, serve};
 
 /// CRI v1 server on containerd.
 #[derive(Debug, Parser)]

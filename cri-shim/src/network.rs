@@ -67,7 +67,7 @@ impl Network {
                         Ok(list) => tracing::info!(network = list.name, "pod network configured"),
                         Err(reason) => tracing::warn!(reason, "no pod network"),
                     }
-                    sender.send_replace(loaded);
+                    drop(sender.send_replace(loaded));
                 }
             }
         });

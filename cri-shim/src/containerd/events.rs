@@ -1,11 +1,19 @@
 //! containerd's event stream, reduced to the two events that change a container: an exit and an OOM kill.
 
+use std::time::Duration;
+
 use containerd_client::events::{TaskExit, TaskOom};
-use containerd_client::services::v1::SubscribeRequest;
+use containerd_client::services::v1::{PublishRequest, SubscribeRequest};
 use prost::Message;
 
 use super::tasks::Exit;
 use super::{Client, ContainerdError, METADATA_DEADLINE, call};
+
+/// Topic of an event of our own: containerd answers a subscription only with its first event, and until then it is not
+/// known whether the subscription is in force.
+const LISTENING: &str = "/keelson/listening";
+/// Pause between two of them.
+const ANNOUNCEMENT: Duration = Duration::from_millis(20);
 
 /// Something that happened to a task of our namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,15 +41,33 @@ pub struct TaskEvents {
 impl Client {
     /// Subscribes to the events of our namespace. What happened before is not repeated: list after subscribing.
     pub async fn subscribe(&self) -> Result<TaskEvents, ContainerdError> {
-        let topics = ["/tasks/exit", "/tasks/oom"];
+        const NAME: &str = "Events.Subscribe";
+        let topics = ["/tasks/exit", "/tasks/oom", LISTENING];
         let filters = topics
             .iter()
             .map(|topic| format!("topic==\"{topic}\",namespace==\"{}\"", self.namespace()))
             .collect();
-        let request = SubscribeRequest { filters };
-        let stream =
-            call("Events.Subscribe", "", METADATA_DEADLINE, self.events_client().subscribe(request)).await?;
+        let mut client = self.events_client();
+        let answer = client.subscribe(SubscribeRequest { filters });
+        tokio::pin!(answer);
+        let listening = async {
+            loop {
+                // Cancel-safe: the answer is polled again, a publication that is cut off is repeated.
+                tokio::select! {
+                    answer = &mut answer => return answer,
+                    () = self.announce() => tokio::time::sleep(ANNOUNCEMENT).await,
+                }
+            }
+        };
+        let stream = call(NAME, "", METADATA_DEADLINE, listening).await?;
         Ok(TaskEvents { stream })
+    }
+
+    /// Publishes an event that only we listen for. Whether it arrives is what counts, so its own answer does not.
+    async fn announce(&self) {
+        let event = prost_types::Any { type_url: "keelson.Listening".to_owned(), value: Vec::new() };
+        let request = PublishRequest { topic: LISTENING.to_owned(), event: Some(event) };
+        drop(call("Events.Publish", LISTENING, METADATA_DEADLINE, self.events_client().publish(request)).await);
     }
 }
 

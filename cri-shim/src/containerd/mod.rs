@@ -12,7 +12,7 @@ pub mod options;
 pub mod snapshots;
 pub mod tasks;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use containerd_client::services::v1::containers_client::ContainersClient;
@@ -60,7 +60,6 @@ pub struct Client {
     channel: Channel,
     headers: Headers,
     namespace: String,
-    socket: PathBuf,
 }
 
 impl Client {
@@ -80,18 +79,12 @@ impl Client {
             channel,
             headers: Headers { namespace: header },
             namespace: namespace.to_owned(),
-            socket: socket.to_owned(),
         })
     }
 
     /// The containerd namespace that every call works in.
     pub fn namespace(&self) -> &str {
         &self.namespace
-    }
-
-    /// The socket this handle talks to.
-    pub fn socket(&self) -> &Path {
-        &self.socket
     }
 
     /// containerd's version, which is also the probe that it is there.

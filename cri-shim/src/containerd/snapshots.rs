@@ -3,8 +3,7 @@
 use std::collections::HashMap;
 
 use containerd_client::services::v1::snapshots::{
-    Info, ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest,
-    StatSnapshotRequest, UsageRequest, UsageResponse,
+    Info, ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, UsageRequest, UsageResponse,
 };
 use containerd_client::types::Mount;
 
@@ -41,16 +40,6 @@ impl Client {
         let answer =
             call("Snapshots.Mounts", key, METADATA_DEADLINE, self.snapshots_client().mounts(request)).await?;
         Ok(answer.mounts)
-    }
-
-    /// What is known of the snapshot `key`, when it exists.
-    pub async fn snapshot_info(&self, key: &str) -> Result<Option<Info>, ContainerdError> {
-        let request = StatSnapshotRequest { snapshotter: SNAPSHOTTER.to_owned(), key: key.to_owned() };
-        match call("Snapshots.Stat", key, METADATA_DEADLINE, self.snapshots_client().stat(request)).await {
-            Ok(answer) => Ok(answer.info),
-            Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => Err(error),
-        }
     }
 
     /// Removes the snapshot `key`; one that is gone is fine.

@@ -143,7 +143,8 @@ impl Cri {
 
     /// Runs a sandbox.
     pub async fn run(&self, pod: &v1::PodSandboxConfig) -> Result<String, tonic::Status> {
-        let request = v1::RunPodSandboxRequest { config: Some(pod.clone()), ..v1::RunPodSandboxRequest::default() };
+        let request =
+            v1::RunPodSandboxRequest { config: Some(pod.clone()), ..v1::RunPodSandboxRequest::default() };
         Ok(self.runtime().run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
     }
 
@@ -169,7 +170,13 @@ impl Cri {
     }
 
     /// Makes and starts a container that runs a shell script.
-    pub async fn script(&self, sandbox: &str, pod: &v1::PodSandboxConfig, name: &str, script: &str) -> String {
+    pub async fn script(
+        &self,
+        sandbox: &str,
+        pod: &v1::PodSandboxConfig,
+        name: &str,
+        script: &str,
+    ) -> String {
         let id = self.create(sandbox, pod, shell(name, script)).await.expect("created");
         self.launch(&id).await.expect("started");
         id
@@ -249,7 +256,8 @@ impl Cri {
         let marker = dir.join("cri").display().to_string();
         let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
         assert!(!mounts.contains(&marker), "{mounts}");
-        let client = keelson_cri::containerd::Client::new(&self.containerd.socket(), "keelson").expect("client");
+        let client =
+            keelson_cri::containerd::Client::new(&self.containerd.socket(), "keelson").expect("client");
         assert!(client.containers(Vec::new()).await.expect("listed").is_empty());
         assert!(client.tasks().await.expect("listed").is_empty());
         let ours = vec![format!("labels.\"{}\"", keelson_cri::runtime::KIND_LABEL)];
@@ -261,7 +269,9 @@ impl Cri {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         for cgroup in self.cgroups() {
-            let left = walk(&cgroup).into_iter().filter(|path| path.components().count() > cgroup.components().count() + 1);
+            let left = walk(&cgroup)
+                .into_iter()
+                .filter(|path| path.components().count() > cgroup.components().count() + 1);
             assert_eq!(left.collect::<Vec<_>>(), Vec::<PathBuf>::new(), "cgroups are left");
         }
     }
@@ -375,7 +385,10 @@ fn spawn(dir: &Path) -> Child {
 
 fn push_busybox(registry: &Registry) {
     let busybox = std::fs::read("/bin/busybox").expect("busybox-static is installed");
-    let programs = ["sh", "cat", "echo", "sleep", "id", "hostname", "head", "env", "kill", "ls", "tr", "dd", "mount"];
+    let programs = [
+        "sh", "cat", "echo", "sleep", "id", "hostname", "head", "env", "kill", "ls", "tr", "dd", "mount",
+        "stty", "mkdir", "httpd",
+    ];
     let mut archive = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
     header.set_size(busybox.len() as u64);
@@ -425,8 +438,10 @@ fn walk(directory: &Path) -> Vec<PathBuf> {
 }
 
 fn members(cgroup: &Path) -> Vec<nix::unistd::Pid> {
-    let text: String =
-        walk(cgroup).iter().filter_map(|path| std::fs::read_to_string(path.join("cgroup.procs")).ok()).collect();
+    let text: String = walk(cgroup)
+        .iter()
+        .filter_map(|path| std::fs::read_to_string(path.join("cgroup.procs")).ok())
+        .collect();
     text.lines().filter_map(|pid| pid.parse().ok()).map(nix::unistd::Pid::from_raw).collect()
 }
 
