@@ -7,12 +7,14 @@ use std::{sync::Arc, time::Duration};
 
 use control_decide::{
     adoption::{Claim, claim, controller_reference},
-    deployment::{Action, Collision, Observed, ReplicaSetUpdate, Resize, plan, resolve_collision},
+    deployment::{
+        Action, Collision, Observed, ReplicaSetUpdate, Resize, creation_failed, plan, resolve_collision,
+    },
     object::{controller_of, is_controlled_by, uid},
     selector,
 };
 use k8s_openapi::api::{
-    apps::v1::{Deployment, ReplicaSet},
+    apps::v1::{Deployment, DeploymentStatus, ReplicaSet},
     core::v1::Pod,
 };
 use kube::api::{DeleteParams, PostParams};
@@ -238,22 +240,28 @@ impl Apply<'_> {
                 let existing = call(|| format!("get ReplicaSet {key}"), api.get(&key.name)).await?;
                 match resolve_collision(self.deployment, &existing) {
                     Collision::Ours => Ok(true),
-                    Collision::Retry(status) => self.count_collision(*status).await.map(|()| false),
+                    Collision::Retry(status) => self.write_status(*status).await.map(|()| false),
                 }
             }
             Err(error) if error.is_namespace_terminating() => Ok(false),
             Err(error) => {
-                let message = format!("Failed to create new replica set {:?}: {}", key.name, error.message());
-                self.tell(Severity::Warning, "ReplicaSetCreateError", message);
+                self.tell_failure(&key.name, &error).await?;
                 Err(error)
             }
         }
     }
 
-    async fn count_collision(
-        &self,
-        status: k8s_openapi::api::apps::v1::DeploymentStatus,
-    ) -> Result<(), WriteError> {
+    async fn tell_failure(&self, name: &str, error: &WriteError) -> Result<(), WriteError> {
+        let message = error.message();
+        if let Some(status) = creation_failed(self.deployment, name, &message, now()) {
+            self.write_status(status).await?;
+        }
+        let message = format!("Failed to create new replica set {name:?}: {message}");
+        self.tell(Severity::Warning, "ReplicaSetCreateError", message);
+        Ok(())
+    }
+
+    async fn write_status(&self, status: DeploymentStatus) -> Result<(), WriteError> {
         let metadata = &self.deployment.metadata;
         let version = metadata.resource_version.as_deref();
         let patch = status_patch(version, self.deployment.status.as_ref(), &status);

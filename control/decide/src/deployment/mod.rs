@@ -29,6 +29,7 @@ pub use self::{
     history::{Collision, DESIRED_REPLICAS, MAX_REPLICAS, REVISION, resolve_collision},
     replica_set::{POD_TEMPLATE_HASH, template_hash},
     sizes::Sizes,
+    status::creation_failed,
 };
 use crate::object::{self, StringMap};
 

@@ -4,7 +4,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
-    api::apps::v1::{DeploymentCondition, DeploymentStatus, ReplicaSet},
+    api::apps::v1::{Deployment, DeploymentCondition, DeploymentStatus, ReplicaSet},
     apimachinery::pkg::apis::meta::v1::Time,
 };
 
@@ -47,6 +47,29 @@ fn set_condition(status: &mut DeploymentStatus, mut wanted: DeploymentCondition)
     }
     remove_condition(status, &wanted.type_);
     status.conditions.get_or_insert_default().push(wanted);
+}
+
+/// The status that tells why the new ReplicaSet could not be created; `None` when it is told already, or
+/// the Deployment has no deadline and so reports no progress.
+pub fn creation_failed(
+    deployment: &Deployment,
+    set_name: &str,
+    error: &str,
+    now: Timestamp,
+) -> Option<DeploymentStatus> {
+    deployment.spec.as_ref()?.progress_deadline_seconds.filter(|seconds| *seconds != i32::MAX)?;
+    let mut status = deployment.status.clone().unwrap_or_default();
+    let now = Time(whole_seconds(now));
+    let failure = DeploymentCondition {
+        type_: PROGRESSING.into(),
+        status: "False".into(),
+        reason: Some("ReplicaSetCreateError".into()),
+        message: Some(format!("Failed to create new replica set \"{set_name}\": {error}")),
+        last_transition_time: Some(now.clone()),
+        last_update_time: Some(now),
+    };
+    set_condition(&mut status, failure);
+    (deployment.status.as_ref() != Some(&status)).then_some(status)
 }
 
 impl Context<'_> {

@@ -1,0 +1,6 @@
+//! The controllers and the scheduler against a real API server, with a node that only pretends to run pods.
+
+mod harness;
+mod lifecycle;
+mod rollout;
+mod scheduling;
