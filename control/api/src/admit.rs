@@ -29,11 +29,7 @@ pub fn service_account_name(pod: &Value) -> &str {
 /// What admission adds to a new pod. `service_account` is the object of [`service_account_name`] in the pod's
 /// namespace; pods from another source (static pods' mirrors) pass without one. `volume_suffix` is five characters of
 /// [`crate::meta::NAME_ALPHABET`].
-pub fn pod(
-    pod: &mut Value,
-    service_account: Option<&Value>,
-    volume_suffix: &str,
-) -> Result<(), ApiError> {
+pub fn pod(pod: &mut Value, service_account: Option<&Value>, volume_suffix: &str) -> Result<(), ApiError> {
     let is_mirror = pod.pointer("/metadata/annotations/kubernetes.io~1config.mirror").is_some();
     if !is_mirror {
         add_service_account(pod, service_account, volume_suffix)?;
@@ -87,7 +83,9 @@ fn add_service_account(
     let name = service_account_name(pod).to_owned();
     let Some(account) = account else {
         let namespace = text(pod, "/metadata/namespace");
-        let why = format!("error looking up service account {namespace}/{name}: serviceaccount \"{name}\" not found");
+        let why = format!(
+            "error looking up service account {namespace}/{name}: serviceaccount \"{name}\" not found"
+        );
         let pods = kinds::find("", "v1", "pods");
         let shown = match text(pod, "/metadata/name") {
             "" => text(pod, "/metadata/generateName"),
@@ -201,8 +199,7 @@ pub fn namespace_open(
         return Ok(());
     }
     let name = text(namespace, "/metadata/name");
-    let why =
-        format!("unable to create new content in namespace {name} because it is being terminated");
+    let why = format!("unable to create new content in namespace {name} because it is being terminated");
     let mut error = ApiError::forbidden(info, object_name, &why);
     error.causes.push(crate::status::Cause {
         reason: "NamespaceTerminating".to_owned(),
@@ -212,14 +209,14 @@ pub fn namespace_open(
     Err(error)
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn pods_get_token_tolerations_and_priority() {
-        let mut object = json!({"metadata": {"name": "p", "namespace": "d"}, "spec": {"containers": [{"name": "a"}]}});
+        let mut object =
+            json!({"metadata": {"name": "p", "namespace": "d"}, "spec": {"containers": [{"name": "a"}]}});
         let account = json!({"imagePullSecrets": [{"name": "s"}]});
         pod(&mut object, Some(&account), "abcde").unwrap();
         let spec = &object["spec"];
@@ -229,7 +226,10 @@ mod tests {
             spec["containers"][0]["volumeMounts"],
             json!([{"name": "kube-api-access-abcde", "readOnly": true, "mountPath": TOKEN_PATH}])
         );
-        assert_eq!(spec["volumes"][0]["projected"]["sources"][0]["serviceAccountToken"]["expirationSeconds"], 3607);
+        assert_eq!(
+            spec["volumes"][0]["projected"]["sources"][0]["serviceAccountToken"]["expirationSeconds"],
+            3607
+        );
         assert_eq!(spec["tolerations"].as_array().unwrap().len(), 2);
         let before = object.clone();
         pod(&mut object, Some(&account), "zzzzz").unwrap();
@@ -241,7 +241,8 @@ mod tests {
 
     #[test]
     fn quality_of_service_follows_resources() {
-        let class = |resources: Value| qos_class(&json!({"spec": {"containers": [{"resources": resources}]}}));
+        let class =
+            |resources: Value| qos_class(&json!({"spec": {"containers": [{"resources": resources}]}}));
         assert_eq!(class(json!({})), "BestEffort");
         assert_eq!(class(json!({"requests": {"cpu": "1"}})), "Burstable");
         let full = json!({"cpu": "1", "memory": "1Gi"});
@@ -254,6 +255,9 @@ mod tests {
         let mut object = json!({"metadata": {"name": "n"}});
         node(&mut object);
         node(&mut object);
-        assert_eq!(object["spec"]["taints"], json!([{"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}]));
+        assert_eq!(
+            object["spec"]["taints"],
+            json!([{"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}])
+        );
     }
 }

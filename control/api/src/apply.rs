@@ -46,7 +46,8 @@ pub fn apply(
     force: bool,
 ) -> Result<Value, ApiError> {
     let shape = shape_of(info)?;
-    if declared.pointer("/metadata/managedFields").is_some_and(|m| m.as_array().is_none_or(|m| !m.is_empty())) {
+    if declared.pointer("/metadata/managedFields").is_some_and(|m| m.as_array().is_none_or(|m| !m.is_empty()))
+    {
         return Err(ApiError::bad_request("metadata.managedFields must be nil"));
     }
     let nothing = empty(info, declared);
@@ -59,9 +60,8 @@ pub fn apply(
     }
     let wanted = FieldSet::of(shape, declared).restricted(info, author.subresource);
     let key = Entry::new(info, author, "Apply", wanted.clone());
-    let conflicts = managed.conflicts(&key, |path| {
-        fields::get(live_or_nothing, path) != fields::get(declared, path)
-    });
+    let conflicts =
+        managed.conflicts(&key, |path| fields::get(live_or_nothing, path) != fields::get(declared, path));
     if !conflicts.is_empty() && !force {
         return Err(conflict_error(info, meta::name(declared), &conflicts));
     }

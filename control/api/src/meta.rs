@@ -78,8 +78,8 @@ pub fn prepare_create(
 ) -> Result<(), ApiError> {
     set_type(info, object)?;
     first_status(info, object);
-    let metadata = ensure_map(object, "metadata")
-        .ok_or_else(|| ApiError::bad_request("metadata must be an object"))?;
+    let metadata =
+        ensure_map(object, "metadata").ok_or_else(|| ApiError::bad_request("metadata must be an object"))?;
     set_namespace(info, metadata, namespace)?;
     if !string(metadata, "resourceVersion").is_empty() {
         return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));

@@ -25,9 +25,8 @@ const MAX_COPIED_BYTES: usize = 3 << 20;
 pub fn json_patch(info: &ResourceInfo, current: &Value, patch: &Value) -> Result<Value, ApiError> {
     let operations = patch.as_array().map_or(0, Vec::len);
     if operations > MAX_OPERATIONS {
-        let message = format!(
-            "The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {operations}"
-        );
+        let message =
+            format!("The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {operations}");
         return Err(ApiError::new(Reason::RequestEntityTooLarge, message));
     }
     let parsed: json_patch::Patch = serde_json::from_value(patch.clone())

@@ -120,8 +120,7 @@ impl fmt::Display for Quantity {
         if self.nanos == 0 {
             return write!(f, "0");
         }
-        let suffixes =
-            [("E", 18_u32), ("P", 15), ("T", 12), ("G", 9), ("M", 6), ("k", 3), ("", 0)];
+        let suffixes = [("E", 18_u32), ("P", 15), ("T", 12), ("G", 9), ("M", 6), ("k", 3), ("", 0)];
         for (suffix, power) in suffixes {
             let unit = NANO * 10_i128.pow(power);
             if self.nanos % unit == 0 {

@@ -40,9 +40,7 @@ pub fn write(info: &ResourceInfo, object: &Value, scale: &Value) -> Result<Value
     let name = text(object, "/metadata/name");
     let asked = text(scale, "/metadata/name");
     if !asked.is_empty() && asked != name {
-        let why = format!(
-            "the name of the object ({asked}) does not match the name on the URL ({name})"
-        );
+        let why = format!("the name of the object ({asked}) does not match the name on the URL ({name})");
         return Err(ApiError::bad_request(why));
     }
     let version = text(scale, "/metadata/resourceVersion");
@@ -51,8 +49,7 @@ pub fn write(info: &ResourceInfo, object: &Value, scale: &Value) -> Result<Value
     }
     let replicas = int(scale, "/spec/replicas").unwrap_or(0);
     if replicas < 0 {
-        let error =
-            FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
+        let error = FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
         return Err(ApiError::invalid(info, name, &[error]));
     }
     let mut out = object.clone();

@@ -149,11 +149,9 @@ impl Requirement {
         if let Some(key) = part.strip_prefix('!') {
             return Self::new(key, Test::NotExists);
         }
-        for (operator, make) in [
-            ("!=", Test::NotEquals as fn(String) -> Test),
-            ("==", Test::Equals),
-            ("=", Test::Equals),
-        ] {
+        for (operator, make) in
+            [("!=", Test::NotEquals as fn(String) -> Test), ("==", Test::Equals), ("=", Test::Equals)]
+        {
             if let Some((key, wanted)) = part.split_once(operator) {
                 let wanted = wanted.trim();
                 if let Some(why) = names::label_value(wanted) {
@@ -165,8 +163,9 @@ impl Requirement {
         for (operator, make) in [('>', Test::GreaterThan as fn(i64) -> Test), ('<', Test::LessThan)] {
             if let Some((key, bound)) = part.split_once(operator) {
                 let bound = bound.trim();
-                let number =
-                    bound.parse().map_err(|_not_a_number| format!("for 'Gt', 'Lt' operators, the value must be an integer: {bound:?}"));
+                let number = bound.parse().map_err(|_not_a_number| {
+                    format!("for 'Gt', 'Lt' operators, the value must be an integer: {bound:?}")
+                });
                 return Self::new(key, make(number?));
             }
         }
@@ -210,7 +209,9 @@ impl Requirement {
             "Exists" => Test::Exists,
             "DoesNotExist" => Test::NotExists,
             other => {
-                return Err(ApiError::bad_request(format!("{other:?} is not a valid label selector operator")));
+                return Err(ApiError::bad_request(format!(
+                    "{other:?} is not a valid label selector operator"
+                )));
             }
         };
         Ok(Self { key, test })

@@ -407,12 +407,7 @@ impl FieldError {
         Self::with(FieldErrorKind::TooLong, field, Value::Null, detail)
     }
 
-    fn with(
-        kind: FieldErrorKind,
-        field: impl Into<String>,
-        value: Value,
-        detail: impl Into<String>,
-    ) -> Self {
+    fn with(kind: FieldErrorKind, field: impl Into<String>, value: Value, detail: impl Into<String>) -> Self {
         Self { kind, field: field.into(), value, detail: detail.into() }
     }
 

@@ -64,7 +64,8 @@ const fn wide(name: &'static str, description: &'static str) -> Column {
     Column { priority: 1, ..text_column(name, description) }
 }
 
-const NAME: Column = Column { format: "name", ..text_column("Name", "Name of the object, unique within its namespace.") };
+const NAME: Column =
+    Column { format: "name", ..text_column("Name", "Name of the object, unique within its namespace.") };
 const AGE: Column = text_column("Age", "Time since the object was created.");
 
 /// How one kind is printed.

@@ -265,7 +265,9 @@ pub(super) fn key_element(rule: &Rule, item: &Value) -> String {
 
 /// Whether a list's element has the keys of a path element.
 pub(super) fn has_keys(element: &str, item: &Value) -> bool {
-    let Some(Ok(Value::Object(keys))) = element.strip_prefix("k:").map(serde_json::from_str) else { return false };
+    let Some(Ok(Value::Object(keys))) = element.strip_prefix("k:").map(serde_json::from_str) else {
+        return false;
+    };
     keys.iter().all(|(key, wanted)| match item.get(key) {
         Some(found) => found == wanted,
         None => wanted.is_null() || (key == "protocol" && wanted == "TCP"),

@@ -117,7 +117,11 @@ impl Managed {
     }
 
     /// Fields `entry` wants to change that others own: `(owner, path)`.
-    pub(super) fn conflicts(&self, entry: &Entry, changes: impl Fn(&[String]) -> bool) -> Vec<(Entry, Vec<String>)> {
+    pub(super) fn conflicts(
+        &self,
+        entry: &Entry,
+        changes: impl Fn(&[String]) -> bool,
+    ) -> Vec<(Entry, Vec<String>)> {
         let mut found = Vec::new();
         for owner in self.0.iter().filter(|e| !e.is_of(entry)) {
             entry.fields.for_each(&mut Vec::new(), &mut |path| {

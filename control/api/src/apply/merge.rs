@@ -10,7 +10,9 @@ use crate::{
 
 /// `live` with the fields in `wanted` set as `declared` has them.
 pub(super) fn structs(shape: &Shape, live: &Value, declared: &Value, wanted: &FieldSet) -> Value {
-    let (Some(live), Some(declared)) = (live.as_object(), declared.as_object()) else { return declared.clone() };
+    let (Some(live), Some(declared)) = (live.as_object(), declared.as_object()) else {
+        return declared.clone();
+    };
     let mut out = live.clone();
     for (name, value) in declared {
         let Some(below) = wanted.child(&format!("f:{name}")) else { continue };
@@ -53,7 +55,9 @@ fn keyed(of: Ty, rule: &Rule, live: &[Value], declared: &[Value], wanted: &Field
     for item in declared {
         let element = key_element(rule, item);
         match (out.iter_mut().find(|found| has_keys(&element, found)), of, wanted.child(&element)) {
-            (Some(slot), Ty::Object(index), Some(below)) => *slot = structs(Shape::at(index), slot, item, below),
+            (Some(slot), Ty::Object(index), Some(below)) => {
+                *slot = structs(Shape::at(index), slot, item, below)
+            }
             (Some(slot), ..) => *slot = item.clone(),
             (None, ..) => out.push(item.clone()),
         }

@@ -26,7 +26,8 @@ fn containers(list: &Value) -> Value {
 
 #[test]
 fn creating_records_the_owner() {
-    let declared = deployment(&containers(&json!([{"name": "a", "image": "x", "ports": [{"containerPort": 80}]}])));
+    let declared =
+        deployment(&containers(&json!([{"name": "a", "image": "x", "ports": [{"containerPort": 80}]}])));
     let object = apply(info(), None, &declared, &author("me"), false).unwrap();
     assert_eq!(object["spec"], declared["spec"]);
     assert_eq!(
@@ -42,7 +43,9 @@ fn creating_records_the_owner() {
 
 #[test]
 fn what_is_no_longer_declared_goes() {
-    let first = deployment(&json!({"replicas": 3, "template": {"spec": {"containers": [{"name": "a", "image": "x"}, {"name": "b"}]}}}));
+    let first = deployment(
+        &json!({"replicas": 3, "template": {"spec": {"containers": [{"name": "a", "image": "x"}, {"name": "b"}]}}}),
+    );
     let live = apply(info(), None, &first, &author("me"), false).unwrap();
     let second = deployment(&containers(&json!([{"name": "a"}])));
     let object = apply(info(), Some(&live), &second, &author("me"), false).unwrap();
@@ -55,20 +58,26 @@ fn other_managers_fields_conflict_and_can_be_forced() {
     let other = deployment(&json!({"replicas": 5}));
     let error = apply(info(), Some(&live), &other, &author("hpa"), false).unwrap_err();
     assert_eq!(error.code(), 409);
-    assert_eq!(error.message, "Apply failed with 1 conflict: conflict with \"me\" using apps/v1: .spec.replicas");
+    assert_eq!(
+        error.message,
+        "Apply failed with 1 conflict: conflict with \"me\" using apps/v1: .spec.replicas"
+    );
     assert_eq!(error.causes[0].reason, "FieldManagerConflict");
     let forced = apply(info(), Some(&live), &other, &author("hpa"), true).unwrap();
     assert_eq!(forced["spec"]["replicas"], 5);
     let left = apply(info(), Some(&forced), &deployment(&json!({})), &author("me"), false).unwrap();
     assert_eq!(left["spec"]["replicas"], 5, "no longer mine to remove");
-    let same = apply(info(), Some(&live), &deployment(&json!({"replicas": 3})), &author("hpa"), false).unwrap();
+    let same =
+        apply(info(), Some(&live), &deployment(&json!({"replicas": 3})), &author("hpa"), false).unwrap();
     let left = apply(info(), Some(&same), &deployment(&json!({})), &author("me"), false).unwrap();
     assert_eq!(left["spec"]["replicas"], 3, "the other owner keeps it");
 }
 
 #[test]
 fn ordinary_writes_take_over_what_they_change() {
-    let live = apply(info(), None, &deployment(&json!({"replicas": 3, "paused": true})), &author("me"), false).unwrap();
+    let live =
+        apply(info(), None, &deployment(&json!({"replicas": 3, "paused": true})), &author("me"), false)
+            .unwrap();
     let mut new = live.clone();
     new["spec"]["replicas"] = json!(4);
     track_update(info(), &live, &mut new, &author("scaler"));
@@ -77,7 +86,9 @@ fn ordinary_writes_take_over_what_they_change() {
             .unwrap_err();
     assert_eq!(
         error.message,
-        format!("Apply failed with 1 conflict: conflict with \"scaler\" using apps/v1 at {NOW}: .spec.replicas")
+        format!(
+            "Apply failed with 1 conflict: conflict with \"scaler\" using apps/v1 at {NOW}: .spec.replicas"
+        )
     );
     let mut untracked = deployment(&json!({"replicas": 1}));
     let old = untracked.clone();
@@ -88,9 +99,11 @@ fn ordinary_writes_take_over_what_they_change() {
 #[test]
 fn untracked_objects_belong_to_whoever_was_before() {
     let live = deployment(&json!({"replicas": 1, "paused": true}));
-    let error = apply(info(), Some(&live), &deployment(&json!({"replicas": 2})), &author("me"), false).unwrap_err();
+    let error =
+        apply(info(), Some(&live), &deployment(&json!({"replicas": 2})), &author("me"), false).unwrap_err();
     assert!(error.message.contains("conflict with \"before-first-apply\""), "{error}");
-    let object = apply(info(), Some(&live), &deployment(&json!({"replicas": 1})), &author("me"), false).unwrap();
+    let object =
+        apply(info(), Some(&live), &deployment(&json!({"replicas": 1})), &author("me"), false).unwrap();
     assert_eq!(object["spec"], live["spec"]);
     assert_eq!(object["metadata"]["managedFields"].as_array().unwrap().len(), 2);
 }

@@ -94,9 +94,13 @@ fn services_secrets_namespaces() {
 
 #[test]
 fn pull_policy_follows_the_tag() {
-    for (image, latest) in
-        [("nginx", true), ("nginx:latest", true), ("nginx:1.17", false), ("h:5000/nginx", true), ("x@sha256:ab", false)]
-    {
+    for (image, latest) in [
+        ("nginx", true),
+        ("nginx:latest", true),
+        ("nginx:1.17", false),
+        ("h:5000/nginx", true),
+        ("x@sha256:ab", false),
+    ] {
         assert_eq!(pod::has_latest_tag(image), latest, "{image}");
     }
 }

@@ -2,7 +2,6 @@
 
 use super::shape::{Rule, Shape, Ty::{Any, Bool, Bytes, Int32, Int64, IntOrString, List, Map, MicroTime, Object, Quantity, Text, Time}, atomic, f, r};
 
-#[rustfmt::skip]
 pub(crate) static SHAPES: [Shape; 244] = [
     Shape { name: "io.k8s.api.apps.v1.Deployment", atomic: false, fields: &[
         f("apiVersion", Text),

@@ -193,9 +193,10 @@ fn mark(info: &ResourceInfo, old: &Value, grace: i64, finalizers: Vec<Value>, no
 }
 
 fn add_seconds(now: &str, seconds: i64) -> String {
-    let later = now.parse::<jiff::Timestamp>().ok().and_then(|t| {
-        t.checked_add(jiff::SignedDuration::from_secs(seconds)).ok()
-    });
+    let later = now
+        .parse::<jiff::Timestamp>()
+        .ok()
+        .and_then(|t| t.checked_add(jiff::SignedDuration::from_secs(seconds)).ok());
     later.map_or_else(|| now.to_owned(), |t| t.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
 }
 

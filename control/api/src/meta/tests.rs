@@ -69,7 +69,8 @@ fn stale_updates_are_refused() {
 #[test]
 fn running_pods_get_their_grace_and_others_do_not() {
     let info = kinds::find("", "v1", "pods").unwrap();
-    let mut pod = json!({"metadata": {"name": "p", "uid": "u"}, "spec": {"terminationGracePeriodSeconds": 30}});
+    let mut pod =
+        json!({"metadata": {"name": "p", "uid": "u"}, "spec": {"terminationGracePeriodSeconds": 30}});
     let now = "2026-01-02T03:04:05Z";
     let options = DeleteOptions::default();
     assert_eq!(delete(info, &pod, &options, now).unwrap(), Deletion::Remove);

@@ -268,8 +268,7 @@ fn answers(operation: &mut Value, codes: &[&str], definition: &str) {
             "201" => "Created",
             _ => "Accepted",
         };
-        operation["responses"][*code] =
-            json!({ "description": description, "schema": { "$ref": format!("#/definitions/{definition}") } });
+        operation["responses"][*code] = json!({ "description": description, "schema": { "$ref": format!("#/definitions/{definition}") } });
     }
 }
 

@@ -4,9 +4,10 @@ use prost::Message as _;
 use serde_json::{Map, Value};
 
 use super::gnostic::{
-    AdditionalPropertiesItem, Any, BodyParameter, Definitions, Document, Info, ItemsItem, NamedAny, NamedPathItem,
-    NamedResponseValue, NamedSchema, NonBodyParameter, Operation, Parameter, ParametersItem, PathItem, PathParameter,
-    Paths, QueryParameter, Response, ResponseValue, Responses, Schema, SchemaItem, TypeItem,
+    AdditionalPropertiesItem, Any, BodyParameter, Definitions, Document, Info, ItemsItem, NamedAny,
+    NamedPathItem, NamedResponseValue, NamedSchema, NonBodyParameter, Operation, Parameter, ParametersItem,
+    PathItem, PathParameter, Paths, QueryParameter, Response, ResponseValue, Responses, Schema, SchemaItem,
+    TypeItem,
 };
 use crate::value::{flag, text};
 
@@ -124,7 +125,8 @@ fn schema(found: &Value) -> Schema {
 }
 
 fn named_schemas(found: &Value) -> Definitions {
-    let all = entries(found).map(|(name, inner)| NamedSchema { name: name.clone(), value: Some(schema(inner)) });
+    let all =
+        entries(found).map(|(name, inner)| NamedSchema { name: name.clone(), value: Some(schema(inner)) });
     Definitions { additional_properties: all.collect() }
 }
 

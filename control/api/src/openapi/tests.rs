@@ -35,8 +35,12 @@ fn references_resolve_in_every_document() {
 fn patches_take_field_validation() {
     let document = v3("apis/apps/v1");
     let patch = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
-    assert_eq!(patch["x-kubernetes-group-version-kind"], json!({"group": "apps", "version": "v1", "kind": "Deployment"}));
-    let names: Vec<&str> = patch["parameters"].as_array().unwrap().iter().filter_map(|p| p["name"].as_str()).collect();
+    assert_eq!(
+        patch["x-kubernetes-group-version-kind"],
+        json!({"group": "apps", "version": "v1", "kind": "Deployment"})
+    );
+    let names: Vec<&str> =
+        patch["parameters"].as_array().unwrap().iter().filter_map(|p| p["name"].as_str()).collect();
     assert_eq!(names, ["dryRun", "fieldManager", "fieldValidation", "force"]);
     let strategic = "application/strategic-merge-patch+json";
     assert!(patch["requestBody"]["content"].get(strategic).is_some());
@@ -74,7 +78,11 @@ fn protobuf_says_what_json_says() {
     let pod_spec = definitions.iter().find(|d| d.name == "io.k8s.api.core.v1.PodSpec").unwrap();
     let properties = &pod_spec.value.as_ref().unwrap().properties.as_ref().unwrap().additional_properties;
     let containers = properties.iter().find(|p| p.name == "containers").unwrap().value.as_ref().unwrap();
-    let merge_key = containers.vendor_extension.iter().find(|e| e.name == "x-kubernetes-patch-merge-key").unwrap();
+    let merge_key =
+        containers.vendor_extension.iter().find(|e| e.name == "x-kubernetes-patch-merge-key").unwrap();
     assert_eq!(merge_key.value.as_ref().unwrap().yaml, "\"name\"");
-    assert_eq!(containers.items.as_ref().unwrap().schema[0].reference, "#/definitions/io.k8s.api.core.v1.Container");
+    assert_eq!(
+        containers.items.as_ref().unwrap().schema[0].reference,
+        "#/definitions/io.k8s.api.core.v1.Container"
+    );
 }

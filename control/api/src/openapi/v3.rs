@@ -20,8 +20,12 @@ pub(super) fn document(rows: &[&ResourceInfo], definitions: &Definitions) -> Val
             schemas.insert(name.to_owned(), schema(definition));
         }
     }
-    let v3_paths: Map<String, Value> =
-        v2_paths.as_object().into_iter().flatten().map(|(path, item)| (path.clone(), path_item(item))).collect();
+    let v3_paths: Map<String, Value> = v2_paths
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(path, item)| (path.clone(), path_item(item)))
+        .collect();
     json!({
         "openapi": "3.0.0",
         "info": { "title": "Kubernetes", "version": VERSION },
@@ -103,8 +107,10 @@ fn schema(v2: &Value) -> Value {
             }
             let mut out: Map<String, Value> =
                 map.iter().map(|(key, value)| (key.clone(), nested(key, value))).collect();
-            let starts_as_quantity =
-                map.get("description").and_then(Value::as_str).is_some_and(|d| d.starts_with("Quantity is a"));
+            let starts_as_quantity = map
+                .get("description")
+                .and_then(Value::as_str)
+                .is_some_and(|d| d.starts_with("Quantity is a"));
             if map.get("format").is_some_and(|f| f == "int-or-string") {
                 out.remove("type");
                 out.insert("oneOf".to_owned(), json!([{ "type": "integer" }, { "type": "string" }]));
@@ -136,8 +142,11 @@ fn reference(map: &Map<String, Value>, target: &str) -> Value {
     if map.len() == 1 {
         return plain;
     }
-    let mut out: Map<String, Value> =
-        map.iter().filter(|(key, _)| *key != "$ref").map(|(key, value)| (key.clone(), value.clone())).collect();
+    let mut out: Map<String, Value> = map
+        .iter()
+        .filter(|(key, _)| *key != "$ref")
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
     out.insert("allOf".to_owned(), json!([plain]));
     Value::Object(out)
 }

@@ -131,9 +131,8 @@ fn retain(original: &mut Map<String, Value>, patch: &Map<String, Value>) -> Resu
         return Err(ApiError::bad_request("invalid patch format of $retainKeys"));
     };
     let listed = |name: &str| keep.iter().any(|k| k == name);
-    let foreign = patch.iter().any(|(name, value)| {
-        !name.starts_with('$') && !value.is_null() && !listed(name)
-    });
+    let foreign =
+        patch.iter().any(|(name, value)| !name.starts_with('$') && !value.is_null() && !listed(name));
     if foreign {
         return Err(ApiError::new(
             Reason::Invalid,

@@ -7,6 +7,7 @@
 mod check;
 pub(crate) mod shape;
 #[path = "../gen/shapes.rs"]
+#[rustfmt::skip] // Generated; one line per field.
 mod shapes;
 
 use serde_json::Value;

@@ -17,7 +17,10 @@ pub(crate) enum Ty {
     /// A 64-bit integer.
     Int64,
     /// A float.
-    #[allow(dead_code, reason = "no type that is served now has a float; the generator names it when one does")]
+    #[allow(
+        dead_code,
+        reason = "no type that is served now has a float; the generator names it when one does"
+    )]
     Double,
     /// Base64.
     Bytes,

@@ -52,7 +52,8 @@ fn object_selectors_read_expressions() {
 fn field_selectors_know_their_resource() {
     let pods = kinds::find("", "v1", "pods").unwrap();
     let pod = json!({"metadata": {"name": "a", "namespace": "d"}, "spec": {"nodeName": "n"}, "status": {"phase": "Running"}});
-    let selector = FieldSelector::parse(pods, "spec.nodeName=n,status.phase!=Failed,spec.hostNetwork=false").unwrap();
+    let selector =
+        FieldSelector::parse(pods, "spec.nodeName=n,status.phase!=Failed,spec.hostNetwork=false").unwrap();
     assert!(selector.matches(&pod));
     assert_eq!(selector.exact("spec.nodeName"), Some("n"));
     assert!(!FieldSelector::parse(pods, "metadata.name!=a").unwrap().matches(&pod));

@@ -30,7 +30,11 @@ pub fn human_duration(seconds: i64) -> String {
 }
 
 fn two(coarse: i64, coarse_unit: char, fine: i64, fine_unit: char) -> String {
-    if fine == 0 { format!("{coarse}{coarse_unit}") } else { format!("{coarse}{coarse_unit}{fine}{fine_unit}") }
+    if fine == 0 {
+        format!("{coarse}{coarse_unit}")
+    } else {
+        format!("{coarse}{coarse_unit}{fine}{fine_unit}")
+    }
 }
 
 #[cfg(test)]

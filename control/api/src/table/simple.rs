@@ -18,10 +18,8 @@ pub(super) const SERVICE_ACCOUNT: &[Column] = &[NAME, number_column("Secrets", "
 /// kubectl's columns of a Lease.
 pub(super) const LEASE: &[Column] = &[NAME, text_column("Holder", "Who holds it."), AGE];
 /// Columns of any other kind.
-pub(super) const ANY: &[Column] = &[
-    NAME,
-    Column { kind: "date", ..text_column("Created At", "When the object was created.") },
-];
+pub(super) const ANY: &[Column] =
+    &[NAME, Column { kind: "date", ..text_column("Created At", "When the object was created.") }];
 
 /// A Namespace's cells.
 pub(super) fn namespace(object: &Value, now: Timestamp) -> Vec<Value> {

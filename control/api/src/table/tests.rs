@@ -97,7 +97,10 @@ fn nodes_and_workloads() {
             "template": {"spec": {"containers": [{"name": "nginx", "image": "nginx:1.17.9"}]}}},
         "status": {"readyReplicas": 2, "updatedReplicas": 3, "availableReplicas": 2, "replicas": 3},
     });
-    assert_eq!(line("apps/v1", "Deployment", deployment.clone()), "web 2/3 3 2 65s | nginx nginx:1.17.9 app=web");
+    assert_eq!(
+        line("apps/v1", "Deployment", deployment.clone()),
+        "web 2/3 3 2 65s | nginx nginx:1.17.9 app=web"
+    );
     assert_eq!(line("apps/v1", "ReplicaSet", deployment), "web 3 3 2 65s | nginx nginx:1.17.9 app=web");
 }
 
@@ -108,7 +111,10 @@ fn services_and_endpoints() {
         "spec": {"type": "NodePort", "clusterIP": "10.96.0.9", "selector": {"app": "web"},
             "ports": [{"port": 80, "nodePort": 30000, "protocol": "TCP"}, {"port": 443, "protocol": "TCP"}]},
     });
-    assert_eq!(line("v1", "Service", service), "web NodePort 10.96.0.9 <none> 80:30000/TCP,443/TCP 65s | app=web");
+    assert_eq!(
+        line("v1", "Service", service),
+        "web NodePort 10.96.0.9 <none> 80:30000/TCP,443/TCP 65s | app=web"
+    );
     let slice = json!({
         "metadata": {"name": "web-x"}, "addressType": "IPv4", "ports": [{"port": 80}],
         "endpoints": [{"addresses": ["10.0.0.1"]}, {"addresses": ["10.0.0.2"]}, {"addresses": ["10.0.0.3"]}, {"addresses": ["10.0.0.4"]}],
@@ -132,7 +138,10 @@ fn events_and_the_rest() {
         line("v1", "Event", event),
         "5s Normal Started pod/p Started container a |  kubelet, n 60s 2 p.1"
     );
-    assert_eq!(line("v1", "Secret", json!({"metadata": {"name": "s"}, "type": "Opaque", "data": {"a": ""}})), "s Opaque 1 65s");
+    assert_eq!(
+        line("v1", "Secret", json!({"metadata": {"name": "s"}, "type": "Opaque", "data": {"a": ""}})),
+        "s Opaque 1 65s"
+    );
     let lease = json!({"metadata": {"name": "n"}, "spec": {"holderIdentity": "n"}});
     assert_eq!(line("coordination.k8s.io/v1", "Lease", lease), "n n 65s");
 }

@@ -155,7 +155,8 @@ fn probes(errors: &mut Errors, at: &Path<'_>, container: &Value, role: Role) {
             Role::Main | Role::Init => {}
         }
         handler(errors, &at, probe, &["exec", "httpGet", "tcpSocket", "grpc"]);
-        for field in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"]
+        for field in
+            ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"]
         {
             errors.at_least_zero(&at.child(field), probe.get(field).and_then(Value::as_i64));
         }

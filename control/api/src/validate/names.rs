@@ -130,7 +130,8 @@ pub fn config_key(key: &str) -> Option<String> {
 pub fn env_name(name: &str) -> Option<String> {
     let legal = |c: char| (' '..='~').contains(&c) && c != '=';
     (!name.chars().all(legal)).then(|| {
-        "a valid environment variable name must consist only of printable ASCII characters other than '='".to_owned()
+        "a valid environment variable name must consist only of printable ASCII characters other than '='"
+            .to_owned()
     })
 }
 
@@ -164,6 +165,8 @@ mod tests {
         assert!(!qualified_name("a/b/c").is_empty() && !qualified_name("/x").is_empty());
         assert!(label_value("").is_none() && label_value("a b").is_some());
         assert!(port_name("http-1").is_empty() && !port_name("8080").is_empty());
-        assert!(config_key("a.b_c-d").is_none() && config_key("..x").is_some() && config_key("a/b").is_some());
+        assert!(
+            config_key("a.b_c-d").is_none() && config_key("..x").is_some() && config_key("a/b").is_some()
+        );
     }
 }

@@ -72,8 +72,11 @@ const NAMED_FIELDS: &[(&str, NameSyntax)] = &[
 ];
 
 fn containers(errors: &mut Errors, at: &Path<'_>, spec: &Value, volumes: &BTreeSet<&str>) {
-    let lists =
-        [("containers", Role::Main), ("initContainers", Role::Init), ("ephemeralContainers", Role::Ephemeral)];
+    let lists = [
+        ("containers", Role::Main),
+        ("initContainers", Role::Init),
+        ("ephemeralContainers", Role::Ephemeral),
+    ];
     if list(spec, "/containers").is_empty() {
         errors.required(&at.child("containers"));
     }
@@ -127,7 +130,8 @@ fn tolerations(errors: &mut Errors, at: &Path<'_>, spec: &Value) {
             }
         }
         if key.is_empty() && operator != "Exists" {
-            let why = "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
+            let why =
+                "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
             errors.invalid(&at.child("operator"), operator, why);
         }
         if toleration.get("tolerationSeconds").is_some_and(|s| !s.is_null()) && effect != "NoExecute" {
@@ -135,9 +139,15 @@ fn tolerations(errors: &mut Errors, at: &Path<'_>, spec: &Value) {
             errors.invalid(&at.child("effect"), effect, why);
         }
         match operator {
-            "" | "Equal" | "Lt" | "Gt" => errors.syntax(&at.child("operator"), value, names::label_value(value)),
+            "" | "Equal" | "Lt" | "Gt" => {
+                errors.syntax(&at.child("operator"), value, names::label_value(value))
+            }
             "Exists" if !value.is_empty() => {
-                errors.invalid(&at.child("operator"), operator, "value must be empty when `operator` is 'Exists'");
+                errors.invalid(
+                    &at.child("operator"),
+                    operator,
+                    "value must be empty when `operator` is 'Exists'",
+                );
             }
             "Exists" => {}
             other => errors.one_of(&at.child("operator"), other, &["Equal", "Exists"]),

@@ -18,7 +18,11 @@ pub(super) fn check(errors: &mut Errors, at: &Path<'_>, resources: &Value) {
         let (Some(wanted), Some(most)) = (parse(amount), parse(limit)) else { continue };
         let shown = shown(limit);
         if wanted != most && !may_overcommit(name) {
-            errors.invalid(&requests_at, text_of(amount), format!("must be equal to {name} limit of {shown}"));
+            errors.invalid(
+                &requests_at,
+                text_of(amount),
+                format!("must be equal to {name} limit of {shown}"),
+            );
         } else if wanted > most {
             let why = format!("must be less than or equal to {name} limit of {shown}");
             errors.invalid(&requests_at, text_of(amount), why);

@@ -140,8 +140,8 @@ fn addresses(errors: &mut Errors, at: &Path<'_>, spec: &Value) {
 fn policies(errors: &mut Errors, at: &Path<'_>, spec: &Value) {
     let external = text(spec, "/externalTrafficPolicy");
     errors.one_of(&at.child("externalTrafficPolicy"), external, &["Cluster", "Local"]);
-    let reachable = matches!(text(spec, "/type"), "NodePort" | "LoadBalancer")
-        || !list(spec, "/externalIPs").is_empty();
+    let reachable =
+        matches!(text(spec, "/type"), "NodePort" | "LoadBalancer") || !list(spec, "/externalIPs").is_empty();
     if !external.is_empty() && !reachable {
         let why = "may only be set for externally-accessible services";
         errors.invalid(&at.child("externalTrafficPolicy"), external, why);

@@ -61,23 +61,30 @@ fn names_and_labels() {
         "v1",
         "Service",
         json!({"metadata": {"name": "1web", "namespace": "d"}, "spec": {"ports": [{"port": 80}]}}),
-        &["metadata.name: Invalid value: \"1web\": a DNS-1035 label must consist of lower case alphanumeric \
+        &[
+            "metadata.name: Invalid value: \"1web\": a DNS-1035 label must consist of lower case alphanumeric \
            characters or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. \
-           'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')"],
+           'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')",
+        ],
     );
     let mut object = deployment();
     object["metadata"]["labels"] = json!({"a b": "c"});
     let info = kinds::by_kind("apps/v1", "Deployment").unwrap();
     let errors = texts(&create(info, &object));
-    assert!(errors[0].starts_with("metadata.labels: Invalid value: \"a b\": name part must consist"), "{errors:?}");
+    assert!(
+        errors[0].starts_with("metadata.labels: Invalid value: \"a b\": name part must consist"),
+        "{errors:?}"
+    );
 }
 
 #[test]
 fn limits_below_requests() {
     check_container(
         json!({"resources": {"requests": {"cpu": "200m"}, "limits": {"cpu": "100m"}}}),
-        &["spec.containers[0].resources.requests: Invalid value: \"200m\": must be less than or equal to cpu limit of \
-           100m"],
+        &[
+            "spec.containers[0].resources.requests: Invalid value: \"200m\": must be less than or equal to cpu limit of \
+           100m",
+        ],
     );
     check_container(
         json!({"resources": {"limits": {"cpus": "1"}}}),
@@ -147,12 +154,16 @@ fn workloads() {
         "apps/v1",
         "Deployment",
         object,
-        &["spec.strategy.rollingUpdate.maxUnavailable: Invalid value: \"0%\": may not be 0 when `maxSurge` is 0"],
+        &[
+            "spec.strategy.rollingUpdate.maxUnavailable: Invalid value: \"0%\": may not be 0 when `maxSurge` is 0",
+        ],
     );
-    check("apps/v1", "Deployment", json!({"metadata": meta(), "spec": {}}), &[
-        "spec.selector: Required value",
-        "spec.template: Required value",
-    ]);
+    check(
+        "apps/v1",
+        "Deployment",
+        json!({"metadata": meta(), "spec": {}}),
+        &["spec.selector: Required value", "spec.template: Required value"],
+    );
 }
 
 #[test]
@@ -179,7 +190,10 @@ fn pods_change_images_only() {
     assert!(update(info, &new, &old).is_empty());
     new["spec"]["nodeName"] = json!("n");
     let errors = texts(&update(info, &new, &old));
-    assert!(errors[0].starts_with("spec: Forbidden: pod updates may not change fields other than"), "{errors:?}");
+    assert!(
+        errors[0].starts_with("spec: Forbidden: pod updates may not change fields other than"),
+        "{errors:?}"
+    );
 }
 
 #[test]

@@ -24,7 +24,8 @@ pub(super) fn check<'a>(errors: &mut Errors, at: &Path<'_>, spec: &'a Value) -> 
                 errors.push(FieldError::duplicate(&at.child("name"), name));
             }
         }
-        let sources = volume.as_object().into_iter().flatten().filter(|(key, v)| *key != "name" && !v.is_null());
+        let sources =
+            volume.as_object().into_iter().flatten().filter(|(key, v)| *key != "name" && !v.is_null());
         for (count, (kind, source)) in sources.enumerate() {
             if count > 0 {
                 errors.forbidden(&at.child(kind), "may not specify more than 1 volume type");
@@ -46,7 +47,13 @@ fn source_of(errors: &mut Errors, at: &Path<'_>, kind: &str, source: &Value) {
                 errors.invalid(&at.child("path"), path, "must not contain '..'");
             }
             let types = [
-                "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket",
+                "BlockDevice",
+                "CharDevice",
+                "Directory",
+                "DirectoryOrCreate",
+                "File",
+                "FileOrCreate",
+                "Socket",
             ];
             errors.one_of(&at.child("type"), text(source, "/type"), &types);
         }

@@ -46,8 +46,14 @@ pub(super) fn update(errors: &mut Errors, new: &Value, old: &Value) {
 /// Checks a status write.
 pub(super) fn status(errors: &mut Errors, object: &Value) {
     let at = Path::new("status");
-    for key in ["observedGeneration", "replicas", "updatedReplicas", "readyReplicas", "availableReplicas", "unavailableReplicas"]
-    {
+    for key in [
+        "observedGeneration",
+        "replicas",
+        "updatedReplicas",
+        "readyReplicas",
+        "availableReplicas",
+        "unavailableReplicas",
+    ] {
         errors.at_least_zero(&at.child(key), int(object, &format!("/status/{key}")));
     }
     let replicas = int(object, "/status/replicas").unwrap_or(0);
@@ -118,7 +124,10 @@ fn template(errors: &mut Errors, at: &Path<'_>, spec: &Value, selector: Option<&
     pod::spec(errors, &at, pod_spec);
     errors.one_of(&at.child("restartPolicy"), text(pod_spec, "/restartPolicy"), &["Always"]);
     if int(pod_spec, "/activeDeadlineSeconds").is_some() {
-        errors.forbidden(&at.child("activeDeadlineSeconds"), "activeDeadlineSeconds in ReplicaSet is not Supported");
+        errors.forbidden(
+            &at.child("activeDeadlineSeconds"),
+            "activeDeadlineSeconds in ReplicaSet is not Supported",
+        );
     }
 }
 

@@ -30,7 +30,11 @@ pub(crate) type Definitions = BTreeMap<String, Value>;
 fn generated_files_are_current() {
     let definitions = definitions();
     for info in RESOURCES {
-        assert!(definitions.contains_key(info.definition), "no schema for {}: add it to add_roots", info.plural);
+        assert!(
+            definitions.contains_key(info.definition),
+            "no schema for {}: add it to add_roots",
+            info.plural
+        );
     }
     let json = serde_json::to_vec(&definitions).unwrap();
     let shapes = shapes::render(&definitions);
@@ -42,7 +46,8 @@ fn generated_files_are_current() {
     }
     let blob = miniz_oxide::inflate::decompress_to_vec_zlib(&fs::read(&blob_path).unwrap()).unwrap();
     // Compared as values: the order of keys depends on serde_json's features in this build.
-    let same = serde_json::from_slice::<Value>(&blob).unwrap() == serde_json::from_slice::<Value>(&json).unwrap();
+    let same =
+        serde_json::from_slice::<Value>(&blob).unwrap() == serde_json::from_slice::<Value>(&json).unwrap();
     assert!(same, "src/gen/definitions.json.zlib is stale: run this test with KEELSON_REGENERATE=1");
     let checked_in = fs::read_to_string(&shapes_path).unwrap();
     assert!(checked_in == shapes, "src/gen/shapes.rs is stale: run this test with KEELSON_REGENERATE=1");
@@ -51,8 +56,7 @@ fn generated_files_are_current() {
 fn definitions() -> Definitions {
     let mut generator = SchemaSettings::draft07().into_generator();
     add_roots(&mut generator);
-    let mut definitions: Definitions =
-        generator.take_definitions(true).into_iter().collect();
+    let mut definitions: Definitions = generator.take_definitions(true).into_iter().collect();
     for schema in definitions.values_mut() {
         normalise(schema);
     }
@@ -178,7 +182,8 @@ fn add_text(property: &mut Map<String, Value>, key: &str, text: &str) {
 
 /// Says which definition is which kind.
 fn add_kinds(definitions: &mut Definitions) {
-    let gvk = |group: &str, version: &str, kind: &str| json!({ "group": group, "version": version, "kind": kind });
+    let gvk =
+        |group: &str, version: &str, kind: &str| json!({ "group": group, "version": version, "kind": kind });
     let mut all_versions: Vec<(&str, &str)> = Vec::new();
     let mut kinds: Vec<(String, Vec<Value>)> = Vec::new();
     for info in RESOURCES {
