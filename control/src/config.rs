@@ -13,44 +13,44 @@ use serde::Deserialize;
 /// Everything that can be configured.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ControlConfig {
+pub(crate) struct ControlConfig {
     /// The store and, below `pki/`, all keys.
-    pub data_dir: PathBuf,
+    pub(crate) data_dir: PathBuf,
     /// Where the API is served.
     #[serde(default = "default_listen")]
-    pub listen: SocketAddr,
+    pub(crate) listen: SocketAddr,
     /// The address by which pods and nodes reach the API.
-    pub advertise_address: IpAddr,
+    pub(crate) advertise_address: IpAddr,
     /// Addresses of Services.
     #[serde(default = "default_service_range", rename = "serviceCIDR")]
-    pub service_cidr: String,
+    pub(crate) service_cidr: String,
     /// Addresses of pods; each node gets a /24 of it.
     #[serde(default = "default_pod_range", rename = "podCIDR")]
-    pub pod_cidr: String,
+    pub(crate) pod_cidr: String,
     /// Ports of NodePort Services.
     #[serde(default = "default_node_ports")]
-    pub node_port_range: String,
+    pub(crate) node_port_range: String,
     /// Where the administrator's kubeconfig is written; not at all where empty.
     #[serde(default)]
-    pub admin_kubeconfig: PathBuf,
+    pub(crate) admin_kubeconfig: PathBuf,
     /// What runs in this process.
     #[serde(default = "all_roles")]
-    pub roles: Vec<Role>,
+    pub(crate) roles: Vec<Role>,
     /// Kubeconfig for roles that run without the API server; empty means the own API over loopback.
     #[serde(default)]
-    pub manager_kubeconfig: PathBuf,
+    pub(crate) manager_kubeconfig: PathBuf,
     /// Names and addresses, beside the usual ones, that the serving certificate is valid for.
     #[serde(default)]
-    pub server_names: Vec<String>,
+    pub(crate) server_names: Vec<String>,
     /// Nodes whose credentials are issued at start.
     #[serde(default)]
-    pub nodes: Vec<NodeConfig>,
+    pub(crate) nodes: Vec<NodeConfig>,
 }
 
 /// A part of the control plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Role {
+pub(crate) enum Role {
     /// The API server and its store.
     Api,
     /// The scheduler.
@@ -62,27 +62,28 @@ pub enum Role {
 /// A node's credentials and where they are written.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct NodeConfig {
+pub(crate) struct NodeConfig {
     /// The node's name.
-    pub name: String,
+    pub(crate) name: String,
     /// Addresses of its kubelet API.
-    pub addresses: Vec<IpAddr>,
+    pub(crate) addresses: Vec<IpAddr>,
     /// The agent's kubeconfig.
-    pub kubeconfig: PathBuf,
+    pub(crate) kubeconfig: PathBuf,
     /// Certificate of the kubelet API.
-    pub serving_cert: PathBuf,
+    pub(crate) serving_cert: PathBuf,
     /// Key of the kubelet API.
-    pub serving_key: PathBuf,
+    pub(crate) serving_key: PathBuf,
     /// The authority that the node checks clients with.
     #[serde(rename = "clientCA")]
-    pub client_ca: PathBuf,
+    pub(crate) client_ca: PathBuf,
 }
 
 impl ControlConfig {
     /// Read and check the file.
-    pub fn load(path: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn load(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-        let config: Self = serde_norway::from_str(&text).with_context(|| format!("parse {}", path.display()))?;
+        let config: Self =
+            serde_norway::from_str(&text).with_context(|| format!("parse {}", path.display()))?;
         config.check().with_context(|| format!("check {}", path.display()))?;
         Ok(config)
     }
@@ -92,7 +93,10 @@ impl ControlConfig {
         self.node_ports()?;
         let pods: Result<Ipv4Range, String> = self.pod_cidr.parse();
         pods.map_err(|why| anyhow::anyhow!("podCIDR: {why}"))?;
-        anyhow::ensure!(!self.advertise_address.is_unspecified(), "advertiseAddress: must be an address of this machine");
+        anyhow::ensure!(
+            !self.advertise_address.is_unspecified(),
+            "advertiseAddress: must be an address of this machine"
+        );
         anyhow::ensure!(!self.roles.is_empty(), "roles: name at least one of api, scheduler, controllers");
         anyhow::ensure!(
             self.runs(Role::Api) || !self.manager_kubeconfig.as_os_str().is_empty(),
@@ -102,23 +106,26 @@ impl ControlConfig {
     }
 
     /// Whether a role runs here.
-    pub fn runs(&self, role: Role) -> bool {
+    pub(crate) fn runs(&self, role: Role) -> bool {
         self.roles.contains(&role)
     }
 
     /// Addresses of Services.
-    pub fn service_range(&self) -> anyhow::Result<Ipv4Range> {
+    pub(crate) fn service_range(&self) -> anyhow::Result<Ipv4Range> {
         self.service_cidr.parse().map_err(|why: String| anyhow::anyhow!("serviceCIDR: {why}"))
     }
 
     /// Ports of NodePort Services.
-    pub fn node_ports(&self) -> anyhow::Result<RangeInclusive<u16>> {
+    pub(crate) fn node_ports(&self) -> anyhow::Result<RangeInclusive<u16>> {
         let parsed = self.node_port_range.split_once('-').and_then(|(first, last)| {
             Some((first.trim().parse::<u16>().ok()?, last.trim().parse::<u16>().ok()?))
         });
         match parsed {
             Some((first, last)) if first > 0 && first <= last => Ok(first..=last),
-            _ => anyhow::bail!("nodePortRange: \"{}\" is not a range such as 30000-32767", self.node_port_range),
+            _ => anyhow::bail!(
+                "nodePortRange: \"{}\" is not a range such as 30000-32767",
+                self.node_port_range
+            ),
         }
     }
 }

@@ -16,19 +16,20 @@ const CLUSTER: &str = "keelson";
 const ADMIN: (&str, &str) = ("kubernetes-admin", "system:masters");
 
 /// What the process needs of it.
-pub struct Identities {
+pub(crate) struct Identities {
     /// For the API server.
-    pub server: Credentials,
+    pub(crate) server: Credentials,
     /// A client that may do everything, for the roles of this process. Lives in memory only.
-    pub manager: Identity,
+    pub(crate) manager: Identity,
 }
 
 /// Load or make everything that the configuration asks for.
-pub fn ensure(config: &ControlConfig, now: jiff::Timestamp) -> anyhow::Result<Identities> {
+pub(crate) fn ensure(config: &ControlConfig, now: jiff::Timestamp) -> anyhow::Result<Identities> {
     let directory = config.data_dir.join("pki");
     let authority = Authority::load_or_create(&directory, now)?;
     let pair = |name: &str, request: &LeafRequest| {
-        let (certificate, key) = (directory.join(format!("{name}.crt")), directory.join(format!("{name}.key")));
+        let (certificate, key) =
+            (directory.join(format!("{name}.crt")), directory.join(format!("{name}.key")));
         authority.ensure(&certificate, &key, request, now)
     };
     let serving = pair("apiserver", &serving_request(config)?)?;
@@ -80,7 +81,12 @@ fn serving_request(config: &ControlConfig) -> anyhow::Result<LeafRequest> {
             names.push(name);
         }
     }
-    Ok(LeafRequest { common_name: "kube-apiserver".to_owned(), organization: None, usage: Usage::Server, names })
+    Ok(LeafRequest {
+        common_name: "kube-apiserver".to_owned(),
+        organization: None,
+        usage: Usage::Server,
+        names,
+    })
 }
 
 fn issue_node(
@@ -99,12 +105,8 @@ fn issue_node(
     write_private(&node.kubeconfig, &text)?;
     let mut names = vec![node.name.clone()];
     names.extend(node.addresses.iter().map(ToString::to_string));
-    let serving = LeafRequest {
-        common_name: user,
-        organization: Some(group.to_owned()),
-        usage: Usage::Server,
-        names,
-    };
+    let serving =
+        LeafRequest { common_name: user, organization: Some(group.to_owned()), usage: Usage::Server, names };
     authority.ensure(&node.serving_cert, &node.serving_key, &serving, now)?;
     write_private(&node.client_ca, authority.certificate_pem())?;
     Ok(())
@@ -116,7 +118,8 @@ fn service_account_key(directory: &Path) -> anyhow::Result<String> {
     match std::fs::read_to_string(&path) {
         Ok(text) => Ok(text),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let text = rcgen::KeyPair::generate().context("generate the service account key")?.serialize_pem();
+            let text =
+                rcgen::KeyPair::generate().context("generate the service account key")?.serialize_pem();
             write_private(&path, &text)?;
             Ok(text)
         }
@@ -137,17 +140,34 @@ mod tests {
         let text = format!(
             "dataDir: {}\nadvertiseAddress: 10.0.0.1\nadminKubeconfig: {}\nnodes: [{{name: a, addresses: [10.0.0.1], \
              kubeconfig: {}, servingCert: {}, servingKey: {}, clientCA: {}}}]",
-            file("data"), file("admin"), file("node/kubeconfig"), file("node/crt"), file("node/key"), file("node/ca")
+            file("data"),
+            file("admin"),
+            file("node/kubeconfig"),
+            file("node/crt"),
+            file("node/key"),
+            file("node/ca")
         );
         std::fs::write(root.join("control.yaml"), text).unwrap();
         let config = ControlConfig::load(&root.join("control.yaml")).unwrap();
         let now = jiff::Timestamp::now();
         ensure(&config, now).unwrap();
-        let names = ["data/pki/ca.key", "data/pki/sa.key", "admin", "node/kubeconfig", "node/crt", "node/key", "node/ca"];
+        let names = [
+            "data/pki/ca.key",
+            "data/pki/sa.key",
+            "admin",
+            "node/kubeconfig",
+            "node/crt",
+            "node/key",
+            "node/ca",
+        ];
         let read = || names.map(|name| std::fs::read_to_string(root.join(name)).unwrap());
         let first = read();
         for name in names {
-            assert_eq!(std::fs::metadata(root.join(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
+            assert_eq!(
+                std::fs::metadata(root.join(name)).unwrap().permissions().mode() & 0o777,
+                0o600,
+                "{name}"
+            );
         }
         ensure(&config, now).unwrap();
         assert_eq!(read(), first, "a second start changes nothing");

@@ -19,8 +19,12 @@ use crate::{
 };
 
 /// Run until cancelled, or until a role fails.
-pub async fn run(config: ControlConfig, cancel: CancellationToken) -> anyhow::Result<()> {
-    if config.runs(Role::Api) { run_with_api(config, cancel).await } else { run_manager_alone(&config, cancel).await }
+pub(crate) async fn run(config: ControlConfig, cancel: CancellationToken) -> anyhow::Result<()> {
+    if config.runs(Role::Api) {
+        run_with_api(config, cancel).await
+    } else {
+        run_manager_alone(&config, cancel).await
+    }
 }
 
 async fn run_with_api(config: ControlConfig, cancel: CancellationToken) -> anyhow::Result<()> {
@@ -34,7 +38,9 @@ async fn run_with_api(config: ControlConfig, cancel: CancellationToken) -> anyho
         service_range: config.service_range()?,
         node_ports: config.node_ports()?,
     };
-    let server = Server::start(settings, &identities.server, Arc::clone(&store)).await.map_err(|error| name_field(error, "listen"))?;
+    let server = Server::start(settings, &identities.server, Arc::clone(&store))
+        .await
+        .map_err(|error| name_field(error, "listen"))?;
     let endpoint = format!("https://127.0.0.1:{}", server.local_address().port());
     let stop_server = CancellationToken::new();
     let mut serving = tokio::spawn(server.run(stop_server.clone()));
@@ -57,7 +63,11 @@ async fn run_with_api(config: ControlConfig, cancel: CancellationToken) -> anyho
 fn name_field(error: control_server::ServeError, field: &str) -> anyhow::Error {
     let about_listen = matches!(error, control_server::ServeError::Listen { .. });
     let error = anyhow::Error::from(error);
-    if about_listen { error.context(format!("configuration field {field}")) } else { error.context("API server") }
+    if about_listen {
+        error.context(format!("configuration field {field}"))
+    } else {
+        error.context("API server")
+    }
 }
 
 fn prepare(config: &ControlConfig) -> anyhow::Result<(Identities, RedbStore)> {

@@ -20,7 +20,7 @@ use crate::{
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
 /// Bring the built-in objects into being.
-pub async fn run(api: &Api) -> Result<(), ApiError> {
+pub(crate) async fn run(api: &Api) -> Result<(), ApiError> {
     for name in NAMESPACES {
         let object = json!({
             "metadata": { "name": name, "labels": { "kubernetes.io/metadata.name": name } },

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 /// Encode an object for the store. `metadata.resourceVersion` is left out.
-pub fn encode(object: &Value) -> Result<Bytes, serde_json::Error> {
+pub(crate) fn encode(object: &Value) -> Result<Bytes, serde_json::Error> {
     let empty = Map::new();
     let fields = object.as_object().unwrap_or(&empty);
     let mut out = BytesMut::with_capacity(512).writer();
@@ -59,7 +59,7 @@ fn write_field(
 }
 
 /// The JSON that clients see: the stored object with its `resourceVersion`.
-pub fn splice(stored: &[u8], revision: Revision) -> Option<Bytes> {
+pub(crate) fn splice(stored: &[u8], revision: Revision) -> Option<Bytes> {
     let (offset, json) = stored.split_first_chunk::<4>()?;
     let offset = usize::try_from(u32::from_be_bytes(*offset)).ok()?;
     let (head, tail) = json.split_at_checked(offset)?;
@@ -89,7 +89,9 @@ mod tests {
 
     #[test]
     fn the_resource_version_is_spliced_in_and_a_sent_one_is_dropped() {
-        check(&json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "a", "labels": {"x": "\"}{"}}, "spec": {"n": 1}}));
+        check(
+            &json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "a", "labels": {"x": "\"}{"}}, "spec": {"n": 1}}),
+        );
         check(&json!({"metadata": {"name": "a", "resourceVersion": "7"}, "data": {"metadata": "{}"}}));
         check(&json!({"kind": "X", "metadata": {}}));
     }

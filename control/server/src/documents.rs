@@ -1,5 +1,7 @@
 //! Everything served that is no resource: discovery, OpenAPI, version, health, metrics, token keys.
 
+use std::fmt::Write as _;
+
 use bytes::Bytes;
 use control_api::{discovery, kinds, openapi, status::ApiError};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -16,20 +18,22 @@ use crate::{
     },
 };
 
-/// Media type of the protobuf form of OpenAPI v2.
-const OPENAPI_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
-/// The same as old clients ask for it; answered with the name above, because `@` is not allowed in a media type.
-const OPENAPI_PROTOBUF_OLD: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
-
 /// Whether a path is served to anyone, so that health checks need no credentials.
-pub fn is_public(path: &str) -> bool {
+pub(crate) fn is_public(path: &str) -> bool {
     let health = ["/healthz", "/livez", "/readyz"];
     path == "/version"
-        || health.iter().any(|root| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+        || health
+            .iter()
+            .any(|root| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
 }
 
 /// Answer a GET.
-pub async fn serve(api: &Api, path: &str, query: &Query, headers: &HeaderMap) -> Result<Reply, ApiError> {
+pub(crate) async fn serve(
+    api: &Api,
+    path: &str,
+    query: &Query,
+    headers: &HeaderMap,
+) -> Result<Reply, ApiError> {
     let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
     match segments.as_slice() {
         [] => Ok(body::json(StatusCode::OK, &json!({ "paths": root_paths() }))),
@@ -41,9 +45,7 @@ pub async fn serve(api: &Api, path: &str, query: &Query, headers: &HeaderMap) ->
             let keys = serde_json::to_vec(&api.tokens.key_set()).map_err(ApiError::internal)?;
             Ok(body::reply(StatusCode::OK, "application/jwk-set+json", body::full(keys)))
         }
-        ["api"] => discover(headers, query, true, || {
-            discovery::api_versions(&server_address(api))
-        }),
+        ["api"] => discover(headers, query, true, || discovery::api_versions(&server_address(api))),
         ["apis"] => discover(headers, query, false, discovery::groups),
         ["api", version] => found(discovery::resources("", version), headers),
         ["apis", group] => found(discovery::group(group), headers),
@@ -105,24 +107,23 @@ fn health(api: &Api, check: &str, rest: &[&str], query: &Query) -> Result<Reply,
     if ok && !query.flag("verbose") {
         return Ok(body::text(status, "ok"));
     }
-    let mut text: String = run
+    let mut lines: Vec<String> = run
         .iter()
-        .map(|(name, good)| format!("[{}]{name} {}\n", if *good { '+' } else { '-' }, if *good { "ok" } else { "failed" }))
+        .map(|(name, good)| {
+            format!("[{}]{name} {}", if *good { '+' } else { '-' }, if *good { "ok" } else { "failed" })
+        })
         .collect();
-    text.push_str(&format!("{check} check {}\n", if ok { "passed" } else { "failed" }));
-    Ok(body::text(status, text))
+    lines.push(format!("{check} check {}\n", if ok { "passed" } else { "failed" }));
+    Ok(body::text(status, lines.join("\n")))
 }
 
 fn metrics(api: &Api) -> String {
     let mut text = api.metrics.render();
     text.push_str("# TYPE apiserver_storage_objects gauge\n");
     for cache in api.cache.resources() {
-        let info = cache.info();
-        text.push_str(&format!(
-            "apiserver_storage_objects{{resource=\"{}\"}} {}\n",
-            info.qualified_plural(),
-            cache.len()
-        ));
+        let (resource, count) = (cache.info().qualified_plural(), cache.len());
+        // Writing to a String cannot fail.
+        writeln!(text, "apiserver_storage_objects{{resource=\"{resource}\"}} {count}").unwrap_or_default();
     }
     text
 }
@@ -165,10 +166,12 @@ fn found(document: Option<Value>, headers: &HeaderMap) -> Result<Reply, ApiError
 
 async fn openapi_v2(headers: &HeaderMap) -> Result<Reply, ApiError> {
     let accepted = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    Ok(match [OPENAPI_PROTOBUF, OPENAPI_PROTOBUF_OLD].iter().any(|name| accepted.contains(name)) {
-        true => tagged(headers, OPENAPI_PROTOBUF, blocking(openapi::v2_protobuf).await?.into()),
-        false => tagged(headers, "application/json", blocking(openapi::v2_json).await?.into()),
-    })
+    let names = [openapi::V2_PROTOBUF_MEDIA_TYPE, openapi::V2_PROTOBUF_REQUESTED_TYPE];
+    if names.iter().any(|name| accepted.contains(name)) {
+        let document = blocking(openapi::v2_protobuf).await?;
+        return Ok(tagged(headers, openapi::V2_PROTOBUF_MEDIA_TYPE, document.into()));
+    }
+    Ok(tagged(headers, "application/json", blocking(openapi::v2_json).await?.into()))
 }
 
 /// Making a large document takes milliseconds of CPU; other requests go on meanwhile.
@@ -178,9 +181,9 @@ async fn blocking<T: Send + 'static>(make: impl FnOnce() -> T + Send + 'static) 
 
 /// A document with an ETag; 304 where the client has it already.
 fn tagged(headers: &HeaderMap, media_type: &'static str, document: Bytes) -> Reply {
-    let digest = Sha256::digest(&document);
-    let hex: String = digest.iter().take(16).map(|byte| format!("{byte:02X}")).collect();
-    let tag = format!("\"{hex}\"");
+    let digest: [u8; 32] = Sha256::digest(&document).into();
+    let (head, _) = digest.split_first_chunk::<16>().unwrap_or((&[0; 16], &[]));
+    let tag = format!("\"{:032X}\"", u128::from_be_bytes(*head));
     let known = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
     let mut reply = if known.is_some_and(|known| known.split(',').any(|one| one.trim() == tag)) {
         body::reply(StatusCode::NOT_MODIFIED, media_type, body::full(Bytes::new()))
@@ -202,8 +205,20 @@ fn root_paths() -> Vec<String> {
             group => format!("/apis/{group}/{version}"),
         })
         .collect();
-    paths.extend(groups.iter().filter(|(group, _)| !group.is_empty()).map(|(group, _)| format!("/apis/{group}")));
-    let fixed = ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"];
+    paths.extend(
+        groups.iter().filter(|(group, _)| !group.is_empty()).map(|(group, _)| format!("/apis/{group}")),
+    );
+    let fixed = [
+        "/api",
+        "/apis",
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/readyz",
+        "/version",
+    ];
     paths.extend(fixed.map(str::to_owned));
     paths.sort();
     paths

@@ -23,7 +23,7 @@ const EVENT_LIFE: Duration = Duration::from_secs(60 * 60);
 const EVENT_BATCH: usize = 256;
 
 /// Run until cancelled.
-pub async fn run(api: Arc<Api>, cancel: CancellationToken) {
+pub(crate) async fn run(api: Arc<Api>, cancel: CancellationToken) {
     let mut notes: VecDeque<(Instant, Revision)> = VecDeque::new();
     let mut ticks = tokio::time::interval(PERIOD);
     loop {

@@ -28,10 +28,10 @@ struct Counters {
 
 /// Handle of the counters.
 #[derive(Clone, Default)]
-pub struct Metrics(Arc<Mutex<Counters>>);
+pub(crate) struct Metrics(Arc<Mutex<Counters>>);
 
 /// Counts one open watch for as long as it lives.
-pub struct Gauge {
+pub(crate) struct Gauge {
     metrics: Metrics,
     resource: &'static str,
 }
@@ -44,7 +44,7 @@ impl Drop for Gauge {
 
 impl Metrics {
     /// A request has been answered. `resource` must come from a fixed set, so that the map stays small.
-    pub fn request(&self, verb: &'static str, resource: &str, code: u16, took: Duration) {
+    pub(crate) fn request(&self, verb: &'static str, resource: &str, code: u16, took: Duration) {
         let mut counters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *counters.requests.entry((verb, resource.to_owned(), code)).or_default() += 1;
         if verb == "watch" {
@@ -60,7 +60,7 @@ impl Metrics {
     }
 
     /// A watch begins; it ends when the gauge is dropped.
-    pub fn watch_opened(&self, resource: &'static str) -> Gauge {
+    pub(crate) fn watch_opened(&self, resource: &'static str) -> Gauge {
         self.add_watch(resource, 1);
         Gauge { metrics: self.clone(), resource }
     }
@@ -71,7 +71,7 @@ impl Metrics {
     }
 
     /// Everything as text.
-    pub fn render(&self) -> String {
+    pub(crate) fn render(&self) -> String {
         let counters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut out = String::from("# TYPE apiserver_request_total counter\n");
         // Writing to a String cannot fail.

@@ -31,7 +31,7 @@ const READS: usize = 400;
 const WRITES: usize = 200;
 
 /// Answers requests; shared by all connections.
-pub struct Pipeline {
+pub(crate) struct Pipeline {
     api: Arc<Api>,
     reads: Semaphore,
     writes: Semaphore,
@@ -39,12 +39,12 @@ pub struct Pipeline {
 
 impl Pipeline {
     /// A pipeline over an API.
-    pub fn new(api: Arc<Api>) -> Self {
+    pub(crate) fn new(api: Arc<Api>) -> Self {
         Self { api, reads: Semaphore::new(READS), writes: Semaphore::new(WRITES) }
     }
 
     /// Answer one request. `certificate` is the user of the connection's client certificate.
-    pub async fn handle(
+    pub(crate) async fn handle(
         &self,
         certificate: Option<&User>,
         request: Request<Incoming>,
@@ -97,9 +97,8 @@ impl Pipeline {
         let long = target.is_long_running();
         let reads = matches!(*http.method(), Method::GET | Method::HEAD);
         let permit = if reads { self.reads.try_acquire() } else { self.writes.try_acquire() };
-        let permit = permit.map_err(|_full| {
-            ApiError::too_many_requests("Too many requests, please try again later.", 1)
-        })?;
+        let permit = permit
+            .map_err(|_full| ApiError::too_many_requests("Too many requests, please try again later.", 1))?;
         let answer = self.api.serve_resource(ResourceRequest { target, query, user, http });
         if long {
             // The stream's life is not the limit's business, only its beginning.

@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 const LISTEN: &str = "0A";
 
 /// The process that listens on the port, as `name (pid N)`, where it can be found.
-pub fn find(port: u16) -> Option<String> {
+pub(crate) fn find(port: u16) -> Option<String> {
     let inodes: Vec<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
         .iter()
         .filter_map(|path| fs::read_to_string(path).ok())
@@ -36,8 +36,9 @@ fn listening_inodes(table: &str, port: u16) -> Vec<String> {
 fn holds(process: &Path, inodes: &[String]) -> bool {
     let Ok(files) = fs::read_dir(process.join("fd")) else { return false };
     files.flatten().any(|file| {
-        fs::read_link(file.path())
-            .is_ok_and(|target| target.to_str().is_some_and(|target| inodes.iter().any(|inode| inode == target)))
+        fs::read_link(file.path()).is_ok_and(|target| {
+            target.to_str().is_some_and(|target| inodes.iter().any(|inode| inode == target))
+        })
     })
 }
 

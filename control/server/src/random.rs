@@ -5,7 +5,7 @@ use rustls::crypto::SecureRandom;
 
 /// Draws from the crypto provider's generator.
 #[derive(Clone, Copy, Debug)]
-pub struct Random(&'static dyn SecureRandom);
+pub(crate) struct Random(&'static dyn SecureRandom);
 
 impl Default for Random {
     fn default() -> Self {
@@ -15,19 +15,21 @@ impl Default for Random {
 
 impl Random {
     /// Random bytes.
-    pub fn bytes<const N: usize>(self) -> [u8; N] {
+    pub(crate) fn bytes<const N: usize>(self) -> [u8; N] {
         let mut bytes = [0; N];
-        self.0.fill(&mut bytes).expect("the crypto provider draws from getrandom(2), which does not fail once booted");
+        self.0
+            .fill(&mut bytes)
+            .expect("the crypto provider draws from getrandom(2), which does not fail once booted");
         bytes
     }
 
     /// A number below `bound`, which must not be 0.
-    pub fn below(self, bound: u64) -> u64 {
+    pub(crate) fn below(self, bound: u64) -> u64 {
         u64::from_be_bytes(self.bytes()) % bound.max(1)
     }
 
     /// A version 4 UUID.
-    pub fn uuid(self) -> String {
+    pub(crate) fn uuid(self) -> String {
         let mut bytes: [u8; 16] = self.bytes();
         bytes[6] = (bytes[6] & 0x0f) | 0x40;
         bytes[8] = (bytes[8] & 0x3f) | 0x80;
@@ -43,7 +45,7 @@ impl Random {
     }
 
     /// Five characters for a generated name.
-    pub fn name_suffix(self) -> String {
+    pub(crate) fn name_suffix(self) -> String {
         let bytes: [u8; 5] = self.bytes();
         bytes.iter().map(|byte| char::from(NAME_ALPHABET[usize::from(*byte) % NAME_ALPHABET.len()])).collect()
     }

@@ -6,7 +6,10 @@
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use control_api::{kinds, meta, status::{ApiError, Reason}};
+use control_api::{
+    kinds, meta,
+    status::{ApiError, Reason},
+};
 use cri_shim_streaming::relay::{self, RelayError};
 use http::{Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Empty};
@@ -39,13 +42,13 @@ const LOG_OPTIONS: &[&str] =
 
 /// Opens connections to kubelets.
 #[derive(Clone)]
-pub struct KubeletClient {
+pub(crate) struct KubeletClient {
     tls: TlsConnector,
 }
 
 impl KubeletClient {
     /// A client with the server's kubelet credentials.
-    pub fn new(credentials: &Credentials) -> Result<Self, ServeError> {
+    pub(crate) fn new(credentials: &Credentials) -> Result<Self, ServeError> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(credentials.authority_pem.as_bytes()) {
             roots.add(certificate.map_err(ServeError::Pem)?).map_err(ServeError::Tls)?;
@@ -71,7 +74,8 @@ impl KubeletClient {
             )
         };
         let connect = async {
-            let stream = TcpStream::connect((address, port)).await.map_err(|error| failed(error.to_string()))?;
+            let stream =
+                TcpStream::connect((address, port)).await.map_err(|error| failed(error.to_string()))?;
             stream.set_nodelay(true).map_err(|error| failed(error.to_string()))?;
             let name = ServerName::IpAddress(address.into());
             self.tls.connect(name, stream).await.map_err(|error| failed(error.to_string()))
@@ -91,15 +95,12 @@ struct Kubelet {
 }
 
 /// Answer `pods/NAME/log`.
-pub async fn logs(api: &Api, request: ResourceRequest) -> Result<Reply, ApiError> {
+pub(crate) async fn logs(api: &Api, request: ResourceRequest) -> Result<Reply, ApiError> {
     let object = request.object()?;
     let (pod, kubelet) = locate(api, object).await?;
     let container = container(object, &pod, request.query.get("container"), false)?;
-    let mut path = format!(
-        "/containerLogs/{}/{}/{container}",
-        object.namespace.unwrap_or_default(),
-        object.name
-    );
+    let mut path =
+        format!("/containerLogs/{}/{}/{container}", object.namespace.unwrap_or_default(), object.name);
     let options = LOG_OPTIONS
         .iter()
         .flat_map(|name| request.query.all(name).map(move |value| (*name, value)))
@@ -115,7 +116,7 @@ pub async fn logs(api: &Api, request: ResourceRequest) -> Result<Reply, ApiError
 }
 
 /// Answer `exec`, `attach` and `portforward`.
-pub async fn upgrade(api: &Api, request: ResourceRequest) -> Result<Reply, ApiError> {
+pub(crate) async fn upgrade(api: &Api, request: ResourceRequest) -> Result<Reply, ApiError> {
     let object = request.object()?;
     let sub = request.target.sub().to_owned();
     if !relay::is_upgrade(request.headers()) {
@@ -157,11 +158,7 @@ fn append_query(path: &mut String, parameters: impl Iterator<Item = String>) {
     }
 }
 
-async fn get(
-    api: &Api,
-    kubelet: &Kubelet,
-    path: &str,
-) -> Result<Response<hyper::body::Incoming>, ApiError> {
+async fn get(api: &Api, kubelet: &Kubelet, path: &str) -> Result<Response<hyper::body::Incoming>, ApiError> {
     let stream = api.kubelets.connect(kubelet).await?;
     let uri: Uri = path.parse().map_err(ApiError::internal)?;
     let request = Request::builder()
@@ -180,7 +177,9 @@ async fn get(
         sender.send_request(request).await
     };
     match tokio::time::timeout(ANSWER_DEADLINE, exchange).await {
-        Ok(answer) => answer.map_err(|error| ApiError::internal(format!("kubelet of {}: {error}", kubelet.node))),
+        Ok(answer) => {
+            answer.map_err(|error| ApiError::internal(format!("kubelet of {}: {error}", kubelet.node)))
+        }
         Err(_elapsed) => Err(ApiError::internal(format!("the kubelet of {} does not answer", kubelet.node))),
     }
 }
@@ -198,7 +197,6 @@ async fn upstream_error(status: StatusCode, incoming: hyper::body::Incoming) -> 
     let reason = match status {
         StatusCode::BAD_REQUEST => Reason::BadRequest,
         StatusCode::NOT_FOUND => Reason::NotFound,
-        StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => Reason::InternalError,
         StatusCode::SERVICE_UNAVAILABLE => Reason::ServiceUnavailable,
         _ => Reason::InternalError,
     };
@@ -241,8 +239,7 @@ fn container(pod: ObjectRef<'_>, object: &Value, asked: &str, running: bool) -> 
         names.map(str::to_owned).collect()
     };
     let main = names("containers");
-    let all: Vec<String> =
-        [main.clone(), names("initContainers"), names("ephemeralContainers")].concat();
+    let all: Vec<String> = [main.clone(), names("initContainers"), names("ephemeralContainers")].concat();
     if running && matches!(phase(object), "Succeeded" | "Failed") {
         return Err(ApiError::bad_request(format!(
             "cannot exec into a container in a completed pod; current phase is {}",

@@ -26,7 +26,10 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admission::allocator::Allocator,
     api::Api,
-    auth::{authn, tokens::{TokenAuthority, TokenError}},
+    auth::{
+        authn,
+        tokens::{TokenAuthority, TokenError},
+    },
     bootstrap,
     cache::WatchCache,
     config::{Credentials, ServerConfig},
@@ -239,7 +242,11 @@ async fn serve_connection(
 
 fn http_builder() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(120)).max_buf_size(SEND_BUFFER);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_secs(120))
+        .max_buf_size(SEND_BUFFER);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -264,7 +271,8 @@ fn tls_config(credentials: &Credentials) -> Result<TlsConfig, ServeError> {
     let chain: Vec<_> = CertificateDer::pem_slice_iter(credentials.serving.certificate_pem.as_bytes())
         .collect::<Result<_, _>>()
         .map_err(ServeError::Pem)?;
-    let key = PrivateKeyDer::from_pem_slice(credentials.serving.key_pem.as_bytes()).map_err(ServeError::Pem)?;
+    let key =
+        PrivateKeyDer::from_pem_slice(credentials.serving.key_pem.as_bytes()).map_err(ServeError::Pem)?;
     let mut config = TlsConfig::builder()
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)

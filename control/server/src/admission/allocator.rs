@@ -36,7 +36,10 @@ impl std::str::FromStr for Ipv4Range {
         }
         let base = address.to_bits() & !Self::host_mask(prefix);
         if base != address.to_bits() {
-            return Err(format!("\"{text}\" has host bits set; did you mean {}/{prefix}?", Ipv4Addr::from_bits(base)));
+            return Err(format!(
+                "\"{text}\" has host bits set; did you mean {}/{prefix}?",
+                Ipv4Addr::from_bits(base)
+            ));
         }
         Ok(Self { base, prefix })
     }
@@ -60,13 +63,13 @@ impl Ipv4Range {
     }
 
     /// How many addresses may be given out.
-    pub fn len(self) -> u32 {
+    fn size(self) -> u32 {
         Self::host_mask(self.prefix) - 1
     }
 
     /// Size of the lower band, which is left to addresses that users choose (KEP-3070).
     fn static_band(self) -> u32 {
-        (self.len() / 16).clamp(16, 256).min(self.len() / 2)
+        (self.size() / 16).clamp(16, 256).min(self.size() / 2)
     }
 }
 
@@ -85,7 +88,7 @@ struct Held {
 
 /// Hands out cluster addresses and node ports.
 #[derive(Clone, Debug)]
-pub struct Allocator {
+pub(crate) struct Allocator {
     addresses: Ipv4Range,
     ports: RangeInclusive<u16>,
     held: Arc<Mutex<Held>>,
@@ -93,7 +96,7 @@ pub struct Allocator {
 
 /// What a write has reserved.
 #[derive(Debug)]
-pub struct Reservation {
+pub(crate) struct Reservation {
     held: Arc<Mutex<Held>>,
     taken: Held,
     freed: Held,
@@ -101,7 +104,7 @@ pub struct Reservation {
 
 impl Reservation {
     /// The write is stored: keep what it took, free what it gave up.
-    pub fn commit(mut self) {
+    pub(crate) fn commit(mut self) {
         self.taken = std::mem::take(&mut self.freed);
     }
 }
@@ -116,17 +119,17 @@ impl Drop for Reservation {
 
 impl Allocator {
     /// An allocator with everything free.
-    pub fn new(addresses: Ipv4Range, ports: RangeInclusive<u16>) -> Self {
+    pub(crate) fn new(addresses: Ipv4Range, ports: RangeInclusive<u16>) -> Self {
         Self { addresses, ports, held: Arc::default() }
     }
 
     /// The address of the `kubernetes` Service: the first of the range.
-    pub fn api_server_address(&self) -> Ipv4Addr {
+    pub(crate) fn api_server_address(&self) -> Ipv4Addr {
         self.addresses.nth(1)
     }
 
     /// Note what a stored Service holds, at start.
-    pub fn adopt(&self, service: &Value) {
+    pub(crate) fn adopt(&self, service: &Value) {
         let holds = holds(service);
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.addresses.extend(holds.addresses);
@@ -134,13 +137,13 @@ impl Allocator {
     }
 
     /// Give back what a removed Service held.
-    pub fn release(&self, service: &Value) {
+    pub(crate) fn release(&self, service: &Value) {
         let (held, taken) = (Arc::clone(&self.held), holds(service));
         drop(Reservation { held, taken, freed: Held::default() });
     }
 
     /// Reserve what the Service names and fill in what it leaves open. What `old` holds is kept or, on commit, freed.
-    pub fn reserve(
+    pub(crate) fn reserve(
         &self,
         service: &mut Value,
         old: Option<&Value>,
@@ -207,7 +210,7 @@ impl Allocator {
     }
 
     fn free_address(&self, held: &Held, random: Random) -> Option<Ipv4Addr> {
-        let (size, band) = (self.addresses.len(), self.addresses.static_band());
+        let (size, band) = (self.addresses.size(), self.addresses.static_band());
         let upper = u64::from(size - band);
         let start = u32::try_from(random.below(upper)).unwrap_or(0);
         let above = (0..size - band).map(|step| band + 1 + (start + step) % (size - band));
@@ -240,7 +243,11 @@ impl Allocator {
                         held.ports.insert(free);
                         taken.ports.insert(free);
                     }
-                    None => errors.push(FieldError::invalid(field, 0, "failed to allocate a nodePort: range is full")),
+                    None => errors.push(FieldError::invalid(
+                        field,
+                        0,
+                        "failed to allocate a nodePort: range is full",
+                    )),
                 }
                 continue;
             }
@@ -303,7 +310,8 @@ pub(super) fn carry_over(new: &mut Value, old: &Value) {
         return;
     }
     let same = |a: &Value, b: &Value| {
-        let protocol = |port: &Value| port.get("protocol").and_then(Value::as_str).unwrap_or("TCP").to_owned();
+        let protocol =
+            |port: &Value| port.get("protocol").and_then(Value::as_str).unwrap_or("TCP").to_owned();
         a.get("port") == b.get("port") && protocol(a) == protocol(b)
     };
     let olds = old.pointer("/spec/ports").and_then(Value::as_array);
@@ -379,10 +387,16 @@ mod tests {
         assert!(allocator.reserve(&mut service(80), None, random).is_err());
         let mut outside = json!({"spec": {"type": "ClusterIP", "clusterIP": "192.168.0.1"}});
         assert!(allocator.reserve(&mut outside, None, random).is_err());
-        assert_eq!("10.96.0.1/12".parse::<Ipv4Range>().unwrap_err(), "\"10.96.0.1/12\" has host bits set; did you mean 10.96.0.0/12?");
+        assert_eq!(
+            "10.96.0.1/12".parse::<Ipv4Range>().unwrap_err(),
+            "\"10.96.0.1/12\" has host bits set; did you mean 10.96.0.0/12?"
+        );
         let mut open = json!({"spec": {"type": "ClusterIP"}});
         allocator.reserve(&mut open, None, random).unwrap().commit();
         let address: Ipv4Addr = open["spec"]["clusterIP"].as_str().unwrap().parse().unwrap();
-        assert!(address.to_bits() - Ipv4Addr::new(10, 96, 0, 0).to_bits() > 256, "{address} is in the static band");
+        assert!(
+            address.to_bits() - Ipv4Addr::new(10, 96, 0, 0).to_bits() > 256,
+            "{address} is in the static band"
+        );
     }
 }

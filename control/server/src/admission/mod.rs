@@ -3,8 +3,8 @@
 //! Inputs: the object, the user, and the caches. Outputs: the changed object and an [`Admitted`], which undoes allocations unless it is
 //! committed. Never writes to the store.
 
-pub mod allocator;
-pub mod namespace;
+pub(crate) mod allocator;
+pub(crate) mod namespace;
 mod node;
 mod pod;
 
@@ -21,11 +21,11 @@ use crate::{api::Api, auth::User};
 
 /// Allocations of a write; given back when it is dropped without [`Admitted::commit`].
 #[derive(Debug, Default)]
-pub struct Admitted(Option<Reservation>);
+pub(crate) struct Admitted(Option<Reservation>);
 
 impl Admitted {
     /// The write is stored.
-    pub fn commit(&mut self) {
+    pub(crate) fn commit(&mut self) {
         if let Some(reservation) = self.0.take() {
             reservation.commit();
         }
@@ -33,7 +33,7 @@ impl Admitted {
 }
 
 /// Admit a new object.
-pub async fn create(
+pub(crate) async fn create(
     api: &Api,
     user: &User,
     info: &'static ResourceInfo,
@@ -50,7 +50,7 @@ pub async fn create(
 }
 
 /// Admit the new form of an object.
-pub fn update(
+pub(crate) fn update(
     api: &Api,
     user: &User,
     info: &'static ResourceInfo,
@@ -66,19 +66,19 @@ pub fn update(
 }
 
 /// Keep what the server allocated where a full update leaves it out.
-pub fn carry_over(info: &ResourceInfo, new: &mut Value, old: &Value) {
+pub(crate) fn carry_over(info: &ResourceInfo, new: &mut Value, old: &Value) {
     if (info.group, info.kind) == ("", "Service") {
         allocator::carry_over(new, old);
     }
 }
 
 /// Whether the user may delete this very object.
-pub fn delete(user: &User, info: &ResourceInfo, old: &Value) -> Result<(), ApiError> {
+pub(crate) fn delete(user: &User, info: &ResourceInfo, old: &Value) -> Result<(), ApiError> {
     node::update(user, info, old)
 }
 
 /// An object is gone: give back what it held.
-pub fn removed(api: &Api, info: &ResourceInfo, object: &Value) {
+pub(crate) fn removed(api: &Api, info: &ResourceInfo, object: &Value) {
     if (info.group, info.kind) == ("", "Service") {
         api.allocator.release(object);
     }

@@ -8,7 +8,12 @@ use control_api::{
 use crate::api::{Api, options::Freshness};
 
 /// Refuse unless the namespace exists and stays.
-pub async fn check(api: &Api, info: &ResourceInfo, namespace: &str, name: &str) -> Result<(), ApiError> {
+pub(crate) async fn check(
+    api: &Api,
+    info: &ResourceInfo,
+    namespace: &str,
+    name: &str,
+) -> Result<(), ApiError> {
     let namespaces = kinds::find("", "v1", "namespaces").ok_or_else(ApiError::unknown_path)?;
     let found = match api.cached(namespaces, None, namespace) {
         Some(found) => found,

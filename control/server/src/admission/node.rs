@@ -17,9 +17,9 @@ pub(super) fn create(user: &User, info: &ResourceInfo, object: &Value) -> Result
         ("", "Node") | ("coordination.k8s.io", "Lease") if name != node => {
             refuse(format!("node \"{node}\" is not allowed to create this object"))
         }
-        ("", "Pod") if object.pointer(MIRROR).is_none() => {
-            refuse(format!("pod does not have \"kubernetes.io/config.mirror\" annotation, node \"{node}\" can only create mirror pods"))
-        }
+        ("", "Pod") if object.pointer(MIRROR).is_none() => refuse(format!(
+            "pod does not have \"kubernetes.io/config.mirror\" annotation, node \"{node}\" can only create mirror pods"
+        )),
         ("", "Pod") if pod_node(object) != node => {
             refuse(format!("node \"{node}\" can only create pods with spec.nodeName set to itself"))
         }

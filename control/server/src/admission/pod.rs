@@ -42,14 +42,11 @@ async fn service_account(api: &Api, pod: &Value) -> Result<Option<std::sync::Arc
             changed.changed().await.ok()?;
         }
     };
-    match tokio::time::timeout(ACCOUNT_DEADLINE, appears).await {
-        Ok(Some(found)) => Ok(Some(found)),
-        _ => {
-            let pods = kinds::find("", "v1", "pods").ok_or_else(ApiError::unknown_path)?;
-            let why = format!(
-                "error looking up service account {namespace}/{name}: serviceaccount \"{name}\" not found"
-            );
-            Err(ApiError::forbidden(pods, meta::name(pod), &why))
-        }
+    if let Ok(Some(found)) = tokio::time::timeout(ACCOUNT_DEADLINE, appears).await {
+        return Ok(Some(found));
     }
+    let pods = kinds::find("", "v1", "pods").ok_or_else(ApiError::unknown_path)?;
+    let why =
+        format!("error looking up service account {namespace}/{name}: serviceaccount \"{name}\" not found");
+    Err(ApiError::forbidden(pods, meta::name(pod), &why))
 }

@@ -15,19 +15,14 @@ use super::{
     read::store_error,
     write::{ObjectRef, now, written},
 };
-use crate::{
-    admission,
-    auth::User,
-    cache::Object,
-    codec,
-};
+use crate::{admission, auth::User, cache::Object, codec};
 
 /// How often a deletion is computed again after a lost race.
 const TRIES: usize = 10;
 
 /// What came of a deletion.
 #[derive(Debug)]
-pub enum Deleted {
+pub(crate) enum Deleted {
     /// The object is gone; this was its last state.
     Gone(Arc<Object>),
     /// It waits for its grace period or finalizers.
@@ -36,7 +31,7 @@ pub enum Deleted {
 
 impl Api {
     /// Delete one object.
-    pub async fn delete(
+    pub(crate) async fn delete(
         &self,
         target: ObjectRef<'_>,
         user: &User,
@@ -78,7 +73,7 @@ impl Api {
     }
 
     /// Delete every selected object.
-    pub async fn delete_collection(
+    pub(crate) async fn delete_collection(
         &self,
         target: ObjectRef<'_>,
         selection: &Selection,

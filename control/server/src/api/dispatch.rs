@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// A request for a resource, authorized.
-pub struct ResourceRequest {
+pub(crate) struct ResourceRequest {
     /// What it is about.
     pub target: ResourceTarget,
     /// Its parameters.
@@ -44,21 +44,21 @@ pub struct ResourceRequest {
 
 impl ResourceRequest {
     /// The object that the request names.
-    pub fn object(&self) -> Result<ObjectRef<'_>, ApiError> {
+    pub(crate) fn object(&self) -> Result<ObjectRef<'_>, ApiError> {
         let ResourceTarget { info, namespace, name, .. } = &self.target;
         let name = name.as_deref().ok_or_else(|| ApiError::method_not_allowed(info, self.target.verb))?;
         Ok(ObjectRef { info, namespace: namespace.as_deref(), name })
     }
 
     /// Headers of the request.
-    pub fn headers(&self) -> &HeaderMap {
+    pub(crate) fn headers(&self) -> &HeaderMap {
         self.http.headers()
     }
 }
 
 impl Api {
     /// Answer a request for a resource.
-    pub async fn serve_resource(&self, request: ResourceRequest) -> Result<Reply, ApiError> {
+    pub(crate) async fn serve_resource(&self, request: ResourceRequest) -> Result<Reply, ApiError> {
         let ResourceTarget { info, verb, .. } = request.target;
         if request.target.subresource.is_some() {
             return subresource::serve(self, request).await;
@@ -102,7 +102,7 @@ impl Api {
         if target.name.is_some() || (info.namespaced && target.namespace.is_none()) {
             return Err(ApiError::method_not_allowed(info, target.verb));
         }
-        let mut write = Write::new(&user, WriteOptions::parse(&query)?);
+        let mut write = Write::new(&user, WriteOptions::parse(&query, http.headers())?);
         let format = negotiate::body_format(http.headers())?;
         let bytes = body::read(http.into_body()).await?;
         let object = decode_object(info, &bytes, format, &mut write)?;
@@ -114,7 +114,7 @@ impl Api {
         let ResourceRequest { target, query, user, http } = request;
         let info = target.info;
         let (namespace, name) = (target.namespace.as_deref(), target.name.as_deref().unwrap_or_default());
-        let mut write = Write::new(&user, WriteOptions::parse(&query)?);
+        let mut write = Write::new(&user, WriteOptions::parse(&query, http.headers())?);
         let format = negotiate::body_format(http.headers())?;
         let bytes = body::read(http.into_body()).await?;
         let object = decode_object(info, &bytes, format, &mut write)?;
@@ -140,25 +140,35 @@ impl Api {
     }
 
     /// Patch the object or the part of it that a subresource shows whole (`status`).
-    pub async fn patch_object(
+    pub(crate) async fn patch_object(
         &self,
         request: ResourceRequest,
         part: Part,
     ) -> Result<(&'static ResourceInfo, Updated, Vec<String>), ApiError> {
         let ResourceRequest { target, query, user, http } = request;
         let info = target.info;
-        let mut write = Write::new(&user, WriteOptions::parse(&query)?);
+        let mut write = Write::new(&user, WriteOptions::parse(&query, http.headers())?);
         let media_type = negotiate::content_type(http.headers()).to_owned();
         let bytes = body::read(http.into_body()).await?;
         let patch = Patch::decode(&media_type, &bytes)?;
         let (namespace, name) = (target.namespace.as_deref(), target.name.as_deref().unwrap_or_default());
         let named = ObjectRef { info, namespace, name };
+        write.keeps_owners = patch.is_apply();
+        target.sub().clone_into(&mut write.subresource);
         let change = |old: &serde_json::Value, write: &mut Write<'_>| {
             let shown = convert::from_stored(info, old.clone());
             Ok(convert::to_stored(info, patch.apply(info, &shown, write)?))
         };
-        let updated = self.update(named, part, &mut write, change).await?;
-        Ok((info, updated, write.warnings))
+        match self.update(named, part, &mut write, change).await {
+            Err(error) if error.reason == Reason::NotFound && patch.is_apply() && part == Part::MAIN => {
+                let mut object = patch.apply_declared(info, None, &mut write)?;
+                object["metadata"]["name"] = name.into();
+                let created =
+                    self.create(info, namespace, convert::to_stored(info, object), &mut write).await?;
+                Ok((info, Updated::Stored(created), write.warnings))
+            }
+            updated => Ok((info, updated?, write.warnings)),
+        }
     }
 
     async fn serve_delete(&self, request: ResourceRequest, form: Form) -> Result<Reply, ApiError> {

@@ -3,29 +3,28 @@
 //! [`Api`] holds everything a request handler needs and is shared by all of them. `dispatch` picks the handler; `read`, `watch`, `write`,
 //! `patch` and `delete` are the verbs; `render` makes answers. Nothing here knows of connections or TLS.
 
-pub mod delete;
-pub mod dispatch;
-pub mod options;
+pub(crate) mod delete;
+pub(crate) mod dispatch;
+pub(crate) mod options;
 mod patch;
 mod read;
-pub mod render;
+pub(crate) mod render;
 mod token;
 mod watch;
-pub mod write;
+pub(crate) mod write;
 
 use std::sync::{Arc, atomic::AtomicBool};
 
 use control_store::Store;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::read::store_error;
 use crate::{
     admission::allocator::Allocator, auth::tokens::TokenAuthority, cache::WatchCache, config::ServerConfig,
     metrics::Metrics, random::Random, relay::KubeletClient,
 };
 
 /// Everything that request handlers share.
-pub struct Api {
+pub(crate) struct Api {
     /// Settings.
     pub config: ServerConfig,
     /// Where objects are kept.

@@ -7,13 +7,14 @@ use control_api::{
     status::{ApiError, FieldError},
 };
 use control_store::Revision;
+use http::{HeaderMap, header};
 use serde_json::Value;
 
 use crate::{cache::Object, http::query::Query};
 
 /// Which state a read wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Freshness {
+pub(crate) enum Freshness {
     /// The newest.
     Latest,
     /// Any.
@@ -26,7 +27,7 @@ pub enum Freshness {
 
 /// What a list or watch selects.
 #[derive(Clone, Debug, Default)]
-pub struct Selection {
+pub(crate) struct Selection {
     /// Only this namespace.
     pub namespace: Option<String>,
     labels: LabelSelector,
@@ -36,7 +37,7 @@ pub struct Selection {
 
 impl Selection {
     /// From the parameters of a request.
-    pub fn parse(
+    pub(crate) fn parse(
         info: &ResourceInfo,
         namespace: Option<&str>,
         name: Option<&str>,
@@ -50,25 +51,24 @@ impl Selection {
     }
 
     /// Whether every object of the namespace is selected.
-    pub fn is_all(&self) -> bool {
+    pub(crate) fn is_all(&self) -> bool {
         self.labels.is_empty() && self.fields.is_empty() && self.name.is_none()
     }
 
     /// Whether an object is selected, its namespace included.
-    pub fn matches(&self, object: &Object) -> bool {
+    pub(crate) fn matches(&self, object: &Object) -> bool {
         if self.namespace.as_deref().is_some_and(|namespace| namespace != object.namespace())
             || self.name.as_deref().is_some_and(|name| name != object.name())
         {
             return false;
         }
-        (self.labels.is_empty() && self.fields.is_empty())
-            || object.satisfies(&self.labels, &self.fields)
+        (self.labels.is_empty() && self.fields.is_empty()) || object.satisfies(&self.labels, &self.fields)
     }
 }
 
 /// Where a list begins and how long it may be.
 #[derive(Clone, Debug)]
-pub struct ListOptions {
+pub(crate) struct ListOptions {
     /// What is selected.
     pub selection: Selection,
     /// At most so many objects; 0 means all.
@@ -81,7 +81,11 @@ pub struct ListOptions {
 
 impl ListOptions {
     /// From the parameters of a request.
-    pub fn parse(info: &ResourceInfo, namespace: Option<&str>, query: &Query) -> Result<Self, ApiError> {
+    pub(crate) fn parse(
+        info: &ResourceInfo,
+        namespace: Option<&str>,
+        query: &Query,
+    ) -> Result<Self, ApiError> {
         let limit = number(query, "limit")?.unwrap_or(0);
         let freshness = freshness(info, query)?;
         let token = query.get("continue").to_owned();
@@ -95,7 +99,7 @@ impl ListOptions {
 }
 
 /// The state that `resourceVersion` and `resourceVersionMatch` ask for.
-pub fn freshness(info: &ResourceInfo, query: &Query) -> Result<Freshness, ApiError> {
+pub(crate) fn freshness(info: &ResourceInfo, query: &Query) -> Result<Freshness, ApiError> {
     let version = query.get("resourceVersion");
     let revision = match version {
         "" => None,
@@ -124,19 +128,18 @@ pub fn freshness(info: &ResourceInfo, query: &Query) -> Result<Freshness, ApiErr
 }
 
 /// A parameter that must be a number, where it is there.
-pub fn number(query: &Query, name: &str) -> Result<Option<u64>, ApiError> {
+pub(crate) fn number(query: &Query, name: &str) -> Result<Option<u64>, ApiError> {
     match query.get(name) {
         "" => Ok(None),
-        text => text
-            .parse()
-            .map(Some)
-            .map_err(|_not_a_number| ApiError::bad_request(format!("{name} must be a whole number, not \"{text}\""))),
+        text => text.parse().map(Some).map_err(|_not_a_number| {
+            ApiError::bad_request(format!("{name} must be a whole number, not \"{text}\""))
+        }),
     }
 }
 
 /// How strictly fields are checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FieldValidation {
+pub(crate) enum FieldValidation {
     /// Unknown fields are dropped silently.
     Ignore,
     /// They are dropped with a warning.
@@ -147,20 +150,22 @@ pub enum FieldValidation {
 
 /// Parameters of a write.
 #[derive(Clone, Debug)]
-pub struct WriteOptions {
+pub(crate) struct WriteOptions {
     /// Nothing is stored.
     pub dry_run: bool,
     /// Treatment of unknown fields.
     pub validation: FieldValidation,
-    /// `fieldManager`, for server-side apply.
+    /// `fieldManager`, or what the client calls itself.
     pub field_manager: String,
+    /// The client named a `fieldManager`.
+    pub named_manager: bool,
     /// `force`, for server-side apply.
     pub force: bool,
 }
 
 impl WriteOptions {
     /// From the parameters of a request.
-    pub fn parse(query: &Query) -> Result<Self, ApiError> {
+    pub(crate) fn parse(query: &Query, headers: &HeaderMap) -> Result<Self, ApiError> {
         let validation = match query.get("fieldValidation") {
             "" | "Warn" => FieldValidation::Warn,
             "Ignore" => FieldValidation::Ignore,
@@ -174,20 +179,31 @@ impl WriteOptions {
         Ok(Self {
             dry_run: dry_run(query)?,
             validation,
-            field_manager: query.get("fieldManager").to_owned(),
+            field_manager: field_manager(query, headers),
+            named_manager: !query.get("fieldManager").is_empty(),
             force: query.flag("force"),
         })
     }
 
     /// The server's own writes.
-    pub fn internal() -> Self {
+    pub(crate) fn internal() -> Self {
         Self {
             dry_run: false,
             validation: FieldValidation::Strict,
             field_manager: "keelson".to_owned(),
+            named_manager: true,
             force: false,
         }
     }
+}
+
+/// The named manager, else the first word of the user agent, as upstream.
+fn field_manager(query: &Query, headers: &HeaderMap) -> String {
+    let named = query.get("fieldManager");
+    let agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let own = agent.split('/').next().unwrap_or_default();
+    let name = if named.is_empty() { own } else { named };
+    name.chars().filter(|c| !c.is_control()).take(128).collect()
 }
 
 fn dry_run(query: &Query) -> Result<bool, ApiError> {
@@ -200,7 +216,7 @@ fn dry_run(query: &Query) -> Result<bool, ApiError> {
 }
 
 /// Options of a DELETE, from its body and, over it, its parameters.
-pub fn delete_options(body: &Value, query: &Query) -> Result<DeleteOptions, ApiError> {
+pub(crate) fn delete_options(body: &Value, query: &Query) -> Result<DeleteOptions, ApiError> {
     let mut options = meta::delete_options(body)?;
     if let Some(seconds) = number(query, "gracePeriodSeconds")? {
         options.grace_period_seconds = Some(i64::try_from(seconds).unwrap_or(i64::MAX));

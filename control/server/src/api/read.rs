@@ -31,7 +31,7 @@ const STORE_PAGE: usize = 500;
 
 impl Api {
     /// One object, as fresh as asked.
-    pub async fn get_object(
+    pub(crate) async fn get_object(
         &self,
         info: &'static ResourceInfo,
         namespace: Option<&str>,
@@ -43,7 +43,12 @@ impl Api {
     }
 
     /// One object as the cache has it now.
-    pub fn cached(&self, info: &ResourceInfo, namespace: Option<&str>, name: &str) -> Option<Arc<Object>> {
+    pub(crate) fn cached(
+        &self,
+        info: &ResourceInfo,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Option<Arc<Object>> {
         let key = match namespace.filter(|_| info.namespaced) {
             Some(namespace) => format!("{namespace}/{name}"),
             None => name.to_owned(),
@@ -52,19 +57,18 @@ impl Api {
     }
 
     /// Wait until the cache is as fresh as asked; the revision that it then has at least.
-    pub async fn wait(&self, freshness: Freshness) -> Result<Revision, ApiError> {
+    pub(crate) async fn wait(&self, freshness: Freshness) -> Result<Revision, ApiError> {
         let reached = match freshness {
             Freshness::Any => return Ok(self.cache.revision()),
             Freshness::Latest => self.cache.wait_fresh().await.map_err(|error| store_error(&error))?,
             Freshness::AtLeast(revision) | Freshness::Exact(revision) => self.cache.wait_for(revision).await,
         };
-        reached.map_err(|NotFresh { wanted, current }| {
-            ApiError::resource_version_too_large(wanted.0, current.0)
-        })
+        reached
+            .map_err(|NotFresh { wanted, current }| ApiError::resource_version_too_large(wanted.0, current.0))
     }
 
     /// Answer a list.
-    pub async fn list(
+    pub(crate) async fn list(
         &self,
         info: &'static ResourceInfo,
         options: &ListOptions,
@@ -78,12 +82,12 @@ impl Api {
         let size: usize = objects.iter().map(|object| object.body.len() + 1).sum();
         if size < CHUNK {
             let mut whole = BytesMut::with_capacity(head.len() + size + 2);
-            for chunk in list_chunks(info, head, objects, form) {
+            for chunk in list_chunks(info, &head, objects, form) {
                 whole.extend_from_slice(&chunk);
             }
             return Ok(body::json_bytes(StatusCode::OK, whole.freeze()));
         }
-        let chunks = futures::stream::iter(list_chunks(info, head, objects, form));
+        let chunks = futures::stream::iter(list_chunks(info, &head, objects, form));
         Ok(body::reply(StatusCode::OK, "application/json", body::stream(chunks)))
     }
 
@@ -102,8 +106,7 @@ impl Api {
         let fresh = self.wait(options.freshness).await?;
         let cache = self.cache.resource(info).ok_or_else(ApiError::unknown_path)?;
         let selection = &options.selection;
-        let mut snapshot =
-            cache.snapshot(selection.namespace.as_deref(), |object| selection.matches(object));
+        let mut snapshot = cache.snapshot(selection.namespace.as_deref(), |object| selection.matches(object));
         let mut meta = ListMeta { revision: fresh.max(snapshot.newest), ..ListMeta::default() };
         if options.limit > 0 && snapshot.objects.len() > options.limit {
             let remaining = snapshot.objects.len() - options.limit;
@@ -155,11 +158,7 @@ impl Api {
         }
     }
 
-    fn decode_selected(
-        &self,
-        pair: &control_store::KeyValue,
-        selection: &Selection,
-    ) -> Option<Arc<Object>> {
+    fn decode_selected(&self, pair: &control_store::KeyValue, selection: &Selection) -> Option<Arc<Object>> {
         let (_, object) = self.cache.decode(pair)?;
         selection.matches(&object).then(|| Arc::new(object))
     }
@@ -201,11 +200,11 @@ pub(crate) fn store_error(error: &StoreError) -> ApiError {
 /// The text of a list in pieces of about [`CHUNK`] bytes, made as they are asked for.
 fn list_chunks(
     info: &'static ResourceInfo,
-    head: String,
+    head: &str,
     objects: Vec<Arc<Object>>,
     form: Form,
-) -> impl Iterator<Item = Bytes> + Send {
-    let mut pending = BytesMut::from(head.as_str());
+) -> impl Iterator<Item = Bytes> + Send + use<> {
+    let mut pending = BytesMut::from(head);
     let mut rest = objects.into_iter();
     let mut first = true;
     let mut done = false;

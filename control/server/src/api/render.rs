@@ -8,15 +8,15 @@ use serde_json::{Map, Value, json};
 use crate::{cache::Object, http::negotiate::Form};
 
 /// Annotation of the bookmark that ends the initial events of a watch.
-pub const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
+pub(crate) const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
 /// The object in the version of the request.
-pub fn value(info: &ResourceInfo, object: &Object) -> Result<Value, ApiError> {
+pub(crate) fn value(info: &ResourceInfo, object: &Object) -> Result<Value, ApiError> {
     Ok(convert::from_stored(info, object.value().map_err(ApiError::internal)?))
 }
 
 /// One object in the form that the client accepts.
-pub fn one(info: &ResourceInfo, object: &Object, form: Form) -> Result<Bytes, ApiError> {
+pub(crate) fn one(info: &ResourceInfo, object: &Object, form: Form) -> Result<Bytes, ApiError> {
     if matches!(form, Form::Object | Form::Discovery(_)) && convert::is_identity(info) {
         return Ok(object.body.clone());
     }
@@ -24,7 +24,7 @@ pub fn one(info: &ResourceInfo, object: &Object, form: Form) -> Result<Bytes, Ap
 }
 
 /// A decoded object in the form that the client accepts.
-pub fn shape(info: &ResourceInfo, object: Value, form: Form) -> Value {
+pub(crate) fn shape(info: &ResourceInfo, object: Value, form: Form) -> Value {
     match form {
         Form::Object | Form::Discovery(_) => object,
         Form::Metadata => metadata_only(&object),
@@ -47,7 +47,7 @@ fn metadata_only(object: &Value) -> Value {
 
 /// `metadata` of a list.
 #[derive(Clone, Debug, Default)]
-pub struct ListMeta {
+pub(crate) struct ListMeta {
     /// Revision of the list.
     pub revision: Revision,
     /// Token of the next page, empty on the last.
@@ -58,7 +58,7 @@ pub struct ListMeta {
 
 impl ListMeta {
     /// As JSON.
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         let mut meta = Map::new();
         meta.insert("resourceVersion".to_owned(), json!(self.revision.to_string()));
         if !self.token.is_empty() {
@@ -72,7 +72,7 @@ impl ListMeta {
 }
 
 /// A list as a table.
-pub fn table(
+pub(crate) fn table(
     info: &ResourceInfo,
     objects: &[impl AsRef<Object>],
     meta: &ListMeta,
@@ -86,7 +86,7 @@ pub fn table(
 }
 
 /// One item of a list.
-pub fn item(info: &ResourceInfo, object: &Object, form: Form) -> Result<Bytes, ApiError> {
+pub(crate) fn item(info: &ResourceInfo, object: &Object, form: Form) -> Result<Bytes, ApiError> {
     match form {
         Form::Metadata => Ok(Bytes::from(metadata_only(&value(info, object)?).to_string())),
         _ => one(info, object, Form::Object),
@@ -94,7 +94,7 @@ pub fn item(info: &ResourceInfo, object: &Object, form: Form) -> Result<Bytes, A
 }
 
 /// The text before the first item of a list.
-pub fn list_head(info: &ResourceInfo, meta: &ListMeta, form: Form) -> String {
+pub(crate) fn list_head(info: &ResourceInfo, meta: &ListMeta, form: Form) -> String {
     let (kind, version) = match form {
         Form::Metadata => ("PartialObjectMetadataList", "meta.k8s.io/v1".to_owned()),
         _ => (info.list_kind, info.api_version()),
@@ -104,7 +104,7 @@ pub fn list_head(info: &ResourceInfo, meta: &ListMeta, form: Form) -> String {
 }
 
 /// The object of a bookmark: nothing but a revision.
-pub fn bookmark(info: &ResourceInfo, revision: Revision, initial_end: bool, form: Form) -> Value {
+pub(crate) fn bookmark(info: &ResourceInfo, revision: Revision, initial_end: bool, form: Form) -> Value {
     let mut metadata = json!({ "resourceVersion": revision.to_string(), "creationTimestamp": null });
     if initial_end {
         metadata["annotations"] = json!({ INITIAL_EVENTS_END: "true" });

@@ -10,7 +10,7 @@ const VERSION: &str = "meta.k8s.io/v1";
 
 /// A decoded continue token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ContinueToken {
+pub(super) struct ContinueToken {
     #[serde(rename = "v")]
     version: String,
     /// Revision of the list; -1 for "whatever is newest".
@@ -22,18 +22,18 @@ pub struct ContinueToken {
 
 impl ContinueToken {
     /// A token that goes on after `key` in the state at `revision` (`None`: the newest state).
-    pub fn new(revision: Option<Revision>, key: &str) -> Self {
+    pub(super) fn new(revision: Option<Revision>, key: &str) -> Self {
         let revision = revision.map_or(-1, |revision| i64::try_from(revision.0).unwrap_or(-1));
         Self { version: VERSION.to_owned(), revision, start: key.to_owned() }
     }
 
     /// The text that clients send back.
-    pub fn encode(&self) -> String {
+    pub(super) fn encode(&self) -> String {
         URL_SAFE_NO_PAD.encode(serde_json::to_string(self).unwrap_or_default())
     }
 
     /// Read a token from a client.
-    pub fn decode(text: &str) -> Result<Self, ApiError> {
+    pub(super) fn decode(text: &str) -> Result<Self, ApiError> {
         let invalid = || ApiError::bad_request("continue key is not valid: it was not made by this server");
         let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_not_base64| invalid())?;
         let token: Self = serde_json::from_slice(&bytes).map_err(|_not_json| invalid())?;
@@ -41,12 +41,12 @@ impl ContinueToken {
     }
 
     /// The revision of the list, `None` for the newest.
-    pub fn revision(&self) -> Option<Revision> {
+    pub(super) fn revision(&self) -> Option<Revision> {
         u64::try_from(self.revision).ok().map(Revision)
     }
 
     /// The key to go on after.
-    pub fn start(&self) -> &str {
+    pub(super) fn start(&self) -> &str {
         &self.start
     }
 }

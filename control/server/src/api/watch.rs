@@ -47,6 +47,10 @@ enum Start {
 }
 
 /// A running watch.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "four independent facts of a stream, none of which is a state"
+)]
 struct Watcher {
     info: &'static ResourceInfo,
     all: Arc<WatchCache>,
@@ -69,7 +73,7 @@ struct Watcher {
 
 impl Api {
     /// Answer a watch.
-    pub async fn watch(
+    pub(crate) async fn watch(
         &self,
         info: &'static ResourceInfo,
         namespace: Option<&str>,
@@ -280,8 +284,7 @@ impl Watcher {
 
     fn expire(&mut self, floor: Revision) -> Bytes {
         self.finished = true;
-        let error =
-            ApiError::expired(format!("too old resource version: {} ({floor})", self.position));
+        let error = ApiError::expired(format!("too old resource version: {} ({floor})", self.position));
         let mut out = BytesMut::new();
         frame(&mut out, "ERROR", error.to_status().to_string().as_bytes());
         out.freeze()

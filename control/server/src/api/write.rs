@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use control_api::{
+    apply::{self, Author},
     convert, decode, defaults,
     kinds::ResourceInfo,
     meta::{self, NewIdentity, UpdateTarget},
@@ -37,25 +38,29 @@ const NAME_TRIES: usize = 8;
 const UPDATE_TRIES: usize = 10;
 
 /// Who writes, how, and what they should be warned of.
-pub struct Write<'a> {
+pub(crate) struct Write<'a> {
     /// The user.
     pub user: &'a User,
     /// Parameters.
     pub options: WriteOptions,
+    /// The subresource written to, or empty.
+    pub subresource: String,
+    /// The change itself keeps the record of field owners: server-side apply.
+    pub keeps_owners: bool,
     /// Collected for `Warning` headers.
     pub warnings: Vec<String>,
 }
 
 impl<'a> Write<'a> {
     /// A write by a user.
-    pub fn new(user: &'a User, options: WriteOptions) -> Self {
-        Self { user, options, warnings: Vec::new() }
+    pub(crate) fn new(user: &'a User, options: WriteOptions) -> Self {
+        Self { user, options, subresource: String::new(), keeps_owners: false, warnings: Vec::new() }
     }
 }
 
 /// An object named by a request.
 #[derive(Clone, Copy, Debug)]
-pub struct ObjectRef<'a> {
+pub(crate) struct ObjectRef<'a> {
     /// Its resource, as in the URL.
     pub info: &'static ResourceInfo,
     /// Its namespace.
@@ -66,7 +71,7 @@ pub struct ObjectRef<'a> {
 
 /// Which part of an object an update may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub(crate) enum Part {
     /// What a client may: see [`UpdateTarget`].
     Client(UpdateTarget),
     /// Anything: a change that the server itself makes, taken as it is.
@@ -75,16 +80,16 @@ pub enum Part {
 
 impl Part {
     /// The object itself.
-    pub const MAIN: Self = Self::Client(UpdateTarget::Main);
+    pub(crate) const MAIN: Self = Self::Client(UpdateTarget::Main);
     /// Its status.
-    pub const STATUS: Self = Self::Client(UpdateTarget::Status);
+    pub(crate) const STATUS: Self = Self::Client(UpdateTarget::Status);
     /// Its desired state, through another subresource.
-    pub const SPEC: Self = Self::Client(UpdateTarget::Spec);
+    pub(crate) const SPEC: Self = Self::Client(UpdateTarget::Spec);
 }
 
 /// What an update made of an object.
 #[derive(Debug)]
-pub enum Updated {
+pub(crate) enum Updated {
     /// It is stored (or would be, in a dry run).
     Stored(Arc<Object>),
     /// It only waited for its last finalizer and is gone; this was its last state.
@@ -93,7 +98,7 @@ pub enum Updated {
 
 impl Updated {
     /// The object in either case.
-    pub fn object(self) -> Arc<Object> {
+    pub(crate) fn object(self) -> Arc<Object> {
         match self {
             Self::Stored(object) | Self::Removed(object) => object,
         }
@@ -101,7 +106,7 @@ impl Updated {
 }
 
 /// Decode a body and check it against the schema of its kind, in its stored version.
-pub fn decode_object(
+pub(crate) fn decode_object(
     info: &ResourceInfo,
     body: &[u8],
     format: BodyFormat,
@@ -113,16 +118,15 @@ pub fn decode_object(
 }
 
 /// Decode a body without looking at its fields.
-pub fn decode_any(body: &[u8], format: BodyFormat) -> Result<(Value, Vec<String>), ApiError> {
+pub(crate) fn decode_any(body: &[u8], format: BodyFormat) -> Result<(Value, Vec<String>), ApiError> {
     match format {
         BodyFormat::Json => {
             let decoded = decode::json(body)?;
             Ok((decoded.value, decoded.duplicates))
         }
         BodyFormat::Yaml => {
-            let value = serde_norway::from_slice(body).map_err(|error| {
-                ApiError::bad_request(format!("error converting YAML to JSON: {error}"))
-            })?;
+            let value = serde_norway::from_slice(body)
+                .map_err(|error| ApiError::bad_request(format!("error converting YAML to JSON: {error}")))?;
             Ok((value, Vec::new()))
         }
         BodyFormat::Protobuf => {
@@ -133,7 +137,7 @@ pub fn decode_any(body: &[u8], format: BodyFormat) -> Result<(Value, Vec<String>
 }
 
 /// Refuse wrong types, and refuse or drop unknown fields as asked.
-pub fn check_fields(
+pub(crate) fn check_fields(
     info: &ResourceInfo,
     mut value: Value,
     duplicates: &[String],
@@ -158,7 +162,7 @@ pub fn check_fields(
 
 impl Api {
     /// Create an object from its stored form.
-    pub async fn create(
+    pub(crate) async fn create(
         &self,
         info: &'static ResourceInfo,
         namespace: Option<&str>,
@@ -168,7 +172,8 @@ impl Api {
         let stored = self.stored_info(info)?;
         let generated = meta::name(&object).is_empty();
         if info.namespaced {
-            admission::namespace::check(self, info, namespace.unwrap_or_default(), meta::name(&object)).await?;
+            admission::namespace::check(self, info, namespace.unwrap_or_default(), meta::name(&object))
+                .await?;
         }
         let mut tries = if generated { NAME_TRIES } else { 1 };
         loop {
@@ -218,7 +223,7 @@ impl Api {
     /// Change an object: `change` makes the new form from the stored one.
     ///
     /// `change` may run several times, and so must depend on nothing but its argument.
-    pub async fn update(
+    pub(crate) async fn update(
         &self,
         target: ObjectRef<'_>,
         part: Part,
@@ -253,7 +258,7 @@ impl Api {
     ) -> Result<Option<Updated>, ApiError> {
         let ObjectRef { namespace, name, .. } = target;
         let mut admitted = match part {
-            Part::Client(part) => admit_update(self, write.user, info, &mut new, old, part)?,
+            Part::Client(part) => admit_update(self, write, info, &mut new, old, part)?,
             Part::Whole => Admitted::default(),
         };
         let removes = meta::finished_deleting(info, &new);
@@ -288,7 +293,7 @@ impl Api {
     }
 
     /// The row in whose version objects of this resource are stored.
-    pub fn stored_info(&self, info: &ResourceInfo) -> Result<&'static ResourceInfo, ApiError> {
+    pub(crate) fn stored_info(&self, info: &ResourceInfo) -> Result<&'static ResourceInfo, ApiError> {
         self.cache.resource(info).map(|cache| cache.info()).ok_or_else(ApiError::unknown_path)
     }
 }
@@ -296,7 +301,7 @@ impl Api {
 /// Default, complete, admit and validate the new form that a client asked for.
 fn admit_update(
     api: &Api,
-    user: &User,
+    write: &Write<'_>,
     info: &'static ResourceInfo,
     new: &mut Value,
     old: &Value,
@@ -307,7 +312,12 @@ fn admit_update(
     }
     defaults::apply(info, new);
     meta::prepare_update(info, part, new, old)?;
-    let admitted = admission::update(api, user, info, new, old, part)?;
+    if !write.keeps_owners {
+        let author =
+            Author { manager: &write.options.field_manager, subresource: &write.subresource, now: &now() };
+        apply::track_update(info, old, new, &author);
+    }
+    let admitted = admission::update(api, write.user, info, new, old, part)?;
     let errors = match part {
         UpdateTarget::Status => validate::status_update(info, new, old),
         UpdateTarget::Main | UpdateTarget::Spec => validate::update(info, new, old),
@@ -316,7 +326,7 @@ fn admit_update(
 }
 
 /// Now, as Kubernetes writes times.
-pub fn now() -> String {
+pub(crate) fn now() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 

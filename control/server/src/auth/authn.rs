@@ -7,7 +7,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use super::{AUTHENTICATED, User};
 
 /// The user that a client certificate names. The TLS layer has verified the certificate already.
-pub fn certificate_user(certificate: &CertificateDer<'_>) -> Option<User> {
+pub(crate) fn certificate_user(certificate: &CertificateDer<'_>) -> Option<User> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     let subject = certificate.subject();
     let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
@@ -18,7 +18,7 @@ pub fn certificate_user(certificate: &CertificateDer<'_>) -> Option<User> {
 }
 
 /// The bearer token of a request.
-pub fn bearer_token(headers: &HeaderMap) -> Option<&str> {
+pub(crate) fn bearer_token(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim()).filter(|token| !token.is_empty())

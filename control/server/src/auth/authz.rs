@@ -7,7 +7,7 @@ use super::{AUTHENTICATED, MASTERS, User};
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action<'a> {
+pub(crate) enum Action<'a> {
     /// A verb on a resource.
     Resource {
         /// `get`, `list`, …
@@ -31,7 +31,7 @@ pub enum Action<'a> {
 }
 
 /// Whether the user may do it.
-pub fn allowed(user: &User, action: Action<'_>) -> bool {
+pub(crate) fn allowed(user: &User, action: Action<'_>) -> bool {
     if user.is_in(MASTERS) {
         return true;
     }
@@ -47,7 +47,7 @@ pub fn allowed(user: &User, action: Action<'_>) -> bool {
 }
 
 /// Upstream's text for a refusal.
-pub fn refusal(user: &User, action: Action<'_>) -> String {
+pub(crate) fn refusal(user: &User, action: Action<'_>) -> String {
     match action {
         Action::Path { verb, path } => {
             format!("User \"{}\" cannot {verb} path \"{path}\"", user.name)
@@ -68,7 +68,9 @@ pub fn refusal(user: &User, action: Action<'_>) -> String {
 
 fn is_open_path(path: &str) -> bool {
     let roots = ["/api", "/apis", "/openapi", "/version", "/healthz", "/livez", "/readyz"];
-    roots.iter().any(|root| path == *root || path.strip_prefix(root).is_some_and(|rest| rest.starts_with('/')))
+    roots
+        .iter()
+        .any(|root| path == *root || path.strip_prefix(root).is_some_and(|rest| rest.starts_with('/')))
         || matches!(path, "/.well-known/openid-configuration" | "/openid/v1/jwks")
 }
 

@@ -3,24 +3,24 @@
 //! [`authn`] turns a client certificate or a bearer token into a [`User`]; [`tokens`] makes and checks service account tokens; [`authz`] is
 //! the fixed policy. Nothing here stores or changes objects.
 
-pub mod authn;
-pub mod authz;
-pub mod tokens;
+pub(crate) mod authn;
+pub(crate) mod authz;
+pub(crate) mod tokens;
 
 /// Group of users that may do everything.
-pub const MASTERS: &str = "system:masters";
+pub(crate) const MASTERS: &str = "system:masters";
 /// Group of the nodes' agents.
-pub const NODES: &str = "system:nodes";
+pub(crate) const NODES: &str = "system:nodes";
 /// Group of everyone who proved an identity.
-pub const AUTHENTICATED: &str = "system:authenticated";
+pub(crate) const AUTHENTICATED: &str = "system:authenticated";
 /// Prefix of a node's user name.
-pub const NODE_USER: &str = "system:node:";
+pub(crate) const NODE_USER: &str = "system:node:";
 /// Prefix of a service account's user name.
-pub const SERVICE_ACCOUNT_USER: &str = "system:serviceaccount:";
+pub(crate) const SERVICE_ACCOUNT_USER: &str = "system:serviceaccount:";
 
 /// An authenticated user.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct User {
+pub(crate) struct User {
     /// The user name.
     pub name: String,
     /// The uid, for service accounts.
@@ -33,7 +33,7 @@ pub struct User {
 
 impl User {
     /// The server itself: bootstrap and housekeeping.
-    pub fn system() -> Self {
+    pub(crate) fn system() -> Self {
         Self {
             name: "system:apiserver".to_owned(),
             uid: String::new(),
@@ -43,12 +43,12 @@ impl User {
     }
 
     /// Whether the user is in a group.
-    pub fn is_in(&self, group: &str) -> bool {
+    pub(crate) fn is_in(&self, group: &str) -> bool {
         self.groups.iter().any(|name| name == group)
     }
 
     /// The node's name, when the user is a node's agent.
-    pub fn node(&self) -> Option<&str> {
+    pub(crate) fn node(&self) -> Option<&str> {
         self.name.strip_prefix(NODE_USER).filter(|_| self.is_in(NODES) && !self.is_in(MASTERS))
     }
 }

@@ -7,7 +7,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, jwk}
 use serde::{Deserialize, Serialize};
 
 /// Issuer and default audience of all tokens.
-pub const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
+pub(crate) const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
 /// What can go wrong with tokens.
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +25,7 @@ pub enum TokenError {
 
 /// An object named by name and uid.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reference {
+pub(crate) struct Reference {
     /// `metadata.name`.
     pub name: String,
     /// `metadata.uid`.
@@ -35,7 +35,7 @@ pub struct Reference {
 /// The `kubernetes.io` claim.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub struct KubernetesClaim {
+pub(crate) struct KubernetesClaim {
     /// Namespace of the account.
     pub namespace: String,
     /// The account.
@@ -56,7 +56,7 @@ pub struct KubernetesClaim {
 
 /// All claims of a token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Claims {
+pub(crate) struct Claims {
     /// Audiences.
     pub aud: Vec<String>,
     /// End of validity, seconds since 1970.
@@ -77,7 +77,7 @@ pub struct Claims {
 }
 
 /// Signs and verifies tokens with one key.
-pub struct TokenAuthority {
+pub(crate) struct TokenAuthority {
     encoding: EncodingKey,
     decoding: DecodingKey,
     jwk: jwk::Jwk,
@@ -86,7 +86,7 @@ pub struct TokenAuthority {
 
 impl TokenAuthority {
     /// From an ECDSA P-256 private key, PKCS #8 PEM.
-    pub fn new(key_pem: &str) -> Result<Self, TokenError> {
+    pub(crate) fn new(key_pem: &str) -> Result<Self, TokenError> {
         let encoding = EncodingKey::from_ec_pem(key_pem.as_bytes()).map_err(TokenError::Key)?;
         let mut jwk = jwk::Jwk::from_encoding_key(&encoding, Algorithm::ES256).map_err(TokenError::Key)?;
         let key_id = jwk.thumbprint(jwk::ThumbprintHash::SHA256).map_err(TokenError::Key)?;
@@ -97,13 +97,13 @@ impl TokenAuthority {
     }
 
     /// Sign claims.
-    pub fn sign(&self, claims: &Claims) -> Result<String, TokenError> {
+    pub(crate) fn sign(&self, claims: &Claims) -> Result<String, TokenError> {
         let header = Header { kid: Some(self.key_id.clone()), ..Header::new(Algorithm::ES256) };
         jsonwebtoken::encode(&header, claims, &self.encoding).map_err(TokenError::Sign)
     }
 
     /// The claims of a token that we signed, that is valid now and meant for one of the audiences.
-    pub fn verify(&self, token: &str, audiences: &[&str]) -> Result<Claims, TokenError> {
+    pub(crate) fn verify(&self, token: &str, audiences: &[&str]) -> Result<Claims, TokenError> {
         let mut validation = Validation::new(Algorithm::ES256);
         validation.set_issuer(&[ISSUER]);
         validation.set_audience(audiences);
@@ -114,7 +114,7 @@ impl TokenAuthority {
     }
 
     /// The key set that others verify tokens with.
-    pub fn key_set(&self) -> jwk::JwkSet {
+    pub(crate) fn key_set(&self) -> jwk::JwkSet {
         jwk::JwkSet { keys: vec![self.jwk.clone()] }
     }
 }

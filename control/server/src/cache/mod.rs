@@ -18,20 +18,20 @@ use control_store::{Event, EventKind, KeyValue, Range, Revision, Store, StoreErr
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub use self::{
+pub(crate) use self::{
     object::Object,
-    resource::{Change, ResourceCache, Snapshot, TooOld},
+    resource::{Change, ResourceCache},
 };
 use crate::codec;
 
 /// Everything the server stores lies below this.
-pub const ROOT: &str = "/registry/";
+pub(crate) const ROOT: &str = "/registry/";
 /// How long a read waits for the cache to reach the revision it needs.
-pub const FRESH_DEADLINE: Duration = Duration::from_secs(3);
+pub(crate) const FRESH_DEADLINE: Duration = Duration::from_secs(3);
 
 /// The cache did not reach a revision in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NotFresh {
+pub(crate) struct NotFresh {
     /// The wanted revision.
     pub wanted: Revision,
     /// The revision that the cache has.
@@ -39,7 +39,7 @@ pub struct NotFresh {
 }
 
 /// Caches of all stored resources.
-pub struct WatchCache {
+pub(crate) struct WatchCache {
     store: Arc<dyn Store>,
     /// By storage prefix, which API versions may share.
     resources: HashMap<&'static str, Arc<ResourceCache>>,
@@ -55,7 +55,7 @@ impl std::fmt::Debug for WatchCache {
 
 impl WatchCache {
     /// Fill the cache from the store, recent history included, so that watches survive a restart of the server.
-    pub async fn load(store: Arc<dyn Store>) -> Result<(Arc<Self>, Box<dyn Watch>), StoreError> {
+    pub(crate) async fn load(store: Arc<dyn Store>) -> Result<(Arc<Self>, Box<dyn Watch>), StoreError> {
         let mut resources = HashMap::new();
         for info in RESOURCES {
             if let Storage::Stored { prefix } = info.storage {
@@ -87,7 +87,10 @@ impl WatchCache {
             let mut seen = floor;
             while seen < revision {
                 let (events, upto) = history.next().await?;
-                events.iter().filter(|event| event.revision <= revision).for_each(|event| self.remember(event));
+                events
+                    .iter()
+                    .filter(|event| event.revision <= revision)
+                    .for_each(|event| self.remember(event));
                 // Revisions without an event below the prefix do not exist: every write is below it.
                 seen = upto.max(events.last().map_or(seen, |event| event.revision));
             }
@@ -97,7 +100,11 @@ impl WatchCache {
     }
 
     /// Apply the store's events until cancelled. Ends the process's usefulness when it fails, so the caller must treat that as fatal.
-    pub async fn follow(&self, mut feed: Box<dyn Watch>, cancel: CancellationToken) -> Result<(), StoreError> {
+    pub(crate) async fn follow(
+        &self,
+        mut feed: Box<dyn Watch>,
+        cancel: CancellationToken,
+    ) -> Result<(), StoreError> {
         loop {
             // Cancel safe: `next` loses nothing, and events are applied outside the select.
             let (events, upto) = tokio::select! {
@@ -112,28 +119,28 @@ impl WatchCache {
     }
 
     /// The cache of a stored resource.
-    pub fn resource(&self, info: &ResourceInfo) -> Option<&Arc<ResourceCache>> {
+    pub(crate) fn resource(&self, info: &ResourceInfo) -> Option<&Arc<ResourceCache>> {
         self.resources.get(storage_prefix(info))
     }
 
     /// All caches.
-    pub fn resources(&self) -> impl Iterator<Item = &Arc<ResourceCache>> {
+    pub(crate) fn resources(&self) -> impl Iterator<Item = &Arc<ResourceCache>> {
         self.resources.values()
     }
 
     /// The revision up to which everything has been applied.
-    pub fn revision(&self) -> Revision {
+    pub(crate) fn revision(&self) -> Revision {
         *self.progress.borrow()
     }
 
     /// Wait until the cache shows everything that was acknowledged before this call.
-    pub async fn wait_fresh(&self) -> Result<Result<Revision, NotFresh>, StoreError> {
+    pub(crate) async fn wait_fresh(&self) -> Result<Result<Revision, NotFresh>, StoreError> {
         let wanted = self.store.revision().await?;
         Ok(self.wait_for(wanted).await)
     }
 
     /// Wait until the cache has reached a revision.
-    pub async fn wait_for(&self, wanted: Revision) -> Result<Revision, NotFresh> {
+    pub(crate) async fn wait_for(&self, wanted: Revision) -> Result<Revision, NotFresh> {
         let mut progress = self.progress.subscribe();
         let reached = progress.wait_for(|revision| *revision >= wanted);
         match tokio::time::timeout(FRESH_DEADLINE, reached).await {
@@ -143,7 +150,7 @@ impl WatchCache {
     }
 
     /// The cached form of a stored pair, with the cache it belongs to.
-    pub fn decode(&self, pair: &KeyValue) -> Option<(&Arc<ResourceCache>, Object)> {
+    pub(crate) fn decode(&self, pair: &KeyValue) -> Option<(&Arc<ResourceCache>, Object)> {
         self.object(&pair.key, &pair.value, pair.modified)
     }
 
@@ -151,13 +158,11 @@ impl WatchCache {
         let key = std::str::from_utf8(key).ok()?;
         let (cache, rest) = self.locate(key)?;
         let body = codec::splice(value, revision);
-        match body.map(|body| Object::new(cache.info(), rest, revision, body)) {
-            Some(Ok(object)) => Some((cache, object)),
-            _ => {
-                tracing::error!(key, "a stored object does not decode and is left out");
-                None
-            }
+        if let Some(Ok(object)) = body.map(|body| Object::new(cache.info(), rest, revision, body)) {
+            return Some((cache, object));
         }
+        tracing::error!(key, "a stored object does not decode and is left out");
+        None
     }
 
     /// Split `/registry/services/specs/default/web` into the cache of services and `default/web`.

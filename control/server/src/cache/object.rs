@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 /// An object at one revision. Never changes; shared by reference.
 #[derive(Debug)]
-pub struct Object {
+pub(crate) struct Object {
     /// `namespace/name`, or `name` for cluster-scoped kinds.
     pub key: Box<str>,
     /// `metadata.resourceVersion`.
@@ -24,7 +24,7 @@ pub struct Object {
 
 impl Object {
     /// Make an object from its encoded form; fails where that is not JSON.
-    pub fn new(
+    pub(crate) fn new(
         info: &ResourceInfo,
         key: &str,
         revision: Revision,
@@ -40,31 +40,26 @@ impl Object {
             let pointer = pointer.or(field.pointers.first())?;
             Some((field.name, *pointer, field.value(&value).into_boxed_str()))
         });
-        Ok(Self {
-            key: key.into(),
-            revision,
-            body,
-            labels: labels.collect(),
-            fields: fields.collect(),
-        })
+        Ok(Self { key: key.into(), revision, body, labels: labels.collect(), fields: fields.collect() })
     }
 
     /// `metadata.name`.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.key.rsplit_once('/').map_or(&self.key, |(_, name)| name)
     }
 
     /// `metadata.namespace`, empty for cluster-scoped kinds.
-    pub fn namespace(&self) -> &str {
+    pub(crate) fn namespace(&self) -> &str {
         self.key.rsplit_once('/').map_or("", |(namespace, _)| namespace)
     }
 
     /// Whether both selectors accept the object.
-    pub fn satisfies(&self, labels: &LabelSelector, fields: &FieldSelector) -> bool {
+    pub(crate) fn satisfies(&self, labels: &LabelSelector, fields: &FieldSelector) -> bool {
         // Most of what a node's watch sees is another node's: refused without making anything.
-        let elsewhere = self.fields.iter().any(|(name, _, value)| {
-            fields.exact(name).is_some_and(|wanted| wanted != value.as_ref())
-        });
+        let elsewhere = self
+            .fields
+            .iter()
+            .any(|(name, _, value)| fields.exact(name).is_some_and(|wanted| wanted != value.as_ref()));
         if elsewhere {
             return false;
         }
@@ -86,12 +81,12 @@ impl Object {
     }
 
     /// Decode the object.
-    pub fn value(&self) -> Result<Value, serde_json::Error> {
+    pub(crate) fn value(&self) -> Result<Value, serde_json::Error> {
         serde_json::from_slice(&self.body)
     }
 
     /// About how many bytes of memory the object takes.
-    pub fn cost(&self) -> usize {
+    pub(crate) fn cost(&self) -> usize {
         let labels: usize = self.labels.iter().map(|(key, value)| key.len() + value.len() + 32).sum();
         self.body.len() + self.key.len() + labels + self.fields.len() * 40 + 120
     }
@@ -121,8 +116,7 @@ mod tests {
             "spec": {"nodeName": "a"},
             "status": {"podIPs": [{"ip": "10.0.0.1"}], "phase": "Running"},
         });
-        let object =
-            Object::new(info, "d/web", Revision(1), Bytes::from(pod.to_string())).unwrap();
+        let object = Object::new(info, "d/web", Revision(1), Bytes::from(pod.to_string())).unwrap();
         let check = |labels: &str, fields: &str| {
             let labels = LabelSelector::parse(labels).unwrap();
             let fields = FieldSelector::parse(info, fields).unwrap();

@@ -24,7 +24,7 @@ const RING_LEAST: usize = 64;
 
 /// A change of one object.
 #[derive(Debug)]
-pub struct Change {
+pub(crate) struct Change {
     /// What happened.
     pub kind: EventKind,
     /// The object afterwards; for a deletion its last state with the deletion's revision.
@@ -46,7 +46,7 @@ struct State {
 
 /// A consistent view of some objects.
 #[derive(Debug)]
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     /// The objects in key order.
     pub objects: Vec<Arc<Object>>,
     /// The newest change that the view contains.
@@ -55,14 +55,14 @@ pub struct Snapshot {
 
 /// The ring no longer reaches back to the asked position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TooOld {
+pub(crate) struct TooOld {
     /// The oldest position that would have worked.
     pub floor: Revision,
 }
 
 /// Objects and recent changes of one resource.
 #[derive(Debug)]
-pub struct ResourceCache {
+pub(crate) struct ResourceCache {
     info: &'static ResourceInfo,
     state: RwLock<State>,
     newest: watch::Sender<Revision>,
@@ -70,12 +70,12 @@ pub struct ResourceCache {
 
 impl ResourceCache {
     /// An empty cache.
-    pub fn new(info: &'static ResourceInfo) -> Self {
+    pub(crate) fn new(info: &'static ResourceInfo) -> Self {
         Self { info, state: RwLock::default(), newest: watch::Sender::new(Revision(0)) }
     }
 
     /// The row of the resource; where several API versions share the objects, the one they are stored in.
-    pub fn info(&self) -> &'static ResourceInfo {
+    pub(crate) fn info(&self) -> &'static ResourceInfo {
         self.info
     }
 
@@ -108,22 +108,17 @@ impl ResourceCache {
     }
 
     /// One object.
-    pub fn get(&self, key: &str) -> Option<Arc<Object>> {
+    pub(crate) fn get(&self, key: &str) -> Option<Arc<Object>> {
         self.state.read().unwrap_or_else(PoisonError::into_inner).objects.get(key).cloned()
     }
 
     /// How many objects there are.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.state.read().unwrap_or_else(PoisonError::into_inner).objects.len()
     }
 
-    /// Whether there is no object.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// The objects of a namespace (all where `None`) that `select` accepts.
-    pub fn snapshot(&self, namespace: Option<&str>, select: impl Fn(&Object) -> bool) -> Snapshot {
+    pub(crate) fn snapshot(&self, namespace: Option<&str>, select: impl Fn(&Object) -> bool) -> Snapshot {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         let objects = match namespace {
             // '0' follows '/' in ASCII: all keys that start with `namespace/`.
@@ -138,7 +133,7 @@ impl ResourceCache {
     }
 
     /// The changes after `position`, oldest first.
-    pub fn changes_after(&self, position: Revision) -> Result<Vec<Arc<Change>>, TooOld> {
+    pub(crate) fn changes_after(&self, position: Revision) -> Result<Vec<Arc<Change>>, TooOld> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         if position < state.floor {
             return Err(TooOld { floor: state.floor });
@@ -148,7 +143,7 @@ impl ResourceCache {
     }
 
     /// Resolves when there may be changes after the ones seen so far.
-    pub fn subscribe(&self) -> watch::Receiver<Revision> {
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Revision> {
         self.newest.subscribe()
     }
 }
@@ -165,8 +160,7 @@ impl State {
         self.newest = self.newest.max(change.object.revision);
         self.ring_bytes += change.object.cost();
         self.ring.push_back(Arc::new(change));
-        while self.ring.len() > RING_CHANGES
-            || (self.ring_bytes > RING_BYTES && self.ring.len() > RING_LEAST)
+        while self.ring.len() > RING_CHANGES || (self.ring_bytes > RING_BYTES && self.ring.len() > RING_LEAST)
         {
             let Some(dropped) = self.ring.pop_front() else { break };
             self.ring_bytes = self.ring_bytes.saturating_sub(dropped.object.cost());
@@ -210,12 +204,8 @@ mod tests {
         for (revision, key) in ["a/x", "a-b/x", "a/y", "ab/x"].into_iter().enumerate() {
             cache.apply(EventKind::Created, object(key, revision as u64 + 2));
         }
-        let names: Vec<_> = cache
-            .snapshot(Some("a"), |_| true)
-            .objects
-            .iter()
-            .map(|object| object.key.to_string())
-            .collect();
+        let names: Vec<_> =
+            cache.snapshot(Some("a"), |_| true).objects.iter().map(|object| object.key.to_string()).collect();
         assert_eq!(names, ["a/x", "a/y"]);
     }
 }

@@ -4,7 +4,10 @@
 //! An empty name is a struct that Go embeds: its fields belong to the struct around it. `k` marks fields that are pointers in Go, whose zero
 //! value is kept.
 
-use crate::protobuf::{Field, Kind::*, Message, f, k};
+use crate::protobuf::{
+    Kind::{Bool, Bytes, Int, IntOrString, List, Map, MicroTime, Nested, Quantity, Text, Time},
+    Message, f, k,
+};
 
 /// The message of each kind that may come as a body: apiVersion, kind, index into [`MESSAGES`].
 pub(crate) static ROOTS: &[(&str, &str, u16)] = &[

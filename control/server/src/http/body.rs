@@ -10,17 +10,17 @@ use hyper::body::{Frame, Incoming};
 use serde_json::Value;
 
 /// The largest request body, as upstream.
-pub const MAX_BODY: usize = 3 << 20;
+pub(crate) const MAX_BODY: usize = 3 << 20;
 
 /// What can end a response body early.
-pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 /// The body of every response.
-pub type Body = UnsyncBoxBody<Bytes, BodyError>;
+pub(crate) type Body = UnsyncBoxBody<Bytes, BodyError>;
 /// A response of this server.
-pub type Reply = Response<Body>;
+pub(crate) type Reply = Response<Body>;
 
 /// Read the whole request body.
-pub async fn read(body: Incoming) -> Result<Bytes, ApiError> {
+pub(crate) async fn read(body: Incoming) -> Result<Bytes, ApiError> {
     match Limited::new(body, MAX_BODY).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(ApiError::new(
@@ -32,18 +32,18 @@ pub async fn read(body: Incoming) -> Result<Bytes, ApiError> {
 }
 
 /// A body of known bytes.
-pub fn full(bytes: impl Into<Bytes>) -> Body {
+pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never: Infallible| match never {}).boxed_unsync()
 }
 
 /// A body that is made while it is sent.
-pub fn stream(chunks: impl futures::Stream<Item = Bytes> + Send + 'static) -> Body {
+pub(crate) fn stream(chunks: impl futures::Stream<Item = Bytes> + Send + 'static) -> Body {
     use futures::StreamExt as _;
     StreamBody::new(chunks.map(|chunk| Ok::<_, BodyError>(Frame::data(chunk)))).boxed_unsync()
 }
 
 /// A response with a media type.
-pub fn reply(status: StatusCode, media_type: &'static str, body: Body) -> Reply {
+pub(crate) fn reply(status: StatusCode, media_type: &'static str, body: Body) -> Reply {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -53,22 +53,22 @@ pub fn reply(status: StatusCode, media_type: &'static str, body: Body) -> Reply 
 }
 
 /// Encoded JSON.
-pub fn json_bytes(status: StatusCode, json: impl Into<Bytes>) -> Reply {
+pub(crate) fn json_bytes(status: StatusCode, json: impl Into<Bytes>) -> Reply {
     reply(status, "application/json", full(json))
 }
 
 /// A JSON document.
-pub fn json(status: StatusCode, value: &Value) -> Reply {
+pub(crate) fn json(status: StatusCode, value: &Value) -> Reply {
     json_bytes(status, value.to_string())
 }
 
 /// Plain text.
-pub fn text(status: StatusCode, text: impl Into<String>) -> Reply {
+pub(crate) fn text(status: StatusCode, text: impl Into<String>) -> Reply {
     reply(status, "text/plain; charset=utf-8", full(text.into()))
 }
 
 /// The `Status` of an error.
-pub fn error(error: &ApiError) -> Reply {
+pub(crate) fn error(error: &ApiError) -> Reply {
     let status = StatusCode::from_u16(error.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = json(status, &error.to_status());
     if error.retry_after_seconds > 0 {

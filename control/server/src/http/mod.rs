@@ -1,6 +1,6 @@
 //! HTTP vocabulary of the server: targets, parameters, negotiation, bodies. Connections are in [`crate::serve`].
 
-pub mod body;
-pub mod negotiate;
-pub mod query;
-pub mod target;
+pub(crate) mod body;
+pub(crate) mod negotiate;
+pub(crate) mod query;
+pub(crate) mod target;

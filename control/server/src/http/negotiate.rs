@@ -13,7 +13,7 @@ const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
 /// The form of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub(crate) enum Form {
     /// The object or list itself.
     Object,
     /// `PartialObjectMetadata` or its list.
@@ -25,7 +25,7 @@ pub enum Form {
 }
 
 /// The first form of the Accept header that is served.
-pub fn accept(headers: &HeaderMap, query: &Query) -> Result<Form, ApiError> {
+pub(crate) fn accept(headers: &HeaderMap, query: &Query) -> Result<Form, ApiError> {
     let mut any = false;
     for value in headers.get_all(header::ACCEPT) {
         for range in value.to_str().unwrap_or_default().split(',').map(str::trim).filter(|r| !r.is_empty()) {
@@ -74,7 +74,7 @@ fn include(query: &Query) -> Include {
 
 /// How a request body is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BodyFormat {
+pub(crate) enum BodyFormat {
     /// JSON.
     Json,
     /// YAML.
@@ -84,7 +84,7 @@ pub enum BodyFormat {
 }
 
 /// The format of an object in a body.
-pub fn body_format(headers: &HeaderMap) -> Result<BodyFormat, ApiError> {
+pub(crate) fn body_format(headers: &HeaderMap) -> Result<BodyFormat, ApiError> {
     match content_type(headers) {
         "" | "application/json" => Ok(BodyFormat::Json),
         "application/yaml" => Ok(BodyFormat::Yaml),
@@ -94,7 +94,7 @@ pub fn body_format(headers: &HeaderMap) -> Result<BodyFormat, ApiError> {
 }
 
 /// The media type of the body without parameters.
-pub fn content_type(headers: &HeaderMap) -> &str {
+pub(crate) fn content_type(headers: &HeaderMap) -> &str {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     value.split(';').next().unwrap_or_default().trim()
 }

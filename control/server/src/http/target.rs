@@ -7,7 +7,7 @@ use super::query::{self, Query};
 
 /// A request for a resource, or for something else.
 #[derive(Clone, Debug)]
-pub enum Target {
+pub(crate) enum Target {
     /// `/api/v1/…` or `/apis/G/V/…` down to a known resource.
     Resource(ResourceTarget),
     /// Anything else: discovery, OpenAPI, health, unknown paths.
@@ -21,7 +21,7 @@ pub enum Target {
 
 /// A request for a resource.
 #[derive(Clone, Debug)]
-pub struct ResourceTarget {
+pub(crate) struct ResourceTarget {
     /// The resource.
     pub info: &'static ResourceInfo,
     /// The namespace of the path.
@@ -36,7 +36,7 @@ pub struct ResourceTarget {
 
 impl ResourceTarget {
     /// `pods` or `pods/log`.
-    pub fn resource(&self) -> String {
+    pub(crate) fn resource(&self) -> String {
         match &self.subresource {
             Some(subresource) => format!("{}/{subresource}", self.info.plural),
             None => self.info.plural.to_owned(),
@@ -44,19 +44,19 @@ impl ResourceTarget {
     }
 
     /// The subresource, empty where none is asked for.
-    pub fn sub(&self) -> &str {
+    pub(crate) fn sub(&self) -> &str {
         self.subresource.as_deref().unwrap_or_default()
     }
 
     /// Whether the answer may take as long as it likes.
-    pub fn is_long_running(&self) -> bool {
+    pub(crate) fn is_long_running(&self) -> bool {
         self.verb == "watch" || matches!(self.sub(), "log" | "exec" | "attach" | "portforward" | "proxy")
     }
 }
 
 impl Target {
     /// Read a request line.
-    pub fn parse(method: &Method, path: &str, query: &Query) -> Self {
+    pub(crate) fn parse(method: &Method, path: &str, query: &Query) -> Self {
         let segments: Vec<String> =
             path.split('/').filter(|segment| !segment.is_empty()).map(|s| query::decode(s, false)).collect();
         let parts: Vec<&str> = segments.iter().map(String::as_str).collect();

@@ -68,11 +68,8 @@ impl Authority {
             what: "private key",
             source,
         })?;
-        let issuer = Issuer::from_ca_cert_pem(&certificate_pem, key).map_err(|source| PkiError::Unusable {
-            path: certificate_path,
-            what: "certificate",
-            source,
-        })?;
+        let issuer = Issuer::from_ca_cert_pem(&certificate_pem, key)
+            .map_err(|source| PkiError::Unusable { path: certificate_path, what: "certificate", source })?;
         Ok(Self { certificate_pem, issuer })
     }
 
@@ -107,12 +104,7 @@ impl Authority {
         Ok(identity)
     }
 
-    fn sign(
-        &self,
-        request: &LeafRequest,
-        key: &KeyPair,
-        now: jiff::Timestamp,
-    ) -> Result<Identity, PkiError> {
+    fn sign(&self, request: &LeafRequest, key: &KeyPair, now: jiff::Timestamp) -> Result<Identity, PkiError> {
         let failed = |source| issue_error(request, source);
         let mut params = CertificateParams::new(request.names.clone()).map_err(failed)?;
         params.distinguished_name = DistinguishedName::new();

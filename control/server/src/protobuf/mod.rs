@@ -21,7 +21,7 @@ const DEPTH: usize = 40;
 
 /// Why a body cannot be decoded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ProtobufError {
+pub(crate) enum ProtobufError {
     /// The body does not begin with the magic.
     #[error("the body does not begin with the Kubernetes protobuf prefix")]
     NoMagic,
@@ -60,8 +60,6 @@ pub(crate) enum Kind {
     Quantity,
     /// `intstr.IntOrString`.
     IntOrString,
-    /// JSON inside bytes.
-    Raw,
     /// Another message, by index.
     Nested(u16),
     /// Repeated.
@@ -96,7 +94,7 @@ pub(crate) const fn k(number: u32, name: &'static str, kind: Kind) -> Field {
 }
 
 /// Decode a body.
-pub fn decode(body: &[u8]) -> Result<Value, ProtobufError> {
+pub(crate) fn decode(body: &[u8]) -> Result<Value, ProtobufError> {
     let unknown = body.strip_prefix(MAGIC).ok_or(ProtobufError::NoMagic)?;
     let (mut api_version, mut kind, mut raw) = (String::new(), String::new(), &[][..]);
     let mut reader = Reader::new(unknown);
@@ -116,9 +114,9 @@ pub fn decode(body: &[u8]) -> Result<Value, ProtobufError> {
             _ => {}
         }
     }
-    let root = ROOTS.iter().find(|(version, name, _)| {
-        *name == kind && (*version == api_version || *name == "DeleteOptions")
-    });
+    let root = ROOTS
+        .iter()
+        .find(|(version, name, _)| *name == kind && (*version == api_version || *name == "DeleteOptions"));
     let Some((_, _, index)) = root else { return Err(ProtobufError::UnknownKind { api_version, kind }) };
     let mut object = message(*index, raw, DEPTH)?;
     object.insert("apiVersion".to_owned(), json!(api_version));
@@ -189,7 +187,6 @@ fn scalar(kind: Kind, wire: Wire<'_>, depth: usize) -> Result<Value, ProtobufErr
         Kind::MicroTime => time(wire.bytes()?, "%Y-%m-%dT%H:%M:%S%.6fZ")?,
         Kind::Quantity => first_text(wire.bytes()?)?,
         Kind::IntOrString => int_or_string(wire.bytes()?)?,
-        Kind::Raw => raw(wire.bytes()?)?,
         Kind::Nested(index) => Value::Object(message(index, wire.bytes()?, depth)?),
         // Neither occurs inside the other in any message of the API.
         Kind::List(_) | Kind::Map(_) => return Err(ProtobufError::Malformed),
@@ -236,7 +233,10 @@ fn time(bytes: &[u8], format: &str) -> Result<Value, ProtobufError> {
     while let Some((number, wire)) = reader.field()? {
         match number {
             1 => seconds = wire.number()?.cast_signed(),
-            2 => nanos = i32::try_from(wire.number()?.cast_signed()).map_err(|_too_big| ProtobufError::Malformed)?,
+            2 => {
+                nanos = i32::try_from(wire.number()?.cast_signed())
+                    .map_err(|_too_big| ProtobufError::Malformed)?;
+            }
             _ => {}
         }
     }
@@ -259,16 +259,6 @@ fn int_or_string(bytes: &[u8]) -> Result<Value, ProtobufError> {
         }
     }
     Ok(if is_text { json!(text_value) } else { json!(number_value) })
-}
-
-fn raw(bytes: &[u8]) -> Result<Value, ProtobufError> {
-    let mut reader = Reader::new(bytes);
-    while let Some((number, wire)) = reader.field()? {
-        if number == 1 {
-            return serde_json::from_slice(wire.bytes()?).map_err(|_not_json| ProtobufError::Malformed);
-        }
-    }
-    Ok(Value::Null)
 }
 
 #[cfg(test)]

@@ -21,8 +21,15 @@ fn body(api_version: &str, kind: &str, message: &[u8]) -> Vec<u8> {
 #[test]
 fn empty_fields_that_go_always_writes_are_left_out() {
     let metadata = [
-        field(1, b"c1"), field(2, b""), field(3, b"default"), field(4, b""), field(5, b""), field(6, b""),
-        varint(7, 0), field(8, b""), field(11, &[field(1, b"app"), field(2, b"web")].concat()),
+        field(1, b"c1"),
+        field(2, b""),
+        field(3, b"default"),
+        field(4, b""),
+        field(5, b""),
+        field(6, b""),
+        varint(7, 0),
+        field(8, b""),
+        field(11, &[field(1, b"app"), field(2, b"web")].concat()),
     ]
     .concat();
     let data = [field(1, b"key"), field(2, b"value")].concat();

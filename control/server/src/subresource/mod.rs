@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Answer a request for a subresource.
-pub async fn serve(api: &Api, request: ResourceRequest) -> Result<Reply, ApiError> {
+pub(crate) async fn serve(api: &Api, request: ResourceRequest) -> Result<Reply, ApiError> {
     let info = request.target.info;
     let verb = request.target.verb;
     let sub = info.subresource(request.target.sub()).ok_or_else(ApiError::unknown_path)?;
@@ -39,7 +39,7 @@ pub async fn serve(api: &Api, request: ResourceRequest) -> Result<Reply, ApiErro
 }
 
 /// Answer a POST to a resource that is not stored.
-pub async fn serve_create_only(api: &Api, request: ResourceRequest) -> Result<Reply, ApiError> {
+pub(crate) async fn serve_create_only(api: &Api, request: ResourceRequest) -> Result<Reply, ApiError> {
     match request.target.info.plural {
         "bindings" => pod::bind(api, request).await,
         _ => review::serve(api, request).await,

@@ -1,9 +1,6 @@
 //! `status`, `scale`, `finalize` and `ephemeralcontainers`: views of a stored object that are read and written on their own.
 
-use control_api::{
-    patch, scale, schema,
-    status::ApiError,
-};
+use control_api::{patch, scale, schema, status::ApiError};
 use http::StatusCode;
 use serde_json::Value;
 
@@ -37,7 +34,7 @@ pub(super) async fn serve_part(api: &Api, request: ResourceRequest) -> Result<Re
         "update" => {
             let ResourceRequest { target, query, user, http } = request;
             let info = target.info;
-            let mut write = Write::new(&user, WriteOptions::parse(&query)?);
+            let mut write = Write::new(&user, WriteOptions::parse(&query, http.headers())?);
             let format = negotiate::body_format(http.headers())?;
             let bytes = body::read(http.into_body()).await?;
             let object = decode_object(info, &bytes, format, &mut write)?;
@@ -65,11 +62,10 @@ pub(super) async fn serve_scale(api: &Api, request: ResourceRequest) -> Result<R
         return scale_reply(info, &object);
     }
     let ResourceRequest { target, query, user, http } = request;
-    let mut write = Write::new(&user, WriteOptions::parse(&query)?);
+    let mut write = Write::new(&user, WriteOptions::parse(&query, http.headers())?);
     let patches = target.verb == "patch";
     let media_type = negotiate::content_type(http.headers()).to_owned();
-    let format =
-        if patches { negotiate::BodyFormat::Json } else { negotiate::body_format(http.headers())? };
+    let format = if patches { negotiate::BodyFormat::Json } else { negotiate::body_format(http.headers())? };
     let bytes = body::read(http.into_body()).await?;
     let (document, _) = decode_any(&bytes, format)?;
     let name = target.name.as_deref().unwrap_or_default();

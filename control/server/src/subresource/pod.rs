@@ -1,9 +1,6 @@
 //! `pods/binding`: the scheduler's decision. `pods/eviction`: a deletion that asks first.
 
-use control_api::{
-    kinds,
-    status::ApiError,
-};
+use control_api::{kinds, status::ApiError};
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -24,7 +21,7 @@ use crate::{
 pub(super) async fn bind(api: &Api, request: ResourceRequest) -> Result<Reply, ApiError> {
     let ResourceRequest { target, query, user, http } = request;
     let pods = kinds::find("", "v1", "pods").ok_or_else(ApiError::unknown_path)?;
-    let mut write = Write::new(&user, WriteOptions::parse(&query)?);
+    let mut write = Write::new(&user, WriteOptions::parse(&query, http.headers())?);
     let format = negotiate::body_format(http.headers())?;
     let (binding, _) = decode_any(&body::read(http.into_body()).await?, format)?;
     let in_body = control_api::meta::name(&binding).to_owned();
@@ -36,7 +33,8 @@ pub(super) async fn bind(api: &Api, request: ResourceRequest) -> Result<Reply, A
     let named = ObjectRef { info: pods, namespace: target.namespace.as_deref(), name };
     let time = now();
     api.update(named, Part::Whole, &mut write, |pod, _| bound(pod, &binding, node, &time)).await?;
-    let done = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 });
+    let done =
+        json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 });
     Ok(body::json(StatusCode::CREATED, &done))
 }
 
@@ -52,7 +50,11 @@ fn bound(pod: &Value, binding: &Value, node: &str, time: &str) -> Result<Value, 
         return Err(ApiError::conflict(pods, name, &why));
     }
     if control_api::meta::is_deleting(pod) {
-        return Err(ApiError::conflict(pods, name, &format!("pod {name} is being deleted, cannot be assigned to a host")));
+        return Err(ApiError::conflict(
+            pods,
+            name,
+            &format!("pod {name} is being deleted, cannot be assigned to a host"),
+        ));
     }
     let assigned = pod.pointer("/spec/nodeName").and_then(Value::as_str).unwrap_or_default();
     if !assigned.is_empty() {
@@ -61,7 +63,9 @@ fn bound(pod: &Value, binding: &Value, node: &str, time: &str) -> Result<Value, 
     }
     let mut pod = pod.clone();
     pod["spec"]["nodeName"] = json!(node);
-    for (key, value) in binding.pointer("/metadata/annotations").and_then(Value::as_object).into_iter().flatten() {
+    for (key, value) in
+        binding.pointer("/metadata/annotations").and_then(Value::as_object).into_iter().flatten()
+    {
         pod["metadata"]["annotations"][key] = value.clone();
     }
     mark_scheduled(&mut pod, time);
@@ -93,6 +97,7 @@ pub(super) async fn evict(api: &Api, request: ResourceRequest) -> Result<Reply, 
     let name = target.name.as_deref().unwrap_or_default();
     let named = ObjectRef { info: target.info, namespace: target.namespace.as_deref(), name };
     api.delete(named, &user, &options).await?;
-    let done = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 });
+    let done =
+        json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 });
     Ok(body::json(StatusCode::CREATED, &done))
 }

@@ -41,7 +41,9 @@ pub(super) async fn serve(api: &Api, request: ResourceRequest) -> Result<Reply, 
             let asked = text(&review, "/spec/resourceAttributes/namespace");
             let namespace = target.namespace.as_deref().unwrap_or_default();
             if asked != namespace {
-                return Err(ApiError::bad_request("spec.resourceAttributes.namespace must match metadata.namespace"));
+                return Err(ApiError::bad_request(
+                    "spec.resourceAttributes.namespace must match metadata.namespace",
+                ));
             }
             access(&subject(&review)?, &review)?
         }
@@ -86,7 +88,9 @@ fn subject(review: &Value) -> Result<User, ApiError> {
     let mut groups: Vec<String> = groups.filter_map(Value::as_str).map(str::to_owned).collect();
     let name = text(review, "/spec/user").to_owned();
     if name.is_empty() && groups.is_empty() {
-        return Err(ApiError::bad_request("spec.user: Invalid value: \"\": at least one of user or group must be specified"));
+        return Err(ApiError::bad_request(
+            "spec.user: Invalid value: \"\": at least one of user or group must be specified",
+        ));
     }
     if !name.is_empty() {
         groups.push(AUTHENTICATED.to_owned());

@@ -33,7 +33,7 @@ const MOUNTED_SECONDS: i64 = 3607;
 /// Answer a TokenRequest.
 pub(super) async fn serve(api: &Api, request: ResourceRequest) -> Result<Reply, ApiError> {
     let ResourceRequest { target, query, user, http } = request;
-    WriteOptions::parse(&query)?;
+    WriteOptions::parse(&query, http.headers())?;
     let format = negotiate::body_format(http.headers())?;
     let (mut body, _) = decode_any(&body::read(http.into_body()).await?, format)?;
     let name = target.name.as_deref().unwrap_or_default();
@@ -64,7 +64,8 @@ pub(super) async fn serve(api: &Api, request: ResourceRequest) -> Result<Reply, 
     body["apiVersion"] = json!("authentication.k8s.io/v1");
     body["spec"]["audiences"] = json!(claims.aud);
     body["spec"]["expirationSeconds"] = json!(seconds);
-    body["status"] = json!({ "token": token, "expirationTimestamp": end.strftime("%Y-%m-%dT%H:%M:%SZ").to_string() });
+    body["status"] =
+        json!({ "token": token, "expirationTimestamp": end.strftime("%Y-%m-%dT%H:%M:%SZ").to_string() });
     Ok(body::json(StatusCode::CREATED, &body))
 }
 
@@ -117,7 +118,11 @@ async fn bind(
         "Pod" => "pods",
         "Secret" => "secrets",
         "Node" => "nodes",
-        _ => return Err(ApiError::bad_request(format!("cannot bind token for a {kind}; supported: Node, Pod, Secret"))),
+        _ => {
+            return Err(ApiError::bad_request(format!(
+                "cannot bind token for a {kind}; supported: Node, Pod, Secret"
+            )));
+        }
     };
     let info = kinds::find("", "v1", plural).ok_or_else(ApiError::unknown_path)?;
     let bound = api.get_object(info, Some(namespace), &name, Freshness::Latest).await?;
@@ -187,7 +192,8 @@ pub(crate) fn token_user(api: &Api, token: &str, audiences: &[&str]) -> Option<(
     if let Some(secret) = &claim.secret {
         exists("secrets", secret)?;
     }
-    let mut extra = vec![("authentication.kubernetes.io/credential-id".to_owned(), format!("JTI={}", claims.jti))];
+    let mut extra =
+        vec![("authentication.kubernetes.io/credential-id".to_owned(), format!("JTI={}", claims.jti))];
     for (kind, reference) in [("pod", &claim.pod), ("node", &claim.node)] {
         if let Some(reference) = reference {
             extra.push((format!("authentication.kubernetes.io/{kind}-name"), reference.name.clone()));

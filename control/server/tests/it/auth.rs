@@ -38,7 +38,11 @@ async fn a_node_keeps_to_its_own_objects() {
     let pod = json!({"metadata": {"name": "web"}, "spec": {"nodeName": "b", "containers": [{"name": "c", "image": "i"}]}});
     admin.create(pods, &pod).await;
     let running = json!({"status": {"phase": "Running"}});
-    assert_eq!(node.patch(&format!("{pods}/web/status"), "merge", &running).await.0, 403, "another node's pod");
+    assert_eq!(
+        node.patch(&format!("{pods}/web/status"), "merge", &running).await.0,
+        403,
+        "another node's pod"
+    );
     assert_eq!(node.get(&format!("{pods}?fieldSelector=spec.nodeName%3Da")).await.0, 200);
     assert_eq!(node.delete("/apis/apps/v1/namespaces/default/deployments/x").await.0, 403);
     let lease = json!({"metadata": {"name": "a"}, "spec": {"holderIdentity": "a"}});
@@ -68,7 +72,8 @@ async fn tokens_live_as_long_as_what_they_are_bound_to() {
     let (_, own) = account.post("/apis/authentication.k8s.io/v1/selfsubjectreviews", &json!({})).await;
     assert_eq!(own["status"]["userInfo"]["extra"]["authentication.kubernetes.io/pod-name"], json!(["web"]));
     assert_eq!(account.get(pods).await.0, 403);
-    let question = json!({"spec": {"resourceAttributes": {"verb": "list", "resource": "pods", "namespace": "default"}}});
+    let question =
+        json!({"spec": {"resourceAttributes": {"verb": "list", "resource": "pods", "namespace": "default"}}});
     let (code, answer) =
         account.post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", &question).await;
     assert_eq!((code, &answer["status"]["allowed"]), (201, &json!(false)));

@@ -63,7 +63,10 @@ impl Cluster {
         let admin = cluster.admin();
         wait_for(|| async { (admin.get("/readyz").await.0 == 200).then_some(()) }).await;
         admin
-            .create("/api/v1/namespaces/default/serviceaccounts", &serde_json::json!({"metadata": {"name": "default"}}))
+            .create(
+                "/api/v1/namespaces/default/serviceaccounts",
+                &serde_json::json!({"metadata": {"name": "default"}}),
+            )
             .await;
         cluster
     }
@@ -114,7 +117,9 @@ impl Cluster {
 
     fn client_with(&self, identity: Option<&Identity>, token: Option<String>) -> Client {
         let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(self.authority.certificate_pem().as_bytes()).unwrap()).unwrap();
+        roots
+            .add(CertificateDer::from_pem_slice(self.authority.certificate_pem().as_bytes()).unwrap())
+            .unwrap();
         let builder = ClientConfig::builder().with_root_certificates(roots);
         let config = match identity {
             Some(identity) => builder
@@ -214,11 +219,7 @@ impl Client {
 
     /// Create an object that must be accepted.
     #[track_caller]
-    pub(crate) fn create<'a>(
-        &'a self,
-        path: &'a str,
-        object: &'a Value,
-    ) -> impl Future<Output = Value> + 'a {
+    pub(crate) fn create<'a>(&'a self, path: &'a str, object: &'a Value) -> impl Future<Output = Value> + 'a {
         async move {
             let (code, created) = self.post(path, object).await;
             assert!(code == 201 || created["reason"] == "AlreadyExists", "{code} {created}");

@@ -18,7 +18,10 @@ async fn tables_and_metadata_on_request() {
     assert!(table["metadata"]["resourceVersion"].is_string());
     let accept = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io";
     let (_, list) = admin.get_as(CONFIGMAPS, accept).await;
-    assert_eq!((&list["kind"], &list["items"][0]["kind"]), (&json!("PartialObjectMetadataList"), &json!("PartialObjectMetadata")));
+    assert_eq!(
+        (&list["kind"], &list["items"][0]["kind"]),
+        (&json!("PartialObjectMetadataList"), &json!("PartialObjectMetadata"))
+    );
     assert!(list["items"][0].get("data").is_none());
     let (code, error) = admin.get_as(CONFIGMAPS, "application/vnd.kubernetes.protobuf").await;
     assert_eq!((code, &error["reason"]), (406, &json!("NotAcceptable")));

@@ -35,7 +35,8 @@ async fn writes_are_guarded_by_resource_versions() {
     blind["data"] = json!({"k": "3"});
     assert_eq!(admin.put(&path, &blind).await.0, 200, "without a version it overwrites");
 
-    let (code, error) = admin.put(&format!("{CONFIGMAPS}/missing"), &json!({"metadata": {"name": "missing"}})).await;
+    let (code, error) =
+        admin.put(&format!("{CONFIGMAPS}/missing"), &json!({"metadata": {"name": "missing"}})).await;
     assert_eq!((code, &error["message"]), (404, &json!("configmaps \"missing\" not found")));
     let (code, error) = admin.delete(&format!("{path}?resourceVersionX=1")).await;
     assert_eq!((code, &error["status"]), (200, &json!("Success")));
@@ -53,7 +54,8 @@ async fn names_are_generated_namespaces_must_exist_and_dry_runs_leave_no_trace()
     let (code, error) =
         admin.post("/api/v1/namespaces/nowhere/configmaps", &json!({"metadata": {"name": "a"}})).await;
     assert_eq!((code, &error["message"]), (404, &json!("namespaces \"nowhere\" not found")));
-    let (code, _) = admin.post(&format!("{CONFIGMAPS}?dryRun=All"), &json!({"metadata": {"name": "dry"}})).await;
+    let (code, _) =
+        admin.post(&format!("{CONFIGMAPS}?dryRun=All"), &json!({"metadata": {"name": "dry"}})).await;
     assert_eq!(code, 201);
     assert_eq!(admin.get(&format!("{CONFIGMAPS}/dry")).await.0, 404);
     cluster.stop().await;
@@ -93,11 +95,15 @@ async fn patches_of_all_three_kinds_and_subresources_keep_to_their_part() {
     assert_eq!(created["metadata"]["generation"], 1);
     assert!(created["status"].get("replicas").is_none(), "status is not the creator's");
     let path = format!("{deployments}/web");
-    let image = json!({"spec": {"template": {"spec": {"containers": [{"name": "web", "image": "nginx:2"}]}}}});
+    let image =
+        json!({"spec": {"template": {"spec": {"containers": [{"name": "web", "image": "nginx:2"}]}}}});
     let (code, patched) = admin.patch(&path, "strategic-merge", &image).await;
     assert_eq!(code, 200, "{patched}");
     let container = &patched["spec"]["template"]["spec"]["containers"][0];
-    assert_eq!((&container["image"], &container["imagePullPolicy"]), (&json!("nginx:2"), &json!("IfNotPresent")));
+    assert_eq!(
+        (&container["image"], &container["imagePullPolicy"]),
+        (&json!("nginx:2"), &json!("IfNotPresent"))
+    );
     assert_eq!(patched["metadata"]["generation"], 2);
     let (_, patched) =
         admin.patch(&path, "json", &json!([{"op": "replace", "path": "/spec/replicas", "value": 3}])).await;
@@ -107,7 +113,8 @@ async fn patches_of_all_three_kinds_and_subresources_keep_to_their_part() {
     assert_eq!(code, 200);
     assert_eq!((&patched["status"]["replicas"], &patched["spec"]["replicas"]), (&json!(2), &json!(3)));
     assert_eq!(patched["metadata"]["generation"], 3, "status does not count");
-    let (code, scale) = admin.patch(&format!("{path}/scale"), "merge", &json!({"spec": {"replicas": 5}})).await;
+    let (code, scale) =
+        admin.patch(&format!("{path}/scale"), "merge", &json!({"spec": {"replicas": 5}})).await;
     assert_eq!((code, &scale["kind"], &scale["spec"]["replicas"]), (200, &json!("Scale"), &json!(5)));
     let (code, _) = admin.patch(&path, "nothing", &json!({})).await;
     assert_eq!(code, 415);
@@ -150,7 +157,10 @@ async fn long_lists_come_in_consistent_pages() {
         items.map(|item| item["metadata"]["name"].as_str().unwrap().to_owned()).collect()
     };
     let (_, page) = admin.get(&format!("{CONFIGMAPS}?limit=2")).await;
-    assert_eq!((names(&page), &page["metadata"]["remainingItemCount"]), (vec!["a".into(), "b".into()], &json!(3)));
+    assert_eq!(
+        (names(&page), &page["metadata"]["remainingItemCount"]),
+        (vec!["a".into(), "b".into()], &json!(3))
+    );
     // Changes after the first page are not seen by the later ones.
     admin.delete(&format!("{CONFIGMAPS}/d")).await;
     admin.create(CONFIGMAPS, &json!({"metadata": {"name": "bb", "labels": {"page": "yes"}}})).await;
@@ -158,7 +168,8 @@ async fn long_lists_come_in_consistent_pages() {
     let mut token = page["metadata"]["continue"].as_str().unwrap().to_owned();
     let listed = version(&page).to_owned();
     while !token.is_empty() {
-        let (code, page) = admin.get(&format!("{CONFIGMAPS}?limit=2&labelSelector=page%3Dyes&continue={token}")).await;
+        let (code, page) =
+            admin.get(&format!("{CONFIGMAPS}?limit=2&labelSelector=page%3Dyes&continue={token}")).await;
         assert_eq!((code, version(&page)), (200, listed.as_str()));
         seen.extend(names(&page));
         token = page["metadata"]["continue"].as_str().unwrap_or_default().to_owned();

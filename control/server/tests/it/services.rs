@@ -27,7 +27,10 @@ async fn a_node_port_belongs_to_one_service_until_it_is_deleted() {
     );
     let (code, error) = admin.post(SERVICES, &node_port("second", 80)).await;
     assert_eq!(code, 422);
-    assert!(error["message"].as_str().unwrap().contains("The range of valid ports is 30000-32767"), "{error}");
+    assert!(
+        error["message"].as_str().unwrap().contains("The range of valid ports is 30000-32767"),
+        "{error}"
+    );
     assert_eq!(admin.delete(&format!("{SERVICES}/first")).await.0, 200);
     assert_eq!(admin.post(SERVICES, &node_port("second", 30000)).await.0, 201);
     cluster.stop().await;
@@ -39,7 +42,8 @@ async fn a_replaced_service_keeps_its_address_and_a_changed_type_frees_its_port(
     let admin = cluster.admin();
     let first = admin.create(SERVICES, &node_port("first", 30001)).await;
     let path = format!("{SERVICES}/first");
-    let (code, second) = admin.put(&path, &json!({"metadata": {"name": "first"}, "spec": {"ports": [{"port": 80}]}})).await;
+    let (code, second) =
+        admin.put(&path, &json!({"metadata": {"name": "first"}, "spec": {"ports": [{"port": 80}]}})).await;
     assert_eq!(code, 200, "{second}");
     assert_eq!(second["spec"]["clusterIP"], first["spec"]["clusterIP"]);
     assert!(second["spec"]["ports"][0].get("nodePort").is_none());

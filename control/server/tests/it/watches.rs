@@ -86,7 +86,10 @@ async fn too_old_and_too_new_revisions_are_told_apart() {
     let admin = cluster.admin();
     let mut watch = admin.watch(&format!("{CONFIGMAPS}?watch=1&resourceVersion=2")).await;
     let (kind, status) = watch.next().await.unwrap();
-    assert_eq!((kind.as_str(), &status["code"], &status["reason"]), ("ERROR", &json!(410), &json!("Expired")));
+    assert_eq!(
+        (kind.as_str(), &status["code"], &status["reason"]),
+        ("ERROR", &json!(410), &json!("Expired"))
+    );
     assert_eq!(watch.next().await, None);
     let (code, status) = admin.get(&format!("{CONFIGMAPS}?resourceVersion=999999")).await;
     assert_eq!((code, &status["details"]["causes"][0]["reason"]), (504, &json!("ResourceVersionTooLarge")));
