@@ -6,6 +6,7 @@
 //! through [`contracts`], where the seams between all of them are. A library only so that root tests can drive parts;
 //! nobody else links it.
 
+mod chain;
 pub mod config;
 pub mod contracts;
 pub mod events;

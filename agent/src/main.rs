@@ -15,6 +15,9 @@ use tracing_subscriber::EnvFilter;
 use keelson_agent::config::AgentConfig;
 use keelson_agent::{preflight, roles};
 
+/// The client library's own reports of an unreachable API server repeat ours.
+const DEFAULT_LOG: &str = "info,kube_client=off";
+
 /// Kubernetes node agent.
 #[derive(Debug, Parser)]
 #[command(name = "keelson-agent", version)]
@@ -50,7 +53,7 @@ enum ProxyChore {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new("info")))
+        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new(DEFAULT_LOG)))
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();

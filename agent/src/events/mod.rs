@@ -19,10 +19,16 @@ use tracing::{debug, warn};
 
 use series::{Decision, SeriesTable};
 
+use crate::chain::chain;
+
 /// Facts waiting to be written.
 const QUEUE: usize = 512;
 /// Deadline of one write.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Attempts while the API server cannot be reached, and the pause after the first; together some 25 s.
+const ATTEMPTS: u32 = 8;
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
 /// `type` of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +50,7 @@ impl EventType {
 
 /// One fact.
 #[derive(Debug, Clone)]
-pub(crate) struct Fact {
+pub struct Fact {
     object: ObjectReference,
     kind: EventType,
     reason: String,
@@ -121,7 +127,7 @@ pub fn pod_reference(pod: &Pod, container: Option<&str>) -> ObjectReference {
 }
 
 /// Writes facts until `cancel`, or until every recorder is gone.
-pub(crate) async fn run(
+pub async fn run(
     client: Client,
     node_name: String,
     mut facts: mpsc::Receiver<Fact>,
@@ -134,10 +140,11 @@ pub(crate) async fn run(
             () = cancel.cancelled() => return,
             fact = facts.recv() => match fact { Some(fact) => fact, None => return },
         };
-        let written = match table.decide(&fact) {
-            Decision::Drop => continue,
-            Decision::Create { name } => create(&client, &node_name, &fact, name).await,
-            Decision::Count { name, count } => count_up(&client, &fact, &name, count).await,
+        let decision = table.decide(&fact);
+        // Cancel-safe: a write that is cut off has at worst made the event.
+        let written = tokio::select! {
+            () = cancel.cancelled() => return,
+            written = write(&client, &node_name, &fact, &decision) => written,
         };
         if let Err(error) = written {
             table.forget(&fact);
@@ -146,7 +153,33 @@ pub(crate) async fn run(
     }
 }
 
-async fn create(client: &Client, node_name: &str, fact: &Fact, name: String) -> Result<(), String> {
+/// Writes until the API server has answered, a few times: it may just be restarting.
+async fn write(client: &Client, node_name: &str, fact: &Fact, decision: &Decision) -> Result<(), WriteError> {
+    let mut pause = FIRST_PAUSE;
+    for _ in 1..ATTEMPTS {
+        match write_once(client, node_name, fact, decision).await {
+            Err(WriteError::Unreachable(_)) => tokio::time::sleep(pause).await,
+            result => return result,
+        }
+        pause = pause.saturating_mul(2);
+    }
+    write_once(client, node_name, fact, decision).await
+}
+
+async fn write_once(
+    client: &Client,
+    node_name: &str,
+    fact: &Fact,
+    decision: &Decision,
+) -> Result<(), WriteError> {
+    match decision {
+        Decision::Drop => Ok(()),
+        Decision::Create { name } => create(client, node_name, fact, name.clone()).await,
+        Decision::Count { name, count } => count_up(client, fact, name, *count).await,
+    }
+}
+
+async fn create(client: &Client, node_name: &str, fact: &Fact, name: String) -> Result<(), WriteError> {
     let namespace = event_namespace(&fact.object);
     let event = Event {
         metadata: ObjectMeta {
@@ -173,18 +206,28 @@ async fn create(client: &Client, node_name: &str, fact: &Fact, name: String) -> 
     deadline(api.create(&PostParams::default(), &event)).await
 }
 
-async fn count_up(client: &Client, fact: &Fact, name: &str, count: i32) -> Result<(), String> {
+async fn count_up(client: &Client, fact: &Fact, name: &str, count: i32) -> Result<(), WriteError> {
     let api: Api<Event> = Api::namespaced(client.clone(), &event_namespace(&fact.object));
     let patch = serde_json::json!({ "count": count, "lastTimestamp": Time(fact.at), "message": fact.message });
     deadline(api.patch(name, &PatchParams::default(), &Patch::Strategic(patch))).await
 }
 
-async fn deadline(write: impl Future<Output = Result<Event, kube::Error>>) -> Result<(), String> {
+async fn deadline(write: impl Future<Output = Result<Event, kube::Error>>) -> Result<(), WriteError> {
     match tokio::time::timeout(WRITE_DEADLINE, write).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_elapsed) => Err("no answer within 10 s".to_owned()),
+        Ok(Err(kube::Error::Api(status))) => Err(WriteError::Refused(status.message.clone())),
+        Ok(Err(error)) => Err(WriteError::Unreachable(chain(&error))),
+        Err(_elapsed) => Err(WriteError::Unreachable("no answer within 10 s".to_owned())),
     }
+}
+
+/// An event could not be written.
+#[derive(Debug, thiserror::Error)]
+enum WriteError {
+    #[error("refused: {0}")]
+    Refused(String),
+    #[error("the API server cannot be reached: {0}")]
+    Unreachable(String),
 }
 
 /// Events about cluster-scoped objects live in `default`.

@@ -11,7 +11,7 @@ pub(super) struct Mount {
     /// Directory of the file system that is shown.
     pub(super) root: PathBuf,
     /// Where.
-    pub(super) mount_point: PathBuf,
+    pub(super) point: PathBuf,
     /// Type.
     pub(super) fs_type: String,
     /// Options of the file system.
@@ -25,7 +25,7 @@ pub(super) fn read() -> io::Result<Vec<Mount>> {
 
 /// Mount points at or below `dir`, the newest first: the order to unmount in.
 pub(super) fn below(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let mounts = read()?.into_iter().map(|mount| mount.mount_point);
+    let mounts = read()?.into_iter().map(|mount| mount.point);
     let mut inside: Vec<PathBuf> = mounts.filter(|point| point.starts_with(dir)).collect();
     inside.reverse();
     Ok(inside)
@@ -44,7 +44,7 @@ fn parse_line(line: &str) -> Option<Mount> {
     let (fs_type, _source) = (fields.next()?, fields.next()?);
     Some(Mount {
         root: unescape(root),
-        mount_point: unescape(mount_point),
+        point: unescape(mount_point),
         fs_type: fs_type.to_owned(),
         super_options: fields.next().unwrap_or_default().to_owned(),
     })
@@ -57,15 +57,13 @@ fn unescape(text: &str) -> PathBuf {
     let mut index = 0;
     while index < bytes.len() {
         let digits = bytes.get(index + 1..index + 4).and_then(|digits| std::str::from_utf8(digits).ok());
-        match digits.filter(|_| bytes[index] == b'\\').and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) => {
-                plain.push(byte);
-                index += 4;
-            }
-            None => {
-                plain.push(bytes[index]);
-                index += 1;
-            }
+        let escaped = digits.filter(|_| bytes[index] == b'\\');
+        if let Some(byte) = escaped.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            plain.push(byte);
+            index += 4;
+        } else {
+            plain.push(bytes[index]);
+            index += 1;
         }
     }
     PathBuf::from(OsString::from_vec(plain))
@@ -83,7 +81,7 @@ mod tests {
         );
         assert_eq!(mounts.len(), 2);
         assert_eq!((mounts[0].fs_type.as_str(), mounts[0].root.as_path()), ("ext3", Path::new("/mnt1")));
-        assert_eq!(mounts[1].mount_point, Path::new("/a b\\"));
+        assert_eq!(mounts[1].point, Path::new("/a b\\"));
         assert_eq!(mounts[1].super_options, "rw,size=4k");
     }
 }

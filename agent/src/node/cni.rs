@@ -122,7 +122,7 @@ mod tests {
         CniConfig { conf_dir: dir.to_owned(), bridge: "kl-up0".to_owned(), data_dir: "/run/ipam".into(), mtu }
     }
 
-    fn node(spec: Value) -> Node {
+    fn node(spec: &Value) -> Node {
         serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": spec})).unwrap()
     }
 
@@ -142,10 +142,10 @@ mod tests {
 
     #[test]
     fn ranges_come_from_the_list_or_the_single_field() {
-        assert_eq!(pod_ranges(&node(json!({"podCIDR": "10.0.0.0/24"}))), ["10.0.0.0/24"]);
+        assert_eq!(pod_ranges(&node(&json!({"podCIDR": "10.0.0.0/24"}))), ["10.0.0.0/24"]);
         let both = json!({"podCIDR": "10.0.0.0/24", "podCIDRs": ["10.0.0.0/24", "fd00::/64", "junk"]});
-        assert_eq!(pod_ranges(&node(both)), ["10.0.0.0/24", "fd00::/64"]);
-        assert!(pod_ranges(&node(json!({}))).is_empty());
+        assert_eq!(pod_ranges(&node(&both)), ["10.0.0.0/24", "fd00::/64"]);
+        assert!(pod_ranges(&node(&json!({}))).is_empty());
     }
 
     #[tokio::test]
@@ -156,9 +156,9 @@ mod tests {
         let task =
             tokio::spawn(run(Some(config(&dir.path().join("net.d"), 0)), receiver, Arc::clone(&recheck)));
         let path = dir.path().join("net.d").join(FILE_NAME);
-        sender.send_replace(Some(Arc::new(node(json!({})))));
+        sender.send_replace(Some(Arc::new(node(&json!({})))));
         for range in ["10.0.0.0/24", "10.0.1.0/24"] {
-            sender.send_replace(Some(Arc::new(node(json!({"podCIDR": range})))));
+            sender.send_replace(Some(Arc::new(node(&json!({"podCIDR": range})))));
             tokio::time::timeout(std::time::Duration::from_secs(10), recheck.notified()).await.unwrap();
             assert!(std::fs::read_to_string(&path).unwrap().contains(range));
         }

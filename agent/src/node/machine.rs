@@ -112,9 +112,9 @@ fn huge_pages(dir: &Path) -> BTreeMap<String, u64> {
 }
 
 fn page_size(kib: u64) -> String {
-    if kib % (1 << 20) == 0 {
+    if kib.is_multiple_of(1 << 20) {
         format!("{}Gi", kib >> 20)
-    } else if kib % (1 << 10) == 0 {
+    } else if kib.is_multiple_of(1 << 10) {
         format!("{}Mi", kib >> 10)
     } else {
         format!("{kib}Ki")

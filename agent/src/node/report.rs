@@ -95,6 +95,10 @@ impl Reporter {
         self.take_newer_object();
         let figures = self.figures().await.map_err(ReportError::Figures)?;
         let health = self.facts.health.borrow_and_update().clone();
+        if health.runtime.is_none() {
+            // Not asked yet: a restarted agent must not report a working node as broken.
+            return Ok(());
+        }
         let current = self.node.status.clone().unwrap_or_default();
         let before = current.conditions.clone().unwrap_or_default();
         let conditions = self.pressures.conditions(&figures, &health, &before, Timestamp::now());

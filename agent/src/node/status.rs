@@ -118,10 +118,10 @@ fn allocatable(config: &AgentConfig, capacity: &Amounts) -> BTreeMap<String, Qua
 /// As upstream writes them: memory in Ki, cpu in cores or thousandths.
 fn quantities(amounts: &Amounts) -> BTreeMap<String, Quantity> {
     let text = |name: &str, amount: u64| match name {
-        "cpu" if amount % 1000 == 0 => (amount / 1000).to_string(),
+        "cpu" if amount.is_multiple_of(1000) => (amount / 1000).to_string(),
         "cpu" => format!("{amount}m"),
         "memory" => format!("{}Ki", amount / 1024),
-        "ephemeral-storage" if amount % 1024 == 0 => format!("{}Ki", amount / 1024),
+        "ephemeral-storage" if amount.is_multiple_of(1024) => format!("{}Ki", amount / 1024),
         name if name.starts_with("hugepages-") && amount > 0 => format!("{}Ki", amount / 1024),
         _ => amount.to_string(),
     };

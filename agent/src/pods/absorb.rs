@@ -168,7 +168,7 @@ impl Worker {
                 self.hold(action, now);
             }
             Err(error) => {
-                info!(pod = %self.desired.described(), %container, reason = error.reason, message = %error.message,
+                info!(pod = %self.desired.described(), %container, reason = error.reason, problem = %error.message,
                     "container not started");
                 entry.image = ImageState::Unknown;
                 entry.start_failure =

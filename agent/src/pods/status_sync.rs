@@ -11,6 +11,7 @@ use serde_json::Value;
 use tokio::sync::Semaphore;
 
 use super::context::PodContext;
+use crate::chain::chain;
 
 /// Pauses after failed writes.
 const FIRST_PAUSE: SignedDuration = SignedDuration::from_millis(200);
@@ -119,7 +120,7 @@ pub(super) async fn write(client: Client, slots: &Semaphore, pod: &Pod, patch: V
     match tokio::time::timeout(PodContext::API_DEADLINE, write).await {
         Ok(Ok(pod)) => Written::Pod(Box::new(pod)),
         Ok(Err(kube::Error::Api(status))) if status.code == 404 => Written::Gone,
-        Ok(Err(error)) => Written::Failed(error.to_string()),
+        Ok(Err(error)) => Written::Failed(chain(&error)),
         Err(_elapsed) => Written::Failed("no answer within 10 s".to_owned()),
     }
 }
@@ -142,7 +143,7 @@ pub(super) async fn delete(client: Client, pod: &Pod) -> Result<(), String> {
         }
     };
     match tokio::time::timeout(PodContext::API_DEADLINE, deletion).await {
-        Ok(result) => result.map_err(|error| error.to_string()),
+        Ok(result) => result.map_err(|error| chain(&error)),
         Err(_elapsed) => Err("no answer within 10 s".to_owned()),
     }
 }

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::context::PodContext;
 use super::status_sync::{self, Written};
 use super::{kill, start};
+use crate::chain::chain;
 use crate::contracts::{HostPath, MountedVolumes, ObjectSource as _, VolumeContext};
 use crate::events::EventType;
 use crate::runtime::auth::credentials;
@@ -117,18 +118,6 @@ pub(super) async fn run(input: StepInput, step: Step) -> Outcome {
             Outcome::Plain(deleted.map_err(StepError))
         }
     }
-}
-
-/// An error with its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        cause = source.source();
-    }
-    text
 }
 
 async fn mount_volumes(input: &StepInput) -> Result<MountedVolumes, String> {

@@ -15,10 +15,13 @@ mod network;
 mod node_ports;
 mod reports;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, anyhow};
-use ebpf_loader::{Capacity, Change, Config, DataPlane};
+use ebpf_loader::{Capacity, Change, Config, DataPlane, OpenError, PinError};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use kube::{
@@ -35,6 +38,8 @@ use reports::{Reports, node_ports_of};
 
 /// Watch events that are taken in before the data plane is written, at most.
 const BATCH: usize = 1024;
+/// How long a former agent may take to let go of the data plane.
+const HANDOVER: Duration = Duration::from_secs(10);
 
 /// What the proxy needs to know.
 #[derive(Clone, Debug)]
@@ -93,7 +98,8 @@ pub async fn run(
     let services = watch(Api::<Service>::all(client.clone()), facts::service);
     let slices = watch(Api::<EndpointSlice>::all(client), move |slice| facts::slice(slice, &node_name));
     let proxy = Proxy { plane, config, reports, catalog: Catalog::default(), filled: false };
-    proxy.serve(services, slices, cancel).await
+    // Boxed: the data plane's handles make the future large.
+    Box::pin(proxy.serve(services, slices, cancel)).await
 }
 
 /// Removes the data plane of an instance and the routes of its service ranges. For when the node is taken down; works
@@ -109,8 +115,25 @@ pub async fn cleanup(pin_dir: &Path, service_cidr: &str) -> Result<()> {
     Ok(())
 }
 
-/// Loads the programs; takes a few hundred milliseconds of the verifier's time.
+/// Loads the programs; takes a few hundred milliseconds of the verifier's time. A former agent that is still ending
+/// is waited for.
 async fn open(config: &ProxyConfig) -> Result<DataPlane> {
+    let until = Instant::now() + HANDOVER;
+    loop {
+        match open_once(config).await {
+            Err(error) if is_busy(&error) && Instant::now() < until => {
+                tokio::time::sleep(HANDOVER / 50).await
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn is_busy(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(OpenError::Pins(PinError::Busy { .. })))
+}
+
+async fn open_once(config: &ProxyConfig) -> Result<DataPlane> {
     let config = Config {
         pin_dir: config.pin_dir.clone(),
         cgroup_dir: config.cgroup_root.clone(),
@@ -179,12 +202,14 @@ impl Proxy {
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
                 batch = services.next() => {
-                    let batch = batch.context("the Service watch ended")?;
-                    batch.into_iter().for_each(|seen| self.catalog.service(seen));
+                    for seen in batch.context("the Service watch ended")? {
+                        self.catalog.service(seen);
+                    }
                 }
                 batch = slices.next() => {
-                    let batch = batch.context("the EndpointSlice watch ended")?;
-                    batch.into_iter().for_each(|seen| self.catalog.slice(seen));
+                    for seen in batch.context("the EndpointSlice watch ended")? {
+                        self.catalog.slice(seen);
+                    }
                 }
                 change = address_changes.next() => {
                     change.context("the netlink socket closed")?;

@@ -236,11 +236,12 @@ impl Cri {
         Ok(within("PullImage", PULL_DEADLINE, client.pull_image(request)).await?.image_ref)
     }
 
-    /// The event stream; it ends when the runtime does.
+    /// The event stream; it ends when the runtime does. The one call without a deadline: a runtime may answer only with
+    /// its first event.
     pub async fn events(&self) -> Result<tonic::Streaming<v1::ContainerEventResponse>, CriError> {
         let mut client = self.clients.runtime.clone();
-        let answer = client.get_container_events(v1::GetEventsRequest {});
-        within("GetContainerEvents", READ_DEADLINE, answer).await
+        let answer = client.get_container_events(v1::GetEventsRequest {}).await;
+        answer.map(tonic::Response::into_inner).map_err(|status| CriError::new("GetContainerEvents", &status))
     }
 }
 

@@ -16,6 +16,8 @@ use super::labels;
 
 /// The audit of a runtime that sends events.
 const AUDIT: Duration = Duration::from_secs(30);
+/// The relist while it is open whether the runtime sends events.
+const WHILE_OPENING: Duration = Duration::from_secs(5);
 /// The relist of one that does not.
 const RELIST: Duration = Duration::from_secs(1);
 /// Pauses between connection attempts.
@@ -87,7 +89,16 @@ async fn stream(
     seen: &mut BTreeMap<String, Fingerprint>,
     pause: &mut Duration,
 ) -> Result<(), CriError> {
-    let mut events = cri.events().await?;
+    let mut opening = std::pin::pin!(cri.events());
+    let mut opening_relist = tokio::time::interval(WHILE_OPENING);
+    // Go servers answer only with their first event: until then the stream may be open or not, nobody can tell.
+    // Cancel-safe: the call goes on while the list is read.
+    let mut events = loop {
+        tokio::select! {
+            events = &mut opening => break events?,
+            _ = opening_relist.tick() => relist(cri, waker, seen).await?,
+        }
+    };
     relist(cri, waker, seen).await?;
     debug!("CRI events are flowing");
     *pause = FIRST_PAUSE;

@@ -49,8 +49,8 @@ pub async fn run(
 fn report(health: &RuntimeHealth) {
     match (&health.runtime, &health.network) {
         (Some(Ok(())), Some(Ok(()))) => info!(version = %health.version, "container runtime is ready"),
-        (Some(Err(message)), _) => warn!(%message, "container runtime is not ready"),
-        (_, Some(Err(message))) => info!(%message, "container network is not ready"),
+        (Some(Err(message)), _) => warn!(problem = %message, "container runtime is not ready"),
+        (_, Some(Err(message))) => info!(problem = %message, "container network is not ready"),
         _ => {}
     }
 }
@@ -72,10 +72,13 @@ async fn check(cri: &Cri, known: RuntimeHealth) -> RuntimeHealth {
                 let found = conditions.iter().find(|condition| condition.r#type == kind);
                 Some(match found {
                     Some(condition) if condition.status => Ok(()),
-                    Some(condition) => Err(format!(
-                        "container runtime network not ready: {kind}=false reason:{} message:{}",
-                        condition.reason, condition.message
-                    )),
+                    Some(condition) => {
+                        let what = if kind == "NetworkReady" { "network not ready" } else { "not ready" };
+                        Err(format!(
+                            "container runtime {what}: {kind}=false reason:{} message:{}",
+                            condition.reason, condition.message
+                        ))
+                    }
                     None => Err(format!("container runtime does not report {kind}")),
                 })
             };

@@ -22,6 +22,7 @@ const RUN_SECONDS: i64 = 120;
 
 /// Which standard streams a client wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "the four switches of the CRI's requests")]
 struct Wanted {
     stdin: bool,
     stdout: bool,

@@ -8,23 +8,27 @@ pub mod objects;
 pub mod pods;
 pub mod services;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kube::runtime::utils::Backoff;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// A watch that worked this long after a pause starts over with short ones.
+const QUIET: Duration = Duration::from_secs(30);
+
 /// Pauses between reconnects of a watch: short, because one node is no herd, and so that a restarted API server is
 /// noticed soon.
 #[derive(Debug)]
 pub(crate) struct Reconnect {
     next: Duration,
+    last: Option<Instant>,
 }
 
 impl Default for Reconnect {
     fn default() -> Self {
-        Self { next: FIRST_PAUSE }
+        Self { next: FIRST_PAUSE, last: None }
     }
 }
 
@@ -32,6 +36,10 @@ impl Iterator for Reconnect {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
+        if self.last.is_some_and(|last| last.elapsed() > QUIET + self.next) {
+            self.next = FIRST_PAUSE;
+        }
+        self.last = Some(Instant::now());
         let pause = self.next;
         self.next = pause.saturating_mul(2).min(LONGEST_PAUSE);
         Some(pause)
@@ -39,7 +47,6 @@ impl Iterator for Reconnect {
 }
 
 impl Backoff for Reconnect {
-    fn reset(&mut self) {
-        self.next = FIRST_PAUSE;
-    }
+    /// The watcher calls this for each event, the first of which precedes every attempt to list: no sign of success.
+    fn reset(&mut self) {}
 }

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::Reconnect;
+use crate::chain::chain;
 
 /// Keeps `node` at what the API server has, `None` while there is none, until `cancel`.
 pub async fn run(
@@ -38,7 +39,7 @@ pub async fn run(
                 node.send_replace(None);
             }
             Some(Ok(watcher::Event::Init | watcher::Event::InitDone)) => {}
-            Some(Err(error)) => warn!(%error, "watch of the node interrupted"),
+            Some(Err(error)) => warn!(error = %chain(&error), "watch of the node interrupted"),
         }
     }
 }

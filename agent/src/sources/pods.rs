@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Reconnect;
+use crate::chain::chain;
 
 /// What happened to the set of pods.
 #[derive(Debug, Clone)]
@@ -38,7 +39,7 @@ pub async fn run(client: Client, node_name: &str, events: mpsc::Sender<PodEvent>
         let message = match event {
             None => return,
             Some(Err(error)) => {
-                warn!(%error, "watch of pods interrupted");
+                warn!(error = %chain(&error), "watch of pods interrupted");
                 continue;
             }
             Some(Ok(watcher::Event::Init)) => {

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::Reconnect;
+use crate::chain::chain;
 
 /// Read access to the services.
 #[derive(Clone)]
@@ -43,7 +44,7 @@ pub fn services(client: Client, cancel: CancellationToken) -> (Services, impl Fu
                     synced_sender.send_replace(true);
                 }
                 Some(Ok(_)) => {}
-                Some(Err(error)) => warn!(%error, "watch of services interrupted"),
+                Some(Err(error)) => warn!(error = %chain(&error), "watch of services interrupted"),
             }
         }
     };

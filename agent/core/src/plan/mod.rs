@@ -106,7 +106,9 @@ pub struct PodPlan {
     pub waiting: BTreeMap<String, Waiting>,
     /// Call again then, even without a change.
     pub wake_at: Option<Timestamp>,
-    /// No container runs and none will start again.
+    /// No container runs and none will start again: the phase is final.
+    pub ended: bool,
+    /// Ended, and the sandboxes are stopped too: the status is final.
     pub finished: bool,
     /// Everything of a terminating pod is gone; the loop can end.
     pub done: bool,

@@ -87,7 +87,7 @@ fn without_instance(input: StatusInput<'_>, entry: ContainerSpec<'_>) -> Contain
     let known = previous.filter(|status| status.container_id.is_some());
     if let Some(known) = known
         && !input.plan.waiting.contains_key(name)
-        && (input.plan.finished || input.memory.starting.contains_key(name) || is_over(known))
+        && (input.plan.ended || input.memory.starting.contains_key(name) || is_over(known))
     {
         return lost(known.clone());
     }

@@ -46,8 +46,12 @@ pub struct StatusInput<'a> {
 /// The pod's status now.
 pub fn derive(input: StatusInput<'_>) -> PodStatus {
     let spec = input.desired.spec();
-    let statuses: Vec<(ContainerKind, ContainerStatus)> =
-        parts(spec).map(|entry| (entry.kind, containers::status_of(input, entry))).collect();
+    // Containers of a pod that was refused do not wait for anything: kubectl shows the pod's own reason.
+    let refused = matches!(input.desired.fate, Fate::Fail { .. }) && input.observed.sandboxes.is_empty();
+    let statuses: Vec<(ContainerKind, ContainerStatus)> = parts(spec)
+        .filter(|_| !refused)
+        .map(|entry| (entry.kind, containers::status_of(input, entry)))
+        .collect();
     let phase = phase(input, &statuses);
     let host_network = spec.host_network.unwrap_or(false);
     let ips = pod_ips(input, host_network);
@@ -109,7 +113,7 @@ fn phase(input: StatusInput<'_>, statuses: &[(ContainerKind, ContainerStatus)]) 
     let counts = Counts::of(statuses);
     let policy = RestartPolicy::of(spec);
     let ending = matches!(input.desired.fate, Fate::Terminate { .. });
-    if input.plan.finished && (ending || counts.running == 0) {
+    if input.plan.ended && (ending || counts.running == 0) {
         return final_phase(input, spec, &counts, policy, ending);
     }
     if counts.init_pending > 0 || counts.waiting > 0 {

@@ -176,4 +176,5 @@ fn a_rejected_pod_is_failed_with_its_reason() {
     rejected.fate = Fate::Fail { reason: "OutOfcpu".to_owned(), message: "m".to_owned() };
     let status = rejected.check("Failed PRTSC=False I=True R=False(PodFailed) CR=False(PodFailed)");
     assert_eq!(status.reason.as_deref(), Some("OutOfcpu"));
+    assert_eq!(status.container_statuses, None, "kubectl would show their waiting reason instead of the pod's");
 }

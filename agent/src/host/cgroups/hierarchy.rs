@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::super::mount_table::{self, Mount};
+use super::values::warn_once;
 
 /// Which interface a hierarchy has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +65,7 @@ fn from_mounts(mounts: &[Mount]) -> Vec<Hierarchy> {
         let known =
             hierarchies.iter().any(|known| known.version == version && known.controllers == controllers);
         if !known && mount.root == Path::new("/") {
-            hierarchies.push(Hierarchy { mount_point: mount.mount_point.clone(), version, controllers });
+            hierarchies.push(Hierarchy { mount_point: mount.point.clone(), version, controllers });
         }
     }
     hierarchies
@@ -87,7 +88,7 @@ impl Hierarchy {
         let mut dir = self.mount_point.clone();
         for part in path.split('/').filter(|part| !part.is_empty()) {
             if self.version == Version::V2 {
-                self.pass_controllers_down(&dir)?;
+                pass_controllers_down(&dir)?;
             }
             dir.push(part);
             match std::fs::create_dir(&dir) {
@@ -99,20 +100,22 @@ impl Hierarchy {
             }
         }
         // The runtime makes the containers' cgroups below and needs the controllers there.
-        if self.version == Version::V2 { self.pass_controllers_down(&dir) } else { Ok(()) }
+        if self.version == Version::V2 { pass_controllers_down(&dir) } else { Ok(()) }
     }
+}
 
-    fn pass_controllers_down(&self, dir: &Path) -> io::Result<()> {
-        let file = dir.join("cgroup.subtree_control");
-        let enabled = std::fs::read_to_string(&file)?;
-        let available = std::fs::read_to_string(dir.join("cgroup.controllers"))?;
-        let missing: Vec<String> = available
-            .split_whitespace()
-            .filter(|controller| !enabled.split_whitespace().any(|enabled| enabled == *controller))
-            .map(|controller| format!("+{controller}"))
-            .collect();
-        if missing.is_empty() { Ok(()) } else { std::fs::write(&file, missing.join(" ")) }
+fn pass_controllers_down(dir: &Path) -> io::Result<()> {
+    let file = dir.join("cgroup.subtree_control");
+    let enabled = std::fs::read_to_string(&file)?;
+    let available = std::fs::read_to_string(dir.join("cgroup.controllers"))?;
+    let is_missing = |controller: &&str| !enabled.split_whitespace().any(|enabled| enabled == *controller);
+    for controller in available.split_whitespace().filter(is_missing) {
+        // One by one: a controller that cannot be passed down (cpu with real-time processes) spoils no other.
+        if let Err(error) = std::fs::write(&file, format!("+{controller}")) {
+            warn_once("cgroup.subtree_control", &error);
+        }
     }
+    Ok(())
 }
 
 fn inherit_cpuset(dir: &Path) -> io::Result<()> {

@@ -84,7 +84,8 @@ fn is_not_permitted(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound)
 }
 
-fn warn_once(file: &'static str, error: &io::Error) {
+/// Tells once per file what this host refuses.
+pub(super) fn warn_once(file: &'static str, error: &io::Error) {
     static WARNED: Mutex<Vec<&str>> = Mutex::new(Vec::new());
     let mut warned = WARNED.lock().unwrap_or_else(PoisonError::into_inner);
     if !warned.contains(&file) {

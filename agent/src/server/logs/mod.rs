@@ -49,7 +49,7 @@ pub(super) async fn answer(api: &Api, target: Target<'_>, query: &Query) -> Repl
         Ok(reader) => reader,
         Err(error) => {
             let message =
-                format!("failed to try resolving symlinks in path {:?}: {error}", container.log_path);
+                format!("failed to try resolving symlinks in path {}: {error}", container.log_path.display());
             return reply::text(StatusCode::NOT_FOUND, message);
         }
     };
