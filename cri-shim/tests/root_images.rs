@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use keelson_cri::containerd::Client;
 use keelson_cri::images::auth::Credentials;
 use keelson_cri::images::usage::Meter;
-use keelson_cri::images::{Image, ImageStore, service, session::Session};
+use keelson_cri::images::{Image, ImageStore, service, session::Session, unpack};
 use support::containerd::Containerd;
 use support::registry::{Registry, digest, gzip, layer};
 use tonic::Code;
@@ -117,7 +117,8 @@ async fn a_pull_is_joined_resumed_and_complete() {
     );
     fixture.client.remove_snapshot(image.chain_id()).await.expect("removed");
     anew.ensure_unpacked(&found).await.expect("unpacked again");
-    assert!(fixture.client.snapshot_info(image.chain_id()).await.expect("asked").is_some());
+    let session = Session::new(fixture.client.clone());
+    assert!(unpack::is_unpacked(&session, "overlayfs", image.chain_id()).await.expect("asked"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
