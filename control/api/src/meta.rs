@@ -5,6 +5,7 @@
 //! [`check_preconditions`], never stored by this module. Deletion is in [`deletion`].
 
 pub mod deletion;
+mod service;
 
 pub use deletion::{DeleteOptions, Deletion, Propagation, delete, delete_options, finished_deleting};
 use serde_json::{Map, Value, json};
@@ -123,6 +124,9 @@ pub fn prepare_update(
     if info.kind == "Namespace" && target == UpdateTarget::Main {
         // Namespace finalizers go through /finalize only.
         carry(new, old, "spec");
+    }
+    if info.kind == "Service" && new["spec"].is_object() {
+        service::drop_old_types_fields(new, old);
     }
     let old_metadata = old.get("metadata").cloned().unwrap_or_default();
     let metadata =

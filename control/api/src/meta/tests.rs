@@ -57,6 +57,20 @@ fn generation_follows_spec_only() {
 }
 
 #[test]
+fn a_services_old_type_leaves_nothing_behind() {
+    let info = kinds::find("", "v1", "services").unwrap();
+    let old = json!({
+        "metadata": {"name": "web"},
+        "spec": {"type": "NodePort", "clusterIP": "10.96.0.9", "externalTrafficPolicy": "Cluster",
+            "ports": [{"port": 80, "nodePort": 30000}]},
+    });
+    let mut new = old.clone();
+    new["spec"]["type"] = json!("ClusterIP");
+    prepare_update(info, UpdateTarget::Main, &mut new, &old).unwrap();
+    assert_eq!(new["spec"], json!({"type": "ClusterIP", "clusterIP": "10.96.0.9", "ports": [{"port": 80}]}));
+}
+
+#[test]
 fn stale_updates_are_refused() {
     let info = kinds::find("apps", "v1", "deployments").unwrap();
     let old = deployment();
