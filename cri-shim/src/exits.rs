@@ -23,6 +23,8 @@ use crate::clock;
 /// How long the last output of an ended container is waited for before its end is told: normally it is there already; a
 /// process that outlives the first one may hold the pipes.
 const OUTPUT_PATIENCE: Duration = Duration::from_millis(500);
+/// How long a task that never ran may take to go.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// Exit status of a process that SIGKILL ended.
 const KILLED: u32 = 137;
 
@@ -102,6 +104,9 @@ impl Runtime {
             // Made, but the start was cut off by a crash of ours.
             Some(Status::Created | Status::Unknown) => {
                 let words = "the start was interrupted by a restart of the runtime";
+                if let Err(error) = self.client.force_delete_task(&container.id, KILL_PATIENCE).await {
+                    tracing::warn!(container = container.id, %error, "its task stays until the container is removed");
+                }
                 self.finish(container, exit::start_failed(words, clock::now())).await;
             }
             None => self.finish(container, exit::unseen(clock::now())).await,

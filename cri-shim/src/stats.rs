@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cri_shim_api::v1::{
-    ContainerAttributes, ContainerStats, ContainerStatsFilter, CpuUsage, FilesystemIdentifier, FilesystemUsage,
+    ContainerAttributes, ContainerStats, ContainerStatsFilter, CpuUsage, FilesystemUsage,
     LinuxPodSandboxStats, MemoryUsage, NetworkInterfaceUsage, NetworkUsage, PodSandboxAttributes, PodSandboxStats,
     PodSandboxStatsFilter, ProcessUsage, SwapUsage, UInt64Value,
 };
@@ -14,7 +14,6 @@ use cri_shim_core::stats::{CgroupUsage, InterfaceCounters, interfaces, nano_core
 use futures::future::join_all;
 
 use crate::clock;
-use crate::containerd::snapshots::SNAPSHOTTER;
 use crate::error::RuntimeError;
 use crate::host::blocking;
 use crate::runtime::Runtime;
@@ -98,7 +97,8 @@ impl Runtime {
             memory: Some(memory(now, &usage)),
             writable_layer: disk.map(|disk| FilesystemUsage {
                 timestamp: now,
-                fs_id: Some(FilesystemIdentifier { mountpoint: self.snapshot_mountpoint() }),
+                // Where the snapshotter keeps it is containerd's business; ImageFsInfo tells.
+                fs_id: None,
                 used_bytes: value(u64::try_from(disk.size).unwrap_or_default()),
                 inodes_used: value(u64::try_from(disk.inodes).unwrap_or_default()),
             }),
@@ -137,11 +137,6 @@ impl Runtime {
     async fn usage_of(&self, cgroup: String) -> Result<CgroupUsage, RuntimeError> {
         let hierarchies = self.hierarchies.clone();
         blocking(move || Ok(hierarchies.usage(&cgroup))).await
-    }
-
-    /// What names the file system of writable layers: the snapshotter's directory, as ImageFsInfo tells it.
-    fn snapshot_mountpoint(&self) -> String {
-        format!("io.containerd.snapshotter.v1.{SNAPSHOTTER}")
     }
 }
 

@@ -10,7 +10,7 @@ use cri_shim_core::record::{ContainerPhase, ContainerRecord};
 use tokio::net::unix::pipe;
 
 use crate::clock;
-use crate::error::RuntimeError;
+use crate::error::{RuntimeError, chain};
 use crate::host::blocking;
 use crate::host::fifo::{self, Pipes};
 use crate::logs::LogPump;
@@ -40,7 +40,7 @@ impl Runtime {
         let pump = match self.open_output(container, &record).await {
             Ok(pump) => pump,
             Err(error) => {
-                self.start_failed(container, &error.to_string()).await?;
+                self.start_failed(container, &chain(&error)).await?;
                 return Err(error);
             }
         };
@@ -55,7 +55,7 @@ impl Runtime {
             container.set_pump(None);
             let words = match &error {
                 RuntimeError::Containerd(inner) => inner.message(),
-                other => other.to_string(),
+                other => chain(other),
             };
             if !lost || container.phase() != ContainerPhase::Created {
                 self.start_failed(container, &words).await?;

@@ -68,16 +68,13 @@ impl Drop for Containerd {
             let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
             let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
             if String::from_utf8_lossy(&command).contains(&marker) {
-                drop(nix::sys::signal::kill(
-                    nix::unistd::Pid::from_raw(pid),
-                    nix::sys::signal::Signal::SIGKILL,
-                ));
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).ok();
             }
         }
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         for line in mounts.lines().rev() {
             if let Some(target) = line.split(' ').nth(1).filter(|target| target.starts_with(&marker)) {
-                drop(nix::mount::umount2(target, nix::mount::MntFlags::MNT_DETACH));
+                nix::mount::umount2(target, nix::mount::MntFlags::MNT_DETACH).ok();
             }
         }
     }

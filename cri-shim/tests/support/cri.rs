@@ -133,7 +133,7 @@ impl Cri {
         v1::PodSandboxConfig {
             metadata: Some(metadata),
             hostname: name.to_owned(),
-            log_directory: self.dir().join("log").join(name).display().to_string(),
+            log_directory: self.dir().join("podlogs").join(name).display().to_string(),
             labels: BTreeMap::from([("app".to_owned(), name.to_owned())]),
             annotations: BTreeMap::from([("note".to_owned(), "kept".to_owned())]),
             linux: Some(linux),
@@ -223,7 +223,7 @@ impl Cri {
 
     /// Waits until a container's log holds `text`.
     pub async fn log_has(&self, pod: &str, name: &str, text: &str) -> String {
-        let path = self.dir().join("log").join(pod).join(format!("{name}.log"));
+        let path = self.dir().join("podlogs").join(pod).join(format!("{name}.log"));
         let begun = tokio::time::Instant::now();
         loop {
             let log = std::fs::read_to_string(&path).unwrap_or_default();
@@ -246,7 +246,7 @@ impl Cri {
     /// Fails unless nothing of any sandbox or container is left anywhere.
     pub async fn assert_nothing_left(&self) {
         let dir = self.dir();
-        for sub in ["netns", "attached", "state/sandboxes", "state/containers", "root/sandboxes"] {
+        for sub in ["netns", "state/sandboxes", "state/containers", "root/sandboxes"] {
             assert_eq!(names(&dir.join("cri").join(sub)), Vec::<String>::new(), "in {sub}");
         }
         assert_eq!(names(&dir.join("attached")), Vec::<String>::new(), "attached to the network");
@@ -315,11 +315,11 @@ impl Drop for Cri {
         drop(self.child.wait());
         // The guard of containerd ends shims and unmounts; cgroups go once their processes have.
         for process in shims(&self.dir().display().to_string()) {
-            drop(nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGKILL));
+            nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGKILL).ok();
         }
         for cgroup in self.cgroups() {
             for process in members(&cgroup) {
-                drop(nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGKILL));
+                nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGKILL).ok();
             }
         }
         for cgroup in self.cgroups() {

@@ -1,6 +1,6 @@
 //! What root tests of keelson-cri share: a containerd of their own and a tiny registry.
 
-#![allow(dead_code, reason = "each test file uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
 
 pub mod containerd;
 pub mod cri;
