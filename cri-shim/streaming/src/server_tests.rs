@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use super::*;
 use crate::runtime::{PortStream, RuntimeError, TerminalSize};
@@ -217,7 +218,10 @@ async fn collect(socket: &mut WebSocketStream<TcpStream>) -> [String; 4] {
                 let channel = usize::from(bytes.get_u8());
                 texts[channel].push_str(std::str::from_utf8(&bytes).expect("text"));
             }
-            Some(Ok(Message::Close(_))) | None => return texts,
+            Some(Ok(Message::Close(Some(frame)))) => {
+                assert_eq!(frame.code, CloseCode::Normal, "kubectl takes any other for a failure");
+                return texts;
+            }
             other => panic!("unexpected {other:?}"),
         }
     }

@@ -16,8 +16,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{Message, handshake};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes, handshake};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -156,7 +157,7 @@ pub(crate) async fn serve<T, R>(
     if !text.is_empty() {
         alive &= messages.send(protocol.encode(ERROR, &text)).await.is_ok();
     }
-    if alive && messages.send(Message::Close(None)).await.is_ok() {
+    if alive && messages.send(normal_close()).await.is_ok() {
         // The client reads what is left and answers the close; then nothing can be lost.
         let ended = async { drop((writer.await, reader.await)) };
         drop(tokio::time::timeout(CLOSE_LINGER, ended).await);
@@ -179,7 +180,7 @@ where
         loop {
             buffer.reserve(16 * 1024);
             let ended = !matches!(from_near.read_buf(&mut buffer).await, Ok(1..));
-            let message = if ended { Message::Close(None) } else { Message::binary(buffer.split().freeze()) };
+            let message = if ended { normal_close() } else { Message::binary(buffer.split().freeze()) };
             if messages.send(message).await.is_err() || ended {
                 return;
             }
@@ -206,6 +207,11 @@ where
         gone.cancel();
     });
     near
+}
+
+/// A close that clients take for the regular end; one without a code they report as a failure.
+fn goodbye() -> Message {
+    Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() }))
 }
 
 async fn open<T: AsyncRead + AsyncWrite + Unpin>(io: T) -> WebSocketStream<T> {
@@ -235,6 +241,11 @@ async fn pump(
             return;
         }
     }
+}
+
+/// A close that says that all went well; clients take one without a status for an error (RFC 6455, section 7.4).
+fn normal_close() -> Message {
+    Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() }))
 }
 
 /// Writes until a close was written, every sender is gone or the connection breaks.
