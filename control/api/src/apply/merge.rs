@@ -56,7 +56,7 @@ fn keyed(of: Ty, rule: &Rule, live: &[Value], declared: &[Value], wanted: &Field
         let element = key_element(rule, item);
         match (out.iter_mut().find(|found| has_keys(&element, found)), of, wanted.child(&element)) {
             (Some(slot), Ty::Object(index), Some(below)) => {
-                *slot = structs(Shape::at(index), slot, item, below)
+                *slot = structs(Shape::at(index), slot, item, below);
             }
             (Some(slot), ..) => *slot = item.clone(),
             (None, ..) => out.push(item.clone()),

@@ -140,7 +140,7 @@ fn tolerations(errors: &mut Errors, at: &Path<'_>, spec: &Value) {
         }
         match operator {
             "" | "Equal" | "Lt" | "Gt" => {
-                errors.syntax(&at.child("operator"), value, names::label_value(value))
+                errors.syntax(&at.child("operator"), value, names::label_value(value));
             }
             "Exists" if !value.is_empty() => {
                 errors.invalid(
