@@ -40,6 +40,12 @@ pub enum StoreError {
         #[source]
         source: Box<redb::Error>,
     },
+    /// Another process has the file open.
+    #[error("store {path} is in use by another process")]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file was written by a version this one does not know.
     #[error("store {path} has format {found}, this version knows format {known}")]
     Format {

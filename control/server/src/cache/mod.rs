@@ -29,6 +29,9 @@ pub(crate) const ROOT: &str = "/registry/";
 /// How long a read waits for the cache to reach the revision it needs.
 pub(crate) const FRESH_DEADLINE: Duration = Duration::from_secs(3);
 
+/// How long the feed waits after the store could not be read.
+const FEED_RETRY: Duration = Duration::from_secs(1);
+
 /// The cache did not reach a revision in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NotFresh {
@@ -107,9 +110,19 @@ impl WatchCache {
     ) -> Result<(), StoreError> {
         loop {
             // Cancel safe: `next` loses nothing, and events are applied outside the select.
-            let (events, upto) = tokio::select! {
+            let next = tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
-                next = feed.next() => next?,
+                next = feed.next() => next,
+            };
+            let (events, upto) = match next {
+                Ok(next) => next,
+                // The file cannot be read just now (disk full, IO error): the feed goes on where it was.
+                Err(error @ StoreError::Unavailable { .. }) => {
+                    tracing::error!(%error, "the watch cache waits for the store");
+                    tokio::time::sleep(FEED_RETRY).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
             for event in &events {
                 self.apply(event);

@@ -217,14 +217,11 @@ impl Client {
         self.answer(Method::POST, path, &headers, object.to_string().into()).await
     }
 
-    /// Create an object that must be accepted.
-    #[track_caller]
-    pub(crate) fn create<'a>(&'a self, path: &'a str, object: &'a Value) -> impl Future<Output = Value> + 'a {
-        async move {
-            let (code, created) = self.post(path, object).await;
-            assert!(code == 201 || created["reason"] == "AlreadyExists", "{code} {created}");
-            created
-        }
+    /// Create an object that must be accepted, or be there already.
+    pub(crate) async fn create(&self, path: &str, object: &Value) -> Value {
+        let (code, created) = self.post(path, object).await;
+        assert!(code == 201 || created["reason"] == "AlreadyExists", "{code} {created}");
+        created
     }
 
     pub(crate) async fn put(&self, path: &str, object: &Value) -> Answer {

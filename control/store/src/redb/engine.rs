@@ -198,7 +198,10 @@ fn open_file(path: &Path, cache_bytes: usize) -> Result<Database, redb::Error> {
 }
 
 fn open_error(path: &Path, source: redb::Error) -> StoreError {
-    StoreError::Open { path: path.to_owned(), source: Box::new(source) }
+    match source {
+        redb::Error::DatabaseAlreadyOpen => StoreError::InUse { path: path.to_owned() },
+        source => StoreError::Open { path: path.to_owned(), source: Box::new(source) },
+    }
 }
 
 fn damaged_log() -> redb::Error {
