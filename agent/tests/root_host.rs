@@ -23,6 +23,7 @@ use keelson_agent::contracts::{
 use keelson_agent::host::cgroups::Cgroups;
 use keelson_agent::host::volumes::Volumes;
 use kube::Client;
+use nix::mount::{MntFlags, umount2};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use serde_json::json;
 
@@ -136,6 +137,27 @@ async fn pod_cgroups_are_limited_listed_and_removed_with_their_processes() {
     cgroups.remove_pod(&pod.path).await.unwrap();
 }
 
+/// A kubelet root directory whose mounts go with it, also when the test fails.
+struct RootDir(tempfile::TempDir);
+
+impl RootDir {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for RootDir {
+    fn drop(&mut self) {
+        for mount_point in mounts_below(self.path()).into_iter().rev() {
+            umount2(&mount_point, MntFlags::MNT_DETACH).unwrap();
+        }
+    }
+}
+
 /// Any ConfigMap is missing; any Secret has one key.
 struct Objects;
 
@@ -208,18 +230,16 @@ fn owner_and_mode(path: &Path) -> (u32, u32, u32) {
     (metadata.uid(), metadata.gid(), metadata.permissions().mode() & 0o7777)
 }
 
-fn mounts_below(dir: &Path) -> usize {
+fn mounts_below(dir: &Path) -> Vec<PathBuf> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let dir = dir.canonicalize().unwrap();
-    table
-        .lines()
-        .filter(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point).starts_with(&dir)))
-        .count()
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    points.filter(|point| point.starts_with(&dir)).collect()
 }
 
 #[tokio::test]
 async fn volumes_are_mounted_owned_and_torn_down() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = RootDir::new();
     let volumes = Volumes::new(dir.path(), Arc::new(Objects), token_server());
     let mounted = mount(&volumes).await;
     let path = |name: &str| mounted.volumes[name].path.clone();
@@ -244,13 +264,13 @@ async fn volumes_are_mounted_owned_and_torn_down() {
 
     // Again, as after a restart: nothing is mounted twice and the content stays.
     fs::write(path("memory").join("kept"), "x").unwrap();
-    let count = mounts_below(dir.path());
+    let count = mounts_below(dir.path()).len();
     let restarted = Volumes::new(dir.path(), Arc::new(Objects), token_server());
     mount(&restarted).await;
-    assert_eq!((mounts_below(dir.path()), count), (3, 3));
+    assert_eq!((mounts_below(dir.path()).len(), count), (3, 3));
     assert!(path("memory").join("kept").exists());
 
     restarted.teardown("u1").await.unwrap();
-    assert_eq!(mounts_below(dir.path()), 0);
+    assert_eq!(mounts_below(dir.path()), Vec::<PathBuf>::new());
     assert!(restarted.on_disk().await.unwrap().is_empty());
 }
