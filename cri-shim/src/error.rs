@@ -51,7 +51,7 @@ pub enum RuntimeError {
     Name(#[from] NameError),
     /// The configuration cannot be turned into an OCI specification.
     #[error(transparent)]
-    Spec(#[from] SpecError),
+    Spec(Box<SpecError>),
     /// The user cannot be found out.
     #[error(transparent)]
     User(#[from] UserError),
@@ -68,7 +68,7 @@ pub enum RuntimeError {
     Containerd(#[from] ContainerdError),
     /// The image could not be used.
     #[error(transparent)]
-    Image(#[from] ImageError),
+    Image(Box<ImageError>),
     /// A network namespace could not be made or removed.
     #[error(transparent)]
     Netns(#[from] NetnsError),
@@ -84,7 +84,7 @@ pub enum RuntimeError {
         id: String,
         /// Why.
         #[source]
-        source: InvokeError,
+        source: Box<InvokeError>,
     },
     /// A step on the host's files failed.
     #[error("cannot {step} {}", path.display())]
@@ -127,11 +127,11 @@ impl RuntimeError {
     fn code(&self) -> Code {
         match self {
             Self::NotFound { .. } => Code::NotFound,
+            Self::Image(error) if matches!(**error, ImageError::NotPresent(_)) => Code::NotFound,
             Self::NameTaken { .. } => Code::AlreadyExists,
             Self::WrongState { .. } => Code::FailedPrecondition,
             Self::Name(_) | Self::Spec(_) | Self::User(_) | Self::Invalid { .. } => Code::InvalidArgument,
             Self::Containerd(error) => error.code(),
-            Self::Image(ImageError::NotPresent(_)) => Code::NotFound,
             Self::NetworkNotReady(_) | Self::NotReady(_) => Code::Unavailable,
             Self::Deadline { .. } => Code::DeadlineExceeded,
             Self::Image(_)
@@ -141,6 +141,18 @@ impl RuntimeError {
             | Self::Interrupted(_) => Code::Internal,
             Self::Shared(error) => error.code(),
         }
+    }
+}
+
+impl From<SpecError> for RuntimeError {
+    fn from(error: SpecError) -> Self {
+        Self::Spec(Box::new(error))
+    }
+}
+
+impl From<ImageError> for RuntimeError {
+    fn from(error: ImageError) -> Self {
+        Self::Image(Box::new(error))
     }
 }
 

@@ -12,13 +12,13 @@ use cri_shim_api::v1::ContainerEventType;
 use cri_shim_core::exit;
 use cri_shim_core::record::{ContainerPhase, Ending, SandboxPhase};
 
+use crate::clock;
 use crate::containerd::events::TaskEvent;
 use crate::containerd::tasks::Exit;
 use crate::error::{RuntimeError, chain};
 use crate::host::blocking;
 use crate::runtime::Runtime;
 use crate::state::{Container, Sandbox};
-use crate::clock;
 
 /// How long the last output of an ended container is waited for before its end is told: normally it is there already; a
 /// process that outlives the first one may hold the pipes.
@@ -87,7 +87,10 @@ impl Runtime {
     }
 
     /// Asks containerd about a container that should run, and takes up what it says.
-    pub(crate) async fn inspect_task(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), RuntimeError> {
+    pub(crate) async fn inspect_task(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+    ) -> Result<(), RuntimeError> {
         let task = self.client.task(&container.id).await?;
         self.take_up(container, task.as_ref()).await;
         Ok(())

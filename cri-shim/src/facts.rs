@@ -42,11 +42,10 @@ pub async fn find() -> anyhow::Result<(NodeFacts, Hierarchies)> {
 
 /// One line per finding, so that a bad node explains itself.
 async fn tell(facts: &NodeFacts, hierarchies: &Hierarchies) {
-    match runc(&["--version"]).await {
-        Some(version) => {
-            tracing::info!(runc = version.lines().next().unwrap_or_default(), "probe");
-        }
-        None => tracing::error!("probe: runc is not in PATH; no container can start (Debian: apt install runc)"),
+    if let Some(version) = runc(&["--version"]).await {
+        tracing::info!(runc = version.lines().next().unwrap_or_default(), "probe");
+    } else {
+        tracing::error!("probe: runc is not in PATH; no container can start (Debian: apt install runc)");
     }
     let mode = if facts.cgroup_v2 { "v2" } else { "v1" };
     tracing::info!(cgroups = mode, swap_limits = facts.swap_limits, hugetlb = facts.hugetlb, "probe");
@@ -55,7 +54,12 @@ async fn tell(facts: &NodeFacts, hierarchies: &Hierarchies) {
     {
         tracing::warn!("probe: no memory controller is mounted; memory limits and figures are missing");
     }
-    tracing::info!(seccomp = facts.seccomp, apparmor = facts.apparmor, rro = facts.recursive_readonly, "probe");
+    tracing::info!(
+        seccomp = facts.seccomp,
+        apparmor = facts.apparmor,
+        rro = facts.recursive_readonly,
+        "probe"
+    );
     if facts.lowest_oom_score > -1000 {
         tracing::warn!(
             lowest = facts.lowest_oom_score,

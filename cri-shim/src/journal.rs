@@ -97,7 +97,9 @@ fn set_aside(path: &Path) -> Result<(), RuntimeError> {
 
 fn remove(path: &Path) -> Result<(), RuntimeError> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RuntimeError::host("remove", path)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(RuntimeError::host("remove", path)(error))
+        }
         _ => Ok(()),
     }
 }

@@ -201,9 +201,8 @@ impl Log {
     async fn write(&mut self, lines: Vec<u8>) {
         let (Some(file), Some(path), false) = (&self.file, &self.path, lines.is_empty()) else { return };
         let (file, place) = (Arc::clone(file), path.clone());
-        let written = blocking(move || {
-            (&*file).write_all(&lines).map_err(RuntimeError::host("write", &place))
-        });
+        let written =
+            blocking(move || (&*file).write_all(&lines).map_err(RuntimeError::host("write", &place)));
         match written.await {
             Ok(()) => self.failing = false,
             Err(error) if !self.failing => {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use cni_plugins_host::invoke::{Invoker, RuntimeArgs, load};
+use cni_plugins_host::invoke::{InvokeError, Invoker, RuntimeArgs, load};
 use cni_plugins_types::NetworkConfigList;
 use cri_shim_api::v1::{PodSandboxConfig, Protocol};
 use cri_shim_core::record::SandboxRecord;
@@ -41,7 +41,8 @@ impl Network {
     /// Loads the configuration and follows its changes until `cancel`.
     pub async fn start(cni: &Cni, cancel: CancellationToken) -> anyhow::Result<Self> {
         for directory in [&cni.conf_dir, &cni.cache_dir] {
-            std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+            std::fs::create_dir_all(directory)
+                .with_context(|| format!("cannot make {}", directory.display()))?;
         }
         let inotify = Inotify::init().context("cannot watch files (inotify)")?;
         let changes = WatchMask::CLOSE_WRITE | WatchMask::MOVE | WatchMask::DELETE;
@@ -94,7 +95,7 @@ impl Network {
             .invoker
             .add(list, &arguments(record))
             .await
-            .map_err(|source| RuntimeError::Network { step: "setup", id: record.id.clone(), source })?;
+            .map_err(|error| failed("setup", record, error))?;
         let mut addresses: Vec<IpAddr> = result.ips.iter().map(|ip| ip.address.addr()).collect();
         addresses.sort_by_key(IpAddr::is_ipv6);
         Ok(addresses.iter().map(ToString::to_string).collect())
@@ -107,15 +108,13 @@ impl Network {
         }
         let current = self.current().ok().filter(|list| list.name == record.network);
         // Without plugins only what the cache knows is detached.
-        let list = current.map_or_else(|| unconfigured(&record.network), |list| NetworkConfigList::clone(&list));
+        let list =
+            current.map_or_else(|| unconfigured(&record.network), |list| NetworkConfigList::clone(&list));
         let mut arguments = arguments(record);
         if !Path::new(&record.netns).exists() {
             arguments.netns = PathBuf::new();
         }
-        self.invoker
-            .del(&list, &arguments)
-            .await
-            .map_err(|source| RuntimeError::Network { step: "teardown", id: record.id.clone(), source })
+        self.invoker.del(&list, &arguments).await.map_err(|error| failed("teardown", record, error))
     }
 
     /// Lets the plugins release what belongs to none of these sandboxes.
@@ -126,6 +125,10 @@ impl Network {
             tracing::warn!(error = %chain(&error), "the pod network could not release what is unused");
         }
     }
+}
+
+fn failed(step: &'static str, record: &SandboxRecord, error: InvokeError) -> RuntimeError {
+    RuntimeError::Network { step, id: record.id.clone(), source: Box::new(error) }
 }
 
 async fn load_now(directory: PathBuf) -> Loaded {

@@ -64,7 +64,11 @@ async fn follow(runtime: &Arc<Runtime>, recovered: &mut bool, pause: &mut Durati
         runtime.client.ensure_namespace().await?;
         // Before listing, so that nothing falls between.
         let events = runtime.client.subscribe().await?;
-        if *recovered { runtime.resync().await? } else { runtime.recover().await? }
+        if *recovered {
+            runtime.resync().await?
+        } else {
+            runtime.recover().await?
+        }
         Ok((containerd, events))
     };
     let (containerd, mut events) = match connected.await {
@@ -87,10 +91,9 @@ impl Runtime {
     /// Everything from the journal, brought in line with what there is; then orphans.
     async fn recover(self: &Arc<Self>) -> Result<(), RuntimeError> {
         let journal = self.journal.clone();
-        let (sandboxes, containers) = blocking(move || {
-            Ok((journal.load::<SandboxRecord>()?, journal.load::<ContainerRecord>()?))
-        })
-        .await?;
+        let (sandboxes, containers) =
+            blocking(move || Ok((journal.load::<SandboxRecord>()?, journal.load::<ContainerRecord>()?)))
+                .await?;
         for record in sandboxes {
             // A try that was cut off by a broken connection has added it already.
             if self.registry.sandbox(&record.id).is_none() {
@@ -186,7 +189,8 @@ impl Runtime {
         let mut known: HashSet<String> = sandboxes.iter().map(|sandbox| sandbox.id.clone()).collect();
         known.extend(self.registry.containers().iter().map(|container| container.id.clone()));
         let filter = || vec![format!("labels.\"{KIND_LABEL}\"")];
-        let orphans: Vec<String> = self.client.containers(filter()).await?.into_iter().map(|found| found.id).collect();
+        let orphans: Vec<String> =
+            self.client.containers(filter()).await?.into_iter().map(|found| found.id).collect();
         let orphans = orphans.into_iter().filter(|id| !known.contains(id));
         let removed = join_all(orphans.map(|id| async move {
             tracing::warn!(id, "removing a container that no record explains");
@@ -203,7 +207,8 @@ impl Runtime {
             }
         }
         self.remove_orphaned_files(known).await?;
-        let attached = sandboxes.iter().filter(|sandbox| sandbox.record.with(|record| !record.network.is_empty()));
+        let attached =
+            sandboxes.iter().filter(|sandbox| sandbox.record.with(|record| !record.network.is_empty()));
         let attached: Vec<String> = attached.map(|sandbox| sandbox.id.clone()).collect();
         self.network.collect(&attached).await;
         Ok(())

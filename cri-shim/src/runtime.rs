@@ -26,7 +26,7 @@ use crate::images::ImageStore;
 use crate::journal::{Journal, Journaled};
 use crate::network::Network;
 use crate::state::{Container, Registry, Sandbox, Shared};
-use crate::{clock, facts};
+use crate::{clock, facts, sandbox};
 
 /// Label of everything we make in containerd, with `sandbox` or `container`.
 pub const KIND_LABEL: &str = "io.keelson.cri.kind";
@@ -44,6 +44,8 @@ pub struct Paths {
     pub netns_dir: PathBuf,
     /// The pause program's root file system.
     pub pause_root: PathBuf,
+    /// The keeper program.
+    pub keeper: PathBuf,
 }
 
 /// Whether the runtime can work.
@@ -107,6 +109,7 @@ impl Runtime {
             state_dir: config.state_dir.clone(),
             netns_dir: config.netns_dir.clone(),
             pause_root: pause::install(&config.root_dir)?,
+            keeper: pause::install_keeper(&config.root_dir)?,
         };
         let reason = "containerd has not answered yet".to_owned();
         Ok(Arc::new(Self {
@@ -144,9 +147,7 @@ impl Runtime {
 
     /// The sandbox with this id.
     pub fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>, RuntimeError> {
-        self.registry
-            .sandbox(id)
-            .ok_or_else(|| RuntimeError::NotFound { kind: "sandbox", id: id.to_owned() })
+        self.registry.sandbox(id).ok_or_else(|| RuntimeError::NotFound { kind: "sandbox", id: id.to_owned() })
     }
 
     /// The container with this id.
@@ -182,7 +183,11 @@ impl Runtime {
     }
 
     /// Takes a record from the disk for good.
-    pub async fn forget<R: Journaled + Sync>(&self, id: &str, record: &Shared<R>) -> Result<(), RuntimeError> {
+    pub async fn forget<R: Journaled + Sync>(
+        &self,
+        id: &str,
+        record: &Shared<R>,
+    ) -> Result<(), RuntimeError> {
         let (journal, record, id) = (self.journal.clone(), record.clone(), id.to_owned());
         blocking(move || {
             let mut forgotten = record.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
@@ -217,7 +222,8 @@ impl Runtime {
         if !self.events.followed() {
             return;
         }
-        let status = self.registry.sandbox(sandbox_id).map(|sandbox| self.sandbox_status(&sandbox));
+        let status =
+            self.registry.sandbox(sandbox_id).map(|sandbox| sandbox.record.with(sandbox::status::status));
         self.events.tell(ContainerEventResponse {
             container_id: id.to_owned(),
             container_event_type: kind.into(),

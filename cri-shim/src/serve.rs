@@ -31,7 +31,10 @@ const MAX_REQUEST: usize = 16 << 20;
 
 /// Runs until a signal.
 pub async fn serve(config: Config) -> anyhow::Result<()> {
-    anyhow::ensure!(nix::unistd::geteuid().is_root(), "keelson-cri must run as root: it makes namespaces and mounts");
+    anyhow::ensure!(
+        nix::unistd::geteuid().is_root(),
+        "keelson-cri must run as root: it makes namespaces and mounts"
+    );
     let cancel = CancellationToken::new();
     // Bound first: a second server on the same socket must not touch anything.
     let listener = bind(&config.listen)?;
@@ -94,7 +97,8 @@ fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     }
     // Nobody can connect between binding and the mode: a fresh socket accepts nothing before it is polled, and its
     // directory is root's.
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
         .with_context(|| format!("cannot protect {}", path.display()))?;
     Ok(listener)

@@ -32,7 +32,12 @@ pub struct Service {
 
 impl Service {
     /// Serves `runtime`; streams of events end at `cancel`.
-    pub fn new(runtime: Arc<Runtime>, executor: Executor, streaming: Handle, cancel: CancellationToken) -> Self {
+    pub fn new(
+        runtime: Arc<Runtime>,
+        executor: Executor,
+        streaming: Handle,
+        cancel: CancellationToken,
+    ) -> Self {
         Self { runtime, executor, streaming, cancel }
     }
 
@@ -44,13 +49,13 @@ impl Service {
 }
 
 /// A list in messages of [`BATCH`] items.
-fn batches<T, M>(items: Vec<T>, message: fn(Vec<T>) -> M) -> Answer<Messages<M>>
+fn batches<T, M>(items: &[T], message: fn(Vec<T>) -> M) -> Response<Messages<M>>
 where
     T: Clone,
     M: Send + 'static,
 {
     let messages: Vec<_> = items.chunks(BATCH).map(|batch| Ok(message(batch.to_vec()))).collect();
-    Ok(Response::new(Box::pin(futures::stream::iter(messages))))
+    Response::new(Box::pin(futures::stream::iter(messages)))
 }
 
 fn unimplemented<T>(reason: &str) -> Result<T, Status> {
@@ -110,7 +115,7 @@ impl RuntimeService for Service {
         request: Request<v1::StreamPodSandboxesRequest>,
     ) -> Answer<Self::StreamPodSandboxesStream> {
         let items = self.runtime().await?.list_sandboxes(request.get_ref().filter.as_ref());
-        batches(items, |pod_sandboxes| v1::StreamPodSandboxesResponse { pod_sandboxes })
+        Ok(batches(&items, |pod_sandboxes| v1::StreamPodSandboxesResponse { pod_sandboxes }))
     }
 
     async fn create_container(
@@ -161,7 +166,7 @@ impl RuntimeService for Service {
         request: Request<v1::StreamContainersRequest>,
     ) -> Answer<Self::StreamContainersStream> {
         let items = self.runtime().await?.list_containers(request.get_ref().filter.as_ref());
-        batches(items, |containers| v1::StreamContainersResponse { containers })
+        Ok(batches(&items, |containers| v1::StreamContainersResponse { containers }))
     }
 
     async fn container_status(
@@ -192,7 +197,11 @@ impl RuntimeService for Service {
         let v1::ExecSyncRequest { container_id, cmd, timeout } = request.into_inner();
         self.runtime().await?.running_container(&container_id)?;
         let limit = u64::try_from(timeout).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs);
-        let output = self.executor.exec_sync(&container_id, &cmd, limit).await.map_err(|error| Status::from(&error))?;
+        let output = self
+            .executor
+            .exec_sync(&container_id, &cmd, limit)
+            .await
+            .map_err(|error| Status::from(&error))?;
         Ok(Response::new(v1::ExecSyncResponse {
             stdout: output.stdout,
             stderr: output.stderr,
@@ -206,7 +215,8 @@ impl RuntimeService for Service {
         let wanted =
             Wanted { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, tty: request.tty };
         let request = ExecRequest { container: request.container_id, command: request.cmd, wanted };
-        let url = self.streaming.exec(request).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let url =
+            self.streaming.exec(request).map_err(|error| Status::invalid_argument(error.to_string()))?;
         Ok(Response::new(v1::ExecResponse { url }))
     }
 
@@ -216,11 +226,15 @@ impl RuntimeService for Service {
         let wanted =
             Wanted { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, tty: request.tty };
         let request = AttachRequest { container: request.container_id, wanted };
-        let url = self.streaming.attach(request).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let url =
+            self.streaming.attach(request).map_err(|error| Status::invalid_argument(error.to_string()))?;
         Ok(Response::new(v1::AttachResponse { url }))
     }
 
-    async fn port_forward(&self, request: Request<v1::PortForwardRequest>) -> Answer<v1::PortForwardResponse> {
+    async fn port_forward(
+        &self,
+        request: Request<v1::PortForwardRequest>,
+    ) -> Answer<v1::PortForwardResponse> {
         let id = &request.get_ref().pod_sandbox_id;
         self.runtime().await?.ready_sandbox(id)?;
         let url =
@@ -251,7 +265,7 @@ impl RuntimeService for Service {
         request: Request<v1::StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
         let stats = self.runtime().await?.list_container_stats(request.get_ref().filter.as_ref()).await;
-        batches(stats, |container_stats| v1::StreamContainerStatsResponse { container_stats })
+        Ok(batches(&stats, |container_stats| v1::StreamContainerStatsResponse { container_stats }))
     }
 
     async fn pod_sandbox_stats(
@@ -277,7 +291,7 @@ impl RuntimeService for Service {
         request: Request<v1::StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
         let stats = self.runtime().await?.list_sandbox_stats(request.get_ref().filter.as_ref()).await;
-        batches(stats, |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats })
+        Ok(batches(&stats, |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats }))
     }
 
     async fn update_runtime_config(
@@ -338,7 +352,10 @@ impl RuntimeService for Service {
         unimplemented("figures are offered as statistics, not as metrics")
     }
 
-    async fn runtime_config(&self, _: Request<v1::RuntimeConfigRequest>) -> Answer<v1::RuntimeConfigResponse> {
+    async fn runtime_config(
+        &self,
+        _: Request<v1::RuntimeConfigRequest>,
+    ) -> Answer<v1::RuntimeConfigResponse> {
         Ok(Response::new(status::runtime_config()))
     }
 

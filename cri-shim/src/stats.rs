@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cri_shim_api::v1::{
     ContainerAttributes, ContainerStats, ContainerStatsFilter, CpuUsage, FilesystemUsage,
-    LinuxPodSandboxStats, MemoryUsage, NetworkInterfaceUsage, NetworkUsage, PodSandboxAttributes, PodSandboxStats,
-    PodSandboxStatsFilter, ProcessUsage, SwapUsage, UInt64Value,
+    LinuxPodSandboxStats, MemoryUsage, NetworkInterfaceUsage, NetworkUsage, PodSandboxAttributes,
+    PodSandboxStats, PodSandboxStatsFilter, ProcessUsage, SwapUsage, UInt64Value,
 };
 use cri_shim_core::filter;
 use cri_shim_core::record::{ContainerPhase, ContainerRecord, SandboxPhase, SandboxRecord};
@@ -77,9 +77,9 @@ impl Runtime {
     /// The figures of every ready sandbox that matches.
     pub async fn list_sandbox_stats(&self, wanted: Option<&PodSandboxStatsFilter>) -> Vec<PodSandboxStats> {
         let shown = |sandbox: &&Arc<Sandbox>| {
-            sandbox.record.with(|record| {
-                record.phase() == SandboxPhase::Ready && filter::sandbox_stats(wanted, record)
-            })
+            sandbox
+                .record
+                .with(|record| record.phase() == SandboxPhase::Ready && filter::sandbox_stats(wanted, record))
         };
         let sandboxes = self.registry.sandboxes();
         let all = sandboxes.iter().filter(shown).map(|sandbox| self.measure_sandbox(sandbox));
@@ -120,7 +120,8 @@ impl Runtime {
         };
         let usage = self.usage_of(cgroup).await?;
         let counters = if record.host_network() { Vec::new() } else { read_interfaces(record.pid).await? };
-        let wanted = ContainerStatsFilter { pod_sandbox_id: record.id.clone(), ..ContainerStatsFilter::default() };
+        let wanted =
+            ContainerStatsFilter { pod_sandbox_id: record.id.clone(), ..ContainerStatsFilter::default() };
         let containers = self.list_container_stats(Some(&wanted)).await;
         let now = clock::now();
         let linux = LinuxPodSandboxStats {
@@ -131,7 +132,11 @@ impl Runtime {
             containers,
             io: None,
         };
-        Ok(PodSandboxStats { attributes: Some(sandbox_attributes(&record)), linux: Some(linux), windows: None })
+        Ok(PodSandboxStats {
+            attributes: Some(sandbox_attributes(&record)),
+            linux: Some(linux),
+            windows: None,
+        })
     }
 
     async fn usage_of(&self, cgroup: String) -> Result<CgroupUsage, RuntimeError> {

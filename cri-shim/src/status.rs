@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use cri_shim_api::v1::{
-    CgroupDriver, LinuxRuntimeConfiguration, RuntimeCondition, RuntimeConfigResponse, RuntimeFeatures, RuntimeHandler,
-    RuntimeHandlerFeatures, RuntimeStatus, StatusResponse, VersionResponse,
+    CgroupDriver, LinuxRuntimeConfiguration, RuntimeCondition, RuntimeConfigResponse, RuntimeFeatures,
+    RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus, StatusResponse, VersionResponse,
 };
 
 use crate::runtime::{Readiness, Runtime};
@@ -30,11 +30,16 @@ pub fn status(runtime: &Runtime, verbose: bool) -> StatusResponse {
     let ready = match readiness {
         Readiness::Ready { containerd } => {
             if verbose {
-                info.insert("containerd".to_owned(), serde_json::json!({ "version": containerd }).to_string());
+                info.insert(
+                    "containerd".to_owned(),
+                    serde_json::json!({ "version": containerd }).to_string(),
+                );
             }
             condition("RuntimeReady", None)
         }
-        Readiness::NotReady { reason, .. } => condition("RuntimeReady", Some(("ContainerdNotReachable", reason))),
+        Readiness::NotReady { reason, .. } => {
+            condition("RuntimeReady", Some(("ContainerdNotReachable", reason)))
+        }
     };
     let network = match runtime.network.current() {
         Ok(list) => {
@@ -54,7 +59,10 @@ pub fn status(runtime: &Runtime, verbose: bool) -> StatusResponse {
         status: Some(RuntimeStatus { conditions: vec![ready, network] }),
         info,
         runtime_handlers: vec![handler(""), handler("runc")],
-        features: Some(RuntimeFeatures { supplemental_groups_policy: true, user_namespaces_host_network: false }),
+        features: Some(RuntimeFeatures {
+            supplemental_groups_policy: true,
+            user_namespaces_host_network: false,
+        }),
     }
 }
 

@@ -8,7 +8,8 @@ use support::cri::{Cri, PATIENCE, shell};
 
 async fn sandbox_status(cri: &Cri, id: &str) -> v1::PodSandboxStatus {
     let request = v1::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
-    cri.runtime().pod_sandbox_status(request).await.unwrap().into_inner().status.unwrap()
+    let answer = cri.runtime().pod_sandbox_status(request).await.expect("status");
+    answer.into_inner().status.expect("status")
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -53,7 +54,11 @@ async fn a_pod_lives_and_leaves_nothing_behind() {
     let stop = v1::StopContainerRequest { container_id: id.clone(), timeout: 1 };
     cri.runtime().stop_container(stop).await.unwrap();
     let ended = cri.status(&id).await;
-    assert_eq!((ended.state(), ended.exit_code), (ContainerState::ContainerExited, 137), "sleep is process 1");
+    assert_eq!(
+        (ended.state(), ended.exit_code),
+        (ContainerState::ContainerExited, 137),
+        "sleep is process 1"
+    );
     cri.remove(&sandbox).await;
     cri.remove(&sandbox).await;
     cri.assert_nothing_left().await;
@@ -95,9 +100,17 @@ async fn ends_are_told_with_their_reason() {
     assert!(ended.message.contains("no such file or directory"), "{}", ended.message);
 
     let mut greedy = shell("greedy", "");
-    greedy.command = vec!["/bin/busybox".into(), "dd".into(), "if=/dev/zero".into(), "of=/dev/null".into(), "bs=200M".into()];
-    greedy.linux.as_mut().unwrap().resources =
-        Some(v1::LinuxContainerResources { memory_limit_in_bytes: 32 << 20, ..v1::LinuxContainerResources::default() });
+    greedy.command = vec![
+        "/bin/busybox".into(),
+        "dd".into(),
+        "if=/dev/zero".into(),
+        "of=/dev/null".into(),
+        "bs=200M".into(),
+    ];
+    greedy.linux.as_mut().unwrap().resources = Some(v1::LinuxContainerResources {
+        memory_limit_in_bytes: 32 << 20,
+        ..v1::LinuxContainerResources::default()
+    });
     let id = cri.create(&sandbox, &pod, greedy).await.unwrap();
     cri.launch(&id).await.unwrap();
     let ended = cri.ended(&id).await;
@@ -121,7 +134,9 @@ async fn what_happens_while_it_is_away_is_found_out() {
     }];
     let early = cri.create(&sandbox, &pod, config).await.unwrap();
     cri.launch(&early).await.unwrap();
-    let late = cri.script(&sandbox, &pod, "late", "i=0; while true; do i=$((i+1)); echo line $i; sleep 0.02; done").await;
+    let late = cri
+        .script(&sandbox, &pod, "late", "i=0; while true; do i=$((i+1)); echo line $i; sleep 0.02; done")
+        .await;
     cri.log_has("away", "late", "line 3").await;
 
     cri.kill();

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cri_shim_api::v1::{
-    ContainerFilter, ContainerStatsFilter, PodSandboxFilter, PodSandboxStatsFilter,
-};
+use cri_shim_api::v1::{ContainerFilter, ContainerStatsFilter, PodSandboxFilter, PodSandboxStatsFilter};
 
 use crate::record::{ContainerRecord, SandboxRecord};
 

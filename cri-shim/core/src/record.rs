@@ -5,7 +5,8 @@
 //! numbers are never used again.
 
 use cri_shim_api::v1::{
-    ContainerConfig, ContainerState, ContainerUser, LinuxContainerResources, PodSandboxConfig, PodSandboxState,
+    ContainerConfig, ContainerState, ContainerUser, LinuxContainerResources, PodSandboxConfig,
+    PodSandboxState,
 };
 
 /// A pod sandbox.
@@ -255,7 +256,8 @@ mod tests {
 
     #[test]
     fn a_record_survives_the_disk() {
-        let record = SandboxRecord { id: "a".into(), addresses: vec!["10.0.0.2".into()], ..Default::default() };
+        let record =
+            SandboxRecord { id: "a".into(), addresses: vec!["10.0.0.2".into()], ..Default::default() };
         let bytes = record.encode_to_vec();
         assert_eq!(SandboxRecord::decode(bytes.as_slice()).unwrap(), record);
         assert!(SandboxRecord::decode(&bytes[..1]).is_err(), "half a file is noticed");

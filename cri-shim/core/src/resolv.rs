@@ -4,21 +4,20 @@ use cri_shim_api::v1::DnsConfig;
 
 /// The text of `resolv.conf`: from the pod's DNS configuration, else the node's own.
 pub fn render(dns: Option<&DnsConfig>, node: &str) -> String {
-    let Some(dns) = dns.filter(|dns| !dns.servers.is_empty() || !dns.searches.is_empty() || !dns.options.is_empty())
+    let Some(dns) =
+        dns.filter(|dns| !dns.servers.is_empty() || !dns.searches.is_empty() || !dns.options.is_empty())
     else {
         return node.to_owned();
     };
-    let mut text = String::new();
+    let mut lines = Vec::new();
     if !dns.searches.is_empty() {
-        text.push_str(&format!("search {}\n", dns.searches.join(" ")));
+        lines.push(format!("search {}", dns.searches.join(" ")));
     }
-    for server in &dns.servers {
-        text.push_str(&format!("nameserver {server}\n"));
-    }
+    lines.extend(dns.servers.iter().map(|server| format!("nameserver {server}")));
     if !dns.options.is_empty() {
-        text.push_str(&format!("options {}\n", dns.options.join(" ")));
+        lines.push(format!("options {}", dns.options.join(" ")));
     }
-    text
+    lines.join("\n") + "\n"
 }
 
 #[cfg(test)]

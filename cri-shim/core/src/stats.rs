@@ -193,6 +193,9 @@ mod tests {
         let text = "Inter-|   Receive\n face |bytes\n    lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n  eth0: 10 1 2 0 0 0 0 0 20 1 3 0 0 0 0 0\n";
         let found = interfaces(text);
         assert_eq!(found.len(), 1);
-        assert_eq!((found[0].rx_bytes, found[0].rx_errors, found[0].tx_bytes, found[0].tx_errors), (10, 2, 20, 3));
+        assert_eq!(
+            (found[0].rx_bytes, found[0].rx_errors, found[0].tx_bytes, found[0].tx_errors),
+            (10, 2, 20, 3)
+        );
     }
 }

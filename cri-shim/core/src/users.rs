@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use cri_shim_api::v1::{ContainerUser, LinuxContainerSecurityContext, LinuxContainerUser, SupplementalGroupsPolicy};
+use cri_shim_api::v1::{
+    ContainerUser, LinuxContainerSecurityContext, LinuxContainerUser, SupplementalGroupsPolicy,
+};
 
 /// A user that cannot be found out.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -93,7 +95,8 @@ pub fn resolve(
         && let Some(name) = name
     {
         let member_of = |members: &str| members.split(',').any(|member| member.trim() == name);
-        groups.extend(group_entries(group).filter(|(_, _, members)| member_of(members)).map(|(_, gid, _)| gid));
+        groups
+            .extend(group_entries(group).filter(|(_, _, members)| member_of(members)).map(|(_, gid, _)| gid));
     }
     groups.insert(gid);
     Ok(Identity { uid, gid, groups: groups.into_iter().collect() })
@@ -113,7 +116,8 @@ fn wanted_user(
     if security.run_as_group.is_some() {
         return Err(UserError::GroupWithoutUser);
     }
-    let (user, group) = image_user.split_once(':').map_or((image_user, None), |(user, group)| (user, Some(group)));
+    let (user, group) =
+        image_user.split_once(':').map_or((image_user, None), |(user, group)| (user, Some(group)));
     let user = if user.is_empty() { "0" } else { user };
     Ok((user.to_owned(), group.filter(|group| !group.is_empty()).map(str::to_owned)))
 }
@@ -143,10 +147,7 @@ fn find_group(wanted: &str, group: &str) -> Result<u32, UserError> {
 
 fn to_id(number: i64) -> Result<u32, UserError> {
     // The highest value means "unchanged" to the kernel.
-    u32::try_from(number)
-        .ok()
-        .filter(|id| *id < u32::MAX)
-        .ok_or(UserError::OutOfRange(number))
+    u32::try_from(number).ok().filter(|id| *id < u32::MAX).ok_or(UserError::OutOfRange(number))
 }
 
 #[cfg(test)]
@@ -193,8 +194,12 @@ mod tests {
 
     #[test]
     fn impossible_users_are_named() {
-        assert_eq!(resolve(&context(), "nobody", PASSWD, GROUP).unwrap_err(), UserError::NoUser("nobody".into()));
-        let lonely = LinuxContainerSecurityContext { run_as_group: Some(Int64Value { value: 1 }), ..context() };
+        assert_eq!(
+            resolve(&context(), "nobody", PASSWD, GROUP).unwrap_err(),
+            UserError::NoUser("nobody".into())
+        );
+        let lonely =
+            LinuxContainerSecurityContext { run_as_group: Some(Int64Value { value: 1 }), ..context() };
         assert_eq!(resolve(&lonely, "", PASSWD, GROUP).unwrap_err(), UserError::GroupWithoutUser);
         let huge =
             LinuxContainerSecurityContext { run_as_user: Some(Int64Value { value: i64::MAX }), ..context() };

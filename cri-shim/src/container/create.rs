@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use containerd_client::types::Mount;
 use cri_shim_api::v1::{ContainerConfig, ContainerEventType, CreateContainerRequest};
 use cri_shim_core::ids::ContainerId;
 use cri_shim_core::oci::container::{ContainerSpec, spec};
 use cri_shim_core::record::{ContainerPhase, ContainerRecord};
 use cri_shim_core::users::{self, Identity};
 use cri_shim_core::{names, signal};
-use containerd_client::types::Mount;
 
 use super::inputs::{self, image_defaults};
 use crate::clock;
@@ -34,7 +34,7 @@ impl Runtime {
         let metadata = sandbox.record.with(|record| record.config.metadata.clone());
         let name = names::container(config.metadata.as_ref(), metadata.as_ref())?;
         let (runtime, key) = (Arc::clone(self), format!("{}/{name}", sandbox.id));
-        let work = async move { runtime.make_container(sandbox, name, config).await };
+        let work = Box::pin(runtime.make_container(sandbox, name, config));
         self.container_flights.join(&key, work).await
     }
 
@@ -141,8 +141,11 @@ impl Runtime {
     /// Makes the container's writable snapshot; an image whose layers were collected is unpacked again first.
     async fn prepare_rootfs(&self, id: &str, image: &Image) -> Result<Vec<Mount>, RuntimeError> {
         let labels = || {
-            [(KIND_LABEL.to_owned(), "container".to_owned()), (GC_ROOT.to_owned(), jiff::Timestamp::now().to_string())]
-                .into()
+            [
+                (KIND_LABEL.to_owned(), "container".to_owned()),
+                (GC_ROOT.to_owned(), jiff::Timestamp::now().to_string()),
+            ]
+            .into()
         };
         match self.client.prepare_snapshot(id, image.chain_id(), labels()).await {
             Err(error) if error.is_not_found() => {
@@ -191,9 +194,8 @@ async fn identity_of(
     mounts: Vec<Mount>,
 ) -> Result<Identity, RuntimeError> {
     let security = record.config.linux.as_ref().and_then(|linux| linux.security_context.clone());
-    let (passwd, group) = blocking(move || {
-        Ok((rootfs::read(&mounts, "etc/passwd")?, rootfs::read(&mounts, "etc/group")?))
-    })
-    .await?;
+    let (passwd, group) =
+        blocking(move || Ok((rootfs::read(&mounts, "etc/passwd")?, rootfs::read(&mounts, "etc/group")?)))
+            .await?;
     Ok(users::resolve(&security.unwrap_or_default(), &image_defaults(image).user, &passwd, &group)?)
 }

@@ -60,7 +60,8 @@ fn seccomp(wanted: Option<&SecurityProfile>) -> Result<Profile, RuntimeError> {
             let problem = format!("{path} is larger than {PROFILE_LIMIT} bytes");
             return Err(RuntimeError::Invalid { field: "seccomp.localhost_ref", problem });
         }
-        let json = std::fs::read_to_string(place).map_err(RuntimeError::host("read seccomp profile", place))?;
+        let json =
+            std::fs::read_to_string(place).map_err(RuntimeError::host("read seccomp profile", place))?;
         return Ok(Profile::Localhost { path: path.to_owned(), json });
     }
     Ok(match wanted.map(SecurityProfile::profile_type) {

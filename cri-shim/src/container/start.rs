@@ -13,6 +13,7 @@ use crate::clock;
 use crate::error::{RuntimeError, chain};
 use crate::host::blocking;
 use crate::host::fifo::{self, Pipes};
+use crate::host::keeper;
 use crate::logs::LogPump;
 use crate::runtime::Runtime;
 use crate::state::Container;
@@ -68,10 +69,15 @@ impl Runtime {
         Ok(())
     }
 
-    async fn create_and_start(&self, container: &Container, record: &ContainerRecord) -> Result<(), RuntimeError> {
+    async fn create_and_start(
+        &self,
+        container: &Container,
+        record: &ContainerRecord,
+    ) -> Result<(), RuntimeError> {
         let stdio = fifo::paths(&container.state_dir(&self.paths.state_dir), &record.id, pipes(record));
         let root = self.client.snapshot_mounts(&record.id).await?;
-        let pid = self.client.create_task(&record.id, root, stdio).await?;
+        let pid = self.client.create_task(&record.id, root, stdio.clone()).await?;
+        keeper::start(&self.paths.keeper, &stdio)?;
         // On disk before it runs, so that a restart knows that its end must be told.
         container.record.change(|record| record.started(pid, clock::now()));
         self.save(&container.record).await?;
@@ -80,7 +86,11 @@ impl Runtime {
     }
 
     /// Makes the pipes and starts reading them.
-    async fn open_output(&self, container: &Container, record: &ContainerRecord) -> Result<LogPump, RuntimeError> {
+    async fn open_output(
+        &self,
+        container: &Container,
+        record: &ContainerRecord,
+    ) -> Result<LogPump, RuntimeError> {
         let directory = container.state_dir(&self.paths.state_dir);
         let (id, pipes) = (record.id.clone(), pipes(record));
         let stdio = blocking(move || fifo::make(&directory, &id, pipes)).await?;

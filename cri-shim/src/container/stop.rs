@@ -49,7 +49,10 @@ impl Runtime {
     }
 
     /// Takes everything of a container that does not run away, its record last.
-    pub(crate) async fn erase_container(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), RuntimeError> {
+    pub(crate) async fn erase_container(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+    ) -> Result<(), RuntimeError> {
         container.record.change(ContainerRecord::removing);
         self.save(&container.record).await?;
         self.client.force_delete_task(&container.id, KILL_PATIENCE).await?;

@@ -50,14 +50,19 @@ impl Runtime {
     }
 
     /// Puts new limits into the specification a created container will start with.
-    async fn update_spec(&self, container: &Container, mut limits: LinuxResources) -> Result<(), RuntimeError> {
+    async fn update_spec(
+        &self,
+        container: &Container,
+        mut limits: LinuxResources,
+    ) -> Result<(), RuntimeError> {
         let unreadable = |problem: &str| RuntimeError::Invalid {
             field: "container_id",
             problem: format!("{} has no usable specification: {problem}", container.id),
         };
         let stored = self.client.container(&container.id).await?.and_then(|stored| stored.spec);
         let bytes = stored.ok_or_else(|| unreadable("none"))?.value;
-        let mut spec: Spec = serde_json::from_slice(&bytes).map_err(|error| unreadable(&error.to_string()))?;
+        let mut spec: Spec =
+            serde_json::from_slice(&bytes).map_err(|error| unreadable(&error.to_string()))?;
         let mut linux = spec.linux().clone().unwrap_or_default();
         // Device rules are no limits: they stay.
         limits.set_devices(linux.resources().as_ref().and_then(|old| old.devices().clone()));

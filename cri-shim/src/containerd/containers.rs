@@ -76,7 +76,11 @@ impl Client {
     /// Replaces the OCI specification that the next task of `id` starts with.
     pub async fn update_container_spec(&self, id: &str, spec: Vec<u8>) -> Result<(), ContainerdError> {
         let request = UpdateContainerRequest {
-            container: Some(Container { id: id.to_owned(), spec: Some(spec_any(spec)), ..Container::default() }),
+            container: Some(Container {
+                id: id.to_owned(),
+                spec: Some(spec_any(spec)),
+                ..Container::default()
+            }),
             update_mask: Some(prost_types::FieldMask { paths: vec!["spec".to_owned()] }),
         };
         call("Containers.Update", id, METADATA_DEADLINE, self.containers_client().update(request)).await?;

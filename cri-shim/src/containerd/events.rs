@@ -67,7 +67,9 @@ impl Client {
     async fn announce(&self) {
         let event = prost_types::Any { type_url: "keelson.Listening".to_owned(), value: Vec::new() };
         let request = PublishRequest { topic: LISTENING.to_owned(), event: Some(event) };
-        drop(call("Events.Publish", LISTENING, METADATA_DEADLINE, self.events_client().publish(request)).await);
+        drop(
+            call("Events.Publish", LISTENING, METADATA_DEADLINE, self.events_client().publish(request)).await,
+        );
     }
 }
 

@@ -75,11 +75,7 @@ impl Client {
                 let path = path.clone();
                 async move { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }
             }));
-        Ok(Self {
-            channel,
-            headers: Headers { namespace: header },
-            namespace: namespace.to_owned(),
-        })
+        Ok(Self { channel, headers: Headers { namespace: header }, namespace: namespace.to_owned() })
     }
 
     /// The containerd namespace that every call works in.

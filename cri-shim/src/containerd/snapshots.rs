@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use containerd_client::services::v1::snapshots::{
-    Info, ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, UsageRequest, UsageResponse,
+    Info, ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, UsageRequest,
+    UsageResponse,
 };
 use containerd_client::types::Mount;
 
@@ -30,7 +31,8 @@ impl Client {
             labels,
         };
         let answer =
-            call("Snapshots.Prepare", key, METADATA_DEADLINE, self.snapshots_client().prepare(request)).await?;
+            call("Snapshots.Prepare", key, METADATA_DEADLINE, self.snapshots_client().prepare(request))
+                .await?;
         Ok(answer.mounts)
     }
 

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use containerd_client::services::v1::{
-    CloseIoRequest, CreateTaskRequest, DeleteProcessRequest, DeleteTaskRequest, ExecProcessRequest, GetRequest,
-    KillRequest, ListTasksRequest, ResizePtyRequest, StartRequest, UpdateTaskRequest, WaitRequest,
+    CloseIoRequest, CreateTaskRequest, DeleteProcessRequest, DeleteTaskRequest, ExecProcessRequest,
+    GetRequest, KillRequest, ListTasksRequest, ResizePtyRequest, StartRequest, UpdateTaskRequest,
+    WaitRequest,
 };
 use containerd_client::types::Mount;
 use containerd_client::types::v1::Process;
@@ -41,7 +42,8 @@ pub struct Exit {
 impl Exit {
     /// From containerd's fields; an absent time becomes `now`.
     pub fn new(status: u32, at: Option<Timestamp>) -> Self {
-        let nanoseconds = at.filter(|at| at.seconds > 0).map(|at| at.seconds * 1_000_000_000 + i64::from(at.nanos));
+        let nanoseconds =
+            at.filter(|at| at.seconds > 0).map(|at| at.seconds * 1_000_000_000 + i64::from(at.nanos));
         Self { status, at: nanoseconds.unwrap_or_else(crate::clock::now) }
     }
 }
@@ -82,8 +84,7 @@ impl Client {
         signal: u32,
         all: bool,
     ) -> Result<(), ContainerdError> {
-        let request =
-            KillRequest { container_id: id.to_owned(), exec_id: exec.to_owned(), signal, all };
+        let request = KillRequest { container_id: id.to_owned(), exec_id: exec.to_owned(), signal, all };
         call("Tasks.Kill", id, TASK_DEADLINE, self.tasks_client().kill(request)).await
     }
 
@@ -159,7 +160,9 @@ impl Client {
     /// Deletes the ended exec process `exec`; one that is gone is fine.
     pub async fn delete_exec(&self, id: &str, exec: &str) -> Result<(), ContainerdError> {
         let request = DeleteProcessRequest { container_id: id.to_owned(), exec_id: exec.to_owned() };
-        gone(call("Tasks.DeleteProcess", id, TASK_DEADLINE, self.tasks_client().delete_process(request)).await)
+        gone(
+            call("Tasks.DeleteProcess", id, TASK_DEADLINE, self.tasks_client().delete_process(request)).await,
+        )
     }
 
     /// Sets the size of the terminal of the task or of its exec process.

@@ -43,8 +43,7 @@ impl SandboxDirs {
     /// Makes everything; what an earlier try left is replaced.
     pub fn make(&self, record: &SandboxRecord, host_ipc: bool) -> Result<(), RuntimeError> {
         std::fs::create_dir_all(&self.root).map_err(RuntimeError::host("make", &self.root))?;
-        let hostname =
-            if record.host_network() { node_hostname() } else { record.config.hostname.clone() };
+        let hostname = if record.host_network() { node_hostname() } else { record.config.hostname.clone() };
         write(&self.root.join("hostname"), &format!("{hostname}\n"))?;
         write(&self.root.join("hosts"), &read_or_empty(Path::new("/etc/hosts"))?)?;
         let node_resolver = read_or_empty(Path::new("/etc/resolv.conf"))?;
@@ -80,7 +79,9 @@ pub fn node_hostname() -> String {
 pub fn remove_tree(path: &Path) -> Result<(), RuntimeError> {
     mounts::unmount_below(path)?;
     match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RuntimeError::host("remove", path)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(RuntimeError::host("remove", path)(error))
+        }
         _ => Ok(()),
     }
 }
@@ -88,7 +89,9 @@ pub fn remove_tree(path: &Path) -> Result<(), RuntimeError> {
 /// Removes a file; none is fine.
 pub fn remove_file(path: &Path) -> Result<(), RuntimeError> {
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RuntimeError::host("remove", path)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(RuntimeError::host("remove", path)(error))
+        }
         _ => Ok(()),
     }
 }

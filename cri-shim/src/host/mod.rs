@@ -1,12 +1,13 @@
 //! Effects on the host: FIFOs, mounts, files of sandboxes, devices, cgroup files, a container's root file system.
 //!
 //! Plain functions that block; asynchronous callers use [`blocking`]. Nothing here decides anything or talks to containerd.
-//! `pause/main.rs` is not a module: `build.rs` makes an executable of it.
+//! `bare/` holds no modules: `build.rs` makes executables of its files.
 
 pub mod cgroup;
 pub mod devices;
 pub mod fifo;
 pub mod files;
+pub mod keeper;
 pub mod mounts;
 pub mod pause;
 pub mod rootfs;

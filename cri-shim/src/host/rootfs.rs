@@ -56,7 +56,8 @@ fn layers(mounts: &[Mount]) -> Vec<PathBuf> {
 }
 
 fn open_in(layer: &Path, path: &str) -> Result<File, Errno> {
-    let root = File::open(layer).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default()))?;
+    let root =
+        File::open(layer).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default()))?;
     // Not blocking: a FIFO in an image must not hold us up.
     let how = OpenHow::new()
         .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)

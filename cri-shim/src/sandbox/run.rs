@@ -26,7 +26,10 @@ use crate::state::{Sandbox, sandbox_word};
 
 impl Runtime {
     /// Makes a sandbox and gives its id.
-    pub async fn run_sandbox(self: &Arc<Self>, request: RunPodSandboxRequest) -> Result<String, RuntimeError> {
+    pub async fn run_sandbox(
+        self: &Arc<Self>,
+        request: RunPodSandboxRequest,
+    ) -> Result<String, RuntimeError> {
         if !matches!(request.runtime_handler.as_str(), "" | "runc") {
             let problem = format!("{:?} is not configured; there is only runc", request.runtime_handler);
             return Err(RuntimeError::Invalid { field: "runtime_handler", problem });
@@ -36,7 +39,7 @@ impl Runtime {
         let name = names::sandbox(config.metadata.as_ref())?;
         let (runtime, key) = (Arc::clone(self), name.clone());
         let handler = request.runtime_handler;
-        let work = async move { runtime.make_sandbox(name, config, handler).await };
+        let work = Box::pin(runtime.make_sandbox(name, config, handler));
         self.sandbox_flights.join(&key, work).await
     }
 
@@ -131,8 +134,13 @@ impl Runtime {
         blocking(move || dirs.make(&copy, host_ipc)).await?;
         let netns = (!record.netns.is_empty()).then(|| record.netns.clone().into());
         let cgroup = self.cgroup(record.cgroup_parent(), &record.id);
-        let spec =
-            spec(&SandboxSpec { id: &record.id, config: &record.config, netns, cgroup: &cgroup, node: &self.node })?;
+        let spec = spec(&SandboxSpec {
+            id: &record.id,
+            config: &record.config,
+            netns,
+            cgroup: &cgroup,
+            node: &self.node,
+        })?;
         let container = NewContainer {
             id: record.id.clone(),
             labels: [(KIND_LABEL.to_owned(), "sandbox".to_owned())].into(),
@@ -177,7 +185,8 @@ pub(crate) fn to_json(spec: &oci_spec::runtime::Spec) -> Result<Vec<u8>, Runtime
 }
 
 fn pin_netns(path: &Path) -> Result<(), RuntimeError> {
-    let (Some(directory), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str()))
+    else {
         let problem = format!("{} cannot name a network namespace", path.display());
         return Err(RuntimeError::Invalid { field: "netnsDir", problem });
     };

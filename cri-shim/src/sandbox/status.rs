@@ -1,7 +1,6 @@
 //! What CRI shows of sandboxes.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use cri_shim_api::v1::{
     LinuxPodSandboxStatus, Namespace, PodIp, PodSandbox, PodSandboxFilter, PodSandboxNetworkStatus,
@@ -13,13 +12,13 @@ use cri_shim_core::record::{SandboxPhase, SandboxRecord};
 use crate::clock;
 use crate::error::RuntimeError;
 use crate::runtime::Runtime;
-use crate::state::Sandbox;
 
 impl Runtime {
     /// The sandboxes that match. One that is still being made is not there yet.
     pub fn list_sandboxes(&self, wanted: Option<&PodSandboxFilter>) -> Vec<PodSandbox> {
         let shown = |record: &SandboxRecord| {
-            (record.phase() != SandboxPhase::Creating && filter::sandbox(wanted, record)).then(|| item(record))
+            (record.phase() != SandboxPhase::Creating && filter::sandbox(wanted, record))
+                .then(|| item(record))
         };
         self.registry.sandboxes().iter().filter_map(|sandbox| sandbox.record.with(shown)).collect()
     }
@@ -35,31 +34,29 @@ impl Runtime {
             return Err(RuntimeError::NotFound { kind: "sandbox", id: id.to_owned() });
         }
         Ok(PodSandboxStatusResponse {
-            status: Some(self.sandbox_status(&sandbox)),
+            status: Some(sandbox.record.with(status)),
             info: if verbose { sandbox.record.with(info) } else { BTreeMap::new() },
             containers_statuses: self.container_statuses(id),
             timestamp: clock::now(),
         })
     }
+}
 
-    /// The status of one sandbox.
-    pub(crate) fn sandbox_status(&self, sandbox: &Arc<Sandbox>) -> PodSandboxStatus {
-        sandbox.record.with(|record| {
-            let linux = record.config.linux.as_ref();
-            let security = linux.and_then(|linux| linux.security_context.as_ref());
-            let options = security.and_then(|security| security.namespace_options.clone());
-            PodSandboxStatus {
-                id: record.id.clone(),
-                metadata: record.config.metadata.clone(),
-                state: record.state().into(),
-                created_at: record.created_at,
-                network: Some(network(record)),
-                linux: Some(LinuxPodSandboxStatus { namespaces: Some(Namespace { options }) }),
-                labels: record.config.labels.clone(),
-                annotations: record.config.annotations.clone(),
-                runtime_handler: record.runtime_handler.clone(),
-            }
-        })
+/// The status of one sandbox.
+pub(crate) fn status(record: &SandboxRecord) -> PodSandboxStatus {
+    let linux = record.config.linux.as_ref();
+    let security = linux.and_then(|linux| linux.security_context.as_ref());
+    let options = security.and_then(|security| security.namespace_options.clone());
+    PodSandboxStatus {
+        id: record.id.clone(),
+        metadata: record.config.metadata.clone(),
+        state: record.state().into(),
+        created_at: record.created_at,
+        network: Some(network(record)),
+        linux: Some(LinuxPodSandboxStatus { namespaces: Some(Namespace { options }) }),
+        labels: record.config.labels.clone(),
+        annotations: record.config.annotations.clone(),
+        runtime_handler: record.runtime_handler.clone(),
     }
 }
 

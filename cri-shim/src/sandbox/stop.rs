@@ -44,7 +44,8 @@ impl Runtime {
         sandbox.record.change(|record| record.advance(SandboxPhase::Removing));
         self.save(&sandbox.record).await?;
         let containers = self.registry.containers_of(&sandbox.id);
-        for result in join_all(containers.iter().map(|container| self.remove_container(&container.id))).await {
+        for result in join_all(containers.iter().map(|container| self.remove_container(&container.id))).await
+        {
             result?;
         }
         self.client.delete_container(&sandbox.id).await?;
@@ -66,7 +67,8 @@ impl Runtime {
         sandbox.record.change(|record| record.advance(SandboxPhase::Stopping));
         self.save(&sandbox.record).await?;
         let containers = self.registry.containers_of(&sandbox.id);
-        for result in join_all(containers.iter().map(|container| self.stop_container(&container.id, 0))).await {
+        for result in join_all(containers.iter().map(|container| self.stop_container(&container.id, 0))).await
+        {
             result?;
         }
         self.client.force_delete_task(&sandbox.id, KILL_PATIENCE).await?;

@@ -55,7 +55,7 @@ impl Cri {
         push_busybox(&registry);
         let child = spawn(dir);
         let cgroup = format!("/keelson-cri-test-{}", std::process::id());
-        let this = Self { child, containerd, registry, cgroup };
+        let this = Self { containerd, registry, child, cgroup };
         this.wait_until_serving().await;
         this.configure_network();
         this.wait_for("NetworkReady").await;
@@ -309,7 +309,10 @@ impl Drop for Cri {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let log = std::fs::read_to_string(self.dir().join("cri.log")).unwrap_or_default();
-            eprintln!("--- log of keelson-cri ---\n{log}");
+            #[allow(clippy::print_stderr, reason = "a failed test tells why")]
+            {
+                eprintln!("--- log of keelson-cri ---\n{log}");
+            }
         }
         drop(self.child.kill());
         drop(self.child.wait());

@@ -40,7 +40,8 @@ pub fn effective(
     let Some(wanted) = wanted else { return Ok(set) };
     let add = wanted.add_capabilities.iter().chain(&wanted.add_ambient_capabilities);
     let add: Vec<String> = add.map(|name| short(name)).collect::<Result<_, _>>()?;
-    let drop: Vec<String> = wanted.drop_capabilities.iter().map(|name| short(name)).collect::<Result<_, _>>()?;
+    let drop: Vec<String> =
+        wanted.drop_capabilities.iter().map(|name| short(name)).collect::<Result<_, _>>()?;
     if add.iter().any(|name| name == "ALL") {
         set = every();
     }
@@ -55,10 +56,15 @@ pub fn effective(
 }
 
 /// The specification's capability sets; ambient ones only where CRI asks for them.
-pub fn sets(names: &BTreeSet<String>, wanted: Option<&CriCapability>) -> Result<LinuxCapabilities, SpecError> {
+pub fn sets(
+    names: &BTreeSet<String>,
+    wanted: Option<&CriCapability>,
+) -> Result<LinuxCapabilities, SpecError> {
     let set = parse(names.iter().map(String::as_str))?;
     let ambient: Vec<String> = wanted
-        .map(|wanted| wanted.add_ambient_capabilities.iter().map(|name| short(name)).collect::<Result<_, _>>())
+        .map(|wanted| {
+            wanted.add_ambient_capabilities.iter().map(|name| short(name)).collect::<Result<_, _>>()
+        })
         .transpose()?
         .unwrap_or_default();
     let ambient = parse(ambient.iter().map(String::as_str).filter(|name| names.contains(*name)))?;

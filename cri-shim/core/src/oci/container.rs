@@ -13,7 +13,9 @@ use super::namespaces::SandboxNamespaces;
 use super::process::ImageDefaults;
 use super::sandbox::annotations;
 use super::seccomp::Profile;
-use super::{NodeFacts, OCI_VERSION, SpecError, caps, devices, mounts, namespaces, process, resources, seccomp};
+use super::{
+    NodeFacts, OCI_VERSION, SpecError, caps, devices, mounts, namespaces, process, resources, seccomp,
+};
 use crate::users::Identity;
 
 /// Everything the specification of a container is made from.
@@ -158,10 +160,7 @@ fn linux(
 }
 
 /// The AppArmor profile to name: only one of the node; the runtime brings none of its own.
-fn apparmor(
-    security: &LinuxContainerSecurityContext,
-    node: &NodeFacts,
-) -> Result<Option<String>, SpecError> {
+fn apparmor(security: &LinuxContainerSecurityContext, node: &NodeFacts) -> Result<Option<String>, SpecError> {
     let Some(profile) = seccomp::localhost_path(security.apparmor.as_ref()).filter(|_| !security.privileged)
     else {
         return Ok(None);
@@ -179,7 +178,11 @@ mod tests {
     use cri_shim_api::v1::{LinuxContainerConfig, LinuxContainerResources, LinuxSandboxSecurityContext};
 
     fn node() -> NodeFacts {
-        NodeFacts { seccomp: true, capabilities: vec!["SYS_ADMIN".into(), "CHOWN".into()], ..NodeFacts::default() }
+        NodeFacts {
+            seccomp: true,
+            capabilities: vec!["SYS_ADMIN".into(), "CHOWN".into()],
+            ..NodeFacts::default()
+        }
     }
 
     fn build(
@@ -208,7 +211,8 @@ mod tests {
     fn privileged() -> ContainerConfig {
         let security =
             LinuxContainerSecurityContext { privileged: true, ..LinuxContainerSecurityContext::default() };
-        let linux = LinuxContainerConfig { security_context: Some(security), ..LinuxContainerConfig::default() };
+        let linux =
+            LinuxContainerConfig { security_context: Some(security), ..LinuxContainerConfig::default() };
         ContainerConfig { linux: Some(linux), ..ContainerConfig::default() }
     }
 

@@ -27,6 +27,7 @@ pub const TYPE_ANNOTATION: &str = "io.kubernetes.cri.container-type";
 
 /// What the node can do, found out once at start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "independent findings, each read by itself")]
 pub struct NodeFacts {
     /// Whether the only cgroup hierarchy is version 2.
     pub cgroup_v2: bool,

@@ -11,8 +11,8 @@ use oci_spec::runtime::{
 
 use super::seccomp::Profile;
 use super::{
-    NodeFacts, OCI_VERSION, SANDBOX_ID_ANNOTATION, SpecError, TYPE_ANNOTATION, caps, devices, mounts, namespaces,
-    resources, seccomp,
+    NodeFacts, OCI_VERSION, SANDBOX_ID_ANNOTATION, SpecError, TYPE_ANNOTATION, caps, devices, mounts,
+    namespaces, resources, seccomp,
 };
 
 /// Path of the pause program in its root file system.
@@ -84,7 +84,11 @@ pub fn spec(wanted: &SandboxSpec<'_>) -> Result<Spec, SpecError> {
 }
 
 /// What the shim and people who look at a bundle need to know.
-pub(super) fn annotations(sandbox_id: &str, config: &PodSandboxConfig, kind: &str) -> HashMap<String, String> {
+pub(super) fn annotations(
+    sandbox_id: &str,
+    config: &PodSandboxConfig,
+    kind: &str,
+) -> HashMap<String, String> {
     let metadata = config.metadata.clone().unwrap_or_default();
     let pairs = [
         (SANDBOX_ID_ANNOTATION, sandbox_id),

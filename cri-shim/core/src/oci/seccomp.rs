@@ -138,7 +138,8 @@ mod tests {
         let capabilities = capabilities.iter().map(|name| (*name).to_owned()).collect();
         let profile = default_profile(&capabilities).unwrap();
         profile.syscalls().as_ref().unwrap().iter().any(|rule| {
-            rule.action() == LinuxSeccompAction::ScmpActAllow && rule.names().iter().any(|known| known == name)
+            rule.action() == LinuxSeccompAction::ScmpActAllow
+                && rule.names().iter().any(|known| known == name)
         })
     }
 
