@@ -25,7 +25,6 @@ const TOOLS: &[Tool] = &[
     Tool { program: "ip", package: "iproute2", needed_for: "looking at the host's routes and links" },
     Tool { program: "nft", package: "nftables", needed_for: "tests that no rule is written" },
     Tool { program: "curl", package: "curl", needed_for: "the walk of the README" },
-    Tool { program: "busybox", package: "busybox-static", needed_for: "the demo images" },
 ];
 
 /// How much of the tool set a command needs.

@@ -21,6 +21,9 @@ pub(crate) struct Options {
     /// Return when the node is Ready, instead of staying in front with the log.
     #[arg(long)]
     pub(crate) detach: bool,
+    /// Run the binaries in target/release as they are.
+    #[arg(long)]
+    pub(crate) no_build: bool,
     /// Attach the socket programs to this cgroup2 directory only, instead of the whole host.
     #[arg(long, value_name = "DIR")]
     pub(crate) cgroup_root: Option<PathBuf>,
@@ -37,8 +40,10 @@ pub(crate) fn run(layout: &Layout, options: &Options) -> Result<()> {
         hints(layout);
         return Ok(());
     }
-    setup::run(&layout.repo, setup::Scope::Run)?;
-    binaries::build(&layout.repo)?;
+    if !options.no_build {
+        setup::run(&layout.repo, setup::Scope::Run)?;
+        binaries::build(&layout.repo)?;
+    }
     images::ensure(&layout.images())?;
     // Components that outlived their supervisor hold the ports: they are adopted, not checked against.
     let adopting = Record::load_all(&layout.procs()).iter().any(|record| record.process.is_alive());

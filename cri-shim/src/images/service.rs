@@ -152,7 +152,8 @@ fn pull_code(error: &PullError) -> Code {
         PullError::Resolve { source, .. } | PullError::Fetch { source, .. } => match source {
             source if source.is_not_found() => Code::NotFound,
             source if source.is_denied() => Code::PermissionDenied,
-            _ => Code::Unavailable,
+            // Not `Unavailable`: to a gRPC client that would mean that this server is away.
+            _ => Code::Unknown,
         },
         PullError::Hosts(_) | PullError::Manifest(_) => Code::FailedPrecondition,
         PullError::Unpack(source) => unpack_code(source),

@@ -209,11 +209,6 @@ where
     near
 }
 
-/// A close that clients take for the regular end; one without a code they report as a failure.
-fn goodbye() -> Message {
-    Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() }))
-}
-
 async fn open<T: AsyncRead + AsyncWrite + Unpin>(io: T) -> WebSocketStream<T> {
     let config = WebSocketConfig::default()
         .max_message_size(Some(MAX_MESSAGE))

@@ -22,7 +22,7 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// Raised whenever the images' content changes, so that a kept folder is made anew.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 3;
 
 /// What the registry serves: repository → tag → manifest digest, and media types by digest.
 #[derive(Debug, Default, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use crate::support::{repo, said, xtask};
 /// `up` must fail, name `cause`, and start nothing.
 #[track_caller]
 fn refuses(causes: &[&str]) {
-    let output = xtask(&["up", "--detach"]);
+    let output = xtask(&["up", "--detach", "--no-build"]);
     let text = said(&output);
     assert!(!output.status.success(), "up should refuse: {text}");
     for cause in causes {

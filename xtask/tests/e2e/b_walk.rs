@@ -44,7 +44,7 @@ fn packet_filter_rules() -> String {
 fn a_second_up_changes_nothing() {
     cluster();
     let before = said(&xtask(&["status", "--json"]));
-    let output = xtask(&["up", "--detach"]);
+    let output = xtask(&["up", "--detach", "--no-build"]);
     assert!(output.status.success());
     assert!(said(&output).contains("already up"), "{}", said(&output));
     let pids = |text: &str| -> Vec<String> {
@@ -96,8 +96,6 @@ fn c_from_a_pod() {
             "-q",
             "-O",
             "-",
-            "-T",
-            "5",
             &format!("http://{target}/"),
         ]);
         assert!(page.contains("Welcome to nginx!"), "{target}: {page}");

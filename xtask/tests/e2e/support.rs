@@ -36,7 +36,7 @@ pub(crate) fn kubeconfig() -> PathBuf {
 pub(crate) fn cluster() {
     static UP: OnceLock<()> = OnceLock::new();
     UP.get_or_init(|| {
-        let output = xtask(&["up", "--detach"]);
+        let output = xtask(&["up", "--detach", "--no-build"]);
         assert!(output.status.success(), "up failed: {}", said(&output));
         let text = said(&output);
         assert!(text.contains("kubeconfig: "), "{text}");

@@ -11,20 +11,20 @@ use crate::support::{pid_of, said, xtask};
 fn nothing_left() {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let left: Vec<&str> =
-        mounts.lines().filter(|line| line.contains("/run/keelson") || line.contains("/target/up/")).collect();
+        mounts.lines().filter(|line| line.contains("/run/keelson/up/") || line.contains("/target/up/")).collect();
     assert!(left.is_empty(), "mounts: {left:#?}");
     assert!(!Path::new("/run/keelson/up").exists(), "the run directory");
     let links = said(&Command::new("ip").args(["-o", "link"]).output().unwrap());
     assert!(!links.contains("kl-up0"), "links: {links}");
     let routes = said(&Command::new("ip").args(["route", "show", "table", "all"]).output().unwrap());
     assert!(!routes.contains("10.96.0.0/12") && !routes.contains("10.244."), "routes: {routes}");
-    assert!(!Path::new("/sys/fs/bpf/keelson").exists(), "BPF pins");
+    assert!(!Path::new("/sys/fs/bpf/keelson/up").exists(), "BPF pins");
     for hierarchy in ["cpu", "memory", "pids", "unified", "systemd", ""] {
-        let dir = Path::new("/sys/fs/cgroup").join(hierarchy).join("keelson");
+        let dir = Path::new("/sys/fs/cgroup").join(hierarchy).join("keelson/up");
         assert!(!dir.exists(), "cgroup {}", dir.display());
     }
     let processes = said(&Command::new("ps").args(["-eo", "args"]).output().unwrap());
-    for name in ["keelson-agent", "keelson-cri", "keelson-control", "/run/keelson/up"] {
+    for name in ["/target/up/", "/run/keelson/up"] {
         assert!(!processes.contains(name), "process {name}: {processes}");
     }
 }
@@ -39,7 +39,7 @@ fn a_clean() {
 
 #[test]
 fn b_after_the_supervisor_was_killed() {
-    let output = xtask(&["up", "--detach"]);
+    let output = xtask(&["up", "--detach", "--no-build"]);
     assert!(output.status.success(), "{}", said(&output));
     deployed();
     let supervisor = pid_of("supervisor").expect("it runs").to_string();
