@@ -37,12 +37,19 @@ pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 }
 
 /// Serves until `cancel`.
-pub async fn serve(listener: TcpListener, observed: Observed, cancel: CancellationToken) -> anyhow::Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    observed: Observed,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
     let router = Router::new()
         .route("/healthz", get(healthz))
         .route("/livez", get(|| async { "ok" }))
         .route("/metrics", get(metrics))
-        .route("/metrics/probes", get(|State(observed): State<Observed>| async move { observed.probes.render() }))
+        .route(
+            "/metrics/probes",
+            get(|State(observed): State<Observed>| async move { observed.probes.render() }),
+        )
         .with_state(observed);
     info!(address = ?listener.local_addr().ok(), "healthz and metrics");
     axum::serve(listener, router)
@@ -63,9 +70,7 @@ async fn metrics(State(observed): State<Observed>) -> String {
     let pods = observed.pods.pods();
     let running = pods
         .iter()
-        .filter(|pod| {
-            pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
-        })
+        .filter(|pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running"))
         .count();
     let containers: usize = pods
         .iter()
@@ -75,7 +80,7 @@ async fn metrics(State(observed): State<Observed>) -> String {
     let mut text = String::new();
     let mut gauge = |name: &str, help: &str, value: u64| {
         // Writing to a String cannot fail.
-        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
+        write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n").ok();
     };
     gauge("kubelet_running_pods", "Number of pods that are running.", running as u64);
     gauge("kubelet_running_containers", "Number of containers that are running.", containers as u64);

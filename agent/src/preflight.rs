@@ -37,6 +37,5 @@ pub fn check(config: &AgentConfig) -> anyhow::Result<()> {
     if problems.is_empty() {
         return Ok(());
     }
-    let list: String = problems.iter().map(|problem| format!("\n  - {problem}")).collect();
-    bail!("the agent cannot start:{list}")
+    bail!("the agent cannot start:\n  - {}", problems.join("\n  - "))
 }

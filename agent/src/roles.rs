@@ -24,9 +24,9 @@ use crate::probes::Prober;
 use crate::probes::counters::ProbeCounters;
 use crate::runtime::images::Images;
 use crate::runtime::{cri, health};
+use crate::server::{self, ServerConfig};
 use crate::sources::objects::Objects;
 use crate::sources::services::services;
-use crate::server::{self, ServerConfig};
 use crate::{host, node, proxy, runtime, sources};
 
 /// Pod events between watch and manager; a full queue holds the watch back.
@@ -73,12 +73,18 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     if config.healthz_port != 0 {
         let address = SocketAddr::new(config.healthz_bind_address, config.healthz_port);
         let listener = observability::bind(address).await?;
-        let observed =
-            Observed { health: health.clone(), pods: Arc::new(directory.clone()), probes: Arc::clone(&counters) };
+        let observed = Observed {
+            health: health.clone(),
+            pods: Arc::new(directory.clone()),
+            probes: Arc::clone(&counters),
+        };
         roles.start("healthz", observability::serve(listener, observed, cancel.clone()));
     }
     roles.endless("events", events::run(client.clone(), node_name.clone(), facts, cancel.clone()));
-    roles.endless("runtime health", health::run(cri.clone(), health_sender, Arc::clone(&recheck), cancel.clone()));
+    roles.endless(
+        "runtime health",
+        health::run(cri.clone(), health_sender, Arc::clone(&recheck), cancel.clone()),
+    );
     roles.endless("services", follow_services);
     let (watched_client, watched_name, watch_cancel) = (client.clone(), node_name.clone(), cancel.clone());
     roles.endless("node watch", async move {
@@ -136,7 +142,11 @@ impl Roles {
     }
 
     /// A role whose failure is told and leaves the node working: its cause does not go away by a restart.
-    fn optional(&mut self, name: &'static str, role: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+    fn optional(
+        &mut self,
+        name: &'static str,
+        role: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
         let cancel = self.cancel.clone();
         self.endless(name, async move {
             if let Err(problem) = role.await {
@@ -168,8 +178,8 @@ impl Roles {
 
 async fn client(config: &AgentConfig) -> anyhow::Result<Client> {
     let path = &config.keelson.kubeconfig;
-    let kubeconfig =
-        Kubeconfig::read_from(path).with_context(|| format!("kubeconfig {} cannot be used", path.display()))?;
+    let kubeconfig = Kubeconfig::read_from(path)
+        .with_context(|| format!("kubeconfig {} cannot be used", path.display()))?;
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
         .await
         .with_context(|| format!("kubeconfig {} cannot be used", path.display()))?;

@@ -67,7 +67,8 @@ fn check_sysctls(spec: &PodSpec, allowed: &[String]) -> Result<(), Rejection> {
     let sysctls = spec.security_context.as_ref().and_then(|context| context.sysctls.as_deref());
     for sysctl in sysctls.unwrap_or_default() {
         let name = sysctl.name.replace('/', ".");
-        let known = SAFE_SYSCTLS.contains(&name.as_str()) || allowed.iter().any(|pattern| matches(pattern, &name));
+        let known =
+            SAFE_SYSCTLS.contains(&name.as_str()) || allowed.iter().any(|pattern| matches(pattern, &name));
         let shared = spec.host_network.unwrap_or(false) && name.starts_with("net.");
         if !known || shared {
             return Err(Rejection {
@@ -80,9 +81,11 @@ fn check_sysctls(spec: &PodSpec, allowed: &[String]) -> Result<(), Rejection> {
 }
 
 fn check_labels(spec: &PodSpec, labels: Option<&BTreeMap<String, String>>) -> Result<(), Rejection> {
-    let fits = spec.node_selector.iter().flatten().all(|(key, value)| {
-        labels.and_then(|labels| labels.get(key)).is_some_and(|have| have == value)
-    });
+    let fits = spec
+        .node_selector
+        .iter()
+        .flatten()
+        .all(|(key, value)| labels.and_then(|labels| labels.get(key)).is_some_and(|have| have == value));
     if fits {
         return Ok(());
     }
@@ -141,14 +144,16 @@ mod tests {
         let node: Node = serde_json::from_value(json!({"metadata": {"labels": {"disk": "ssd"}},
             "status": {"allocatable": {"cpu": "2", "memory": "1Gi", "pods": "3"}}}))
         .expect("a node");
-        let other = Arc::new(pod(json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": "900m"}}}]})));
+        let other =
+            Arc::new(pod(json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": "900m"}}}]})));
         let result = admit(&pod(spec), &node, &vec![other; others], &["kernel.msg*".to_owned()]);
         assert_eq!(result.err().map(|rejection| rejection.reason).as_deref(), expected);
     }
 
     #[test]
     fn reasons_are_upstreams() {
-        let cpu = |amount: &str| json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": amount}}}]});
+        let cpu =
+            |amount: &str| json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": amount}}}]});
         check(cpu("200m"), 2, None);
         check(cpu("201m"), 2, Some("OutOfcpu"));
         check(json!({}), 3, Some("OutOfpods"));

@@ -75,10 +75,11 @@ pub fn hosts_file(pod: &Pod, pod_ips: &[String], cluster_domain: &str, node_host
              fe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n",
         );
         let short = short_hostname(pod);
-        let names = fqdn(pod, cluster_domain).map_or_else(|| short.clone(), |fqdn| format!("{fqdn}\t{short}"));
+        let names =
+            fqdn(pod, cluster_domain).map_or_else(|| short.clone(), |fqdn| format!("{fqdn}\t{short}"));
         for ip in pod_ips {
             // Writing to a String cannot fail.
-            let _ = writeln!(text, "{ip}\t{names}");
+            writeln!(text, "{ip}\t{names}").ok();
         }
     }
     let aliases = pod.spec.as_ref().and_then(|spec| spec.host_aliases.as_deref()).unwrap_or_default();
@@ -86,7 +87,8 @@ pub fn hosts_file(pod: &Pod, pod_ips: &[String], cluster_domain: &str, node_host
         text.push_str("\n# Entries added by HostAliases.\n");
     }
     for alias in aliases {
-        let _ = writeln!(text, "{}\t{}", alias.ip, alias.hostnames.as_deref().unwrap_or_default().join("\t"));
+        let names = alias.hostnames.as_deref().unwrap_or_default().join("\t");
+        writeln!(text, "{}\t{names}", alias.ip).ok();
     }
     text
 }
@@ -172,12 +174,14 @@ mod tests {
     fn pod(spec: serde_json::Value) -> Pod {
         let mut spec = spec;
         spec["containers"] = json!([]);
-        serde_json::from_value(json!({"metadata": {"name": "web-0", "namespace": "ns"}, "spec": spec})).expect("a pod")
+        serde_json::from_value(json!({"metadata": {"name": "web-0", "namespace": "ns"}, "spec": spec}))
+            .expect("a pod")
     }
 
     #[test]
     fn hosts_carry_addresses_names_and_aliases() {
-        let pod = pod(json!({"subdomain": "db", "hostAliases": [{"ip": "1.2.3.4", "hostnames": ["a", "b"]}]}));
+        let pod =
+            pod(json!({"subdomain": "db", "hostAliases": [{"ip": "1.2.3.4", "hostnames": ["a", "b"]}]}));
         let text = hosts_file(&pod, &["10.244.0.5".to_owned()], "cluster.local", None);
         assert!(text.starts_with("# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n"), "{text}");
         assert!(text.contains("10.244.0.5\tweb-0.db.ns.svc.cluster.local\tweb-0\n"), "{text}");

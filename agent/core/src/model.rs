@@ -285,9 +285,7 @@ pub fn containers(spec: &PodSpec) -> impl Iterator<Item = ContainerSpec<'_>> {
         container,
         kind: if is_sidecar(container) { ContainerKind::Sidecar } else { ContainerKind::Init },
     });
-    init.chain(
-        spec.containers.iter().map(|container| ContainerSpec { container, kind: ContainerKind::Main }),
-    )
+    init.chain(spec.containers.iter().map(|container| ContainerSpec { container, kind: ContainerKind::Main }))
 }
 
 /// `spec.restartPolicy`.
@@ -381,9 +379,8 @@ impl ObservedPod {
 
     /// Sorts as the other methods expect.
     pub fn sort(&mut self) {
-        self.sandboxes.sort_by(|a, b| {
-            (b.attempt, b.created_at, &b.id).cmp(&(a.attempt, a.created_at, &a.id))
-        });
+        self.sandboxes
+            .sort_by(|a, b| (b.attempt, b.created_at, &b.id).cmp(&(a.attempt, a.created_at, &a.id)));
         self.containers.sort_by(|a, b| {
             (&a.name, b.attempt, b.created_at, &b.id).cmp(&(&b.name, a.attempt, a.created_at, &a.id))
         });

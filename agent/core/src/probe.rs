@@ -101,7 +101,8 @@ impl ProbeState {
             ProbeKind::Liveness => Some(true),
             ProbeKind::Readiness => Some(false),
         };
-        let early = (kind == ProbeKind::Readiness && cheap && settings.initial_delay.is_zero()).then_some(EARLY_PAUSE);
+        let early = (kind == ProbeKind::Readiness && cheap && settings.initial_delay.is_zero())
+            .then_some(EARLY_PAUSE);
         Self { kind, settings, verdict, last: None, in_a_row: 0, early }
     }
 

@@ -78,7 +78,8 @@ impl QosClass {
         let mut guaranteed = true;
         let pod_level = spec.resources.as_ref();
         let pod_level_given = ["cpu", "memory"].into_iter().any(|name| {
-            amount(pod_level, Side::Requests, name).is_some() || amount(pod_level, Side::Limits, name).is_some()
+            amount(pod_level, Side::Requests, name).is_some()
+                || amount(pod_level, Side::Limits, name).is_some()
         });
         let lists: Vec<_> = if pod_level_given {
             vec![pod_level]
@@ -115,9 +116,15 @@ impl PodCgroup {
         let cpu_limit = pod_limit(spec, "cpu").filter(|milli| *milli > 0);
         Self {
             path: pod_cgroup_path(&settings.root, class, uid),
-            cpu_shares: if class == QosClass::BestEffort { MIN_SHARES } else { shares(pod_request(spec, "cpu")) },
+            cpu_shares: if class == QosClass::BestEffort {
+                MIN_SHARES
+            } else {
+                shares(pod_request(spec, "cpu"))
+            },
             cpu_quota: cpu_limit.and_then(|milli| quota(milli, settings)),
-            memory_max: pod_limit(spec, "memory").filter(|bytes| *bytes > 0).and_then(|b| u64::try_from(b).ok()),
+            memory_max: pod_limit(spec, "memory")
+                .filter(|bytes| *bytes > 0)
+                .and_then(|b| u64::try_from(b).ok()),
             pids_max: settings.pids_limit,
         }
     }
@@ -196,8 +203,9 @@ mod tests {
 
     use super::*;
 
-    fn pod(containers: serde_json::Value) -> Pod {
-        serde_json::from_value(json!({"metadata": {"uid": "u1"}, "spec": {"containers": containers}})).expect("a pod")
+    fn pod(containers: &serde_json::Value) -> Pod {
+        serde_json::from_value(json!({"metadata": {"uid": "u1"}, "spec": {"containers": containers}}))
+            .expect("a pod")
     }
 
     fn settings() -> CgroupSettings {
@@ -224,13 +232,13 @@ mod tests {
             ),
         ];
         for (containers, path) in cases {
-            assert_eq!(PodCgroup::of(&pod(containers), &settings()).path, path);
+            assert_eq!(PodCgroup::of(&pod(&containers), &settings()).path, path);
         }
     }
 
     #[test]
     fn values_follow_requests_and_limits() {
-        let pod = pod(json!([{"name": "a", "resources": {
+        let pod = pod(&json!([{"name": "a", "resources": {
             "requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"cpu": "500m", "memory": "512Mi"}}}]));
         let values = PodCgroup::of(&pod, &settings());
         assert_eq!(values.cpu_shares, 256);
@@ -242,6 +250,9 @@ mod tests {
 
     #[test]
     fn weights_span_the_range() {
-        assert_eq!((weight_from_shares(2), weight_from_shares(1024), weight_from_shares(262_144)), (1, 39, 10_000));
+        assert_eq!(
+            (weight_from_shares(2), weight_from_shares(1024), weight_from_shares(262_144)),
+            (1, 39, 10_000)
+        );
     }
 }

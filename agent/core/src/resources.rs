@@ -46,9 +46,7 @@ pub fn amount(resources: Option<&ResourceRequirements>, side: Side, name: &str) 
 /// A container's request of `name`; a limit without a request is also the request (API defaulting does the same).
 pub fn request(container: &Container, name: &str) -> i64 {
     let resources = container.resources.as_ref();
-    amount(resources, Side::Requests, name)
-        .or_else(|| amount(resources, Side::Limits, name))
-        .unwrap_or(0)
+    amount(resources, Side::Requests, name).or_else(|| amount(resources, Side::Limits, name)).unwrap_or(0)
 }
 
 /// The pod's effective request of `name`, as the scheduler counts it: the larger of the containers' sum (sidecars
@@ -79,7 +77,8 @@ pub fn pod_limit(spec: &PodSpec, name: &str) -> Option<i64> {
         return Some(pod_level + overhead(spec, name));
     }
     let mut sum = 0_i64;
-    for container in spec.containers.iter().chain(spec.init_containers.iter().flatten().filter(|c| is_sidecar(c)))
+    for container in
+        spec.containers.iter().chain(spec.init_containers.iter().flatten().filter(|c| is_sidecar(c)))
     {
         sum += amount(container.resources.as_ref(), Side::Limits, name)?;
     }

@@ -52,8 +52,9 @@ fn unit_seconds(unit: &str) -> Option<f64> {
 impl<'de> Deserialize<'de> for GoDuration {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        Self::parse(&text)
-            .ok_or_else(|| D::Error::custom(format!("invalid duration {text:?}, expected one like \"1m30s\"")))
+        Self::parse(&text).ok_or_else(|| {
+            D::Error::custom(format!("invalid duration {text:?}, expected one like \"1m30s\""))
+        })
     }
 }
 
@@ -63,7 +64,8 @@ mod tests {
 
     #[test]
     fn go_notation_is_read() {
-        for (text, millis) in [("1m30s", 90_000), ("100ms", 100), ("0", 0), ("1.5h", 5_400_000), ("2m0s", 120_000)]
+        for (text, millis) in
+            [("1m30s", 90_000), ("100ms", 100), ("0", 0), ("1.5h", 5_400_000), ("2m0s", 120_000)]
         {
             assert_eq!(GoDuration::parse(text), Some(GoDuration::from_millis(millis)), "{text}");
         }

@@ -48,6 +48,7 @@ pub enum ConfigError {
 
 /// Everything the agent is told from outside.
 #[derive(Debug, Clone, Deserialize)]
+#[allow(clippy::struct_excessive_bools, reason = "the switches are KubeletConfiguration's")]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AgentConfig {
     /// `kubelet.config.k8s.io/v1beta1`.
@@ -356,7 +357,8 @@ impl AgentConfig {
         if self.tls_cert_file.as_os_str().is_empty() || self.tls_private_key_file.as_os_str().is_empty() {
             problems.push("tlsCertFile and tlsPrivateKeyFile must be given".to_owned());
         }
-        for (field, dir) in [("podLogsDir", &self.pod_logs_dir), ("keelson.rootDir", &self.keelson.root_dir)] {
+        for (field, dir) in [("podLogsDir", &self.pod_logs_dir), ("keelson.rootDir", &self.keelson.root_dir)]
+        {
             if !dir.is_absolute() {
                 problems.push(format!("{field} {} is not absolute", dir.display()));
             }

@@ -191,10 +191,7 @@ async fn create(client: &Client, node_name: &str, fact: &Fact, name: String) -> 
         reason: Some(fact.reason.clone()),
         message: Some(fact.message.clone()),
         type_: Some(fact.kind.as_str().to_owned()),
-        source: Some(EventSource {
-            component: Some("kubelet".to_owned()),
-            host: Some(node_name.to_owned()),
-        }),
+        source: Some(EventSource { component: Some("kubelet".to_owned()), host: Some(node_name.to_owned()) }),
         first_timestamp: Some(Time(fact.at)),
         last_timestamp: Some(Time(fact.at)),
         count: Some(1),
@@ -208,7 +205,8 @@ async fn create(client: &Client, node_name: &str, fact: &Fact, name: String) -> 
 
 async fn count_up(client: &Client, fact: &Fact, name: &str, count: i32) -> Result<(), WriteError> {
     let api: Api<Event> = Api::namespaced(client.clone(), &event_namespace(&fact.object));
-    let patch = serde_json::json!({ "count": count, "lastTimestamp": Time(fact.at), "message": fact.message });
+    let patch =
+        serde_json::json!({ "count": count, "lastTimestamp": Time(fact.at), "message": fact.message });
     deadline(api.patch(name, &PatchParams::default(), &Patch::Strategic(patch))).await
 }
 

@@ -88,8 +88,7 @@ impl SeriesTable {
             self.budgets.retain(|_, budget| fact.at.duration_since(budget.refilled) < REFILL);
         }
         let object = fact.object.uid.clone().unwrap_or_default();
-        let budget =
-            self.budgets.entry(object).or_insert(Budget { tokens: BURST, refilled: fact.at });
+        let budget = self.budgets.entry(object).or_insert(Budget { tokens: BURST, refilled: fact.at });
         while budget.tokens < BURST && fact.at.duration_since(budget.refilled) >= REFILL {
             budget.tokens += 1;
             budget.refilled += REFILL;

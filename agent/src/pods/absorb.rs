@@ -67,7 +67,7 @@ impl Worker {
     }
 
     /// Takes a probe's verdict, unless it is about an instance that is no more.
-    pub(super) fn absorb_probe(&mut self, report: ProbeReport) {
+    pub(super) fn absorb_probe(&mut self, report: &ProbeReport) {
         let instance = self.observed.instances(&report.container).next();
         let Some(instance) = instance.filter(|instance| instance.id == report.container_id) else { return };
         let entry = self.memory.containers.entry(report.container.clone()).or_default();
@@ -78,8 +78,7 @@ impl Worker {
             (ProbeKind::Liveness, true) => {}
             (kind, false) => {
                 info!(pod = %self.desired.described(), container = %report.container, probe = kind.word(), "probe failed");
-                entry.probes.failed =
-                    Some(ProbeFailure { probe: kind.word(), grace: report.grace });
+                entry.probes.failed = Some(ProbeFailure { probe: kind.word(), grace: report.grace });
             }
         }
     }

@@ -73,9 +73,9 @@ impl PodContext {
     /// Settings of plans.
     pub fn plan_settings(&self) -> PlanSettings {
         let configured = self.config.crash_loop_back_off.max_container_restart_period;
-        configured.and_then(|max| SignedDuration::try_from(max.0).ok()).map_or_else(PlanSettings::default, |max| {
-            PlanSettings { max_restart_delay: max }
-        })
+        configured
+            .and_then(|max| SignedDuration::try_from(max.0).ok())
+            .map_or_else(PlanSettings::default, |max| PlanSettings { max_restart_delay: max })
     }
 
     /// Settings of cgroup values.

@@ -114,7 +114,8 @@ impl PodDirectory {
         if !agent_core::model::containers(&spec).any(|entry| entry.container.name == name) {
             return Err(LookupError::ContainerNotFound { pod: pod.to_owned(), container: name });
         }
-        let mut started = view.observed.instances(&name).filter(|instance| instance.state != RunState::Created);
+        let mut started =
+            view.observed.instances(&name).filter(|instance| instance.state != RunState::Created);
         let instance = started.nth(age);
         drop(started);
         match (instance, age) {
@@ -187,9 +188,7 @@ impl PodLookup for PodDirectory {
     fn sandbox(&self, namespace: &str, pod: &str, uid: Option<&str>) -> Result<String, LookupError> {
         let view = self.view(namespace, pod, uid)?;
         let ready = view.observed.sandboxes.iter().find(|sandbox| sandbox.ready);
-        ready
-            .map(|sandbox| sandbox.id.clone())
-            .ok_or_else(|| LookupError::NotRunning { pod: pod.to_owned() })
+        ready.map(|sandbox| sandbox.id.clone()).ok_or_else(|| LookupError::NotRunning { pod: pod.to_owned() })
     }
 }
 

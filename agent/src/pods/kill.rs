@@ -36,11 +36,18 @@ pub(super) async fn kill(
 
 async fn pre_stop(input: &StepInput, id: &str, container: &str, hook: &LifecycleHandler, grace: Duration) {
     let Some(target) = check_target(input, container, id) else { return };
-    let outcome = match tokio::time::timeout(grace, run_hook(&input.context.cri, hook, &target, grace)).await {
+    let outcome = match tokio::time::timeout(grace, run_hook(&input.context.cri, hook, &target, grace)).await
+    {
         Ok(Checked::Success(_)) => return,
         Ok(Checked::Failure(problem) | Checked::Unknown(problem)) => problem,
         Err(_elapsed) => format!("not finished within the grace period of {}s", grace.as_secs()),
     };
     tracing::warn!(container, problem = %outcome, "preStop hook failed");
-    input.context.events.pod(&input.pod, Some(container), EventType::Warning, "FailedPreStopHook", "PreStopHook failed");
+    input.context.events.pod(
+        &input.pod,
+        Some(container),
+        EventType::Warning,
+        "FailedPreStopHook",
+        "PreStopHook failed",
+    );
 }

@@ -94,8 +94,12 @@ impl Manager {
                     .filter(|(uid, _)| !listed.contains(uid))
                     .map(|(_, running)| Arc::clone(&running.pod))
                     .collect();
-                pods.into_iter().for_each(|pod| self.apply(pod));
-                missing.iter().for_each(|pod| self.delete(pod));
+                for pod in pods {
+                    self.apply(pod);
+                }
+                for pod in &missing {
+                    self.delete(pod);
+                }
                 self.synced = true;
                 let found = self.directory.found().borrow().clone();
                 self.end_orphans(&found).await;

@@ -10,7 +10,8 @@ use crate::runtime::events::FoundPod;
 
 /// Every pod that left a trace, by uid; `found` are those of the CRI.
 pub(super) async fn traces(context: &PodContext, found: &[FoundPod]) -> Vec<FoundPod> {
-    let mut traces: BTreeMap<String, FoundPod> = found.iter().map(|pod| (pod.uid.clone(), pod.clone())).collect();
+    let mut traces: BTreeMap<String, FoundPod> =
+        found.iter().map(|pod| (pod.uid.clone(), pod.clone())).collect();
     let mut add = |uid: String, namespace: &str, name: &str| {
         traces.entry(uid.clone()).or_insert_with(|| FoundPod {
             uid,

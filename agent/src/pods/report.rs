@@ -86,8 +86,10 @@ impl Worker {
             }
             match waiting.reason.as_str() {
                 "CrashLoopBackOff" => {
-                    let message =
-                        format!("Back-off restarting failed container {name} in pod {}", self.desired.described());
+                    let message = format!(
+                        "Back-off restarting failed container {name} in pod {}",
+                        self.desired.described()
+                    );
                     self.event(Some(name), EventType::Warning, "BackOff", &message);
                 }
                 "ImagePullBackOff" => {
@@ -111,10 +113,9 @@ impl Worker {
         let mut targets = Vec::new();
         for entry in containers(self.desired.spec()) {
             let name = &entry.container.name;
-            let running = self
-                .observed
-                .newest(name, &self.memory)
-                .filter(|instance| instance.state == RunState::Running && !self.memory.starting.contains_key(name));
+            let running = self.observed.newest(name, &self.memory).filter(|instance| {
+                instance.state == RunState::Running && !self.memory.starting.contains_key(name)
+            });
             let Some(instance) = running else { continue };
             let results = self.memory.container(name).probes_of(instance);
             if results.failed.is_some() {

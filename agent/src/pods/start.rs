@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use agent_core::env::fields::Addresses;
@@ -43,8 +44,8 @@ pub(super) struct StartError {
 }
 
 impl StartError {
-    fn config(message: impl ToString) -> Self {
-        Self { reason: "CreateContainerConfigError", message: message.to_string(), runtime_away: false }
+    fn config(message: impl std::fmt::Display) -> Self {
+        Self { reason: "CreateContainerConfigError", message: format!("{message}"), runtime_away: false }
     }
 }
 
@@ -55,7 +56,7 @@ pub(super) async fn start(input: &StepInput, request: StartRequest) -> Result<()
     let Some(entry) = find(&input.pod, &name) else {
         return Err(StartError::config(format!("the pod has no container {name}")));
     };
-    let result = start_inner(input, entry.container, &request).await;
+    let result = Box::pin(start_inner(input, entry.container, &request)).await;
     if let Err(error) = &result
         && !error.runtime_away
         && error.reason != "PostStartHookError"
@@ -66,7 +67,11 @@ pub(super) async fn start(input: &StepInput, request: StartRequest) -> Result<()
     result
 }
 
-async fn start_inner(input: &StepInput, container: &Container, request: &StartRequest) -> Result<(), StartError> {
+async fn start_inner(
+    input: &StepInput,
+    container: &Container,
+    request: &StartRequest,
+) -> Result<(), StartError> {
     let context = &input.context;
     let sandbox_config = context.sandbox_config(&input.pod, input.sandbox_attempt).await;
     let config = configure(input, container, request).await?;
@@ -84,13 +89,25 @@ async fn start_inner(input: &StepInput, container: &Container, request: &StartRe
     })?;
     let events = &context.events;
     let name = Some(container.name.as_str());
-    events.pod(&input.pod, name, EventType::Normal, "Created", format!("Created container: {}", container.name));
+    events.pod(
+        &input.pod,
+        name,
+        EventType::Normal,
+        "Created",
+        format!("Created container: {}", container.name),
+    );
     context.cri.start_container(&id).await.map_err(|error| StartError {
         reason: "RunContainerError",
         runtime_away: error.is_unavailable(),
         message: error.message,
     })?;
-    events.pod(&input.pod, name, EventType::Normal, "Started", format!("Started container {}", container.name));
+    events.pod(
+        &input.pod,
+        name,
+        EventType::Normal,
+        "Started",
+        format!("Started container {}", container.name),
+    );
     context.host.log_links.link(link(&input.pod, container, &id, log)).await;
     post_start(input, container, &id).await
 }
@@ -157,10 +174,8 @@ async fn environment(input: &StepInput, container: &Container) -> Result<Process
         let found = context.objects.secret(namespace, name).await.map_err(StartError::config)?;
         secrets.extend(found.map(|found| (name.clone(), found)));
     }
-    let addresses = Addresses {
-        pod: input.pod_ips.clone(),
-        host: vec![context.config.keelson.node_ip.to_string()],
-    };
+    let addresses =
+        Addresses { pod: input.pod_ips.clone(), host: vec![context.config.keelson.node_ip.to_string()] };
     env::build(EnvInput {
         pod: &input.pod,
         container,
@@ -181,10 +196,14 @@ async fn mounts(
     let mut resolved = HashMap::new();
     for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
         let Some(volume) = input.volumes.get(&mount.name) else {
-            return Err(StartError::config(format!("cannot find volume {:?} to mount into container {:?}", mount.name, container.name)));
+            return Err(StartError::config(format!(
+                "cannot find volume {:?} to mount into container {:?}",
+                mount.name, container.name
+            )));
         };
-        let variable =
-            |name: &str| process.variables.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+        let variable = |name: &str| {
+            process.variables.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone())
+        };
         let sub_path = match (&mount.sub_path_expr, &mount.sub_path) {
             (Some(expression), _) if !expression.is_empty() => Some(env::expand(expression, variable)),
             (_, Some(path)) if !path.is_empty() => Some(path.clone()),
@@ -218,7 +237,7 @@ async fn write_files(
     let message = message_file(&pod_dir, &container.name, attempt);
     let host_network = input.pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false);
     let (ips, domain) = (input.pod_ips.clone(), context.config.cluster_domain.clone());
-    let (pod, hosts_path, message_path) = (input.pod.clone(), hosts.clone(), message.clone());
+    let (pod, hosts_path, message_path) = (Arc::clone(&input.pod), hosts.clone(), message.clone());
     let write = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
         use std::os::unix::fs::PermissionsExt as _;
         if let Some(parent) = message_path.parent() {
@@ -232,9 +251,10 @@ async fn write_files(
     });
     match write.await {
         Ok(Ok(())) => Ok((hosts, message)),
-        Ok(Err(error)) => {
-            Err(StartError::config(format!("cannot write the files of pod directory {}: {error}", pod_dir.display())))
-        }
+        Ok(Err(error)) => Err(StartError::config(format!(
+            "cannot write the files of pod directory {}: {error}",
+            pod_dir.display()
+        ))),
         Err(error) => Err(StartError::config(error)),
     }
 }

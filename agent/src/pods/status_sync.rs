@@ -160,8 +160,10 @@ mod tests {
     use super::*;
 
     fn pod(version: &str, phase: &str) -> Pod {
-        serde_json::from_value(json!({"metadata": {"name": "p", "resourceVersion": version}, "status": {"phase": phase}}))
-            .expect("a pod")
+        serde_json::from_value(
+            json!({"metadata": {"name": "p", "resourceVersion": version}, "status": {"phase": phase}}),
+        )
+        .expect("a pod")
     }
 
     fn now() -> Timestamp {

@@ -94,19 +94,28 @@ pub(super) async fn run(input: StepInput, step: Step) -> Outcome {
             Outcome::Plain(done.map_err(|error| StepError(chain(&error))))
         }
         PodAction::MountVolumes => Outcome::Volumes(mount_volumes(&input).await),
-        PodAction::CreateSandbox { attempt } => Outcome::Sandbox(create_sandbox(&input, attempt).await),
-        PodAction::StopSandbox { id } => Outcome::Plain(context.cri.stop_sandbox(&id).await.map_err(Into::into)),
+        PodAction::CreateSandbox { attempt } => {
+            Outcome::Sandbox(Box::pin(create_sandbox(&input, attempt)).await)
+        }
+        PodAction::StopSandbox { id } => {
+            Outcome::Plain(context.cri.stop_sandbox(&id).await.map_err(Into::into))
+        }
         PodAction::RemoveSandbox { id } => {
             Outcome::Plain(context.cri.remove_sandbox(&id).await.map_err(Into::into))
         }
-        PodAction::EnsureImage { container } => Outcome::Image(ensure_image(&input, &container).await),
-        PodAction::StartContainer { container, attempt, sandbox_id, image_ref, .. } => Outcome::Started(
-            start::start(&input, start::StartRequest { container, attempt, sandbox_id, image_ref }).await,
-        ),
+        PodAction::EnsureImage { container } => {
+            Outcome::Image(Box::pin(ensure_image(&input, &container)).await)
+        }
+        PodAction::StartContainer { container, attempt, sandbox_id, image_ref, .. } => {
+            let request = start::StartRequest { container, attempt, sandbox_id, image_ref };
+            Outcome::Started(Box::pin(start::start(&input, request)).await)
+        }
         PodAction::KillContainer { id, container, grace, message } => {
             Outcome::Plain(kill::kill(&input, &id, &container, grace, &message).await)
         }
-        PodAction::RemoveContainer { id, log_path } => Outcome::Plain(remove_container(&input, &id, &log_path).await),
+        PodAction::RemoveContainer { id, log_path } => {
+            Outcome::Plain(remove_container(&input, &id, &log_path).await)
+        }
         PodAction::TearDownVolumes => {
             let uid = input.pod.metadata.uid.clone().unwrap_or_default();
             let done = context.host.volumes.teardown(&uid).await;
@@ -162,7 +171,13 @@ async fn ensure_image(input: &StepInput, name: &str) -> Result<ReadyImage, Image
     let auth = credentials(image, &pull_secrets(input).await);
     let sandbox = context.sandbox_config(&input.pod, input.sandbox_attempt).await;
     let on_pull = || {
-        events.pod(&input.pod, Some(name), EventType::Normal, "Pulling", format!("Pulling image \"{image}\""));
+        events.pod(
+            &input.pod,
+            Some(name),
+            EventType::Normal,
+            "Pulling",
+            format!("Pulling image \"{image}\""),
+        );
     };
     let policy = PullPolicy::of(entry.container);
     let ensured = context.images.ensure(image, policy, auth, Some(sandbox), on_pull).await;
@@ -175,7 +190,13 @@ async fn ensure_image(input: &StepInput, name: &str) -> Result<ReadyImage, Image
                 _ => error.message.clone(),
             };
             events.pod(&input.pod, Some(name), EventType::Warning, "Failed", text);
-            events.pod(&input.pod, Some(name), EventType::Warning, "Failed", format!("Error: {}", error.reason));
+            events.pod(
+                &input.pod,
+                Some(name),
+                EventType::Warning,
+                "Failed",
+                format!("Error: {}", error.reason),
+            );
         }
     }
     ensured
@@ -192,16 +213,15 @@ async fn pull_secrets(input: &StepInput) -> Vec<Arc<Secret>> {
         .collect();
     let mut secrets = Vec::new();
     for name in names {
-        match input.context.objects.secret(namespace, name).await {
-            Ok(Some(secret)) => secrets.push(secret),
-            Ok(None) | Err(_) => {
-                let message = format!(
-                    "Unable to retrieve some image pull secrets ({name}); attempting to pull the image may not succeed."
-                );
-                let events = &input.context.events;
-                events.pod(&input.pod, None, EventType::Warning, "FailedToRetrieveImagePullSecret", message);
-            }
+        if let Ok(Some(secret)) = input.context.objects.secret(namespace, name).await {
+            secrets.push(secret);
+            continue;
         }
+        let message = format!(
+            "Unable to retrieve some image pull secrets ({name}); attempting to pull the image may not succeed."
+        );
+        let events = &input.context.events;
+        events.pod(&input.pod, None, EventType::Warning, "FailedToRetrieveImagePullSecret", message);
     }
     secrets
 }

@@ -8,9 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use agent_core::backoff::BackOff;
-use agent_core::model::{
-    DesiredPod, Fate, ObservedPod, PodMemory, ProbeResults, Step as Progress, StepKey,
-};
+use agent_core::model::{DesiredPod, Fate, ObservedPod, PodMemory, ProbeResults, Step as Progress, StepKey};
 use agent_core::plan::{PlanInput, PodAction, PodPlan, Waiting, active_deadline, plan};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::PodStatus;
@@ -267,7 +265,7 @@ impl Worker {
                 }
             }
             Some(joined) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.take_outcome(joined),
-            Some(report) = self.reports.recv() => self.absorb_probe(report),
+            Some(report) = self.reports.recv() => self.absorb_probe(&report),
             () = timer => {
                 if self.observe_retry_at.is_some_and(|at| at <= Timestamp::now()) {
                     self.stale = true;
@@ -367,7 +365,10 @@ impl Worker {
     /// The last traces of a pod that is gone.
     async fn clean_up(&self) {
         self.context.objects.release(self.desired.uid());
-        let logs = crate::runtime::sandbox_config::log_directory(&self.context.config.pod_logs_dir, &self.desired.pod);
+        let logs = crate::runtime::sandbox_config::log_directory(
+            &self.context.config.pod_logs_dir,
+            &self.desired.pod,
+        );
         match tokio::fs::remove_dir_all(&logs).await {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 warn!(path = %logs.display(), %error, "cannot remove the logs of a pod that is gone");
@@ -393,7 +394,9 @@ fn recall(memory: &mut PodMemory, status: &PodStatus, max_delay: SignedDuration)
         }
         let crashed = known.state.as_ref().and_then(|state| state.waiting.as_ref());
         let ended = known.last_state.as_ref().and_then(|last| last.terminated.as_ref()?.finished_at.clone());
-        if let Some(ended) = ended.filter(|_| crashed.and_then(|w| w.reason.as_deref()) == Some("CrashLoopBackOff")) {
+        if let Some(ended) =
+            ended.filter(|_| crashed.and_then(|w| w.reason.as_deref()) == Some("CrashLoopBackOff"))
+        {
             let restarts = u32::try_from(known.restart_count).unwrap_or(0) + 1;
             entry.restart_backoff = BackOff::resumed(restarts, ended.0, max_delay);
         }

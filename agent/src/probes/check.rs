@@ -60,7 +60,12 @@ pub async fn check_probe(cri: &Cri, probe: &Probe, target: &CheckTarget, timeout
 }
 
 /// Runs a lifecycle hook.
-pub async fn run_hook(cri: &Cri, hook: &LifecycleHandler, target: &CheckTarget, timeout: Duration) -> Checked {
+pub async fn run_hook(
+    cri: &Cri,
+    hook: &LifecycleHandler,
+    target: &CheckTarget,
+    timeout: Duration,
+) -> Checked {
     if let Some(exec) = &hook.exec {
         return exec_check(cri, target, exec.command.clone().unwrap_or_default(), timeout).await;
     }

@@ -45,17 +45,16 @@ impl ProbeCounters {
             for (result, cell) in RESULTS.iter().zip(row) {
                 let count = cell.load(Ordering::Relaxed);
                 // Writing to a String cannot fail.
-                let _ = writeln!(
-                    text,
-                    "prober_probe_total{{probe_type=\"{}\",result=\"{result}\"}} {count}",
-                    kind.title()
-                );
+                let kind = kind.title();
+                writeln!(text, "prober_probe_total{{probe_type=\"{kind}\",result=\"{result}\"}} {count}")
+                    .ok();
             }
         }
         text.push_str("# HELP prober_probe_duration_seconds_sum Time spent in probes.\n# TYPE prober_probe_duration_seconds_sum counter\n");
         for (kind, cell) in KINDS.iter().zip(&self.micros) {
             let seconds = Duration::from_micros(cell.load(Ordering::Relaxed)).as_secs_f64();
-            let _ = writeln!(text, "prober_probe_duration_seconds_sum{{probe_type=\"{}\"}} {seconds}", kind.title());
+            let kind = kind.title();
+            writeln!(text, "prober_probe_duration_seconds_sum{{probe_type=\"{kind}\"}} {seconds}").ok();
         }
         text
     }

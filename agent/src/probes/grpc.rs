@@ -51,13 +51,17 @@ async fn ask(address: SocketAddr, service: &str) -> Checked {
     }
     let request = tonic::Request::new(HealthCheckRequest { service: service.to_owned() });
     let path = PathAndQuery::from_static("/grpc.health.v1.Health/Check");
-    let codec: tonic_prost::ProstCodec<HealthCheckRequest, HealthCheckResponse> = tonic_prost::ProstCodec::default();
+    let codec: tonic_prost::ProstCodec<HealthCheckRequest, HealthCheckResponse> =
+        tonic_prost::ProstCodec::default();
     match client.unary(request, path, codec).await {
         Ok(answer) if answer.get_ref().status == SERVING => Checked::Success(String::new()),
-        Ok(answer) => Checked::Failure(format!("service unhealthy (responded with status {})", answer.get_ref().status)),
-        Err(status) if status.code() == tonic::Code::Unimplemented => {
-            Checked::Failure("error: this server does not implement the grpc health protocol (grpc.health.v1.Health)".to_owned())
+        Ok(answer) => {
+            Checked::Failure(format!("service unhealthy (responded with status {})", answer.get_ref().status))
         }
+        Err(status) if status.code() == tonic::Code::Unimplemented => Checked::Failure(
+            "error: this server does not implement the grpc health protocol (grpc.health.v1.Health)"
+                .to_owned(),
+        ),
         Err(status) => Checked::Failure(format!("error: health rpc failed: {}", status.message())),
     }
 }

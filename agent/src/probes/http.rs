@@ -60,7 +60,8 @@ async fn exchange(get: Get<'_>, path: &str) -> Result<u16, String> {
 }
 
 fn request(get: Get<'_>, path: &str) -> Result<Request<Empty<Bytes>>, String> {
-    let authority = get.host.map_or_else(|| get.address.to_string(), |host| format!("{host}:{}", get.address.port()));
+    let authority =
+        get.host.map_or_else(|| get.address.to_string(), |host| format!("{host}:{}", get.address.port()));
     let mut request = Request::get(path).body(Empty::new()).map_err(|error| error.to_string())?;
     let headers = request.headers_mut();
     let value = |text: &str| HeaderValue::from_str(text).map_err(|error| error.to_string());
@@ -69,7 +70,8 @@ fn request(get: Get<'_>, path: &str) -> Result<Request<Empty<Bytes>>, String> {
     headers.insert(header::ACCEPT, HeaderValue::from_static("*/*"));
     headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     for wanted in get.headers {
-        let name: HeaderName = wanted.name.parse().map_err(|_invalid| format!("bad header {}", wanted.name))?;
+        let name: HeaderName =
+            wanted.name.parse().map_err(|_invalid| format!("bad header {}", wanted.name))?;
         headers.insert(name, value(&wanted.value)?);
     }
     Ok(request)
@@ -79,8 +81,9 @@ async fn send<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<u16, Strin
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| error.to_string())?;
     let mut answer = std::pin::pin!(sender.send_request(request));
     let mut connection = std::pin::pin!(connection);
     // The connection's future moves the bytes; the answer arrives while it runs. Both are polled until the answer.
@@ -91,10 +94,9 @@ where
             Err(error) => Err(error),
         },
     };
-    response.map(|response| response.status().as_u16()).map_err(|error| match error.is_incomplete_message() {
-        true => "EOF".to_owned(),
-        false => error.to_string(),
-    })
+    response
+        .map(|response| response.status().as_u16())
+        .map_err(|error| if error.is_incomplete_message() { "EOF".to_owned() } else { error.to_string() })
 }
 
 /// Probes do not verify certificates (documented behaviour of HTTPS probes).
@@ -198,7 +200,10 @@ mod tests {
     async fn statuses_decide() {
         for (answer, expected) in [
             ("HTTP/1.1 204 No Content\r\n\r\n", Checked::Success(String::new())),
-            ("HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n", Checked::Success(String::new())),
+            (
+                "HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n",
+                Checked::Success(String::new()),
+            ),
             (
                 "HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n",
                 Checked::Failure("HTTP probe failed with statuscode: 503".to_owned()),

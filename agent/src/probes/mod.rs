@@ -187,12 +187,15 @@ impl ProbeTask {
         tokio::time::sleep(first).await;
         loop {
             let began = Instant::now();
-            let checked = check::check_probe(&self.prober.cri, &self.probe, &self.target, self.settings.timeout).await;
+            let checked =
+                check::check_probe(&self.prober.cri, &self.probe, &self.target, self.settings.timeout).await;
             self.prober.counters.count(self.kind, &checked, began.elapsed());
             let step = match &checked {
                 Checked::Success(_) => self.state.on_result(true),
                 Checked::Failure(_) => self.state.on_result(false),
-                Checked::Unknown(_) => ProbeStep { verdict: None, report: true, next: Some(self.settings.period) },
+                Checked::Unknown(_) => {
+                    ProbeStep { verdict: None, report: true, next: Some(self.settings.period) }
+                }
             };
             self.report_event(&checked, step);
             if let Some(healthy) = step.verdict {
@@ -216,7 +219,9 @@ impl ProbeTask {
         let title = self.kind.title();
         let message = match checked {
             Checked::Failure(output) if step.report => format!("{title} probe failed: {output}"),
-            Checked::Unknown(error) => format!("{title} probe errored and resulted in unknown state: {error}"),
+            Checked::Unknown(error) => {
+                format!("{title} probe errored and resulted in unknown state: {error}")
+            }
             _ => return,
         };
         let name = self.target.container.name.as_str();

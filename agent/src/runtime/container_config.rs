@@ -53,7 +53,11 @@ pub fn log_path(container: &str, attempt: u32) -> String {
 pub fn container_config(input: ContainerInput<'_>) -> v1::ContainerConfig {
     let container = input.container;
     let mounts = mounts(&input);
-    let envs = input.process.variables.iter().map(|(key, value)| v1::KeyValue { key: key.clone(), value: value.clone() });
+    let envs = input
+        .process
+        .variables
+        .iter()
+        .map(|(key, value)| v1::KeyValue { key: key.clone(), value: value.clone() });
     v1::ContainerConfig {
         metadata: Some(v1::ContainerMetadata { name: container.name.clone(), attempt: input.attempt }),
         image: Some(v1::ImageSpec {
@@ -135,8 +139,11 @@ fn volume_mount(mount: &VolumeMount, resolved: &ResolvedMount) -> v1::Mount {
         _ => v1::MountPropagation::PropagationPrivate,
     };
     // A path relative to the root of the container, as upstream makes it.
-    let container_path =
-        if mount.mount_path.starts_with('/') { mount.mount_path.clone() } else { format!("/{}", mount.mount_path) };
+    let container_path = if mount.mount_path.starts_with('/') {
+        mount.mount_path.clone()
+    } else {
+        format!("/{}", mount.mount_path)
+    };
     let readonly = mount.read_only.unwrap_or(false) || resolved.read_only;
     v1::Mount {
         container_path,

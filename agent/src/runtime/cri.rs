@@ -85,15 +85,22 @@ fn channel(socket: PathBuf) -> Channel {
     }))
 }
 
-async fn within<T>(
+/// Boxes the call: requests are large, and futures that hold them would be.
+fn within<T>(
     call: &'static str,
     deadline: Duration,
-    answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
-) -> Result<T, CriError> {
-    match tokio::time::timeout(deadline, answer).await {
-        Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(CriError::new(call, &status)),
-        Err(_elapsed) => Err(CriError::deadline(call, deadline)),
+    answer: impl Future<Output = Result<tonic::Response<T>, Status>> + Send,
+) -> impl Future<Output = Result<T, CriError>> + Send
+where
+    T: Send,
+{
+    let answer = Box::pin(answer);
+    async move {
+        match tokio::time::timeout(deadline, answer).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(CriError::new(call, &status)),
+            Err(_elapsed) => Err(CriError::deadline(call, deadline)),
+        }
     }
 }
 
@@ -157,8 +164,7 @@ impl Cri {
     /// RunPodSandbox; the id.
     pub async fn run_sandbox(&self, config: v1::PodSandboxConfig, handler: &str) -> Result<String, CriError> {
         let mut client = self.clients.runtime.clone();
-        let request =
-            v1::RunPodSandboxRequest { config: Some(config), runtime_handler: handler.to_owned() };
+        let request = v1::RunPodSandboxRequest { config: Some(config), runtime_handler: handler.to_owned() };
         // Upstream's double deadline: networks may be slow, and giving up early only makes the next try wait.
         let answer = client.run_pod_sandbox(request);
         Ok(within("RunPodSandbox", self.deadline.saturating_mul(2), answer).await?.pod_sandbox_id)
@@ -194,7 +200,9 @@ impl Cri {
     /// StopContainer with its grace; gone counts as stopped.
     pub async fn stop_container(&self, id: &str, grace: Duration) -> Result<(), CriError> {
         let mut client = self.clients.runtime.clone();
-        let timeout = i64::try_from(grace.as_secs()).unwrap_or(i64::MAX);
+        // Rounded up: a fraction of a second is not worth a whole one of the grace period.
+        let seconds = grace.as_secs() + u64::from(grace.subsec_nanos() > 0);
+        let timeout = i64::try_from(seconds).unwrap_or(i64::MAX);
         let request = v1::StopContainerRequest { container_id: id.to_owned(), timeout };
         let answer = client.stop_container(request);
         found(within("StopContainer", self.deadline.saturating_add(grace), answer).await).map(|_| ())

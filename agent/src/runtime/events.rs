@@ -146,11 +146,13 @@ async fn relist(
     for container in containers {
         let Some(pod) = found_pod(&mut pods, &container.labels) else { continue };
         pod.containers.extend(container.labels.get(labels::CONTAINER_NAME).cloned());
-        pod.grace = container.annotations.get(labels::GRACE).and_then(|grace| grace.parse().ok()).or(pod.grace);
+        pod.grace =
+            container.annotations.get(labels::GRACE).and_then(|grace| grace.parse().ok()).or(pod.grace);
         now.entry(pod.uid.clone()).or_default().insert(container.id, container.state);
     }
     let gone: Vec<&String> = seen.keys().filter(|uid| !now.contains_key(*uid)).collect();
-    for uid in now.iter().filter(|(uid, state)| seen.get(*uid) != Some(state)).map(|(uid, _)| uid).chain(gone) {
+    for uid in now.iter().filter(|(uid, state)| seen.get(*uid) != Some(state)).map(|(uid, _)| uid).chain(gone)
+    {
         waker.wake(uid);
     }
     waker.found(pods.into_values().collect());

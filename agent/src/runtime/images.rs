@@ -79,7 +79,9 @@ impl Images {
         on_pull: impl FnOnce() + Send,
     ) -> Result<ReadyImage, ImageError> {
         if !is_valid_name(image) {
-            let message = format!("Failed to apply default image tag \"{image}\": couldn't parse image name: invalid reference format");
+            let message = format!(
+                "Failed to apply default image tag \"{image}\": couldn't parse image name: invalid reference format"
+            );
             return Err(ImageError { reason: "InvalidImageName", message, runtime_away: false });
         }
         let present = self.inspect(image).await?;
@@ -117,11 +119,14 @@ impl Images {
         // The semaphore is never closed.
         let _slot = self.slots.acquire().await.ok();
         let since = Instant::now();
-        let image_ref = self.try_credentials(image, credentials, sandbox).await.map_err(|error| ImageError {
-            reason: "ErrImagePull",
-            message: error.message.clone(),
-            runtime_away: error.is_unavailable(),
-        })?;
+        let image_ref =
+            Box::pin(self.try_credentials(image, credentials, sandbox)).await.map_err(|error| {
+                ImageError {
+                    reason: "ErrImagePull",
+                    message: error.message.clone(),
+                    runtime_away: error.is_unavailable(),
+                }
+            })?;
         let (took, with_wait) = (since.elapsed(), waiting_since.elapsed());
         let found = match self.cri.image(spec(&image_ref)).await.ok().flatten() {
             Some(found) => found,
@@ -149,7 +154,8 @@ impl Images {
         }
         let mut last = None;
         for auth in attempts {
-            let request = v1::PullImageRequest { image: Some(spec(image)), auth, sandbox_config: sandbox.clone() };
+            let request =
+                v1::PullImageRequest { image: Some(spec(image)), auth, sandbox_config: sandbox.clone() };
             match self.cri.pull(request).await {
                 Ok(image_ref) => return Ok(image_ref),
                 Err(error) => last = Some(error),
@@ -187,7 +193,8 @@ fn is_valid_name(image: &str) -> bool {
     let last = name.rsplit('/').next().unwrap_or_default();
     let repository = last.split(':').next().unwrap_or_default();
     let part_is_valid = |part: &str| {
-        !part.is_empty() && part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c))
+        !part.is_empty()
+            && part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c))
     };
     // The host may have upper case and a port.
     let mut parts = path.split('/').filter(|_| !path.is_empty());
@@ -203,7 +210,9 @@ mod tests {
 
     #[test]
     fn names_that_no_registry_has_are_refused() {
-        for name in ["nginx", "nginx:1.17.9", "docker.io/library/nginx", "r:5000/a/b@sha256:00", "localhost/x_y"] {
+        for name in
+            ["nginx", "nginx:1.17.9", "docker.io/library/nginx", "r:5000/a/b@sha256:00", "localhost/x_y"]
+        {
             assert!(is_valid_name(name), "{name}");
         }
         for name in ["", "Nginx", "nginx image", ":1", "a//b", "r/UPPER/b"] {

@@ -62,7 +62,11 @@ pub fn container_annotations(pod: &Pod, container: &Container, attempt: u32) -> 
 
 /// Where the container writes its termination message.
 pub fn message_path(container: &Container) -> &str {
-    container.termination_message_path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/dev/termination-log")
+    container
+        .termination_message_path
+        .as_deref()
+        .filter(|path| !path.is_empty())
+        .unwrap_or("/dev/termination-log")
 }
 
 fn identity(pod: &Pod) -> BTreeMap<String, String> {

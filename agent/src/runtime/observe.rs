@@ -174,7 +174,11 @@ fn convert(sandbox_id: &str, status: &v1::ContainerStatus) -> ObservedContainer 
             _ => RunState::Unknown,
         },
         image: status.image.as_ref().map(|image| image.image.clone()).unwrap_or_default(),
-        image_id: if status.image_ref.is_empty() { status.image_id.clone() } else { status.image_ref.clone() },
+        image_id: if status.image_ref.is_empty() {
+            status.image_id.clone()
+        } else {
+            status.image_ref.clone()
+        },
         created_at: nanos(status.created_at),
         started_at: positive(status.started_at),
         finished_at: positive(status.finished_at),

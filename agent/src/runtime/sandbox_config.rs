@@ -57,7 +57,11 @@ pub fn sandbox_config(input: SandboxInput<'_>) -> v1::PodSandboxConfig {
         // A pod in the host network keeps the node's hostname.
         hostname: if host_network { String::new() } else { hostname(input.pod, input.dns.domain) },
         log_directory: log_directory(input.pod_logs_dir, input.pod).to_string_lossy().into_owned(),
-        dns_config: Some(v1::DnsConfig { servers: dns.servers, searches: dns.searches, options: dns.options }),
+        dns_config: Some(v1::DnsConfig {
+            servers: dns.servers,
+            searches: dns.searches,
+            options: dns.options,
+        }),
         port_mappings: if host_network { Vec::new() } else { port_mappings(spec) },
         labels: labels::sandbox_labels(input.pod),
         annotations: metadata.annotations.clone().unwrap_or_default(),

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use cri_shim_api::v1;
 use k8s_openapi::api::core::v1::{
-    AppArmorProfile, Capabilities, Container, Pod, PodSecurityContext, PodSpec, SeccompProfile, SecurityContext,
+    AppArmorProfile, Capabilities, Container, Pod, PodSecurityContext, PodSpec, SeccompProfile,
+    SecurityContext,
 };
 use v1::security_profile::ProfileType;
 
@@ -150,11 +151,12 @@ fn check_non_root(
     let problem = match (user, image.uid, image.name.as_str()) {
         _ if !required => return Ok(()),
         (Some(0), ..) => "has runAsNonRoot and runAsUser is set to root".to_owned(),
-        (Some(_), ..) => return Ok(()),
         (None, Some(0), _) | (None, None, "") => "has runAsNonRoot and image will run as root".to_owned(),
-        (None, Some(_), _) => return Ok(()),
+        (Some(_), ..) | (None, Some(_), _) => return Ok(()),
         (None, None, name) => {
-            format!("has runAsNonRoot and image has non-numeric user ({name}), cannot verify user is non-root")
+            format!(
+                "has runAsNonRoot and image has non-numeric user ({name}), cannot verify user is non-root"
+            )
         }
     };
     let metadata = &pod.metadata;
@@ -242,7 +244,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(context: serde_json::Value, image: &ImageUser, expected: Result<Option<i64>, &str>) {
+    fn check(context: &serde_json::Value, image: &ImageUser, expected: Result<Option<i64>, &str>) {
         let pod: Pod = serde_json::from_value(json!({
             "metadata": {"name": "p", "namespace": "ns", "uid": "u"},
             "spec": {"containers": [{"name": "a", "securityContext": context}]}}))
@@ -261,10 +263,10 @@ mod tests {
     fn non_root_is_enforced_with_upstreams_words() {
         let root = ImageUser { uid: Some(0), name: String::new() };
         let named = ImageUser { uid: None, name: "nginx".to_owned() };
-        check(json!({"runAsNonRoot": true}), &root, Err("image will run as root"));
-        check(json!({"runAsNonRoot": true}), &named, Err("non-numeric user (nginx)"));
-        check(json!({"runAsNonRoot": true, "runAsUser": 1000}), &root, Ok(Some(1000)));
-        check(json!({"runAsNonRoot": true, "runAsUser": 0}), &named, Err("runAsUser is set to root"));
-        check(json!({}), &root, Ok(Some(0)));
+        check(&json!({"runAsNonRoot": true}), &root, Err("image will run as root"));
+        check(&json!({"runAsNonRoot": true}), &named, Err("non-numeric user (nginx)"));
+        check(&json!({"runAsNonRoot": true, "runAsUser": 1000}), &root, Ok(Some(1000)));
+        check(&json!({"runAsNonRoot": true, "runAsUser": 0}), &named, Err("runAsUser is set to root"));
+        check(&json!({}), &root, Ok(Some(0)));
     }
 }

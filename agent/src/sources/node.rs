@@ -21,8 +21,7 @@ pub async fn run(
     cancel: CancellationToken,
 ) {
     let config = watcher::Config::default().fields(&format!("metadata.name={node_name}"));
-    let mut stream =
-        std::pin::pin!(watcher(Api::<Node>::all(client), config).backoff(Reconnect::default()));
+    let mut stream = std::pin::pin!(watcher(Api::<Node>::all(client), config).backoff(Reconnect::default()));
     loop {
         // Cancel-safe: a stream and a token.
         let event = tokio::select! {

@@ -114,9 +114,13 @@ impl Objects {
                 users,
                 State::ConfigMap,
             )),
-            Kind::Secret => {
-                tokio::spawn(follow::<Secret>(Api::namespaced(client, &namespace), name, sender, users, State::Secret))
-            }
+            Kind::Secret => tokio::spawn(follow::<Secret>(
+                Api::namespaced(client, &namespace),
+                name,
+                sender,
+                users,
+                State::Secret,
+            )),
         };
         Entry { state, interested, task: task.abort_handle() }
     }
@@ -162,7 +166,9 @@ impl Objects {
         Ok(match key.kind {
             Kind::ConfigMap => {
                 let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &key.namespace);
-                api.get_opt(&key.name).await?.map_or(State::Missing, |found| State::ConfigMap(Arc::new(found)))
+                api.get_opt(&key.name)
+                    .await?
+                    .map_or(State::Missing, |found| State::ConfigMap(Arc::new(found)))
             }
             Kind::Secret => {
                 let api: Api<Secret> = Api::namespaced(self.client.clone(), &key.namespace);

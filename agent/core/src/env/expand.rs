@@ -13,13 +13,12 @@ pub fn expand(text: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
         } else if let Some((name, after)) =
             from_dollar.strip_prefix("$(").and_then(|reference| reference.split_once(')'))
         {
-            match lookup(name) {
-                Some(value) => expanded.push_str(&value),
-                None => {
-                    expanded.push_str("$(");
-                    expanded.push_str(name);
-                    expanded.push(')');
-                }
+            if let Some(value) = lookup(name) {
+                expanded.push_str(&value);
+            } else {
+                expanded.push_str("$(");
+                expanded.push_str(name);
+                expanded.push(')');
             }
             rest = after;
         } else {

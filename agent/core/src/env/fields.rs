@@ -60,7 +60,9 @@ pub fn field_value(pod: &Pod, path: &str, addresses: Option<&Addresses>) -> Resu
         ("metadata.labels", _) => Ok(formatted(metadata.labels.as_ref())),
         ("metadata.annotations", _) => Ok(formatted(metadata.annotations.as_ref())),
         ("spec.nodeName", Some(_)) => text(spec.and_then(|spec| spec.node_name.as_ref())),
-        ("spec.serviceAccountName", Some(_)) => text(spec.and_then(|spec| spec.service_account_name.as_ref())),
+        ("spec.serviceAccountName", Some(_)) => {
+            text(spec.and_then(|spec| spec.service_account_name.as_ref()))
+        }
         ("status.podIP", Some(addresses)) => text(addresses.pod.first()),
         ("status.podIPs", Some(addresses)) => Ok(addresses.pod.join(",")),
         ("status.hostIP", Some(addresses)) => text(addresses.host.first()),

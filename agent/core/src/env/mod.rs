@@ -163,7 +163,8 @@ fn env_from(input: EnvInput<'_>, variables: &mut Variables) -> Result<(), EnvErr
             match input.secrets.get(&wanted.name) {
                 Some(found) => {
                     for (key, value) in found.data.iter().flatten() {
-                        variables.set(&format!("{prefix}{key}"), String::from_utf8_lossy(&value.0).into_owned());
+                        variables
+                            .set(&format!("{prefix}{key}"), String::from_utf8_lossy(&value.0).into_owned());
                     }
                 }
                 None if wanted.optional.unwrap_or(false) => {}

@@ -40,7 +40,10 @@ fn add(variables: &mut BTreeMap<String, String>, name: &str, service: &Service) 
     set("SERVICE_PORT", first.port.to_string());
     for port in ports {
         if let Some(port_name) = port.name.as_deref().filter(|name| !name.is_empty()) {
-            set(&format!("SERVICE_PORT_{}", port_name.to_uppercase().replace('-', "_")), port.port.to_string());
+            set(
+                &format!("SERVICE_PORT_{}", port_name.to_uppercase().replace('-', "_")),
+                port.port.to_string(),
+            );
         }
     }
     for (index, port) in ports.iter().enumerate() {

@@ -4,14 +4,14 @@ use serde_json::json;
 
 use super::*;
 
-fn build_for(container: serde_json::Value, services: serde_json::Value) -> Result<ProcessEnv, EnvError> {
+fn build_for(container: &serde_json::Value, services: &serde_json::Value) -> Result<ProcessEnv, EnvError> {
     let pod: Pod = serde_json::from_value(json!({
         "metadata": {"name": "p", "namespace": "ns", "uid": "u", "labels": {"app": "web"}},
         "spec": {"nodeName": "n1", "containers": [container]}
     }))
     .expect("a pod");
     let container = pod.spec.as_ref().expect("spec").containers[0].clone();
-    let services: Vec<Arc<Service>> = serde_json::from_value::<Vec<Service>>(services)
+    let services: Vec<Arc<Service>> = serde_json::from_value::<Vec<Service>>(services.clone())
         .expect("services")
         .into_iter()
         .map(Arc::new)
@@ -25,7 +25,10 @@ fn build_for(container: serde_json::Value, services: serde_json::Value) -> Resul
         services: &services,
         config_maps: &BTreeMap::from([("c".to_owned(), Arc::new(config))]),
         secrets: &BTreeMap::from([("s".to_owned(), Arc::new(secret))]),
-        addresses: &fields::Addresses { pod: vec!["10.244.0.5".to_owned()], host: vec!["10.0.0.1".to_owned()] },
+        addresses: &fields::Addresses {
+            pod: vec!["10.244.0.5".to_owned()],
+            host: vec!["10.0.0.1".to_owned()],
+        },
         allocatable: &serde_json::from_value(json!({"memory": "2Gi"})).expect("resources"),
     })
 }
@@ -37,7 +40,7 @@ fn value<'a>(env: &'a ProcessEnv, name: &str) -> Option<&'a str> {
 #[test]
 fn sources_override_and_expand_in_order() {
     let env = build_for(
-        json!({"name": "a",
+        &json!({"name": "a",
             "command": ["echo", "$(GREETING)", "$(NOPE)"],
             "envFrom": [{"configMapRef": {"name": "c"}, "prefix": "CFG_"}],
             "env": [
@@ -49,7 +52,7 @@ fn sources_override_and_expand_in_order() {
                 {"name": "MAYBE", "valueFrom": {"configMapKeyRef": {"name": "none", "key": "k", "optional": true}}},
                 {"name": "GREETING", "value": "$(CFG_COLOR) at $(IP) via $(WEB_SERVICE_HOST)"}
             ]}),
-        json!([{"metadata": {"name": "web", "namespace": "ns"},
+        &json!([{"metadata": {"name": "web", "namespace": "ns"},
                 "spec": {"clusterIP": "10.96.0.9", "ports": [{"port": 80}]}}]),
     )
     .expect("builds");
@@ -68,7 +71,7 @@ fn missing_objects_are_named_as_upstream_does() {
         (json!({"configMapKeyRef": {"name": "c", "key": "k"}}), "couldn't find key k in ConfigMap ns/c"),
         (json!({"secretKeyRef": {"name": "none", "key": "k"}}), "secret \"none\" not found"),
     ] {
-        let error = build_for(json!({"name": "a", "env": [{"name": "X", "valueFrom": source}]}), json!([]))
+        let error = build_for(&json!({"name": "a", "env": [{"name": "X", "valueFrom": source}]}), &json!([]))
             .expect_err("missing");
         assert_eq!(error.to_string(), message);
     }
@@ -77,8 +80,8 @@ fn missing_objects_are_named_as_upstream_does() {
 #[test]
 fn service_variables_of_the_namespace_and_of_the_api() {
     let env = build_for(
-        json!({"name": "a"}),
-        json!([
+        &json!({"name": "a"}),
+        &json!([
             {"metadata": {"name": "my-db", "namespace": "ns"}, "spec": {"clusterIP": "10.96.0.7",
              "ports": [{"name": "main-port", "port": 5432, "protocol": "TCP"}]}},
             {"metadata": {"name": "headless", "namespace": "ns"}, "spec": {"clusterIP": "None", "ports": [{"port": 1}]}},

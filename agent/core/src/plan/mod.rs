@@ -199,7 +199,9 @@ impl PodPlan {
 
     /// Adds `action` unless its step runs already.
     fn step(&mut self, memory: &PodMemory, action: PodAction) {
-        if !memory.busy.contains(&action.key()) && self.actions.iter().all(|other| other.key() != action.key()) {
+        if !memory.busy.contains(&action.key())
+            && self.actions.iter().all(|other| other.key() != action.key())
+        {
             self.actions.push(action);
         }
     }
@@ -216,7 +218,9 @@ impl PodAction {
         match self {
             Self::EnsureCgroup | Self::RemoveCgroup => StepKey::Cgroup,
             Self::MountVolumes | Self::TearDownVolumes => StepKey::Volumes,
-            Self::CreateSandbox { .. } | Self::StopSandbox { .. } | Self::RemoveSandbox { .. } => StepKey::Sandbox,
+            Self::CreateSandbox { .. } | Self::StopSandbox { .. } | Self::RemoveSandbox { .. } => {
+                StepKey::Sandbox
+            }
             Self::EnsureImage { container } => StepKey::Image(container.clone()),
             Self::StartContainer { container, .. } | Self::KillContainer { container, .. } => {
                 StepKey::Container(container.clone())

@@ -5,7 +5,8 @@ use k8s_openapi::api::core::v1::PodSpec;
 
 use super::{PlanInput, PodAction, PodPlan};
 use crate::model::{
-    ContainerKind, ContainerSpec, ImageState, ObservedContainer, RestartPolicy, RunState, Step, StepKey, containers,
+    ContainerKind, ContainerSpec, ImageState, ObservedContainer, RestartPolicy, RunState, Step, StepKey,
+    containers,
 };
 
 /// Pause before a container that could not be created is tried again.
@@ -61,7 +62,9 @@ fn wanted<'a>(input: PlanInput<'a>, plan: &mut PodPlan) -> Vec<Wanted<'a>> {
                 kill(input, plan, entry, here, "is in unknown state, try killing it before restart");
                 false
             }
-            Some(RunState::Exited) if entry.kind == ContainerKind::Init && here.is_some_and(|i| i.exit_code == 0) => {
+            Some(RunState::Exited)
+                if entry.kind == ContainerKind::Init && here.is_some_and(|i| i.exit_code == 0) =>
+            {
                 true
             }
             Some(RunState::Created) => {
@@ -116,9 +119,7 @@ fn may_start(
         ContainerKind::Sidecar => true,
         ContainerKind::Init => policy != RestartPolicy::Never || instance.exit_code == 0,
         // A changed definition starts whatever the policy says of the old instance.
-        ContainerKind::Main => {
-            policy.restarts(instance.exit_code) || instance.is_outdated(entry.container)
-        }
+        ContainerKind::Main => policy.restarts(instance.exit_code) || instance.is_outdated(entry.container),
     }
 }
 
@@ -168,7 +169,10 @@ fn kill_with(
     let name = entry.container.name.clone();
     let part = if entry.kind == ContainerKind::Main { "Container" } else { "Init container" };
     let message = format!("{part} {name} {why}");
-    plan.step(input.memory, PodAction::KillContainer { id: instance.id.clone(), container: name, grace, message });
+    plan.step(
+        input.memory,
+        PodAction::KillContainer { id: instance.id.clone(), container: name, grace, message },
+    );
 }
 
 fn default_grace(spec: &PodSpec) -> i64 {
@@ -291,7 +295,11 @@ fn wait_for_image(
     let shown_until = at + PULL_ERROR_SHOWN;
     if reason == "ErrImagePull" && shown_until <= input.now {
         let image = image.unwrap_or_default();
-        plan.wait(name, "ImagePullBackOff", format!("Back-off pulling image \"{image}\": {reason}: {message}"));
+        plan.wait(
+            name,
+            "ImagePullBackOff",
+            format!("Back-off pulling image \"{image}\": {reason}: {message}"),
+        );
     } else {
         plan.wake(shown_until);
         plan.wait(name, reason, message);

@@ -71,7 +71,8 @@ fn stopped(input: PlanInput<'_>, plan: &mut PodPlan, grace: i64) -> bool {
         return false;
     }
     plan.ended = true;
-    let to_stop = input.observed.sandboxes.iter().find(|sandbox| !memory.stopped_sandboxes.contains(&sandbox.id));
+    let to_stop =
+        input.observed.sandboxes.iter().find(|sandbox| !memory.stopped_sandboxes.contains(&sandbox.id));
     if let Some(sandbox) = to_stop {
         plan.step(memory, PodAction::StopSandbox { id: sandbox.id.clone() });
         return false;

@@ -26,7 +26,7 @@ struct World {
 }
 
 impl World {
-    fn new(spec: Value) -> Self {
+    fn new(spec: &Value) -> Self {
         let pod: Pod = serde_json::from_value(json!({
             "metadata": {"name": "p", "namespace": "ns", "uid": "u"}, "spec": spec}))
         .expect("a pod");
@@ -96,13 +96,16 @@ impl World {
             PodAction::CreateSandbox { attempt } => {
                 self.memory.sandbox = Step::Done;
                 self.ids += 1;
-                self.observed.sandboxes.insert(0, ObservedSandbox {
-                    id: format!("s{}", self.ids),
-                    attempt: *attempt,
-                    ready: true,
-                    created_at: self.now,
-                    ips: vec!["10.244.0.9".to_owned()],
-                });
+                self.observed.sandboxes.insert(
+                    0,
+                    ObservedSandbox {
+                        id: format!("s{}", self.ids),
+                        attempt: *attempt,
+                        ready: true,
+                        created_at: self.now,
+                        ips: vec!["10.244.0.9".to_owned()],
+                    },
+                );
                 format!("sandbox {attempt}")
             }
             PodAction::StopSandbox { id } => {
@@ -110,7 +113,9 @@ impl World {
                     sandbox.ready = false;
                 }
                 let now = self.now;
-                for instance in self.observed.containers.iter_mut().filter(|c| c.sandbox_id == *id && c.is_alive()) {
+                for instance in
+                    self.observed.containers.iter_mut().filter(|c| c.sandbox_id == *id && c.is_alive())
+                {
                     end(instance, 137, now);
                 }
                 self.memory.stopped_sandboxes.insert(id.clone());
@@ -162,7 +167,8 @@ impl World {
         );
         self.ids += 1;
         let spec = self.desired.spec().clone();
-        let container = containers(&spec).find(|entry| entry.container.name == name).expect("in spec").container;
+        let container =
+            containers(&spec).find(|entry| entry.container.name == name).expect("in spec").container;
         let mut instance = ObservedContainer {
             id: format!("c{}", self.ids),
             name: name.to_owned(),
@@ -195,7 +201,11 @@ impl World {
 
     fn exit_id(&mut self, id: &str, code: i32) {
         let now = self.now;
-        self.observed.containers.iter_mut().filter(|instance| instance.id == id).for_each(|c| end(c, code, now));
+        self.observed
+            .containers
+            .iter_mut()
+            .filter(|instance| instance.id == id)
+            .for_each(|c| end(c, code, now));
     }
 
     fn fate(&mut self, fate: Fate) -> &mut Self {
@@ -218,20 +228,21 @@ fn end(instance: &mut ObservedContainer, code: i32, now: Timestamp) {
 }
 
 fn one(policy: &str) -> World {
-    World::new(json!({"restartPolicy": policy, "terminationGracePeriodSeconds": 7,
+    World::new(&json!({"restartPolicy": policy, "terminationGracePeriodSeconds": 7,
         "containers": [{"name": "a", "image": "i"}]}))
 }
 
 #[test]
 fn a_pod_starts_with_images_beside_the_sandbox_and_containers_in_order() {
-    let mut world = World::new(json!({"containers": [{"name": "a"}, {"name": "b"}]}));
+    let mut world = World::new(&json!({"containers": [{"name": "a"}, {"name": "b"}]}));
     world.settle().expect("cgroup, volumes, image a, image b, sandbox 0, start a 0, start b 0");
     world.settle().expect("");
 }
 
 #[test]
 fn init_containers_run_one_after_the_other() {
-    let mut world = World::new(json!({"initContainers": [{"name": "i"}, {"name": "j"}], "containers": [{"name": "a"}]}));
+    let mut world =
+        World::new(&json!({"initContainers": [{"name": "i"}, {"name": "j"}], "containers": [{"name": "a"}]}));
     world.settle().expect("cgroup, volumes, image i, sandbox 0, start i 0");
     world.exit("i", 0).settle().expect("image j, start j 0");
     world.exit("j", 0).settle().expect("image a, start a 0");
@@ -240,21 +251,23 @@ fn init_containers_run_one_after_the_other() {
 #[test]
 fn a_failing_init_container_is_retried_or_fails_the_pod() {
     let spec = |policy: &str| json!({"restartPolicy": policy, "initContainers": [{"name": "i"}], "containers": [{"name": "a"}]});
-    let mut world = World::new(spec("Never"));
+    let mut world = World::new(&spec("Never"));
     world.settle().log.clear();
     world.exit("i", 1).settle().expect("stop sandbox, teardown, remove cgroup");
     assert!(world.last.finished);
-    let mut world = World::new(spec("OnFailure"));
+    let mut world = World::new(&spec("OnFailure"));
     world.settle().log.clear();
     world.exit("i", 1).settle().expect("image i, start i 1");
 }
 
 #[test]
 fn a_sidecar_lets_the_next_start_and_stops_last() {
-    let mut world = World::new(json!({"restartPolicy": "Never", "terminationGracePeriodSeconds": 7,
+    let mut world = World::new(&json!({"restartPolicy": "Never", "terminationGracePeriodSeconds": 7,
         "initContainers": [{"name": "s", "restartPolicy": "Always"}, {"name": "t", "restartPolicy": "Always"}],
         "containers": [{"name": "a"}]}));
-    world.settle().expect("cgroup, volumes, image s, sandbox 0, start s 0, image t, start t 0, image a, start a 0");
+    world
+        .settle()
+        .expect("cgroup, volumes, image s, sandbox 0, start s 0, image t, start t 0, image a, start a 0");
     world.exit("s", 1).settle().expect("image s, start s 1");
     world.exit("a", 0).settle().expect("kill t 7, kill s 7, stop sandbox, teardown, remove cgroup");
 }
@@ -280,10 +293,7 @@ fn a_crash_loop_backs_off_and_says_so() {
     let begin = world.now;
     world.settle().expect("cgroup, volumes, image a, sandbox 0, start a 0, image a, start a 1");
     assert_eq!(world.last.waiting["a"].reason, "CrashLoopBackOff");
-    assert_eq!(
-        world.last.waiting["a"].message,
-        "back-off 10s restarting failed container=a pod=p_ns(u)"
-    );
+    assert_eq!(world.last.waiting["a"].message, "back-off 10s restarting failed container=a pod=p_ns(u)");
     world.wait(3).expect("image a, start a 2, remove container, image a, start a 3, remove container, image a, start a 4, remove container");
     assert_eq!(world.now.duration_since(begin).as_secs(), 10 + 20 + 40);
     assert!(world.last.waiting["a"].message.starts_with("back-off 1m20s"), "{:?}", world.last.waiting);
@@ -318,7 +328,7 @@ fn a_new_image_restarts_in_place_whatever_the_policy() {
 
 #[test]
 fn a_dead_sandbox_is_replaced_and_init_runs_again() {
-    let mut world = World::new(json!({"initContainers": [{"name": "i"}], "containers": [{"name": "a"}]}));
+    let mut world = World::new(&json!({"initContainers": [{"name": "i"}], "containers": [{"name": "a"}]}));
     world.exit_on_start.insert("i".to_owned(), 0);
     world.settle().log.clear();
     world.observed.sandboxes[0].ready = false;
@@ -368,7 +378,8 @@ fn an_image_error_becomes_back_off_and_is_retried() {
     world.memory.services_synced = false;
     world.settle().log.clear();
     let (now, memory) = (world.now, world.memory.containers.entry("a".to_owned()).or_default());
-    memory.image = ImageState::Failed { reason: "ErrImagePull".to_owned(), message: "no such".to_owned(), at: now };
+    memory.image =
+        ImageState::Failed { reason: "ErrImagePull".to_owned(), message: "no such".to_owned(), at: now };
     memory.pull_backoff.advance(now, now, backoff::MAX);
     world.settle().expect("");
     assert_eq!(world.last.waiting["a"].reason, "ErrImagePull");
@@ -446,7 +457,7 @@ proptest! {
         let mut inits = Vec::new();
         if sidecar { inits.push(json!({"name": "s", "restartPolicy": "Always"})); }
         if init { inits.push(json!({"name": "i"})); }
-        let mut world = World::new(json!({"initContainers": inits, "containers": [{"name": "a"}, {"name": "b"}]}));
+        let mut world = World::new(&json!({"initContainers": inits, "containers": [{"name": "a"}, {"name": "b"}]}));
         world.exit_on_start.insert("i".to_owned(), 0);
         world.settle();
         for accident in &accidents {

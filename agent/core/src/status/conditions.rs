@@ -92,10 +92,7 @@ fn containers_ready(phase: &str, statuses: &[(ContainerKind, ContainerStatus)]) 
     if unready.is_empty() {
         Verdict::yes()
     } else {
-        Verdict::no(
-            "ContainersNotReady",
-            format!("containers with unready status: [{}]", unready.join(" ")),
-        )
+        Verdict::no("ContainersNotReady", format!("containers with unready status: [{}]", unready.join(" ")))
     }
 }
 

@@ -11,13 +11,17 @@ use crate::model::{ContainerKind, ContainerSpec, ObservedContainer, RunState};
 /// Derives the status of one container.
 pub(super) fn status_of(input: StatusInput<'_>, entry: ContainerSpec<'_>) -> ContainerStatus {
     let name = entry.container.name.as_str();
-    let newest = input.observed.newest(name, input.memory).filter(|instance| instance.state != RunState::Created);
+    let newest =
+        input.observed.newest(name, input.memory).filter(|instance| instance.state != RunState::Created);
     let mut status = match newest {
         Some(instance) => from_instance(input, entry, instance),
         None => without_instance(input, entry),
     };
-    let spec_resources = entry.container.resources.clone().filter(|r| r.requests.is_some() || r.limits.is_some());
-    if let Some(resources) = spec_resources.filter(|_| status.state.as_ref().is_some_and(|s| s.running.is_some())) {
+    let spec_resources =
+        entry.container.resources.clone().filter(|r| r.requests.is_some() || r.limits.is_some());
+    if let Some(resources) =
+        spec_resources.filter(|_| status.state.as_ref().is_some_and(|s| s.running.is_some()))
+    {
         status.allocated_resources.clone_from(&resources.requests);
         status.resources = Some(resources);
     }

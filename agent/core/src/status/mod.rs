@@ -11,7 +11,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, HostIP, PodIP, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::model::{ContainerKind, DesiredPod, Fate, ObservedPod, PodMemory, RestartPolicy, containers as parts};
+use crate::model::{
+    ContainerKind, DesiredPod, Fate, ObservedPod, PodMemory, RestartPolicy, containers as parts,
+};
 use crate::plan::PodPlan;
 use crate::qos::QosClass;
 
@@ -92,7 +94,8 @@ fn pod_ips(input: StatusInput<'_>, host_network: bool) -> Vec<String> {
     if host_network {
         return vec![input.node.host_ip.clone()];
     }
-    let current = input.observed.sandboxes.first().filter(|sandbox| sandbox.ready).map(|sandbox| &sandbox.ips);
+    let current =
+        input.observed.sandboxes.first().filter(|sandbox| sandbox.ready).map(|sandbox| &sandbox.ips);
     match current {
         Some(ips) if !ips.is_empty() => ips.clone(),
         _ => input.previous.pod_ips.iter().flatten().map(|ip| ip.ip.clone()).collect(),

@@ -1,5 +1,6 @@
 //! Statuses as kubectl shows them.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -20,7 +21,7 @@ fn now() -> Timestamp {
     Timestamp::from_second(1_000_000).expect("in range")
 }
 
-fn case(spec: Value) -> Case {
+fn case(spec: &Value) -> Case {
     Case {
         pod: json!({"metadata": {"name": "p", "namespace": "ns", "uid": "u", "generation": 3}, "spec": spec}),
         observed: ObservedPod {
@@ -67,8 +68,13 @@ impl Case {
         let mut observed = self.observed.clone();
         observed.sort();
         let settings = PlanSettings::default();
-        let plan =
-            plan(PlanInput { desired: &desired, observed: &observed, memory: &self.memory, now: now(), settings });
+        let plan = plan(PlanInput {
+            desired: &desired,
+            observed: &observed,
+            memory: &self.memory,
+            now: now(),
+            settings,
+        });
         derive(StatusInput {
             desired: &desired,
             observed: &observed,
@@ -84,12 +90,13 @@ impl Case {
     #[track_caller]
     fn check(&self, expected: &str) -> PodStatus {
         let status = self.derive();
-        let conditions = status.conditions.iter().flatten().filter(|condition| condition.type_ != "PodScheduled");
+        let conditions =
+            status.conditions.iter().flatten().filter(|condition| condition.type_ != "PodScheduled");
         let mut text = status.phase.clone().unwrap_or_default();
         for condition in conditions {
             let reason = condition.reason.as_ref().map(|reason| format!("({reason})")).unwrap_or_default();
             let short: String = condition.type_.chars().filter(char::is_ascii_uppercase).collect();
-            text.push_str(&format!(" {short}={}{reason}", condition.status));
+            write!(text, " {short}={}{reason}", condition.status).expect("writing to a String cannot fail");
         }
         assert_eq!(text, expected);
         status
@@ -99,12 +106,14 @@ impl Case {
 #[test]
 fn a_pod_from_creation_to_ready() {
     let spec = json!({"containers": [{"name": "a", "image": "i:1"}]});
-    let mut fresh = case(spec.clone());
+    let mut fresh = case(&spec);
     fresh.observed.sandboxes.clear();
-    let status = fresh.check("Pending PRTSC=False I=True R=False(ContainersNotReady) CR=False(ContainersNotReady)");
-    let waiting = status.container_statuses.expect("statuses")[0].state.clone().and_then(|state| state.waiting);
+    let status =
+        fresh.check("Pending PRTSC=False I=True R=False(ContainersNotReady) CR=False(ContainersNotReady)");
+    let waiting =
+        status.container_statuses.expect("statuses")[0].state.clone().and_then(|state| state.waiting);
     assert_eq!(waiting.and_then(|waiting| waiting.reason).as_deref(), Some("ContainerCreating"));
-    let running = case(spec).with("a", 0, RunState::Running, 0);
+    let running = case(&spec).with("a", 0, RunState::Running, 0);
     let status = running.check("Running PRTSC=True I=True R=True CR=True");
     let container = &status.container_statuses.as_ref().expect("statuses")[0];
     assert_eq!((container.ready, container.started), (true, Some(true)));
@@ -116,13 +125,17 @@ fn a_pod_from_creation_to_ready() {
 #[test]
 fn readiness_waits_for_the_probe_and_the_gates() {
     let probe = json!({"tcpSocket": {"port": 80}});
-    let mut with_probe =
-        case(json!({"containers": [{"name": "a", "readinessProbe": probe}]})).with("a", 0, RunState::Running, 0);
+    let mut with_probe = case(&json!({"containers": [{"name": "a", "readinessProbe": probe}]})).with(
+        "a",
+        0,
+        RunState::Running,
+        0,
+    );
     with_probe.check("Running PRTSC=True I=True R=False(ContainersNotReady) CR=False(ContainersNotReady)");
     with_probe.memory.containers.entry("a".to_owned()).or_default().probes =
         ProbeResults { container_id: "a0".to_owned(), ready: true, ..ProbeResults::default() };
     with_probe.check("Running PRTSC=True I=True R=True CR=True");
-    let gated = case(json!({"containers": [{"name": "a"}], "readinessGates": [{"conditionType": "x/y"}]}))
+    let gated = case(&json!({"containers": [{"name": "a"}], "readinessGates": [{"conditionType": "x/y"}]}))
         .with("a", 0, RunState::Running, 0);
     gated.check("Running PRTSC=True I=True R=False(ReadinessGatesNotReady) CR=True");
 }
@@ -130,25 +143,30 @@ fn readiness_waits_for_the_probe_and_the_gates() {
 #[test]
 fn a_completed_job_and_a_failed_one() {
     let spec = json!({"restartPolicy": "Never", "containers": [{"name": "a"}]});
-    let done = case(spec.clone()).with("a", 0, RunState::Exited, 0);
+    let done = case(&spec).with("a", 0, RunState::Exited, 0);
     let status =
         done.check("Succeeded PRTSC=True I=True(PodCompleted) R=False(PodCompleted) CR=False(PodCompleted)");
     let ended = status.container_statuses.expect("statuses")[0].state.clone().and_then(|s| s.terminated);
     assert_eq!(ended.and_then(|ended| ended.reason).as_deref(), Some("Completed"));
-    let failed = case(spec).with("a", 0, RunState::Exited, 3);
+    let failed = case(&spec).with("a", 0, RunState::Exited, 3);
     failed.check("Failed PRTSC=True I=True R=False(PodFailed) CR=False(PodFailed)");
 }
 
 #[test]
 fn a_crash_loop_shows_the_last_end() {
-    let mut looping = case(json!({"containers": [{"name": "a"}]}))
-        .with("a", 0, RunState::Exited, 1)
-        .with("a", 1, RunState::Exited, 1);
-    let hash = crate::hash::container_hash(&serde_json::from_value(json!({"name": "a"})).expect("a container"));
+    let mut looping = case(&json!({"containers": [{"name": "a"}]})).with("a", 0, RunState::Exited, 1).with(
+        "a",
+        1,
+        RunState::Exited,
+        1,
+    );
+    let hash =
+        crate::hash::container_hash(&serde_json::from_value(json!({"name": "a"})).expect("a container"));
     looping.observed.containers.iter_mut().for_each(|instance| instance.hash.clone_from(&hash));
     let backoff = &mut looping.memory.containers.entry("a".to_owned()).or_default().restart_backoff;
     backoff.advance(now(), now(), crate::backoff::MAX);
-    let status = looping.check("Running PRTSC=True I=True R=False(ContainersNotReady) CR=False(ContainersNotReady)");
+    let status =
+        looping.check("Running PRTSC=True I=True R=False(ContainersNotReady) CR=False(ContainersNotReady)");
     let container = &status.container_statuses.expect("statuses")[0];
     assert_eq!(container.restart_count, 1);
     let waiting = container.state.as_ref().and_then(|state| state.waiting.as_ref());
@@ -160,21 +178,26 @@ fn a_crash_loop_shows_the_last_end() {
 #[test]
 fn init_containers_hold_the_pod_pending() {
     let spec = json!({"initContainers": [{"name": "i"}], "containers": [{"name": "a"}]});
-    let status = case(spec)
+    let status = case(&spec)
         .with("i", 0, RunState::Running, 0)
         .check("Pending PRTSC=True I=False(ContainersNotInitialized) R=False(ContainersNotReady) CR=False(ContainersNotReady)");
-    let message = status.conditions.iter().flatten().find(|c| c.type_ == "Initialized").and_then(|c| c.message.clone());
+    let message =
+        status.conditions.iter().flatten().find(|c| c.type_ == "Initialized").and_then(|c| c.message.clone());
     assert_eq!(message.as_deref(), Some("containers with incomplete status: [i]"));
-    let waiting = status.container_statuses.expect("statuses")[0].state.clone().and_then(|state| state.waiting);
+    let waiting =
+        status.container_statuses.expect("statuses")[0].state.clone().and_then(|state| state.waiting);
     assert_eq!(waiting.and_then(|waiting| waiting.reason).as_deref(), Some("PodInitializing"));
 }
 
 #[test]
 fn a_rejected_pod_is_failed_with_its_reason() {
-    let mut rejected = case(json!({"containers": [{"name": "a"}]}));
+    let mut rejected = case(&json!({"containers": [{"name": "a"}]}));
     rejected.observed.sandboxes.clear();
     rejected.fate = Fate::Fail { reason: "OutOfcpu".to_owned(), message: "m".to_owned() };
     let status = rejected.check("Failed PRTSC=False I=True R=False(PodFailed) CR=False(PodFailed)");
     assert_eq!(status.reason.as_deref(), Some("OutOfcpu"));
-    assert_eq!(status.container_statuses, None, "kubectl would show their waiting reason instead of the pod's");
+    assert_eq!(
+        status.container_statuses, None,
+        "kubectl would show their waiting reason instead of the pod's"
+    );
 }

@@ -1,0 +1,147 @@
+//! An API server with room for one pod: status patches are merged by the project's own strategic merge.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use http::{Method, Request, Response};
+use http_body_util::BodyExt as _;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Client;
+use kube::client::Body;
+use serde_json::{Value, json};
+use tokio::sync::{Notify, mpsc};
+
+use super::Journal;
+use crate::sources::pods::PodEvent;
+
+/// The API server; clones share the pod.
+#[derive(Clone)]
+pub(super) struct FakeApi {
+    journal: Journal,
+    pod: Arc<Mutex<Option<Value>>>,
+    changed: Arc<Notify>,
+}
+
+impl FakeApi {
+    pub(super) fn new(journal: Journal) -> Self {
+        Self { journal, pod: Arc::default(), changed: Arc::default() }
+    }
+
+    pub(super) fn client(&self) -> Client {
+        let api = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let api = api.clone();
+            async move { Ok::<_, std::convert::Infallible>(api.answer(request).await) }
+        });
+        Client::new(service, "default")
+    }
+
+    pub(super) fn pods(&self) -> Vec<Arc<Pod>> {
+        self.typed().into_iter().collect()
+    }
+
+    pub(super) fn create(&self, mut pod: Value) -> Arc<Pod> {
+        pod["metadata"]["resourceVersion"] = json!("1");
+        pod["status"] = json!({"phase": "Pending"});
+        *self.lock() = Some(pod);
+        self.typed().expect("just made")
+    }
+
+    pub(super) fn delete(&self, grace: i64) -> Arc<Pod> {
+        if let Some(pod) = self.lock().as_mut() {
+            pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+            pod["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
+            bump(pod);
+        }
+        self.typed().expect("it was made")
+    }
+
+    pub(super) fn forget(&self) {
+        *self.lock() = None;
+    }
+
+    /// The watch: the newest state after each change.
+    pub(super) async fn feed(self, events: mpsc::Sender<PodEvent>) {
+        loop {
+            self.changed.notified().await;
+            if let Some(pod) = self.typed()
+                && events.send(PodEvent::Apply(pod)).await.is_err()
+            {
+                return;
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Value>> {
+        self.pod.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn typed(&self) -> Option<Arc<Pod>> {
+        let value = self.lock().clone()?;
+        Some(Arc::new(serde_json::from_value(value).expect("a pod")))
+    }
+
+    async fn answer(&self, request: Request<Body>) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let body = body.collect().await.expect("a body").to_bytes();
+        let is_pod = parts.uri.path().contains("/pods/p");
+        if parts.method == Method::PATCH && is_pod {
+            let patch: Value = serde_json::from_slice(&body).expect("a patch");
+            return self.patch(&patch);
+        }
+        if parts.method == Method::DELETE && is_pod {
+            self.journal.add("api: delete");
+            let pod = self.lock().take();
+            return json_response(200, &pod.unwrap_or_default());
+        }
+        json_response(
+            404,
+            &json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no", "code": 404}),
+        )
+    }
+
+    fn patch(&self, patch: &Value) -> Response<Body> {
+        let info = control_api::kinds::find("", "v1", "pods").expect("pods are known");
+        let mut pod = self.lock();
+        let Some(current) = pod.as_ref() else {
+            return json_response(
+                404,
+                &json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404}),
+            );
+        };
+        let mut merged = control_api::patch::strategic_merge(info, current, patch).expect("a good patch");
+        bump(&mut merged);
+        self.journal.add(format!("api: {}", summary(&merged["status"])));
+        *pod = Some(merged.clone());
+        drop(pod);
+        self.changed.notify_one();
+        json_response(200, &merged)
+    }
+}
+
+fn bump(pod: &mut Value) {
+    let version: u64 = pod["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse().ok()).unwrap_or(0);
+    pod["metadata"]["resourceVersion"] = json!((version + 1).to_string());
+}
+
+/// `Running Ready=True restarts=0 [reason]`.
+fn summary(status: &Value) -> String {
+    let ready = status["conditions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|condition| condition["type"] == "Ready")
+        .and_then(|condition| condition["status"].as_str())
+        .unwrap_or("?");
+    let container = &status["containerStatuses"][0];
+    let reason = container["state"]["waiting"]["reason"].as_str().unwrap_or_default();
+    let phase = status["phase"].as_str().unwrap_or_default();
+    format!("{phase} Ready={ready} restarts={} {reason}", container["restartCount"])
+}
+
+fn json_response(code: u16, value: &Value) -> Response<Body> {
+    Response::builder()
+        .status(code)
+        .header("content-type", "application/json")
+        .body(Body::from(value.to_string().into_bytes()))
+        .expect("a response")
+}
