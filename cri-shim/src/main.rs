@@ -1,9 +1,13 @@
-//! `keelson-cri`: reads its configuration, installs tracing, serves until a signal.
+//! `keelson-cri`: reads its configuration, installs tracing, serves until a signal; or imports images for one that serves.
 
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
+use keelson_cri::containerd::Client;
+use keelson_cri::containerd::snapshots::SNAPSHOTTER;
+use keelson_cri::images::ImageStore;
 use keelson_cri::{config, serve};
 
 /// CRI v1 server on containerd.
@@ -13,6 +17,24 @@ struct Arguments {
     /// The configuration file.
     #[arg(long, default_value = "/etc/keelson/cri.yaml")]
     config: PathBuf,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Works on the images of the configured containerd.
+    #[command(subcommand)]
+    Image(ImageCommand),
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum ImageCommand {
+    /// Imports an archive made by docker save, podman save or ctr export, or an OCI layout in a tar file.
+    Import {
+        /// The archive, which may be compressed with gzip or zstd.
+        file: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -40,10 +62,24 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let config = config::Config::load(&arguments.config)?;
     // Two threads: the work is waiting, and what blocks has threads of its own that end when idle.
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(64)
         .enable_all()
-        .build()?
-        .block_on(serve::serve(config))
+        .build()?;
+    match &arguments.command {
+        None => runtime.block_on(serve::serve(config)),
+        Some(Command::Image(ImageCommand::Import { file })) => runtime.block_on(import(&config, file)),
+    }
+}
+
+async fn import(config: &config::Config, file: &Path) -> anyhow::Result<()> {
+    let client = Client::new(&config.containerd_socket, &config.containerd_namespace)?;
+    client.ensure_namespace().await?;
+    let images = ImageStore::new(client, config.registry_config_dir.clone(), SNAPSHOTTER);
+    for image in images.import(file).await? {
+        let names = image.repo_tags.join(" ");
+        writeln!(std::io::stdout().lock(), "{} {names}", image.id)?;
+    }
+    Ok(())
 }

@@ -155,7 +155,7 @@ async fn failures_name_image_and_registry_and_leave_nothing() {
         "{status}"
     );
     let status = fixture.refusal("localhost:1/x").await;
-    assert_eq!(status.code(), Code::Unavailable);
+    assert_eq!(status.code(), Code::Unknown, "not the code of an absent server");
     assert!(status.message().contains("Connection refused"), "{status}");
     assert_eq!(fixture.refusal("UPPER").await.code(), Code::InvalidArgument);
 
@@ -177,4 +177,41 @@ async fn failures_name_image_and_registry_and_leave_nothing() {
     };
     store.pull("demo:1", Some(credentials("wrong"))).await.expect_err("refused");
     store.pull("demo:1", Some(credentials("secret"))).await.expect("pulled");
+}
+
+/// An archive as `docker save` made it for years: no manifest, uncompressed layers, one of them a link.
+fn docker_archive(layers: &[Vec<u8>], tags: &[&str]) -> (Vec<u8>, String) {
+    let diff_ids: Vec<_> = layers.iter().map(|layer| digest(layer)).collect();
+    let config = serde_json::json!({
+        "os": "linux", "architecture": "amd64", "config": {"Cmd": ["/x"]},
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
+    });
+    let config = config.to_string().into_bytes();
+    let names: Vec<_> = (0..layers.len()).map(|number| format!("{number}/layer.tar")).collect();
+    let manifest = serde_json::json!([{"Config": "config.json", "RepoTags": tags, "Layers": names}]);
+    let manifest = manifest.to_string().into_bytes();
+    let mut files: Vec<(&str, &[u8], u32)> =
+        vec![("manifest.json", &manifest, 0o644), ("config.json", &config, 0o644)];
+    files.extend(names.iter().zip(layers).map(|(name, layer)| (name.as_str(), layer.as_slice(), 0o644)));
+    (layer(&files), digest(&config))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn archives_are_imported_as_if_pulled() {
+    let fixture = Fixture::start().await;
+    let file = fixture.containerd.dir().join("image.tar.gz");
+    let (archive, id) = docker_archive(&layers(), &["saved:1", "saved:2"]);
+    std::fs::write(&file, gzip(&archive)).expect("written");
+    let images = fixture.store.import(&file).await.expect("imported");
+    assert_eq!(images.iter().map(|image| image.id.as_str()).collect::<Vec<_>>(), [id.as_str()]);
+    assert_eq!(images[0].repo_tags, ["docker.io/library/saved:1", "docker.io/library/saved:2"]);
+    assert_eq!(fixture.rootfs_files(), [PathBuf::from("first"), PathBuf::from("second")]);
+    fixture.store.import(&file).await.expect("importing again is fine");
+    fixture.store.ensure_unpacked(&images[0]).await.expect("unpacked");
+    fixture.store.remove("saved:1").await.expect("removed");
+    assert!(fixture.store.list().await.expect("listed").is_empty());
+
+    std::fs::write(&file, layer(&[("readme", b"no image", 0o644)])).expect("written");
+    let error = fixture.store.import(&file).await.expect_err("refused");
+    assert!(error.to_string().contains("image.tar.gz is no image archive"), "{error}");
 }

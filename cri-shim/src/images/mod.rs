@@ -5,11 +5,13 @@
 //!
 //! In reading order: [`store`] (what there is, pull, remove), [`pull`] (one pull), [`registry`] with [`auth`] and
 //! [`hosts`] (the network side), [`content`], [`unpack`] and [`records`] over [`session`] (the containerd side),
-//! [`manifest`] and [`reference`] (pure), [`usage`] (disk figures) and [`service`] (gRPC).
+//! [`manifest`] and [`reference`] (pure), [`import`] over [`archive`] (files instead of a registry), [`usage`] (disk figures) and [`service`] (gRPC).
 
+pub mod archive;
 pub mod auth;
 pub mod content;
 pub mod hosts;
+pub mod import;
 pub mod keyed;
 pub mod manifest;
 pub mod pull;

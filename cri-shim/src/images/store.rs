@@ -284,7 +284,7 @@ impl ImageStore {
         Ok(whole.then_some(image))
     }
 
-    async fn unpack_all(&self, session: &Session, details: &Details) -> Result<(), UnpackError> {
+    pub(super) async fn unpack_all(&self, session: &Session, details: &Details) -> Result<(), UnpackError> {
         let shared = &self.0.shared;
         let diff_ids = details.config.rootfs().diff_ids();
         let chain = manifest::chain_ids(diff_ids);

@@ -1,0 +1,342 @@
+//! Imports image archives: everything a pull does, from a file instead of a registry.
+//!
+//! Input: an archive in docker's or the OCI layout. Output: images under the names the archive gives them. Docker's
+//! older archives carry no manifest, so one is made; images in the OCI layout keep theirs and so their digests.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use containerd_client::types;
+use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest, MediaType};
+use serde::Deserialize;
+use tokio::sync::mpsc;
+
+use super::archive::{self, ArchiveError, Compression, Survey, read_up_to};
+use super::content::{self, CHUNK, Writer};
+use super::manifest::{self, ManifestError, Parsed};
+use super::records::{self, Details};
+use super::reference::Reference;
+use super::registry::sha256;
+use super::session::{CallError, Session};
+use super::store::{Image, ImageError, ImageStore};
+use super::unpack::UnpackError;
+
+/// The annotations that name an image of an OCI layout, best first.
+const NAME_ANNOTATIONS: [&str; 2] = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
+
+/// Why an archive was not imported.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// It cannot be read.
+    #[error("cannot import")]
+    Archive(#[from] ArchiveError),
+    /// It has neither an `index.json` nor a `manifest.json`.
+    #[error("{} is no image archive: it has neither index.json nor manifest.json", .0.display())]
+    NoImages(PathBuf),
+    /// A part that its documents name is missing.
+    #[error("the archive has no {0}")]
+    Missing(String),
+    /// A document is damaged.
+    #[error("cannot understand {what} of the archive")]
+    Document {
+        /// Which.
+        what: String,
+        /// Where and why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// An image cannot be run here.
+    #[error("an image of the archive cannot be used")]
+    Manifest(#[from] ManifestError),
+    /// containerd failed.
+    #[error("containerd failed")]
+    Containerd(#[from] CallError),
+    /// A layer cannot be unpacked.
+    #[error("failed to unpack")]
+    Unpack(#[from] UnpackError),
+    /// The image is not there after all.
+    #[error("the imported image cannot be read back")]
+    Image(#[from] ImageError),
+    /// The reading thread was lost.
+    #[error("the archive's reader ended early")]
+    Lost(#[from] tokio::task::JoinError),
+}
+
+/// One image to be imported.
+#[derive(Debug)]
+struct Planned {
+    names: Vec<Reference>,
+    /// Manifest or index, as it is stored.
+    target: types::Descriptor,
+    /// Documents to store, by digest, with their labels.
+    documents: BTreeMap<String, (Vec<u8>, std::collections::HashMap<String, String>)>,
+    details: Details,
+}
+
+impl ImageStore {
+    /// Imports all images of an archive; gives them with the names they have now.
+    pub async fn import(&self, path: &Path) -> Result<Vec<Arc<Image>>, ImportError> {
+        let owned = path.to_owned();
+        let survey = Arc::new(tokio::task::spawn_blocking(move || archive::survey(&owned)).await??);
+        let planned = plan(path, &survey, self.snapshotter())?;
+        let session = self.session().leased().await?;
+        let result = self.carry_out(&session, path, survey, &planned).await;
+        session.release().await;
+        result?;
+        let mut images = Vec::new();
+        for one in planned {
+            images.push(self.resolve(&one.details.id).await?);
+        }
+        Ok(images)
+    }
+
+    async fn carry_out(
+        &self,
+        session: &Session,
+        path: &Path,
+        survey: Arc<Survey>,
+        planned: &[Planned],
+    ) -> Result<(), ImportError> {
+        let mut layers = BTreeMap::new();
+        for details in planned.iter().map(|one| &one.details) {
+            for (layer, diff_id) in details.manifest.layers().iter().zip(details.config.rootfs().diff_ids()) {
+                layers.insert(layer.digest().to_string(), (layer.size(), diff_id.clone()));
+            }
+        }
+        store_layers(session, path, survey, layers).await?;
+        for one in planned {
+            for (digest, (bytes, labels)) in &one.documents {
+                content::store(session, digest, bytes.clone(), labels.clone()).await?;
+            }
+            self.unpack_all(session, &one.details).await?;
+            let (id, target) = (&one.details.id, &one.target);
+            for name in &one.names {
+                super::pull::record(session, name, id, target.clone()).await?;
+            }
+            // Also an image without a name is kept, under its id.
+            records::put(session, id, target.clone(), false).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Pieces of the archive's layers on their way to containerd.
+enum Piece {
+    Begin(String),
+    Bytes(Vec<u8>),
+}
+
+async fn store_layers(
+    session: &Session,
+    path: &Path,
+    survey: Arc<Survey>,
+    layers: BTreeMap<String, (u64, String)>,
+) -> Result<(), ImportError> {
+    let (pieces, mut queue) = mpsc::channel(2);
+    let (path, wanted) = (path.to_owned(), layers.keys().cloned().collect());
+    let reader = tokio::task::spawn_blocking(move || read_layers(&path, &survey, wanted, &pieces));
+    let mut writer: Option<(Writer, String)> = None;
+    while let Some(piece) = queue.recv().await {
+        match (piece, &mut writer) {
+            (Piece::Begin(digest), _) => {
+                finish(writer.take()).await?;
+                let Some((size, diff_id)) = layers.get(&digest) else { continue };
+                writer = match Writer::open(session, &digest, *size).await? {
+                    Some(open) if open.offset() > 0 => Some((open.restart().await?, diff_id.clone())),
+                    open => open.map(|open| (open, diff_id.clone())),
+                };
+            }
+            (Piece::Bytes(bytes), Some((writer, _))) => writer.write(bytes).await?,
+            // containerd has that layer already.
+            (Piece::Bytes(_), None) => {}
+        }
+    }
+    finish(writer).await?;
+    Ok(reader.await??)
+}
+
+async fn finish(writer: Option<(Writer, String)>) -> Result<(), CallError> {
+    match writer {
+        Some((writer, diff_id)) => writer.commit(records::layer_labels(&diff_id)).await,
+        None => Ok(()),
+    }
+}
+
+fn read_layers(
+    path: &Path,
+    survey: &Survey,
+    wanted: BTreeSet<String>,
+    pieces: &mpsc::Sender<Piece>,
+) -> Result<(), ArchiveError> {
+    let send =
+        |piece| pieces.blocking_send(piece).map_err(|_gone| io::Error::other("nobody takes the layers"));
+    archive::stream(path, survey, wanted, |digest, reader| {
+        send(Piece::Begin(digest.to_owned()))?;
+        loop {
+            let mut buffer = vec![0; CHUNK];
+            let count = read_up_to(reader, &mut buffer)?;
+            buffer.truncate(count);
+            if count > 0 {
+                send(Piece::Bytes(buffer))?;
+            }
+            if count < CHUNK {
+                return Ok(());
+            }
+        }
+    })
+}
+
+/// Decides what to import: images of the OCI index, or else of docker's manifest.
+fn plan(path: &Path, survey: &Survey, snapshotter: &str) -> Result<Vec<Planned>, ImportError> {
+    let by_digest: BTreeMap<&str, &str> =
+        survey.iter().map(|(name, entry)| (entry.digest.as_str(), name.as_str())).collect();
+    let archive = Archive { survey, by_digest, snapshotter };
+    let docker: Vec<DockerImage> = match survey.contains_key("manifest.json") {
+        true => archive.parse("manifest.json")?,
+        false => Vec::new(),
+    };
+    if survey.contains_key("index.json") {
+        let index: ImageIndex = archive.parse("index.json")?;
+        let mut planned = Vec::new();
+        for descriptor in index.manifests() {
+            planned.push(archive.oci(descriptor, &docker)?);
+        }
+        return Ok(planned);
+    }
+    if docker.is_empty() {
+        return Err(ImportError::NoImages(path.to_owned()));
+    }
+    docker.iter().map(|image| archive.docker(image)).collect()
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DockerImage {
+    config: String,
+    repo_tags: Option<Vec<String>>,
+    layers: Vec<String>,
+}
+
+impl DockerImage {
+    fn names(&self) -> Vec<Reference> {
+        let tags = self.repo_tags.iter().flatten();
+        tags.filter_map(|tag| Reference::parse(tag).ok()).collect()
+    }
+}
+
+struct Archive<'a> {
+    survey: &'a Survey,
+    by_digest: BTreeMap<&'a str, &'a str>,
+    snapshotter: &'a str,
+}
+
+impl Archive<'_> {
+    fn document(&self, name: &str) -> Result<&[u8], ImportError> {
+        let entry = self.survey.get(name).and_then(|entry| entry.document.as_deref());
+        entry.ok_or_else(|| ImportError::Missing(name.to_owned()))
+    }
+
+    fn blob(&self, digest: &str) -> Result<&[u8], ImportError> {
+        let name = self.by_digest.get(digest).ok_or_else(|| ImportError::Missing(digest.to_owned()))?;
+        self.document(name)
+    }
+
+    fn parse<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<T, ImportError> {
+        let wrong = |source| ImportError::Document { what: name.to_owned(), source };
+        serde_json::from_slice(self.document(name)?).map_err(wrong)
+    }
+
+    /// An image of the OCI layout.
+    fn oci(&self, descriptor: &Descriptor, docker: &[DockerImage]) -> Result<Planned, ImportError> {
+        let digest = descriptor.digest().to_string();
+        let bytes = self.blob(&digest)?;
+        let mut documents = BTreeMap::new();
+        let manifest = match manifest::parse(bytes, descriptor.media_type().as_ref(), &digest)? {
+            Parsed::Manifest(manifest) => {
+                documents.insert(digest.clone(), (bytes.to_vec(), records::manifest_labels(&manifest)));
+                *manifest
+            }
+            Parsed::Index(index) => {
+                let chosen = manifest::select(&index)?;
+                let inner = chosen.digest().to_string();
+                documents.insert(digest.clone(), (bytes.to_vec(), records::index_labels(&inner)));
+                let bytes = self.blob(&inner)?;
+                let Parsed::Manifest(manifest) =
+                    manifest::parse(bytes, chosen.media_type().as_ref(), &inner)?
+                else {
+                    return Err(ManifestError::Nested(inner).into());
+                };
+                documents.insert(inner, (bytes.to_vec(), records::manifest_labels(&manifest)));
+                *manifest
+            }
+        };
+        let annotated =
+            NAME_ANNOTATIONS.iter().filter_map(|key| descriptor.annotations().as_ref()?.get(*key));
+        let mut names: Vec<_> = annotated.filter_map(|name| Reference::parse(name).ok()).take(1).collect();
+        if names.is_empty() || !docker.is_empty() {
+            let config = manifest.config().digest().to_string();
+            let same =
+                |image: &&DockerImage| self.survey.get(&image.config).is_some_and(|one| one.digest == config);
+            names.extend(docker.iter().filter(same).flat_map(DockerImage::names));
+            names.sort();
+            names.dedup();
+        }
+        let target = super::unpack::descriptor(descriptor);
+        self.finish(names, target, manifest, documents)
+    }
+
+    /// An image of docker's layout, with a manifest made for it.
+    fn docker(&self, image: &DockerImage) -> Result<Planned, ImportError> {
+        let config = self.document(&image.config)?;
+        let mut layers = Vec::new();
+        for name in &image.layers {
+            let entry = self.survey.get(name).ok_or_else(|| ImportError::Missing(name.clone()))?;
+            let kind = match entry.compression {
+                Some(Compression::Gzip) => MediaType::ImageLayerGzip,
+                Some(Compression::Zstd) => MediaType::ImageLayerZstd,
+                None => MediaType::ImageLayer,
+            };
+            layers.push(describe(kind, entry.size, &entry.digest)?);
+        }
+        let config = describe(MediaType::ImageConfig, config.len() as u64, &sha256(config))?;
+        let made = serde_json::json!({
+            "schemaVersion": 2, "mediaType": MediaType::ImageManifest.to_string(), "config": config, "layers": layers,
+        });
+        let bytes = made.to_string().into_bytes();
+        let wrong = |source| ImportError::Document { what: "the manifest made".to_owned(), source };
+        let manifest: ImageManifest = serde_json::from_slice(&bytes).map_err(wrong)?;
+        let digest = sha256(&bytes);
+        let target = describe(MediaType::ImageManifest, bytes.len() as u64, &digest)?;
+        let documents = BTreeMap::from([(digest, (bytes, records::manifest_labels(&manifest)))]);
+        self.finish(image.names(), super::unpack::descriptor(&target), manifest, documents)
+    }
+
+    fn finish(
+        &self,
+        names: Vec<Reference>,
+        target: types::Descriptor,
+        manifest: ImageManifest,
+        mut documents: BTreeMap<String, (Vec<u8>, std::collections::HashMap<String, String>)>,
+    ) -> Result<Planned, ImportError> {
+        for layer in manifest.layers() {
+            if !self.by_digest.contains_key(layer.digest().as_ref()) {
+                return Err(ImportError::Missing(layer.digest().to_string()));
+            }
+        }
+        let digest = manifest.config().digest().to_string();
+        let bytes = self.blob(&digest)?.to_vec();
+        let config: ImageConfiguration = manifest::parse_config(&bytes, &manifest)?;
+        let size = documents.values().map(|(bytes, _)| bytes.len() as u64).sum();
+        let details = records::details(size, manifest, config);
+        documents.insert(digest, (bytes, records::config_labels(self.snapshotter, &details.chain_id)));
+        Ok(Planned { names, target, documents, details })
+    }
+}
+
+fn describe(kind: MediaType, size: u64, digest: &str) -> Result<Descriptor, ImportError> {
+    let digest: oci_spec::image::Digest =
+        digest.parse().map_err(|_invalid| ManifestError::Digest(digest.to_owned()))?;
+    Ok(Descriptor::new(kind, size, digest))
+}
