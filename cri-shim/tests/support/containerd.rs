@@ -68,7 +68,8 @@ impl Drop for Containerd {
             let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
             let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
             if String::from_utf8_lossy(&command).contains(&marker) {
-                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).ok();
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
+                    .ok();
             }
         }
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
@@ -81,7 +82,8 @@ impl Drop for Containerd {
 }
 
 fn spawn(dir: &Path) -> Child {
-    let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("containerd.log")).expect("log");
+    let log =
+        std::fs::OpenOptions::new().create(true).append(true).open(dir.join("containerd.log")).expect("log");
     Command::new("containerd")
         .arg("--config")
         .arg(dir.join("config.toml"))
