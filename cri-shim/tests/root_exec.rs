@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use cri_shim_api::v1;
 use cri_shim_streaming::spdy::frame::{Decoder, Encoder, Event, Frame};
+use futures::future::BoxFuture;
 use futures::{SinkExt, StreamExt};
 use support::cri::{Cri, PATIENCE, shell};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,13 +18,15 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use tonic::Code;
 
 /// A pod with one container that runs `script`.
-async fn pod(script: &str) -> (Cri, String, String) {
-    let cri = Cri::start().await;
-    let pod = cri.pod("exec");
-    let sandbox = cri.run(&pod).await.expect("running");
-    let id = cri.create(&sandbox, &pod, shell("main", script)).await.expect("created");
-    cri.launch(&id).await.expect("started");
-    (cri, sandbox, id)
+fn pod(script: &str) -> BoxFuture<'_, (Cri, String, String)> {
+    Box::pin(async move {
+        let cri = Cri::start().await;
+        let pod = cri.pod("exec");
+        let sandbox = cri.run(&pod).await.expect("running");
+        let id = cri.create(&sandbox, &pod, shell("main", script)).await.expect("created");
+        cri.launch(&id).await.expect("started");
+        (cri, sandbox, id)
+    })
 }
 
 fn words(command: &[&str]) -> Vec<String> {

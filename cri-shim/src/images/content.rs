@@ -3,7 +3,7 @@
 //! Input: digests and bytes. Output: blobs stored under their digest, which containerd verifies at commit. At most
 //! [`CHUNK`] bytes of a blob are in memory at a time.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use containerd_client::services::v1::content_client::ContentClient;
@@ -51,9 +51,10 @@ pub async fn read(session: &Session, digest: &str) -> Result<Vec<u8>, CallError>
 pub async fn label(
     session: &Session,
     digest: &str,
-    labels: HashMap<String, String>,
+    labels: BTreeMap<String, String>,
 ) -> Result<(), CallError> {
     let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
+    let labels = labels.into_iter().collect();
     let info = Info { digest: digest.to_owned(), labels, ..Info::default() };
     let message = UpdateRequest { info: Some(info), update_mask: Some(prost_types::FieldMask { paths }) };
     let mut client = ContentClient::new(session.channel());
@@ -65,7 +66,7 @@ pub async fn store(
     session: &Session,
     digest: &str,
     bytes: Vec<u8>,
-    labels: HashMap<String, String>,
+    labels: BTreeMap<String, String>,
 ) -> Result<(), CallError> {
     match Writer::open(session, digest, bytes.len() as u64).await? {
         None => {}
@@ -157,13 +158,13 @@ impl Writer {
     }
 
     /// Ends the blob; containerd checks length and digest.
-    pub async fn commit(mut self, labels: HashMap<String, String>) -> Result<(), CallError> {
+    pub async fn commit(mut self, labels: BTreeMap<String, String>) -> Result<(), CallError> {
         let message = WriteContentRequest {
             action: WriteAction::Commit.into(),
             offset: signed(self.offset),
             total: signed(self.total),
             expected: self.digest.clone(),
-            labels,
+            labels: labels.into_iter().collect(),
             ..WriteContentRequest::default()
         };
         let result = self.exchange("commit content", message, COMMIT_DEADLINE).await;

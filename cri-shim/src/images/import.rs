@@ -71,7 +71,7 @@ struct Planned {
     /// Manifest or index, as it is stored.
     target: types::Descriptor,
     /// Documents to store, by digest, with their labels.
-    documents: BTreeMap<String, (Vec<u8>, std::collections::HashMap<String, String>)>,
+    documents: BTreeMap<String, (Vec<u8>, BTreeMap<String, String>)>,
     details: Details,
 }
 
@@ -193,10 +193,8 @@ fn plan(path: &Path, survey: &Survey, snapshotter: &str) -> Result<Vec<Planned>,
     let by_digest: BTreeMap<&str, &str> =
         survey.iter().map(|(name, entry)| (entry.digest.as_str(), name.as_str())).collect();
     let archive = Archive { survey, by_digest, snapshotter };
-    let docker: Vec<DockerImage> = match survey.contains_key("manifest.json") {
-        true => archive.parse("manifest.json")?,
-        false => Vec::new(),
-    };
+    let docker: Vec<DockerImage> =
+        if survey.contains_key("manifest.json") { archive.parse("manifest.json")? } else { Vec::new() };
     if survey.contains_key("index.json") {
         let index: ImageIndex = archive.parse("index.json")?;
         let mut planned = Vec::new();
@@ -318,7 +316,7 @@ impl Archive<'_> {
         names: Vec<Reference>,
         target: types::Descriptor,
         manifest: ImageManifest,
-        mut documents: BTreeMap<String, (Vec<u8>, std::collections::HashMap<String, String>)>,
+        mut documents: BTreeMap<String, (Vec<u8>, BTreeMap<String, String>)>,
     ) -> Result<Planned, ImportError> {
         for layer in manifest.layers() {
             if !self.by_digest.contains_key(layer.digest().as_ref()) {

@@ -3,7 +3,7 @@
 //!
 //! Each image has a record for its tag, one for its digest and one for its id, as containerd's own CRI writes them.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::services::v1::{
@@ -121,7 +121,7 @@ pub fn details(documents: u64, manifest: ImageManifest, config: ImageConfigurati
 }
 
 /// Labels that make containerd keep a manifest's parts.
-pub fn manifest_labels(manifest: &ImageManifest) -> HashMap<String, String> {
+pub fn manifest_labels(manifest: &ImageManifest) -> BTreeMap<String, String> {
     let layers = manifest.layers().iter().enumerate();
     let layers = layers.map(|(index, layer)| (format!("containerd.io/gc.ref.content.l.{index}"), layer));
     let config = ("containerd.io/gc.ref.content.config".to_owned(), manifest.config());
@@ -129,19 +129,19 @@ pub fn manifest_labels(manifest: &ImageManifest) -> HashMap<String, String> {
 }
 
 /// Label that makes containerd keep the one manifest of an index that was pulled.
-pub fn index_labels(manifest_digest: &str) -> HashMap<String, String> {
-    HashMap::from([("containerd.io/gc.ref.content.m.0".to_owned(), manifest_digest.to_owned())])
+pub fn index_labels(manifest_digest: &str) -> BTreeMap<String, String> {
+    BTreeMap::from([("containerd.io/gc.ref.content.m.0".to_owned(), manifest_digest.to_owned())])
 }
 
 /// Label that makes containerd keep the unpacked layers of a configuration.
-pub fn config_labels(snapshotter: &str, chain_id: &str) -> HashMap<String, String> {
+pub fn config_labels(snapshotter: &str, chain_id: &str) -> BTreeMap<String, String> {
     if chain_id.is_empty() {
-        return HashMap::new();
+        return BTreeMap::new();
     }
-    HashMap::from([(format!("containerd.io/gc.ref.snapshot.{snapshotter}"), chain_id.to_owned())])
+    BTreeMap::from([(format!("containerd.io/gc.ref.snapshot.{snapshotter}"), chain_id.to_owned())])
 }
 
 /// Label that tells a layer's uncompressed digest.
-pub fn layer_labels(diff_id: &str) -> HashMap<String, String> {
-    HashMap::from([("containerd.io/uncompressed".to_owned(), diff_id.to_owned())])
+pub fn layer_labels(diff_id: &str) -> BTreeMap<String, String> {
+    BTreeMap::from([("containerd.io/uncompressed".to_owned(), diff_id.to_owned())])
 }

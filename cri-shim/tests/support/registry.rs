@@ -100,16 +100,16 @@ impl Registry {
         indexed: bool,
     ) -> String {
         let diff_ids: Vec<_> = layers.iter().map(|layer| digest(layer)).collect();
-        let config = serde_json::json!({
-            "os": "linux", "architecture": "amd64", "config": config,
-            "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        let mut document = serde_json::json!({
+            "os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": diff_ids},
         });
+        document["config"] = config;
         let mut descriptors = Vec::new();
         for layer in layers {
             descriptors.push(self.blob(name, "application/vnd.oci.image.layer.v1.tar+gzip", gzip(layer)));
         }
         let config =
-            self.blob(name, "application/vnd.oci.image.config.v1+json", config.to_string().into_bytes());
+            self.blob(name, "application/vnd.oci.image.config.v1+json", document.to_string().into_bytes());
         let id = config["digest"].as_str().expect("a digest").to_owned();
         let manifest = serde_json::json!({
             "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
