@@ -128,7 +128,8 @@ impl<'a> Walk<'a> {
         };
         if let Err(why) = STANDARD.decode(clean.as_bytes()) {
             let at = match why {
-                base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
+                base64::DecodeError::InvalidByte(at, _)
+                | base64::DecodeError::InvalidLastSymbol { offset: at, .. } => at,
                 base64::DecodeError::InvalidLength(_) | base64::DecodeError::InvalidPadding => clean.len(),
             };
             self.fail(format!("illegal base64 data at input byte {at}"));
