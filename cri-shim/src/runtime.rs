@@ -31,7 +31,7 @@ use crate::{clock, facts, sandbox};
 /// Label of everything we make in containerd, with `sandbox` or `container`.
 pub const KIND_LABEL: &str = "io.keelson.cri.kind";
 /// How long a request waits for recovery after a start.
-const READY_PATIENCE: Duration = Duration::from_secs(20);
+const READY_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where things are.
 #[derive(Clone, Debug)]

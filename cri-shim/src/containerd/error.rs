@@ -87,7 +87,7 @@ impl ContainerdError {
         // A transport that breaks in the middle of a call is reported as Unknown or Internal by the HTTP/2 layer.
         match self {
             Self::Call { status, .. } => {
-                status.code() == Code::Unavailable
+                matches!(status.code(), Code::Unavailable | Code::Cancelled)
                     || (matches!(status.code(), Code::Unknown | Code::Internal)
                         && (status.message().contains("transport error")
                             || status.message().contains("ttrpc: closed")
