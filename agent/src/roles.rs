@@ -86,25 +86,18 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
         health::run(cri.clone(), health_sender, Arc::clone(&recheck), cancel.clone()),
     );
     roles.endless("services", follow_services);
-    let (watched_client, watched_name, watch_cancel) = (client.clone(), node_name.clone(), cancel.clone());
-    roles.endless("node watch", async move {
-        sources::node::run(watched_client, &watched_name, node_sender, watch_cancel).await;
-    });
-    let (pod_events, pod_event_queue) = mpsc::channel(POD_EVENTS);
-    let (watched_client, watch_cancel) = (client.clone(), cancel.clone());
-    roles.endless("pod watch", async move {
-        sources::pods::run(watched_client, &node_name, pod_events, watch_cancel).await;
-    });
-    let api_config = ServerConfig::new(&config);
+    let node_watch = sources::node::run(client.clone(), node_name.clone(), node_sender, cancel.clone());
+    roles.endless("node watch", node_watch);
     let lookup: Arc<dyn PodLookup> = Arc::new(directory.clone());
-    let raw = cri.clients().runtime;
-    roles.start("kubelet API", server::serve(api_config, lookup, raw, cancel.clone()));
+    start_kubelet_api(&mut roles, &config, &lookup, &cri);
+    let (pod_events, pod_event_queue) = mpsc::channel(POD_EVENTS);
+    roles.endless("pod watch", sources::pods::run(client.clone(), node_name, pod_events, cancel.clone()));
     let node_facts = NodeFacts {
         cri: cri.clients(),
         health,
         recheck,
         node,
-        pods: Arc::new(directory.clone()),
+        pods: lookup,
         events: recorder.clone(),
         node_ip: config.keelson.node_ip,
     };
@@ -117,6 +110,17 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     roles.endless("pods", manager::run(context, directory.clone(), pod_event_queue, cancel.clone()));
     info!(node = %config.keelson.node_name, cri = %config.container_runtime_endpoint, "agent started");
     roles.join().await
+}
+
+fn start_kubelet_api(
+    roles: &mut Roles,
+    config: &Arc<AgentConfig>,
+    lookup: &Arc<dyn PodLookup>,
+    cri: &cri::Cri,
+) {
+    let runtime = cri.clients().runtime;
+    let api = server::serve(ServerConfig::new(config), Arc::clone(lookup), runtime, roles.cancel.clone());
+    roles.start("kubelet API", api);
 }
 
 /// The tasks of the agent.

@@ -122,7 +122,7 @@ async fn open(config: &ProxyConfig) -> Result<DataPlane> {
     loop {
         match open_once(config).await {
             Err(error) if is_busy(&error) && Instant::now() < until => {
-                tokio::time::sleep(HANDOVER / 50).await
+                tokio::time::sleep(HANDOVER / 50).await;
             }
             outcome => return outcome,
         }

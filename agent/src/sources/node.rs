@@ -16,7 +16,7 @@ use crate::chain::chain;
 /// Keeps `node` at what the API server has, `None` while there is none, until `cancel`.
 pub async fn run(
     client: Client,
-    node_name: &str,
+    node_name: String,
     node: watch::Sender<Option<Arc<Node>>>,
     cancel: CancellationToken,
 ) {

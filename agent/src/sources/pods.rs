@@ -25,7 +25,12 @@ pub enum PodEvent {
 }
 
 /// Sends pod events until `cancel`. A full queue holds the watch back, which the API server can bear.
-pub async fn run(client: Client, node_name: &str, events: mpsc::Sender<PodEvent>, cancel: CancellationToken) {
+pub async fn run(
+    client: Client,
+    node_name: String,
+    events: mpsc::Sender<PodEvent>,
+    cancel: CancellationToken,
+) {
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
     let pods: Api<Pod> = Api::all(client);
     let mut stream = std::pin::pin!(watcher(pods, config).backoff(Reconnect::default()));
