@@ -1,8 +1,9 @@
 //! NamespaceLifecycle: nothing is created in a namespace that does not exist or is being deleted.
 
 use control_api::{
+    admit,
     kinds::{self, ResourceInfo},
-    status::{ApiError, Cause},
+    status::ApiError,
 };
 
 use crate::api::{Api, options::Freshness};
@@ -20,16 +21,5 @@ pub(crate) async fn check(
         // It may have been created a moment ago.
         None => api.get_object(namespaces, None, namespace, Freshness::Latest).await?,
     };
-    let found = found.value().map_err(ApiError::internal)?;
-    if found.pointer("/status/phase").is_none_or(|phase| phase != "Terminating") {
-        return Ok(());
-    }
-    let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
-    let mut error = ApiError::forbidden(info, name, &why);
-    error.causes.push(Cause {
-        reason: "NamespaceTerminating".to_owned(),
-        message: format!("namespace {namespace} is being terminated"),
-        field: "metadata.namespace".to_owned(),
-    });
-    Err(error)
+    admit::namespace_open(info, &found.value().map_err(ApiError::internal)?, name)
 }

@@ -136,7 +136,9 @@ impl Api {
     async fn serve_patch(&self, request: ResourceRequest, form: Form) -> Result<Reply, ApiError> {
         let part = Part::MAIN;
         let (info, updated, warnings) = self.patch_object(request, part).await?;
-        object_reply(StatusCode::OK, info, &updated.object(), form, &warnings)
+        let status =
+            if matches!(updated, Updated::Created(_)) { StatusCode::CREATED } else { StatusCode::OK };
+        object_reply(status, info, &updated.object(), form, &warnings)
     }
 
     /// Patch the object or the part of it that a subresource shows whole (`status`).
@@ -165,7 +167,7 @@ impl Api {
                 object["metadata"]["name"] = name.into();
                 let created =
                     self.create(info, namespace, convert::to_stored(info, object), &mut write).await?;
-                Ok((info, Updated::Stored(created), write.warnings))
+                Ok((info, Updated::Created(created), write.warnings))
             }
             updated => Ok((info, updated?, write.warnings)),
         }

@@ -10,9 +10,9 @@ use crate::{cache::Object, http::negotiate::Form};
 /// Annotation of the bookmark that ends the initial events of a watch.
 pub(crate) const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
-/// The object in the version of the request.
-pub(crate) fn value(info: &ResourceInfo, object: &Object) -> Result<Value, ApiError> {
-    Ok(convert::from_stored(info, object.value().map_err(ApiError::internal)?))
+/// The object as it is stored.
+pub(crate) fn stored(object: &Object) -> Result<Value, ApiError> {
+    object.value().map_err(ApiError::internal)
 }
 
 /// One object in the form that the client accepts.
@@ -20,13 +20,13 @@ pub(crate) fn one(info: &ResourceInfo, object: &Object, form: Form) -> Result<By
     if matches!(form, Form::Object | Form::Discovery(_)) && convert::is_identity(info) {
         return Ok(object.body.clone());
     }
-    Ok(Bytes::from(shape(info, value(info, object)?, form).to_string()))
+    Ok(Bytes::from(shape(info, stored(object)?, form).to_string()))
 }
 
-/// A decoded object in the form that the client accepts.
+/// A decoded object, as it is stored, in the form that the client accepts and the version of the request.
 pub(crate) fn shape(info: &ResourceInfo, object: Value, form: Form) -> Value {
     match form {
-        Form::Object | Form::Discovery(_) => object,
+        Form::Object | Form::Discovery(_) => convert::from_stored(info, object),
         Form::Metadata => metadata_only(&object),
         Form::Table(include) => {
             let version = object.pointer("/metadata/resourceVersion").cloned().unwrap_or_default();
@@ -78,7 +78,7 @@ pub(crate) fn table(
     meta: &ListMeta,
     include: table::Include,
 ) -> Result<Value, ApiError> {
-    let values = objects.iter().map(|object| value(info, object.as_ref())).collect::<Result<Vec<_>, _>>()?;
+    let values = objects.iter().map(|object| stored(object.as_ref())).collect::<Result<Vec<_>, _>>()?;
     let references: Vec<&Value> = values.iter().collect();
     let mut table = table::render(info, &references, jiff::Timestamp::now(), include);
     table["metadata"] = meta.json();
@@ -88,7 +88,7 @@ pub(crate) fn table(
 /// One item of a list.
 pub(crate) fn item(info: &ResourceInfo, object: &Object, form: Form) -> Result<Bytes, ApiError> {
     match form {
-        Form::Metadata => Ok(Bytes::from(metadata_only(&value(info, object)?).to_string())),
+        Form::Metadata => Ok(Bytes::from(metadata_only(&stored(object)?).to_string())),
         _ => one(info, object, Form::Object),
     }
 }

@@ -35,6 +35,8 @@ use crate::{
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 /// A watch without `timeoutSeconds` ends after this to twice this.
 const LEAST_LIFE: u64 = 1800;
+/// No watch lives longer, whatever it asks for.
+const MOST_LIFE: u64 = 24 * 3600;
 /// Events are sent in pieces of about this size.
 const CHUNK: usize = 64 << 10;
 
@@ -85,7 +87,7 @@ impl Api {
         let cache = Arc::clone(self.cache.resource(info).ok_or_else(ApiError::unknown_path)?);
         let (start, freshness) = start(info, query)?;
         let timeout = match options::number(query, "timeoutSeconds")? {
-            Some(seconds) if seconds > 0 => seconds,
+            Some(seconds) if seconds > 0 => seconds.min(MOST_LIFE),
             _ => LEAST_LIFE + self.random.below(LEAST_LIFE),
         };
         // Subscribed before the state is read, so that no change goes unnoticed.
@@ -244,7 +246,7 @@ impl Watcher {
 
     fn push(&mut self, out: &mut BytesMut, kind: &str, object: &Object) {
         let encoded = if matches!(self.form, Form::Table(_)) {
-            render::value(self.info, object).map(|value| self.table_event(value))
+            render::stored(object).map(|value| self.table_event(value))
         } else {
             render::one(self.info, object, self.form)
         };
@@ -255,7 +257,7 @@ impl Watcher {
     }
 
     fn push_left(&mut self, out: &mut BytesMut, before: &Object, revision: Revision) {
-        let Ok(mut value) = render::value(self.info, before) else { return };
+        let Ok(mut value) = render::stored(before) else { return };
         value["metadata"]["resourceVersion"] = json!(revision.to_string());
         let encoded = if matches!(self.form, Form::Table(_)) {
             self.table_event(value)

@@ -92,6 +92,8 @@ impl Part {
 pub(crate) enum Updated {
     /// It is stored (or would be, in a dry run).
     Stored(Arc<Object>),
+    /// It did not exist and was created (server-side apply).
+    Created(Arc<Object>),
     /// It only waited for its last finalizer and is gone; this was its last state.
     Removed(Arc<Object>),
 }
@@ -100,7 +102,7 @@ impl Updated {
     /// The object in either case.
     pub(crate) fn object(self) -> Arc<Object> {
         match self {
-            Self::Stored(object) | Self::Removed(object) => object,
+            Self::Stored(object) | Self::Created(object) | Self::Removed(object) => object,
         }
     }
 }

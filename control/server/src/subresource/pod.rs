@@ -1,6 +1,6 @@
 //! `pods/binding`: the scheduler's decision. `pods/eviction`: a deletion that asks first.
 
-use control_api::{kinds, status::ApiError};
+use control_api::{kinds, meta, status::ApiError, validate};
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -24,12 +24,13 @@ pub(super) async fn bind(api: &Api, request: ResourceRequest) -> Result<Reply, A
     let mut write = Write::new(&user, WriteOptions::parse(&query, http.headers())?);
     let format = negotiate::body_format(http.headers())?;
     let (binding, _) = decode_any(&body::read(http.into_body()).await?, format)?;
-    let in_body = control_api::meta::name(&binding).to_owned();
+    let in_body = meta::name(&binding).to_owned();
     let name = target.name.as_deref().unwrap_or(&in_body);
-    let node = binding.pointer("/target/name").and_then(Value::as_str).unwrap_or_default();
-    if node.is_empty() {
-        return Err(ApiError::bad_request("binding: target.name is required"));
+    let errors = validate::binding(&binding);
+    if !errors.is_empty() {
+        return Err(ApiError::invalid(target.info, name, &errors));
     }
+    let node = binding.pointer("/target/name").and_then(Value::as_str).unwrap_or_default();
     let named = ObjectRef { info: pods, namespace: target.namespace.as_deref(), name };
     let time = now();
     api.update(named, Part::Whole, &mut write, |pod, _| bound(pod, &binding, node, &time)).await?;
@@ -40,16 +41,16 @@ pub(super) async fn bind(api: &Api, request: ResourceRequest) -> Result<Reply, A
 
 fn bound(pod: &Value, binding: &Value, node: &str, time: &str) -> Result<Value, ApiError> {
     let pods = kinds::find("", "v1", "pods").ok_or_else(ApiError::unknown_path)?;
-    let name = control_api::meta::name(pod);
-    let uid = control_api::meta::uid(binding);
-    if !uid.is_empty() && uid != control_api::meta::uid(pod) {
+    let name = meta::name(pod);
+    let uid = meta::uid(binding);
+    if !uid.is_empty() && uid != meta::uid(pod) {
         let why = format!(
             "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-            control_api::meta::uid(pod)
+            meta::uid(pod)
         );
         return Err(ApiError::conflict(pods, name, &why));
     }
-    if control_api::meta::is_deleting(pod) {
+    if meta::is_deleting(pod) {
         return Err(ApiError::conflict(
             pods,
             name,

@@ -15,10 +15,11 @@ use hyper_util::rt::TokioIo;
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
+    server::WebPkiClientVerifier,
 };
 use serde_json::Value;
 use tokio::{net::TcpStream, task::JoinHandle};
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 use tokio_util::sync::CancellationToken;
 
 /// Nothing a test waits for takes longer.
@@ -107,6 +108,34 @@ impl Cluster {
         self.client_with(Some(&identity), None)
     }
 
+    /// What a kubelet serves with: its own certificate, and only for clients of the authority.
+    pub(crate) fn kubelet_tls(&self) -> TlsAcceptor {
+        let request = LeafRequest {
+            common_name: "system:node:a".to_owned(),
+            organization: None,
+            usage: Usage::Server,
+            names: vec!["127.0.0.1".to_owned()],
+        };
+        let identity = self.authority.issue(&request, jiff::Timestamp::now()).unwrap();
+        let verifier = WebPkiClientVerifier::builder(Arc::new(self.roots())).build().unwrap();
+        let config = rustls::ServerConfig::builder()
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(
+                vec![CertificateDer::from_pem_slice(identity.certificate_pem.as_bytes()).unwrap()],
+                PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes()).unwrap(),
+            )
+            .unwrap();
+        TlsAcceptor::from(Arc::new(config))
+    }
+
+    fn roots(&self) -> RootCertStore {
+        let mut roots = RootCertStore::empty();
+        roots
+            .add(CertificateDer::from_pem_slice(self.authority.certificate_pem().as_bytes()).unwrap())
+            .unwrap();
+        roots
+    }
+
     pub(crate) fn bearer(&self, token: &str) -> Client {
         self.client_with(None, Some(token.to_owned()))
     }
@@ -116,11 +145,7 @@ impl Cluster {
     }
 
     fn client_with(&self, identity: Option<&Identity>, token: Option<String>) -> Client {
-        let mut roots = RootCertStore::empty();
-        roots
-            .add(CertificateDer::from_pem_slice(self.authority.certificate_pem().as_bytes()).unwrap())
-            .unwrap();
-        let builder = ClientConfig::builder().with_root_certificates(roots);
+        let builder = ClientConfig::builder().with_root_certificates(self.roots());
         let config = match identity {
             Some(identity) => builder
                 .with_client_auth_cert(
@@ -176,9 +201,7 @@ impl Client {
         body: impl Into<Bytes>,
     ) -> (StatusCode, HeaderMap, Incoming) {
         let exchange = async {
-            let stream = TcpStream::connect(self.address).await.unwrap();
-            let name = ServerName::try_from("127.0.0.1").unwrap();
-            let stream = self.tls.connect(name, stream).await.unwrap();
+            let stream = self.connect().await;
             let (mut sender, connection) =
                 hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
             tokio::spawn(connection);
@@ -194,6 +217,13 @@ impl Client {
             (parts.status, parts.headers, body)
         };
         tokio::time::timeout(DEADLINE, exchange).await.unwrap()
+    }
+
+    /// A bare TLS connection, for protocols that are spoken by hand.
+    pub(crate) async fn connect(&self) -> TlsStream<TcpStream> {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        self.tls.connect(name, stream).await.unwrap()
     }
 
     async fn answer(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Bytes) -> Answer {

@@ -6,5 +6,6 @@ mod harness;
 mod negotiation;
 mod objects;
 mod pods;
+mod relay;
 mod services;
 mod watches;

@@ -187,3 +187,28 @@ async fn long_lists_come_in_consistent_pages() {
     assert_eq!(names(&rest), ["bb", "c", "e", "z"], "it goes on in the newest state");
     cluster.stop().await;
 }
+
+#[tokio::test]
+async fn declared_fields_have_owners_and_conflicts_name_them() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let apply = |manager: &'static str, value: &'static str| {
+        let admin = admin.clone();
+        async move {
+            let path = format!("{CONFIGMAPS}/applied?fieldManager={manager}");
+            let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "applied"}, "data": {"k": value}});
+            let headers = [("content-type", "application/apply-patch+yaml")];
+            admin.send(http::Method::PATCH, &path, &headers, object.to_string()).await.0.as_u16()
+        }
+    };
+    assert_eq!(apply("one", "1").await, 201, "what is not there is created");
+    assert_eq!(apply("one", "2").await, 200);
+    assert_eq!(apply("two", "3").await, 409, "the field belongs to the first manager");
+    let (_, object) = admin.get(&format!("{CONFIGMAPS}/applied")).await;
+    assert_eq!(object["data"]["k"], "2");
+    assert_eq!(object["metadata"]["managedFields"][0]["manager"], "one");
+    let path = format!("{CONFIGMAPS}/applied?fieldManager=three");
+    admin.patch(&path, "merge", &json!({"data": {"k": "4"}})).await;
+    assert_eq!(apply("one", "5").await, 409, "an ordinary write takes the field over");
+    cluster.stop().await;
+}

@@ -39,6 +39,8 @@ pub(super) struct Writer {
     live: broadcast::Sender<Batch>,
     /// The database handle is unusable and must be replaced before the next batch.
     broken: bool,
+    /// The last commit failed, and the log says so.
+    failing: bool,
 }
 
 /// What a batch has done to the open transaction so far.
@@ -54,7 +56,7 @@ impl Writer {
         queue: mpsc::Receiver<Request>,
         live: broadcast::Sender<Batch>,
     ) -> Self {
-        Self { engine, queue, live, broken: false }
+        Self { engine, queue, live, broken: false, failing: false }
     }
 
     /// Serve the queue until every sender is gone.
@@ -76,13 +78,15 @@ impl Writer {
                 refuse(batch.drain(..), &self.engine.unavailable("written", &chain(&error)));
                 return;
             }
-            tracing::info!("the store is open again after an IO error");
             self.broken = false;
         }
         let mut answers = Vec::with_capacity(batch.len());
         match self.commit(batch, &mut answers) {
             Ok(progress) => {
                 self.engine.publish(progress.revision, progress.compacted);
+                if std::mem::take(&mut self.failing) {
+                    tracing::info!("the store accepts writes again");
+                }
                 if !progress.events.is_empty() {
                     let batch: Batch = (progress.events.into(), progress.revision);
                     // No receiver means that nobody watches.
@@ -92,7 +96,10 @@ impl Writer {
             }
             Err(error) => {
                 self.broken = true;
-                tracing::error!(%error, "store commit failed; nothing of it was kept");
+                // Said once per outage: callers hear of each refusal themselves.
+                if !std::mem::replace(&mut self.failing, true) {
+                    tracing::error!(%error, "store commit failed; nothing of it was kept");
+                }
                 for answer in answers {
                     answer.fail(&error);
                 }
