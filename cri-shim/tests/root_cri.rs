@@ -202,3 +202,82 @@ async fn refusals_name_the_cause() {
     cri.remove(&sandbox).await;
     cri.assert_nothing_left().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_figures_and_rotation() {
+    let cri = Cri::start().await;
+    let pod = cri.pod("figures");
+    let sandbox = cri.run(&pod).await.unwrap();
+    let script = "i=0; while true; do i=$((i+1)); echo line $i; sleep 0.02; done";
+    let id = cri.script(&sandbox, &pod, "busy", script).await;
+    cri.log_has("figures", "busy", "line 2").await;
+
+    let limits = v1::LinuxContainerResources {
+        memory_limit_in_bytes: 64 << 20,
+        cpu_shares: 512,
+        ..Default::default()
+    };
+    let update = v1::UpdateContainerResourcesRequest {
+        container_id: id.clone(),
+        linux: Some(limits),
+        ..v1::UpdateContainerResourcesRequest::default()
+    };
+    cri.runtime().update_container_resources(update).await.unwrap();
+    let shown = cri.status(&id).await.resources.unwrap().linux.unwrap();
+    assert_eq!((shown.memory_limit_in_bytes, shown.cpu_shares), (64 << 20, 512));
+
+    let request = v1::ContainerStatsRequest { container_id: id.clone() };
+    let stats = cri.runtime().container_stats(request).await.unwrap().into_inner().stats.unwrap();
+    assert_eq!(stats.attributes.unwrap().metadata.unwrap().name, "busy");
+    let memory = stats.memory.unwrap();
+    assert!(memory.usage_bytes.unwrap().value > 0);
+    assert!(memory.available_bytes.unwrap().value <= 64 << 20, "the new limit counts");
+    assert!(stats.cpu.unwrap().usage_core_nano_seconds.unwrap().value > 0);
+    let request = v1::ListPodSandboxStatsRequest::default();
+    let all = cri.runtime().list_pod_sandbox_stats(request).await.unwrap().into_inner().stats;
+    let linux = all[0].linux.as_ref().unwrap();
+    assert!(linux.process.as_ref().unwrap().process_count.unwrap().value >= 2, "pause and the shell");
+    assert_eq!(linux.containers.len(), 1);
+
+    let log = cri.dir().join("podlogs/figures/busy.log");
+    let rotated = log.with_extension("old");
+    std::fs::rename(&log, &rotated).unwrap();
+    let request = v1::ReopenContainerLogRequest { container_id: id.clone() };
+    cri.runtime().reopen_container_log(request).await.unwrap();
+    cri.log_has("figures", "busy", "line").await;
+    let number = |text: &str, last: bool| -> u32 {
+        let mut numbers = text.lines().filter_map(|line| line.rsplit(' ').next()?.parse().ok());
+        if last { numbers.next_back().unwrap() } else { numbers.next().unwrap() }
+    };
+    let before = number(&std::fs::read_to_string(&rotated).unwrap(), true);
+    let after = number(&std::fs::read_to_string(&log).unwrap(), false);
+    assert_eq!(after, before + 1, "no line is lost or doubled");
+    cri.remove(&sandbox).await;
+    cri.assert_nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_any_moment_it_converges() {
+    let mut cri = Cri::start().await;
+    for (round, milliseconds) in [2, 8, 16, 28, 40, 55, 75, 100].into_iter().enumerate() {
+        let pod = cri.pod(&format!("round-{round}"));
+        // The moment of death is the point here; whatever it was, the same must hold afterwards.
+        let moment = std::time::Duration::from_millis(milliseconds);
+        let work = async {
+            let sandbox = cri.run(&pod).await?;
+            let id = cri.create(&sandbox, &pod, shell("main", "exec sleep 3600")).await?;
+            cri.launch(&id).await
+        };
+        drop(tokio::time::timeout(moment, work).await);
+        cri.restart().await;
+        let sandbox = cri.run(&pod).await.unwrap();
+        let id = cri.create(&sandbox, &pod, shell("again", "exec sleep 3600")).await.unwrap();
+        cri.launch(&id).await.unwrap();
+        assert_eq!(text(&cri.exec(&id, &["echo", "works"]).await.stdout), "works", "killed after {moment:?}");
+        let removal = v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.clone() };
+        drop(tokio::time::timeout(moment, cri.runtime().remove_pod_sandbox(removal)).await);
+        cri.restart().await;
+        cri.remove(&sandbox).await;
+        cri.assert_nothing_left().await;
+    }
+}

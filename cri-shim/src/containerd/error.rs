@@ -9,7 +9,7 @@ use tonic::{Code, Status};
 #[derive(Debug, thiserror::Error)]
 pub enum ContainerdError {
     /// containerd answered with an error, or could not be reached (`Unavailable`).
-    #[error("containerd {call} {object}: {}", status.message())]
+    #[error("containerd {call}{}: {}", about(object), status.message())]
     Call {
         /// The service and method.
         call: &'static str,
@@ -19,7 +19,7 @@ pub enum ContainerdError {
         status: Box<Status>,
     },
     /// No answer in time.
-    #[error("containerd {call} {object}: no answer within {deadline:?}")]
+    #[error("containerd {call}{}: no answer within {deadline:?}", about(object))]
     Deadline {
         /// The service and method.
         call: &'static str,
@@ -38,7 +38,7 @@ pub enum ContainerdError {
         source: InvalidMetadataValue,
     },
     /// An answer that misses a part containerd always sends.
-    #[error("containerd {call} {object}: the answer has no {missing}")]
+    #[error("containerd {call}{}: the answer has no {missing}", about(object))]
     Incomplete {
         /// The service and method.
         call: &'static str,
@@ -96,6 +96,11 @@ impl ContainerdError {
             _ => false,
         }
     }
+}
+
+/// The object in a message, where there is one.
+fn about(object: &str) -> String {
+    if object.is_empty() { String::new() } else { format!(" {object}") }
 }
 
 /// Turns "does not exist" into success, for calls that only want the object gone.
