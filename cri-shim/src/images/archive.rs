@@ -11,6 +11,8 @@ use std::path::{Component, Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::digest;
+
 /// Most bytes of one document, and of all.
 const MAX_DOCUMENT: u64 = 8 << 20;
 const MAX_DOCUMENTS: u64 = 64 << 20;
@@ -150,7 +152,7 @@ fn measure(reader: &mut impl Read) -> io::Result<Entry> {
             kept.extend_from_slice(piece);
         }
         if count < buffer.len() {
-            let digest = format!("sha256:{:x}", hash.finalize());
+            let digest = digest::finish(hash);
             return Ok(Entry { size, digest, compression: kind, document: kept });
         }
     }

@@ -68,15 +68,11 @@ pub async fn store(
     bytes: Vec<u8>,
     labels: BTreeMap<String, String>,
 ) -> Result<(), CallError> {
-    match Writer::open(session, digest, bytes.len() as u64).await? {
-        None => {}
-        Some(writer) => {
-            let mut writer = if writer.offset() == 0 { writer } else { writer.restart().await? };
-            for part in bytes.chunks(CHUNK) {
-                writer.write(part.to_vec()).await?;
-            }
-            writer.commit(labels.clone()).await?;
+    if let Some(mut writer) = Writer::open_empty(session, digest, bytes.len() as u64, &labels).await? {
+        for part in bytes.chunks(CHUNK) {
+            writer.write(part.to_vec()).await?;
         }
+        writer.commit(labels.clone()).await?;
     }
     if labels.is_empty() { Ok(()) } else { label(session, digest, labels).await }
 }
@@ -104,6 +100,21 @@ impl Writer {
                 }
                 result => return allow(result, Code::AlreadyExists),
             }
+        }
+    }
+
+    /// Begins writing `digest` from its first byte; `None` when the blob is complete, with `labels` where it was new here.
+    pub async fn open_empty(
+        session: &Session,
+        digest: &str,
+        total: u64,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<Option<Self>, CallError> {
+        match Self::open(session, digest, total).await? {
+            // Another namespace, or garbage not collected yet, has all of it; writing would append a second copy.
+            Some(writer) if writer.offset == total => writer.commit(labels.clone()).await.map(|()| None),
+            Some(writer) if writer.offset > 0 => writer.restart().await.map(Some),
+            opened => Ok(opened),
         }
     }
 

@@ -15,10 +15,10 @@ use tokio::sync::mpsc;
 
 use super::archive::{self, ArchiveError, Compression, Survey, read_up_to};
 use super::content::{self, CHUNK, Writer};
+use super::digest;
 use super::manifest::{self, ManifestError, Parsed};
 use super::records::{self, Details};
 use super::reference::Reference;
-use super::registry::sha256;
 use super::session::{CallError, Session};
 use super::store::{Image, ImageError, ImageStore};
 use super::unpack::UnpackError;
@@ -143,10 +143,9 @@ async fn store_layers(
             (Piece::Begin(digest), _) => {
                 finish(writer.take()).await?;
                 let Some((size, diff_id)) = layers.get(&digest) else { continue };
-                writer = match Writer::open(session, &digest, *size).await? {
-                    Some(open) if open.offset() > 0 => Some((open.restart().await?, diff_id.clone())),
-                    open => open.map(|open| (open, diff_id.clone())),
-                };
+                writer = Writer::open_empty(session, &digest, *size, &records::layer_labels(diff_id))
+                    .await?
+                    .map(|open| (open, diff_id.clone()));
             }
             (Piece::Bytes(bytes), Some((writer, _))) => writer.write(bytes).await?,
             // containerd has that layer already.
@@ -298,14 +297,14 @@ impl Archive<'_> {
             };
             layers.push(describe(kind, entry.size, &entry.digest)?);
         }
-        let config = describe(MediaType::ImageConfig, config.len() as u64, &sha256(config))?;
+        let config = describe(MediaType::ImageConfig, config.len() as u64, &digest::of(config))?;
         let made = serde_json::json!({
             "schemaVersion": 2, "mediaType": MediaType::ImageManifest.to_string(), "config": config, "layers": layers,
         });
         let bytes = made.to_string().into_bytes();
         let wrong = |source| ImportError::Document { what: "the manifest made".to_owned(), source };
         let manifest: ImageManifest = serde_json::from_slice(&bytes).map_err(wrong)?;
-        let digest = sha256(&bytes);
+        let digest = digest::of(&bytes);
         let target = describe(MediaType::ImageManifest, bytes.len() as u64, &digest)?;
         let documents = BTreeMap::from([(digest, (bytes, records::manifest_labels(&manifest)))]);
         self.finish(image.names(), super::unpack::descriptor(&target), manifest, documents)

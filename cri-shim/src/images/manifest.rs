@@ -4,7 +4,8 @@
 //! Formats: <https://github.com/opencontainers/image-spec/blob/v1.1.0/manifest.md>, `image-index.md` and `config.md`.
 
 use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest};
-use sha2::{Digest, Sha256};
+
+use super::digest;
 
 /// Most layers an image may have (the kernel's overlayfs stops at 500).
 const MAX_LAYERS: usize = 500;
@@ -147,7 +148,7 @@ pub fn chain_ids(diff_ids: &[String]) -> Vec<String> {
     for diff_id in diff_ids {
         let next = match chain.last() {
             None => diff_id.clone(),
-            Some(parent) => format!("sha256:{:x}", Sha256::digest(format!("{parent} {diff_id}"))),
+            Some(parent) => digest::of(format!("{parent} {diff_id}")),
         };
         chain.push(next);
     }
@@ -238,9 +239,6 @@ mod tests {
         let diff_ids = [digest('a'), digest('b')];
         let chain = chain_ids(&diff_ids);
         assert_eq!(chain[0], diff_ids[0]);
-        assert_eq!(
-            chain[1],
-            format!("sha256:{:x}", Sha256::digest(format!("{} {}", diff_ids[0], diff_ids[1])))
-        );
+        assert_eq!(chain[1], digest::of(format!("{} {}", diff_ids[0], diff_ids[1])));
     }
 }

@@ -10,6 +10,7 @@
 pub mod archive;
 pub mod auth;
 pub mod content;
+pub mod digest;
 pub mod hosts;
 pub mod import;
 pub mod keyed;

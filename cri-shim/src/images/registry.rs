@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use http::{HeaderValue, StatusCode, header};
 use reqwest::Response;
-use sha2::{Digest, Sha256};
 use tokio::sync::{Mutex, OnceCell};
 
 use super::auth::{self, Credentials};
+use super::digest;
 use super::hosts::Host;
 use super::reference::Reference;
 
@@ -258,7 +258,7 @@ impl Registry {
             }
             bytes.extend_from_slice(&chunk);
         }
-        let got = sha256(&bytes);
+        let got = digest::of(&bytes);
         match wanted {
             Some(wanted) if wanted != got => Err(HostError::Digest { wanted, got }),
             _ => Ok(Document { digest: got, media_type, bytes }),
@@ -307,11 +307,6 @@ impl Registry {
             status => Err(HostError::Answered(status)),
         }
     }
-}
-
-/// `sha256:` and the hash of `bytes`.
-pub fn sha256(bytes: &[u8]) -> String {
-    format!("sha256:{:x}", Sha256::digest(bytes))
 }
 
 async fn build_client(host: &Host) -> Result<reqwest::Client, HostError> {

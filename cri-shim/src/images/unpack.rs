@@ -53,15 +53,20 @@ pub struct Layer<'a> {
 
 /// Tells whether the snapshot of a chain id is there; if so it is put under the session's lease.
 pub async fn is_unpacked(session: &Session, snapshotter: &str, chain_id: &str) -> Result<bool, CallError> {
+    if !exists(session, snapshotter, chain_id).await? {
+        return Ok(false);
+    }
+    session.hold(&format!("snapshots/{snapshotter}"), chain_id).await?;
+    // Garbage collection may have been quicker than the lease; what is there now stays.
+    exists(session, snapshotter, chain_id).await
+}
+
+async fn exists(session: &Session, snapshotter: &str, chain_id: &str) -> Result<bool, CallError> {
     let message = StatSnapshotRequest { snapshotter: snapshotter.to_owned(), key: chain_id.to_owned() };
     let mut snapshots = SnapshotsClient::new(session.channel());
-    let stat =
-        call("look up snapshot", chain_id, snapshots.stat(session.request(message, CALL_DEADLINE))).await;
-    let found = allow(stat, Code::NotFound)?.is_some();
-    if found {
-        session.hold(&format!("snapshots/{snapshotter}"), chain_id).await?;
-    }
-    Ok(found)
+    let request = session.request(message, CALL_DEADLINE);
+    let stat = call("look up snapshot", chain_id, snapshots.stat(request)).await;
+    Ok(allow(stat, Code::NotFound)?.is_some())
 }
 
 /// Unpacks one layer on top of its parent.

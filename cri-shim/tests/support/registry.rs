@@ -13,7 +13,6 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use sha2::{Digest, Sha256};
 
 /// A registry on a loopback port.
 #[derive(Clone)]
@@ -35,7 +34,7 @@ struct State {
 
 /// `sha256:` and the hash.
 pub fn digest(bytes: &[u8]) -> String {
-    format!("sha256:{:x}", Sha256::digest(bytes))
+    keelson_cri::images::digest::of(bytes)
 }
 
 /// A layer with the given files (path, content, mode), uncompressed.
