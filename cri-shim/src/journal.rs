@@ -64,7 +64,10 @@ impl Journal {
                 Some("broken") => {}
                 _ => {
                     let bytes = fs::read(&path).map_err(RuntimeError::host("read", &path))?;
-                    match R::decode(bytes.as_slice()).ok().filter(|record| path.ends_with(record.id())) {
+                    match R::decode(bytes.as_slice())
+                        .ok()
+                        .filter(|record| path.file_name() == Some(record.id().as_ref()))
+                    {
                         Some(record) => records.push(record),
                         None => set_aside(&path)?,
                     }

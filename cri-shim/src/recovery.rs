@@ -65,9 +65,9 @@ async fn follow(runtime: &Arc<Runtime>, recovered: &mut bool, pause: &mut Durati
         // Before listing, so that nothing falls between.
         let events = runtime.client.subscribe().await?;
         if *recovered {
-            runtime.resync().await?
+            runtime.resync().await?;
         } else {
-            runtime.recover().await?
+            runtime.recover().await?;
         }
         Ok((containerd, events))
     };
