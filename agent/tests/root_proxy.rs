@@ -57,7 +57,7 @@ impl FakeApi {
         let plural = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
         if request.uri().query().unwrap_or_default().contains("watch=true") {
             let (feed, events) = mpsc::unbounded_channel::<Value>();
-            self.watches.lock().unwrap().insert(plural, feed);
+            self.watches.lock().expect("nobody panics with it").insert(plural, feed);
             let lines = UnboundedReceiverStream::new(events)
                 .map(|event| Ok(Frame::data(format!("{event}\n").into())));
             return StreamBody::new(lines).boxed_unsync();
@@ -72,7 +72,7 @@ impl FakeApi {
     async fn tell(&self, plural: &str, kind: &str, object: &Value) -> Result<()> {
         let until = Instant::now() + DEADLINE;
         loop {
-            let feed = self.watches.lock().unwrap().get(plural).cloned();
+            let feed = self.watches.lock().expect("nobody panics with it").get(plural).cloned();
             if let Some(feed) = feed {
                 return feed.send(json!({"type": kind, "object": object})).context("the watch ended");
             }
@@ -120,14 +120,14 @@ async fn until_answered(address: SocketAddr, wanted: Option<&'static str>) -> Re
     }
 }
 
-fn section(arena: &Arena) -> Result<ProxySection> {
-    Ok(ProxySection {
+fn section(arena: &Arena) -> ProxySection {
+    ProxySection {
         enabled: true,
         cgroup_root: arena.cgroup.clone(),
         pin_dir: arena.pin_dir.clone(),
         service_cidr: "10.96.0.0/12".to_owned(),
         node_port_addresses: Vec::new(),
-    })
+    }
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn services_of_the_api_server_are_reached_and_follow_it() -> Result<()> {
         let api = FakeApi::new(vec![web()], vec![slice(&["10.244.0.1"], "1")]);
         let (events, _facts) = EventRecorder::new();
         let cancel = CancellationToken::new();
-        let config = proxy::ProxyConfig::new(&section(&arena)?, "node-1")?;
+        let config = proxy::ProxyConfig::new(&section(&arena), "node-1")?;
         let task = tokio::spawn(proxy::run(api.client(), config, events, cancel.clone()));
         let vip = at("10.96.0.10:80");
         until_answered(vip, Some("10.244.0.1:8080")).await?;

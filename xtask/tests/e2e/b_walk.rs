@@ -88,16 +88,7 @@ fn c_from_a_pod() {
     kubectl(&["run", "client", "--image=busybox", "--restart=Never", "--", "sleep", "3600"]);
     kubectl(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"]);
     for target in [cluster_ip(), format!("{}:30000", node_address())] {
-        let page = kubectl(&[
-            "exec",
-            "client",
-            "--",
-            "wget",
-            "-q",
-            "-O",
-            "-",
-            &format!("http://{target}/"),
-        ]);
+        let page = kubectl(&["exec", "client", "--", "wget", "-q", "-O", "-", &format!("http://{target}/")]);
         assert!(page.contains("Welcome to nginx!"), "{target}: {page}");
     }
     kubectl(&["delete", "pod", "client", "--grace-period=1"]);

@@ -36,11 +36,11 @@ pub(crate) fn kubeconfig() -> PathBuf {
 pub(crate) fn cluster() {
     static UP: OnceLock<()> = OnceLock::new();
     UP.get_or_init(|| {
-        let output = xtask(&["up", "--detach", "--no-build"]);
+        let output = xtask(&["up", "--detach"]);
         assert!(output.status.success(), "up failed: {}", said(&output));
         let text = said(&output);
         assert!(text.contains("kubeconfig: "), "{text}");
-        assert_eq!(text.matches("\n  ").filter(|_| true).count().min(3), 3, "three commands to try: {text}");
+        assert!(text.matches("\n  ").count() >= 3, "three commands to try: {text}");
     });
 }
 

@@ -10,8 +10,10 @@ use crate::support::{pid_of, said, xtask};
 #[track_caller]
 fn nothing_left() {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let left: Vec<&str> =
-        mounts.lines().filter(|line| line.contains("/run/keelson/up/") || line.contains("/target/up/")).collect();
+    let left: Vec<&str> = mounts
+        .lines()
+        .filter(|line| line.contains("/run/keelson/up/") || line.contains("/target/up/"))
+        .collect();
     assert!(left.is_empty(), "mounts: {left:#?}");
     assert!(!Path::new("/run/keelson/up").exists(), "the run directory");
     let links = said(&Command::new("ip").args(["-o", "link"]).output().unwrap());
