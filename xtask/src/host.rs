@@ -139,38 +139,37 @@ pub(crate) fn remove_cgroups(layout: &Layout) -> Result<()> {
     }
 }
 
-/// Shims of this instance's containerd, and what else was started with one of its paths on the command line.
+/// Shims of this instance's containerd, and what else was started with one of its paths on the command line or from
+/// a program below its data directory (the keepers of containers' pipes); never the caller.
 pub(crate) fn leftover_processes(layout: &Layout) -> Vec<ProcessId> {
-    let marks = [
-        layout.containerd_socket(),
-        layout.run.join("containerd"),
-        layout.data.join("cri.yaml"),
-        layout.data.join("agent.yaml"),
-        layout.data.join("control.yaml"),
-    ];
+    let own = std::process::id().cast_signed();
     fs::read_dir("/proc")
         .into_iter()
         .flatten()
         .flatten()
         .filter_map(|entry| {
             let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-            let line = fs::read(entry.path().join("cmdline")).ok()?;
-            let args: Vec<&str> =
-                line.split(|byte| *byte == 0).filter_map(|arg| std::str::from_utf8(arg).ok()).collect();
-            let program = Path::new(args.first()?).file_name()?.to_str()?;
-            let ours = matches!(
-                program,
-                "containerd"
-                    | "containerd-shim-runc-v2"
-                    | "keelson-control"
-                    | "keelson-cri"
-                    | "keelson-agent"
-            );
-            let marked =
-                args.iter().skip(1).any(|arg| marks.iter().any(|mark| Path::new(arg).starts_with(mark)));
-            (ours && marked).then(|| ProcessId::of(pid)).flatten()
+            let ours = pid != own
+                && (runs_our_program(layout, &entry.path()) || names_our_path(layout, &entry.path()));
+            ours.then(|| ProcessId::of(pid)).flatten()
         })
         .collect()
+}
+
+fn runs_our_program(layout: &Layout, process: &Path) -> bool {
+    fs::read_link(process.join("exe")).is_ok_and(|program| program.starts_with(&layout.data))
+}
+
+fn names_our_path(layout: &Layout, process: &Path) -> bool {
+    const PROGRAMS: &[&str] =
+        &["containerd", "containerd-shim-runc-v2", "keelson-control", "keelson-cri", "keelson-agent"];
+    let line = fs::read(process.join("cmdline")).unwrap_or_default();
+    let args: Vec<&str> =
+        line.split(|byte| *byte == 0).filter_map(|arg| std::str::from_utf8(arg).ok()).collect();
+    let program = args.first().and_then(|path| Path::new(path).file_name()).unwrap_or_default();
+    let mut places = args.iter().skip(1).map(Path::new);
+    PROGRAMS.iter().any(|name| program == *name)
+        && places.any(|path| path.starts_with(&layout.run) || path.starts_with(&layout.data))
 }
 
 /// Kills and waits.
