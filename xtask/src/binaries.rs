@@ -14,7 +14,7 @@ const PACKAGES: &[&str] = &["keelson-control", "keelson-cri", "keelson-agent", "
 pub(crate) fn build(repo: &Path) -> Result<()> {
     step("building the BPF programs", || crate::build_ebpf::run(repo))?;
     step("building release binaries (some minutes the first time)", || {
-        let mut cmd = Cmd::new("cargo").args(["build", "--release", "--quiet"]);
+        let mut cmd = Cmd::new("cargo").args(["build", "--release"]);
         for package in PACKAGES {
             cmd = cmd.args(["--package", package]);
         }

@@ -43,6 +43,8 @@ pub(crate) fn check(layout: &Layout, cgroup_root: Option<&Path>) -> Result<Node>
         findings.push(format!("{error:#}"));
     }
     if !findings.is_empty() {
+        // A private cgroup2 mount of a moment ago is taken back.
+        crate::host::unmount_below(&layout.run.join("cgroup2"))?;
         bail!("this host is not ready for `up`; nothing was started:\n  - {}", findings.join("\n  - "));
     }
     let name = nix::unistd::gethostname()?.to_string_lossy().to_lowercase();
@@ -83,6 +85,10 @@ fn holder_of(port: u16) -> Option<String> {
     let inode = ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|table| listening_inode(table, port))?;
     let wanted = format!("socket:[{inode}]");
     for process in fs::read_dir("/proc").ok()?.flatten() {
+        // `self` and `thread-self` stand for a process that is listed by its number too.
+        if process.file_name().to_string_lossy().parse::<u32>().is_err() {
+            continue;
+        }
         let fds = process.path().join("fd");
         let holds = fs::read_dir(fds)
             .into_iter()

@@ -141,7 +141,7 @@ mod tests {
         let make = |order: [&str; 2]| {
             let mut tree = Tree::default();
             for path in order {
-                tree.text(path, path);
+                tree.text(path, "content");
             }
             tree
         };
