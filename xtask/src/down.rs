@@ -18,6 +18,7 @@ pub(crate) fn run(layout: &Layout) -> Result<()> {
     preflight::require_root()?;
     let existed = layout.run.exists();
     let mut failures = Vec::new();
+    let sockets = host::shim_sockets(layout);
     stop_processes(layout);
     let mut step = |what: &str, result: Result<()>| {
         if let Err(error) = result {
@@ -27,6 +28,7 @@ pub(crate) fn run(layout: &Layout) -> Result<()> {
     step("service load balancer", host::remove_data_plane(layout));
     step("mounts", host::unmount_below(&layout.run));
     step("mounts", host::unmount_below(&layout.data));
+    step("sockets of containers", host::remove_sockets(&sockets));
     step("links", host::remove_links(layout));
     step("cgroups", host::remove_cgroups(layout));
     step("kernel settings", host::restore_settings(layout));

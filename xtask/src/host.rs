@@ -103,6 +103,32 @@ pub(crate) fn cgroup_processes(layout: &Layout) -> Vec<ProcessId> {
     found
 }
 
+/// Sockets of this instance's shims. containerd 1.6 has their folder built in, outside of its configurable
+/// directories; a killed shim leaves its socket there.
+pub(crate) fn shim_sockets(layout: &Layout) -> Vec<PathBuf> {
+    let bundles = layout.run.join("containerd/io.containerd.runtime.v2.task/keelson");
+    fs::read_dir(bundles)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|bundle| fs::read_to_string(bundle.path().join("address")).ok())
+        .filter_map(|address| address.trim().strip_prefix("unix://").map(PathBuf::from))
+        .collect()
+}
+
+/// Removes sockets that nobody listens on any more.
+pub(crate) fn remove_sockets(sockets: &[PathBuf]) -> Result<()> {
+    for socket in sockets {
+        match fs::remove_file(socket) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(anyhow::Error::new(error).context(format!("removing {}", socket.display())));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Calls `look` for every directory of a tree, children first.
 fn visit(dir: &Path, look: &mut dyn FnMut(&Path)) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {

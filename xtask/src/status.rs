@@ -36,27 +36,35 @@ pub(crate) struct Line {
 /// Prints the table or JSON; an error when nothing runs.
 pub(crate) fn run(layout: &Layout, json: bool) -> Result<bool> {
     let lines = collect(layout);
-    if json {
-        println!("{}", serde_json::to_string_pretty(&lines)?);
-    } else if lines.is_empty() {
-        println!("nothing runs (start with `cargo xtask up`)");
-    } else {
-        println!(
-            "{:<12} {:>8} {:>9} {:>9} {:>9}  HEALTH",
-            "COMPONENT", "PID", "RESTARTS", "RSS MiB", "PSS MiB"
-        );
-        for line in &lines {
-            let pid = line.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
-            println!(
-                "{:<12} {pid:>8} {:>9} {:>9.1} {:>9.1}  {}",
-                line.name, line.restarts, line.rss_mib, line.pss_mib, line.health
-            );
-        }
-        if let Ok(nodes) = kubectl(layout, &["get", "nodes", "--no-headers"]) {
-            println!("\nnodes: {}", nodes.trim());
-        }
-    }
+    let text = if json { serde_json::to_string_pretty(&lines)? + "\n" } else { table(layout, &lines)? };
+    // A reader that has seen enough (`| head`) is no failure.
+    std::io::stdout().write_all(text.as_bytes()).ok();
     Ok(!lines.is_empty() && lines.iter().all(|line| line.health == "ok"))
+}
+
+fn table(layout: &Layout, lines: &[Line]) -> Result<String> {
+    use std::fmt::Write as _;
+    if lines.is_empty() {
+        return Ok("nothing runs (start with `cargo xtask up`)\n".to_owned());
+    }
+    let mut text = String::new();
+    writeln!(
+        text,
+        "{:<12} {:>8} {:>9} {:>9} {:>9}  HEALTH",
+        "COMPONENT", "PID", "RESTARTS", "RSS MiB", "PSS MiB"
+    )?;
+    for line in lines {
+        let pid = line.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+        writeln!(
+            text,
+            "{:<12} {pid:>8} {:>9} {:>9.1} {:>9.1}  {}",
+            line.name, line.restarts, line.rss_mib, line.pss_mib, line.health
+        )?;
+    }
+    if let Ok(nodes) = kubectl(layout, &["get", "nodes", "--no-headers"]) {
+        writeln!(text, "\nnodes: {}", nodes.trim())?;
+    }
+    Ok(text)
 }
 
 /// The state of every recorded component.

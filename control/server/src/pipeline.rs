@@ -74,7 +74,7 @@ impl Pipeline {
         {
             return documents::serve(&self.api, path, &query, request.headers()).await;
         }
-        let user = self.authenticate(certificate, &request)?;
+        let user = authn::impersonate(self.authenticate(certificate, &request)?, request.headers())?;
         authorize(&user, &target)?;
         match target {
             Target::Other { path, verb } => {

@@ -74,6 +74,7 @@ pub(crate) fn carry_over(info: &ResourceInfo, new: &mut Value, old: &Value) {
 
 /// Whether the user may delete this very object.
 pub(crate) fn delete(user: &User, info: &ResourceInfo, old: &Value) -> Result<(), ApiError> {
+    namespace::deletable(info, old)?;
     node::update(user, info, old)
 }
 
