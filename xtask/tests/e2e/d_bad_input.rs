@@ -106,3 +106,12 @@ fn what_is_not_there_is_named() {
     );
     kubectl(&["get", "nodes"]);
 }
+
+#[test]
+fn what_the_cluster_needs_stays_and_others_are_refused() {
+    cluster();
+    let refusal = kubectl_fails(&["delete", "namespace", "default"]);
+    assert!(refusal.contains("this namespace may not be deleted"), "{refusal}");
+    let refusal = kubectl_fails(&["get", "pods", "--as=nobody"]);
+    assert!(refusal.contains("User \"nobody\" cannot list resource \"pods\""), "{refusal}");
+}

@@ -25,6 +25,11 @@ fn nothing_left() {
         let dir = Path::new("/sys/fs/cgroup").join(hierarchy).join("keelson/up");
         assert!(!dir.exists(), "cgroup {}", dir.display());
     }
+    let open = fs::read_to_string("/proc/net/unix").unwrap();
+    for socket in fs::read_dir("/run/containerd/s").into_iter().flatten().flatten() {
+        let path = socket.path().display().to_string();
+        assert!(open.contains(&path), "a shim's socket that nobody listens on: {path}");
+    }
     let processes = said(&Command::new("ps").args(["-eo", "args"]).output().unwrap());
     for name in ["/target/up/", "/run/keelson/up"] {
         assert!(!processes.contains(name), "process {name}: {processes}");
