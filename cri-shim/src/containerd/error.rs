@@ -82,6 +82,11 @@ impl ContainerdError {
         self.code() == Code::AlreadyExists
     }
 
+    /// The shim behind the task is just ending.
+    pub fn is_shim_closing(&self) -> bool {
+        matches!(self, Self::Call { status, .. } if status.message().contains("ttrpc: closed"))
+    }
+
     /// containerd (or the shim behind it) could not be reached: worth another try later.
     pub fn is_unavailable(&self) -> bool {
         // A transport that breaks in the middle of a call is reported as Unknown or Internal by the HTTP/2 layer.

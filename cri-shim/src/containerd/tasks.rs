@@ -48,6 +48,10 @@ impl Exit {
     }
 }
 
+/// A shim that is just ending answers "ttrpc: closed" until containerd has noticed; then the task is not found. Tries,
+/// and the pause between two.
+const SHIM_RETRIES: (usize, Duration) = (20, Duration::from_millis(50));
+
 impl Client {
     /// Creates the task of container `id`, not yet running; gives its process id.
     pub async fn create_task(
@@ -78,6 +82,22 @@ impl Client {
 
     /// Sends `signal` to the task's first process, to the exec process `exec`, or with `all` to every process.
     pub async fn kill_task(
+        &self,
+        id: &str,
+        exec: &str,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), ContainerdError> {
+        for _attempt in 0..SHIM_RETRIES.0 {
+            match self.kill_task_once(id, exec, signal, all).await {
+                Err(error) if error.is_shim_closing() => tokio::time::sleep(SHIM_RETRIES.1).await,
+                outcome => return outcome,
+            }
+        }
+        self.kill_task_once(id, exec, signal, all).await
+    }
+
+    async fn kill_task_once(
         &self,
         id: &str,
         exec: &str,

@@ -245,6 +245,19 @@ impl Cri {
 
     /// Fails unless nothing of any sandbox or container is left anywhere.
     pub async fn assert_nothing_left(&self) {
+        self.assert_nothing_left_but_shims().await;
+        let dir = self.dir().display().to_string();
+        let begun = tokio::time::Instant::now();
+        // A shim ends by itself a moment after its last container was deleted.
+        while !shims(&dir).is_empty() {
+            assert!(begun.elapsed() < PATIENCE, "shims are left");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The same without a look at shims: containerd 1.6 itself can lose one whose Tasks.Create was cut off by the death
+    /// of the client (containerd#7496, #8931); it holds no container, and `cargo xtask down` ends it.
+    pub async fn assert_nothing_left_but_shims(&self) {
         let dir = self.dir();
         for sub in ["netns", "state/sandboxes", "state/containers", "root/sandboxes"] {
             assert_eq!(names(&dir.join("cri").join(sub)), Vec::<String>::new(), "in {sub}");
@@ -262,12 +275,6 @@ impl Cri {
         assert!(client.tasks().await.expect("listed").is_empty());
         let ours = vec![format!("labels.\"{}\"", keelson_cri::runtime::KIND_LABEL)];
         assert!(client.snapshots(ours).await.expect("listed").is_empty());
-        let begun = tokio::time::Instant::now();
-        // A shim ends by itself a moment after its last container was deleted.
-        while !shims(&dir.display().to_string()).is_empty() {
-            assert!(begun.elapsed() < PATIENCE, "shims are left");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
         for cgroup in self.cgroups() {
             let left = walk(&cgroup)
                 .into_iter()
