@@ -265,7 +265,7 @@ async fn usable(cri: &Cri, pod: &v1::PodSandboxConfig) -> String {
             Ok(sandbox) => return sandbox,
             Err(status) => last = Some(status),
         }
-        let all = cri.runtime().list_pod_sandbox(v1::ListPodSandboxRequest::default()).await.unwrap();
+        let all = cri.runtime().list_pod_sandbox(v1::ListPodSandboxRequest::default()).await.expect("listed");
         for sandbox in all.into_inner().items {
             cri.remove(&sandbox.id).await;
         }
