@@ -33,9 +33,9 @@ pub struct Paths {
 }
 
 impl Paths {
-    /// SIGKILL to all processes in them and below.
-    pub fn kill_all(&self) -> Result<(), Error> {
-        Err(Error::Unavailable { feature: "kill_all", reason: "not written yet".to_owned() })
+    /// Sends a signal to all processes in them and below.
+    pub fn kill_all(&self, signal: i32) -> Result<(), Error> {
+        Err(Error::Unavailable { feature: "kill_all", reason: format!("not written yet {signal}") })
     }
 
     /// All processes in them and below.

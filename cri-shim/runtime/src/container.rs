@@ -100,9 +100,9 @@ impl Container {
         Err(Error::Unavailable { feature: "kill", reason: format!("not written yet ({signal})") })
     }
 
-    /// Sends SIGKILL to every process in the container's cgroups; no error when there is none.
-    pub fn kill_all(&self) -> Result<(), Error> {
-        self.cgroups.kill_all()
+    /// Sends a signal to every process in the container's cgroups; no error when there is none.
+    pub fn kill_all(&self, signal: i32) -> Result<(), Error> {
+        self.cgroups.kill_all(signal)
     }
 
     /// The ids of all processes in it, as this process's PID namespace has them.

@@ -16,9 +16,12 @@ pub struct Exec<'a> {
     pub process: &'a Process,
     /// Its streams; [`Stdio::Terminal`] when `process.terminal` is set.
     pub stdio: Stdio,
+    /// Whether orphans of its process tree become its children (`PR_SET_CHILD_SUBREAPER`), so that the tree can be found
+    /// and ended whole.
+    pub subreaper: bool,
 }
 
-/// A process that was just started. It is a child of the caller, who must reap it ([`crate::wait`] helps).
+/// A process that was just started. It is a child of the caller, who must reap it ([`crate::wait::reap`] helps).
 #[derive(Debug)]
 pub struct Child {
     /// Its id in the caller's PID namespace.
