@@ -75,8 +75,12 @@ pub(crate) fn unmount_below(dir: &Path) -> Result<()> {
 
 /// The instance's cgroup directories in every mounted hierarchy.
 pub(crate) fn cgroups(layout: &Layout) -> Vec<PathBuf> {
-    let relative = layout.cgroup();
-    let relative = relative.trim_start_matches('/');
+    cgroups_named(&layout.cgroup())
+}
+
+/// The directories of one cgroup path in every mounted hierarchy.
+pub(crate) fn cgroups_named(path: &str) -> Vec<PathBuf> {
+    let relative = path.trim_start_matches('/');
     let table = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     table
         .lines()
@@ -91,9 +95,14 @@ pub(crate) fn cgroups(layout: &Layout) -> Vec<PathBuf> {
 
 /// Processes in the cgroups: what ran in pods.
 pub(crate) fn cgroup_processes(layout: &Layout) -> Vec<ProcessId> {
+    processes_below(&cgroups(layout))
+}
+
+/// Processes in these cgroups and all below them, each once.
+pub(crate) fn processes_below(cgroups: &[PathBuf]) -> Vec<ProcessId> {
     let mut found = Vec::new();
-    for dir in cgroups(layout) {
-        visit(&dir, &mut |dir| {
+    for dir in cgroups {
+        visit(dir, &mut |dir| {
             let list = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
             found.extend(list.lines().filter_map(|pid| ProcessId::of(pid.parse().ok()?)));
         });

@@ -6,6 +6,7 @@ mod binaries;
 mod build_ebpf;
 mod cmd;
 mod config;
+mod cri_hosts;
 mod down;
 mod host;
 mod images;

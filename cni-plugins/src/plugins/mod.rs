@@ -32,8 +32,11 @@ impl Plugin {
         }
     }
 
-    /// The plugin whose executable has this name.
+    /// The plugin whose executable has this name. `loopback` is the name under which containerd calls that one.
     pub(crate) fn named(name: &str) -> Option<Self> {
+        if name == "loopback" {
+            return Some(Plugin::Loopback);
+        }
         Plugin::ALL.into_iter().find(|plugin| plugin.name() == name)
     }
 

@@ -1,5 +1,6 @@
 //! `cargo xtask bench …`: measurements; a table on the terminal, JSON below `target/bench/`.
 
+mod cri;
 mod lb;
 mod node;
 mod start;
@@ -26,6 +27,8 @@ pub(crate) enum What {
         #[arg(long, default_value_t = 5)]
         runs: u32,
     },
+    /// keelson-cri beside containerd's own CRI plugin: times, CPU per exec, memory per pod.
+    Cri(cri::Arguments),
     /// Memory of every component after the walk. Needs `up`.
     Node,
 }
@@ -35,6 +38,7 @@ pub(crate) fn run(layout: &Layout, what: &What) -> Result<()> {
     match what {
         What::Lb { rounds } => lb::run(layout, *rounds),
         What::Start { runs } => start::run(layout, *runs),
+        What::Cri(arguments) => cri::run(layout, arguments),
         What::Node => node::run(layout),
     }
 }

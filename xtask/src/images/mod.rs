@@ -4,6 +4,7 @@
 //! the version that their start page tells. Output: a folder of content-addressed blobs and a tag table.
 
 mod deb;
+pub(crate) mod idle;
 mod layer;
 mod rootfs;
 
