@@ -1,0 +1,378 @@
+//! Making, starting and deleting processes: what containerd's Create, Start and Delete do. Each runs in a thread of its own.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cri_shim_runtime::cgroup::CgroupDriver;
+use cri_shim_runtime::{Create, Exec, Pending};
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use prost::Message;
+
+use crate::bundle::Bundle;
+use crate::process::{Phase, Process};
+use crate::proto;
+use crate::proto::events::{TaskCreate, TaskDelete, TaskExecStarted, TaskIo, TaskStart};
+use crate::proto::task as msg;
+use crate::rootfs;
+use crate::shim::{Container, SIGKILL, Shim, State, Watched};
+use crate::stdio::Names;
+use crate::ttrpc::{Code, Failure};
+
+/// How long killed processes may take to go when a container is deleted.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+/// Where compiled seccomp profiles are kept, for all shims of the host.
+pub const SECCOMP_CACHE: &str = "/run/keelson/seccomp";
+
+fn host(what: &str, error: &io::Error) -> Failure {
+    let code =
+        if error.kind() == io::ErrorKind::InvalidInput { Code::InvalidArgument } else { Code::Unknown };
+    Failure::new(code, format!("{what}: {error}"))
+}
+
+/// Makes a container; its first process waits.
+pub fn create(shim: &Arc<Shim>, request: msg::CreateTaskRequest) -> Result<msg::CreateTaskResponse, Failure> {
+    if !request.checkpoint.is_empty() {
+        return Err(Failure::new(
+            Code::Unimplemented,
+            "restoring a checkpoint is not offered by this runtime",
+        ));
+    }
+    shim.reserve(&request.id)?;
+    let made = make(shim, &request);
+    if made.is_err() {
+        shim.forget(&request.id);
+    }
+    let pid = made?;
+    shim.events.publish(&TaskCreate {
+        container_id: request.id,
+        bundle: request.bundle,
+        rootfs: request.rootfs,
+        io: Some(TaskIo {
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+            terminal: request.terminal,
+        }),
+        checkpoint: String::new(),
+        pid,
+    });
+    Ok(msg::CreateTaskResponse { pid })
+}
+
+fn make(shim: &Arc<Shim>, request: &msg::CreateTaskRequest) -> Result<u32, Failure> {
+    let bundle = Bundle::at(&request.bundle);
+    let spec = bundle.spec().map_err(|error| host("bundle", &error))?;
+    let root = root(&bundle, &spec, request);
+    if !request.rootfs.is_empty() {
+        rootfs::make(&request.rootfs, &root).map_err(|error| host("root file system", &error))?;
+    }
+    let result = make_on(shim, request, bundle, &spec, &root);
+    if result.is_err() && !request.rootfs.is_empty() {
+        // Shown by the mount table when it stays; the failure to be told is the other one.
+        rootfs::remove(&root).ok();
+    }
+    result
+}
+
+/// Where the root is: mounted below the bundle, or where the specification says.
+fn root(bundle: &Bundle, spec: &Spec, request: &msg::CreateTaskRequest) -> PathBuf {
+    match spec.root() {
+        Some(root) if request.rootfs.is_empty() => bundle.path.join(root.path()),
+        _ => bundle.rootfs(),
+    }
+}
+
+fn make_on(
+    shim: &Arc<Shim>,
+    request: &msg::CreateTaskRequest,
+    bundle: Bundle,
+    spec: &Spec,
+    root: &std::path::Path,
+) -> Result<u32, Failure> {
+    let names = Names {
+        stdin: request.stdin.clone(),
+        stdout: request.stdout.clone(),
+        stderr: request.stderr.clone(),
+        terminal: request.terminal,
+    };
+    let (stdio, held) = names.open().map_err(|error| host("stdio", &error))?;
+    let created = Create {
+        id: &request.id,
+        spec,
+        rootfs: root,
+        stdio,
+        cgroups: driver(request.options.as_ref())?,
+        seccomp_cache: seccomp_cache(),
+    }
+    .create()
+    .map_err(|error| Failure::new(Code::Unknown, format!("OCI runtime create failed: {}", error.chain())))?;
+    let runtime = created.container;
+    let pid = u32::try_from(runtime.pid).unwrap_or_default();
+    if let Err(error) = bundle.keep(&runtime) {
+        undo(created.pending, &runtime, &created.pidfd);
+        return Err(host("bundle", &error));
+    }
+    let init = Process { names, pid, console: created.console, held, ..Process::default() };
+    let state =
+        State { pending: Some(created.pending), init, execs: BTreeMap::new(), paused: false, oom_kills: 0 };
+    let container = Arc::new(Container::new(request.id.clone(), bundle, runtime, own_pids(spec), state));
+    if let Err(error) = run(shim, &container, "", created.pidfd) {
+        let pending = container.lock().pending.take();
+        drop(pending);
+        container.runtime.delete(KILL_PATIENCE).ok();
+        container.bundle.forget();
+        return Err(host("watch", &error));
+    }
+    if let Ok(watch) = container.runtime.oom_watch() {
+        // Without it kills by the memory limit are still seen when the first process ends.
+        shim.watch(Watched::Oom(Arc::clone(&container), watch)).ok();
+    }
+    shim.add(&container);
+    Ok(pid)
+}
+
+fn undo(pending: Pending, runtime: &cri_shim_runtime::Container, pidfd: &OwnedFd) {
+    drop(pending);
+    runtime.kill(SIGKILL).ok();
+    cri_shim_runtime::wait::reap(pidfd, true).ok();
+    runtime.delete(KILL_PATIENCE).ok();
+}
+
+/// Whether the container's processes end with its first one.
+fn own_pids(spec: &Spec) -> bool {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    namespaces.into_iter().flatten().any(|namespace| {
+        namespace.typ() == LinuxNamespaceType::Pid
+            && namespace.path().as_ref().is_none_or(|path| path.as_os_str().is_empty())
+    })
+}
+
+/// Whether systemd makes the cgroups: containerd hands its runtime options on.
+pub fn driver(options: Option<&prost_types::Any>) -> Result<CgroupDriver, Failure> {
+    let Some(options) = options.filter(|options| options.type_url.ends_with("runc.v1.Options")) else {
+        return Ok(CgroupDriver::Cgroupfs);
+    };
+    let options = msg::RuncOptions::decode(options.value.as_slice())
+        .map_err(|error| Failure::new(Code::InvalidArgument, format!("runtime options: {error}")))?;
+    Ok(if options.systemd_cgroup { CgroupDriver::Systemd } else { CgroupDriver::Cgroupfs })
+}
+
+/// Where compiled profiles are kept, when that folder can be had.
+pub fn seccomp_cache() -> Option<&'static std::path::Path> {
+    use std::os::unix::fs::DirBuilderExt;
+    let path = std::path::Path::new(SECCOMP_CACHE);
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).ok()?;
+    Some(path)
+}
+
+/// Watches a process that exists, and moves its output.
+fn run(shim: &Arc<Shim>, container: &Arc<Container>, exec: &str, pidfd: OwnedFd) -> io::Result<()> {
+    let (shim_, container_, exec_) = (Arc::clone(shim), Arc::clone(container), exec.to_owned());
+    let mut state = container.lock();
+    let Some(process) = state.process(exec) else { return Ok(()) };
+    let pid = process.pid;
+    process.pidfd = Some(pidfd.as_fd().try_clone_to_owned()?);
+    let drained = move || shim_.drained(&container_, &exec_);
+    process.pump = process.held.pump(process.console.as_ref(), drained)?;
+    drop(state);
+    shim.watch(Watched::Process { container: Arc::clone(container), exec: exec.to_owned(), pid, pidfd })
+}
+
+/// Runs a process that was made; gives its id.
+pub fn start(shim: &Arc<Shim>, request: &msg::StartRequest) -> Result<u32, Failure> {
+    let container = shim.container(&request.id)?;
+    if request.exec_id.is_empty() {
+        start_init(shim, &container)
+    } else {
+        start_exec(shim, &container, &request.exec_id)
+    }
+}
+
+fn start_init(shim: &Arc<Shim>, container: &Arc<Container>) -> Result<u32, Failure> {
+    let _one_at_a_time = container.operate();
+    let (pending, pid) = {
+        let mut state = container.lock();
+        if state.init.phase != Phase::Created {
+            let words = format!("container {} was started already or has ended", container.id);
+            return Err(Failure::new(Code::FailedPrecondition, words));
+        }
+        let Some(pending) = state.pending.take() else {
+            return Err(Failure::new(Code::FailedPrecondition, "the container was started already"));
+        };
+        state.init.phase = Phase::Starting;
+        (pending, state.init.pid)
+    };
+    let started = pending.start();
+    if started.is_ok() {
+        shim.events.publish(&TaskStart { container_id: container.id.clone(), pid });
+    }
+    now_running(shim, container, "");
+    match started {
+        Ok(()) => Ok(pid),
+        Err(error) => {
+            Err(Failure::new(Code::Unknown, format!("OCI runtime start failed: {}", error.chain())))
+        }
+    }
+}
+
+/// The start is over: an end that was seen meanwhile is told now.
+fn now_running(shim: &Arc<Shim>, container: &Arc<Container>, exec: &str) {
+    let early = {
+        let mut state = container.lock();
+        let Some(process) = state.process(exec) else { return };
+        process.phase = Phase::Running;
+        process.early.take()
+    };
+    if let Some(exit) = early {
+        shim.process_ended(container, exec, exit);
+    }
+}
+
+fn start_exec(shim: &Arc<Shim>, container: &Arc<Container>, exec: &str) -> Result<u32, Failure> {
+    let (names, spec) = {
+        let mut state = container.lock();
+        let process = state.find(&container.id, exec)?;
+        let Some(spec) = process.spec.take().filter(|_| process.phase == Phase::Created) else {
+            let words = format!("exec process {exec} was started already");
+            return Err(Failure::new(Code::FailedPrecondition, words));
+        };
+        process.phase = Phase::Starting;
+        (process.names.clone(), spec)
+    };
+    match spawn_exec(shim, container, exec, &names, &spec) {
+        Ok(pid) => {
+            let container_id = container.id.clone();
+            shim.events.publish(&TaskExecStarted { container_id, exec_id: exec.to_owned(), pid });
+            now_running(shim, container, exec);
+            Ok(pid)
+        }
+        Err(failure) => {
+            let mut state = container.lock();
+            if let Some(process) = state.process(exec) {
+                // Over without having been: there is no end to be told but to those who wait.
+                process.held.release();
+                let exit = crate::process::Exit { status: 255, at: std::time::SystemTime::now() };
+                process.phase = Phase::Told(exit);
+                let waiting = std::mem::take(&mut process.waiting);
+                drop(state);
+                for responder in waiting {
+                    responder.answer(Ok(exit.to_answer()));
+                }
+            }
+            Err(failure)
+        }
+    }
+}
+
+fn spawn_exec(
+    shim: &Arc<Shim>,
+    container: &Arc<Container>,
+    exec: &str,
+    names: &Names,
+    spec: &oci_spec::runtime::Process,
+) -> Result<u32, Failure> {
+    let (stdio, held) = names.open().map_err(|error| host("stdio", &error))?;
+    let child = container
+        .runtime
+        .exec(Exec { process: spec, stdio, subreaper: false })
+        .map_err(|error| Failure::new(Code::Unknown, exec_words(&error)))?;
+    let pid = u32::try_from(child.pid).unwrap_or_default();
+    {
+        let mut state = container.lock();
+        let process = state.find(&container.id, exec)?;
+        process.pid = pid;
+        process.held = held;
+        process.console = child.console;
+    }
+    run(shim, container, exec, child.pidfd).map_err(|error| host("watch", &error))?;
+    Ok(pid)
+}
+
+/// A refusal to run a command in the words of runc, which callers know.
+pub fn exec_words(error: &cri_shim_runtime::Error) -> String {
+    format!("OCI runtime exec failed: exec failed: unable to start container process: {}", error.chain())
+}
+
+/// Forgets an ended exec process, or an ended container with everything of it.
+pub fn delete(shim: &Arc<Shim>, request: &msg::DeleteRequest) -> Result<msg::DeleteResponse, Failure> {
+    let container = shim.container(&request.id)?;
+    if !request.exec_id.is_empty() {
+        return delete_exec(shim, &container, &request.exec_id);
+    }
+    let _one_at_a_time = container.operate();
+    end_created(&container)?;
+    let (pid, exit, pump) = {
+        let state = container.lock();
+        let Some(exit) = state.init.exit() else {
+            let words = format!("container {} is running", container.id);
+            return Err(Failure::new(Code::FailedPrecondition, words));
+        };
+        (state.init.pid, exit, state.init.pump.clone())
+    };
+    container
+        .runtime
+        .delete(KILL_PATIENCE)
+        .map_err(|error| Failure::new(Code::Unknown, format!("delete: {}", error.chain())))?;
+    if let Some(pump) = pump {
+        pump.stop();
+    }
+    rootfs::remove(&container.bundle.rootfs()).map_err(|error| host("unmount", &error))?;
+    container.bundle.forget();
+    shim.unwatch_container(&container);
+    shim.forget(&container.id);
+    Ok(gone(shim, &container.id, &container.id, pid, exit))
+}
+
+/// A container that was never started is ended here.
+fn end_created(container: &Arc<Container>) -> Result<(), Failure> {
+    let pending = container.lock().pending.take();
+    if pending.is_none() {
+        return Ok(());
+    }
+    drop(pending);
+    container.runtime.kill_all(SIGKILL).ok();
+    if container.wait_ended(KILL_PATIENCE) {
+        return Ok(());
+    }
+    Err(Failure::new(Code::Internal, format!("container {} does not end", container.id)))
+}
+
+fn delete_exec(
+    shim: &Arc<Shim>,
+    container: &Arc<Container>,
+    exec: &str,
+) -> Result<msg::DeleteResponse, Failure> {
+    let mut state = container.lock();
+    let process = state.find(&container.id, exec)?;
+    let exit = match process.phase {
+        Phase::Told(exit) => exit,
+        // Never started: nothing was.
+        Phase::Created => crate::process::Exit { status: 0, at: std::time::SystemTime::now() },
+        _ => {
+            let words = format!("exec process {exec} is running");
+            return Err(Failure::new(Code::FailedPrecondition, words));
+        }
+    };
+    let Some(process) = state.execs.remove(exec) else { return Err(Failure::new(Code::NotFound, exec)) };
+    drop(state);
+    if let Some(pump) = &process.pump {
+        pump.stop();
+    }
+    Ok(gone(shim, &container.id, exec, process.pid, exit))
+}
+
+fn gone(shim: &Shim, container: &str, id: &str, pid: u32, exit: crate::process::Exit) -> msg::DeleteResponse {
+    let exited_at = Some(proto::timestamp(exit.at));
+    shim.events.publish(&TaskDelete {
+        container_id: container.to_owned(),
+        pid,
+        exit_status: exit.status,
+        exited_at,
+        id: id.to_owned(),
+    });
+    msg::DeleteResponse { pid, exit_status: exit.status, exited_at }
+}

@@ -1,0 +1,157 @@
+//! The shim's main loop: waits for calls, ends of processes and orphans, and hands each to its place.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use nix::sys::prctl;
+use rustix::process::{WaitId, WaitIdOptions, waitid};
+
+use crate::bundle::Bundle;
+use crate::host;
+use crate::options::Options;
+use crate::protocol::SOCKET_ANNOTATION;
+use crate::publisher::Publisher;
+use crate::shim::{Shim, Watched};
+use crate::ttrpc::{Connection, Incoming};
+use crate::{own, task};
+
+/// How long the first container may take to be made.
+const FIRST_PATIENCE: Duration = Duration::from_secs(60);
+/// How often it is looked for orphans and for whether the shim is still needed.
+const LOOK: Duration = Duration::from_secs(10);
+/// How long containerd may take for the last events.
+const LAST_EVENTS: Duration = Duration::from_secs(2);
+
+/// Serves until nobody needs the shim any more. The listening socket is `listener`; the working directory is the bundle of
+/// the container that it was started for.
+pub fn run(options: &Options, listener: UnixListener) -> io::Result<()> {
+    host::memory::economize();
+    prctl::set_child_subreaper(true)?;
+    let sockets = Sockets::new(&listener)?;
+    let events = std::env::var_os("TTRPC_ADDRESS").map(PathBuf::from);
+    let shim = Arc::new(Shim::new(Publisher::new(events, &options.namespace), FIRST_PATIENCE)?);
+    shim.watch(Watched::Listener(listener))?;
+    if let Some(path) = &sockets.own {
+        shim.watch(Watched::OwnListener(listen(path)?))?;
+    }
+    while !over(&shim) {
+        for token in shim.next_events(LOOK) {
+            if let Some(watched) = shim.take(token) {
+                step(&shim, token, watched);
+            }
+        }
+        reap_orphans(&shim);
+        host::memory::trim();
+    }
+    sockets.remove();
+    shim.events.flush(LAST_EVENTS);
+    Ok(())
+}
+
+fn over(shim: &Shim) -> bool {
+    shim.ending.load(Ordering::Acquire)
+        || (!shim.is_used()
+            && !shim.is_expecting()
+            && (shim.was_told_idle() || shim.connections.load(Ordering::Acquire) == 0))
+}
+
+/// The files of the sockets that are served.
+struct Sockets {
+    task: Option<PathBuf>,
+    own: Option<PathBuf>,
+}
+
+impl Sockets {
+    fn new(listener: &UnixListener) -> io::Result<Self> {
+        let task = listener.local_addr()?.as_pathname().map(Path::to_owned);
+        // A bundle without annotations is one of containerd's own CRI plugin, or of `ctr`.
+        let annotations = Bundle::at(".").annotations().unwrap_or_default();
+        Ok(Self { task, own: annotations.get(SOCKET_ANNOTATION).map(PathBuf::from) })
+    }
+
+    /// Nobody shall find a socket that nobody serves.
+    fn remove(&self) {
+        for path in [&self.task, &self.own].into_iter().flatten() {
+            std::fs::remove_file(path).ok();
+        }
+    }
+}
+
+/// Listens at `path` for root alone; a socket that a dead shim left is replaced.
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory)?;
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+fn step(shim: &Arc<Shim>, token: u64, mut watched: Watched) {
+    let stays = match &mut watched {
+        Watched::Listener(listener) => {
+            if let Ok((socket, _)) = listener.accept()
+                && let Ok(connection) = Connection::new(socket)
+                && shim.watch(Watched::Connection(Arc::new(connection), Incoming::default())).is_ok()
+            {
+                shim.connections.fetch_add(1, Ordering::AcqRel);
+            }
+            true
+        }
+        Watched::OwnListener(listener) => {
+            if let Ok((socket, _)) = listener.accept() {
+                own::accept(shim, socket);
+            }
+            true
+        }
+        Watched::Connection(connection, incoming) => {
+            let mut requests = Vec::new();
+            let open = incoming.read(connection, &mut requests).unwrap_or(false);
+            for (request, responder) in requests {
+                task::handle(shim, request, responder);
+            }
+            if !open {
+                shim.connections.fetch_sub(1, Ordering::AcqRel);
+            }
+            open
+        }
+        Watched::Process { container, exec, pidfd, .. } => !shim.look_after(container, exec, pidfd),
+        Watched::Oom(container, watch) => match watch.kills() {
+            Ok(Some(kills)) => {
+                shim.oom_kills(container, kills);
+                true
+            }
+            _ => false,
+        },
+    };
+    if stays {
+        shim.put_back(token, watched);
+    } else {
+        shim.unwatch(&watched);
+    }
+}
+
+/// Reaps processes whose own parent died: the shim is their parent now. Children of threads that still work are theirs.
+fn reap_orphans(shim: &Arc<Shim>) {
+    let peek = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    while let Some(pid) = host::orphans::peek() {
+        let token = u32::try_from(pid.as_raw_nonzero().get()).ok().and_then(|pid| shim.token_of(pid));
+        match token.and_then(|token| Some((token, shim.take(token)?))) {
+            Some((token, watched)) => step(shim, token, watched),
+            None => {
+                if waitid(WaitId::Pid(pid), peek.difference(WaitIdOptions::NOWAIT)).is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
