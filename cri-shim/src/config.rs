@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use cri_shim_core::cgroup::Driver;
 use serde::Deserialize;
 
 /// What `keelson-cri` is started with.
@@ -32,9 +33,41 @@ pub struct Config {
     /// Only `builtin`: the pause program comes inside this executable.
     #[serde(default)]
     pub pause_image: PauseImage,
-    /// How cgroup paths are written.
+    /// Who makes cgroups; the kubelet asks for it and does the same.
     #[serde(default)]
     pub cgroup_driver: CgroupDriver,
+    /// What may run containers. Without a list: `keelson`, `runc` and `crun`, each where its program is found.
+    #[serde(default)]
+    pub handlers: Option<Vec<HandlerConfig>>,
+    /// The handler of pods that name none.
+    #[serde(default = "default_handler")]
+    pub default_handler: String,
+    /// Our own shim; without it `containerd-shim-keelson-v1` beside this executable, or in PATH.
+    #[serde(default)]
+    pub shim_binary: Option<PathBuf>,
+}
+
+/// A runtime handler, as RuntimeClasses name it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HandlerConfig {
+    /// Its name.
+    pub name: String,
+    /// How it runs containers.
+    pub kind: HandlerKind,
+    /// Kind `runc`: the program, by name or path; without one the handler's name. Kind `keelson`: another shim.
+    #[serde(default)]
+    pub binary: Option<PathBuf>,
+}
+
+/// How a handler runs containers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HandlerKind {
+    /// By our own shim.
+    Keelson,
+    /// By containerd's shim for runc, with runc or a program that takes the same arguments.
+    Runc,
 }
 
 /// Where CNI's files are.
@@ -74,17 +107,32 @@ pub enum PauseImage {
     Builtin,
 }
 
-/// How cgroup paths are written.
+/// Who makes cgroups.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CgroupDriver {
-    /// As plain paths.
+    /// The runtime itself, as directories.
     #[default]
     Cgroupfs,
+    /// systemd, asked over its bus.
+    Systemd,
+}
+
+impl From<CgroupDriver> for Driver {
+    fn from(driver: CgroupDriver) -> Self {
+        match driver {
+            CgroupDriver::Cgroupfs => Self::Cgroupfs,
+            CgroupDriver::Systemd => Self::Systemd,
+        }
+    }
 }
 
 fn default_namespace() -> String {
     "keelson".to_owned()
+}
+
+fn default_handler() -> String {
+    "runc".to_owned()
 }
 
 impl Config {
@@ -111,7 +159,24 @@ impl Config {
         for (field, path) in absolute {
             anyhow::ensure!(path.is_absolute(), "{field}: {} is not an absolute path", path.display());
         }
+        if let Some(shim) = &config.shim_binary {
+            anyhow::ensure!(shim.is_absolute(), "shimBinary: {} is not an absolute path", shim.display());
+        }
+        config.check_handlers()?;
         Ok(config)
+    }
+
+    /// Whether the handlers asked for can be installed is found out later; here only what can never be right.
+    fn check_handlers(&self) -> anyhow::Result<()> {
+        let Some(handlers) = &self.handlers else { return Ok(()) };
+        for (index, handler) in handlers.iter().enumerate() {
+            anyhow::ensure!(!handler.name.is_empty(), "handlers[{index}].name: is empty");
+            let same = handlers.iter().filter(|other| other.name == handler.name).count();
+            anyhow::ensure!(same == 1, "handlers[{index}].name: {:?} is there {same} times", handler.name);
+        }
+        let named = handlers.iter().any(|handler| handler.name == self.default_handler);
+        anyhow::ensure!(named, "defaultHandler: {:?} is none of the handlers", self.default_handler);
+        Ok(())
     }
 }
 
@@ -146,6 +211,13 @@ cgroupDriver: cgroupfs
             (GOOD.replace("/run/k/net.d", "net.d"), "cni.confDir"),
             (GOOD.replace("builtin", "k8s.gcr.io/pause:3.6"), "pauseImage"),
             (format!("{GOOD}streaming: {{ port: many }}\n"), "streaming.port"),
+            (format!("{GOOD}shimBinary: shim\n"), "shimBinary"),
+            (format!("{GOOD}handlers: [{{ name: a, kind: kata }}]\n"), "handlers[0].kind"),
+            (format!("{GOOD}handlers: [{{ name: a, kind: runc }}]\n"), "defaultHandler"),
+            (
+                format!("{GOOD}handlers: [{{ name: runc, kind: runc }}, {{ name: runc, kind: keelson }}]\n"),
+                "handlers[0].name",
+            ),
         ];
         for (text, field) in cases {
             let error = format!("{:#}", Config::parse(&text).unwrap_err());

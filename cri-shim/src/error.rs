@@ -63,6 +63,12 @@ pub enum RuntimeError {
         /// What is wrong with it.
         problem: String,
     },
+    /// A runtime handler that this node does not offer.
+    #[error("{problem}")]
+    Handler {
+        /// Which, why, and which ones there are.
+        problem: String,
+    },
     /// containerd refused or was away.
     #[error(transparent)]
     Containerd(#[from] ContainerdError),
@@ -130,7 +136,9 @@ impl RuntimeError {
             Self::Image(error) if matches!(**error, ImageError::NotPresent(_)) => Code::NotFound,
             Self::NameTaken { .. } => Code::AlreadyExists,
             Self::WrongState { .. } => Code::FailedPrecondition,
-            Self::Name(_) | Self::Spec(_) | Self::User(_) | Self::Invalid { .. } => Code::InvalidArgument,
+            Self::Name(_) | Self::Spec(_) | Self::User(_) | Self::Invalid { .. } | Self::Handler { .. } => {
+                Code::InvalidArgument
+            }
             Self::Containerd(error) => error.code(),
             Self::NetworkNotReady(_) | Self::NotReady(_) => Code::Unavailable,
             Self::Deadline { .. } => Code::DeadlineExceeded,

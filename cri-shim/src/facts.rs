@@ -1,17 +1,13 @@
 //! What this node can do, found out once at start, and the list of it that is logged.
 
 use std::path::Path;
-use std::time::Duration;
 
 use cri_shim_core::oci::NodeFacts;
 
 use crate::host::cgroup::Hierarchies;
 
-/// How long runc may take to say what it can do.
-const RUNC_DEADLINE: Duration = Duration::from_secs(10);
-
 /// Looks at the node.
-pub async fn find() -> anyhow::Result<(NodeFacts, Hierarchies)> {
+pub fn find() -> anyhow::Result<(NodeFacts, Hierarchies)> {
     let hierarchies = Hierarchies::from_mountinfo(&std::fs::read_to_string("/proc/self/mountinfo")?);
     let (cgroup_v2, hugetlb, swap_limits) = match &hierarchies {
         Hierarchies::V1(controllers) => (
@@ -32,21 +28,17 @@ pub async fn find() -> anyhow::Result<(NodeFacts, Hierarchies)> {
         seccomp: Path::new("/proc/sys/kernel/seccomp/actions_avail").exists(),
         apparmor: std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
             .is_ok_and(|enabled| enabled.trim() == "Y"),
-        recursive_readonly: runc_features().await.contains("\"rro\""),
+        // Each handler's own: see `Runtime::node_for`.
+        recursive_readonly: false,
         lowest_oom_score: lowest_oom_score(),
         capabilities: capabilities(),
     };
-    tell(&facts, &hierarchies).await;
+    tell(&facts, &hierarchies);
     Ok((facts, hierarchies))
 }
 
 /// One line per finding, so that a bad node explains itself.
-async fn tell(facts: &NodeFacts, hierarchies: &Hierarchies) {
-    if let Some(version) = runc(&["--version"]).await {
-        tracing::info!(runc = version.lines().next().unwrap_or_default(), "probe");
-    } else {
-        tracing::error!("probe: runc is not in PATH; no container can start (Debian: apt install runc)");
-    }
+fn tell(facts: &NodeFacts, hierarchies: &Hierarchies) {
     let mode = if facts.cgroup_v2 { "v2" } else { "v1" };
     tracing::info!(cgroups = mode, swap_limits = facts.swap_limits, hugetlb = facts.hugetlb, "probe");
     if let Hierarchies::V1(controllers) = hierarchies
@@ -57,7 +49,6 @@ async fn tell(facts: &NodeFacts, hierarchies: &Hierarchies) {
     tracing::info!(
         seccomp = facts.seccomp,
         apparmor = facts.apparmor,
-        rro = facts.recursive_readonly,
         "probe"
     );
     if facts.lowest_oom_score > -1000 {
@@ -88,14 +79,4 @@ fn capabilities() -> Vec<String> {
         .collect();
     names.sort();
     names
-}
-
-async fn runc_features() -> String {
-    runc(&["features"]).await.unwrap_or_default()
-}
-
-async fn runc(arguments: &[&str]) -> Option<String> {
-    let output = tokio::process::Command::new("runc").args(arguments).kill_on_drop(true).output();
-    let output = tokio::time::timeout(RUNC_DEADLINE, output).await.ok()?.ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -2,7 +2,7 @@
 //!
 //! In reading order: [`config`]; [`runtime`] (what every operation works with) over [`state`], [`journal`] and
 //! [`containerd`]; [`sandbox`] and [`container`] (the operations), [`exits`] and [`recovery`] (what happens by itself),
-//! [`network`], [`logs`], [`stats`], [`host`]; [`images`], [`exec`] with [`attach`]; [`service`] and [`status`] (gRPC), [`serve`].
+//! [`handlers`], [`network`], [`logs`], [`stats`], [`host`]; [`images`], [`exec`] with [`attach`]; [`service`] and [`status`] (gRPC), [`serve`].
 //!
 //! Tasks: one supervises containerd's connection and event stream, one follows the CNI configuration, one waits for each
 //! running process, one reads each running container's output; a request is one task of the gRPC server.
@@ -19,6 +19,7 @@ pub mod exec;
 pub mod exits;
 pub mod facts;
 pub mod flight;
+pub mod handlers;
 pub mod host;
 pub mod images;
 pub mod journal;

@@ -8,17 +8,19 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use cri_shim_api::v1::{ContainerEventResponse, ContainerEventType};
+use cri_shim_core::cgroup::{Driver, Place};
 use cri_shim_core::oci::NodeFacts;
 use cri_shim_core::record::ContainerPhase;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::config::{Config, HandlerKind};
 use crate::containerd::Client;
 use crate::containerd::options::RuncOptions;
 use crate::error::RuntimeError;
 use crate::events::EventHub;
 use crate::flight::Flights;
+use crate::handlers::{Handler, Handlers};
 use crate::host::cgroup::Hierarchies;
 use crate::host::files::SandboxDirs;
 use crate::host::{blocking, pause};
@@ -79,8 +81,12 @@ pub struct Runtime {
     pub events: EventHub,
     /// The pod network.
     pub network: Network,
-    /// What the node can do.
+    /// What the node can do; see [`Runtime::node_for`].
     pub node: NodeFacts,
+    /// What may run containers.
+    pub handlers: Handlers,
+    /// Who makes cgroups.
+    pub cgroup_driver: Driver,
     /// Where cgroups are.
     pub hierarchies: Hierarchies,
     /// Where everything else is.
@@ -101,7 +107,8 @@ impl Runtime {
         images: ImageStore,
         cancel: CancellationToken,
     ) -> anyhow::Result<Arc<Self>> {
-        let (node, hierarchies) = facts::find().await?;
+        let (node, hierarchies) = facts::find()?;
+        let handlers = Handlers::find(config, &config.state_dir.join("probes")).await;
         let network = Network::start(&config.cni, cancel).await?;
         let journal = Journal::open(&config.root_dir.join("journal"))?;
         let paths = Paths {
@@ -120,6 +127,8 @@ impl Runtime {
             events: EventHub::default(),
             network,
             node,
+            handlers,
+            cgroup_driver: config.cgroup_driver.into(),
             hierarchies,
             paths,
             readiness: watch::Sender::new(Readiness::NotReady { reason, recovered: false }),
@@ -202,19 +211,28 @@ impl Runtime {
         SandboxDirs::new(&self.paths.root_dir, &self.paths.state_dir, id)
     }
 
-    /// Options of the runc shim: runc's own state lives in our directory.
-    pub fn runc_options(&self) -> RuncOptions {
+    /// Options of a handler's shim: the runtime's own state lives in our directory.
+    pub fn shim_options(&self, handler: &Handler) -> RuncOptions {
         RuncOptions {
-            binary_name: String::new(),
+            binary_name: match handler.kind {
+                HandlerKind::Runc => handler.binary.to_string_lossy().into_owned(),
+                HandlerKind::Keelson => String::new(),
+            },
             root: self.paths.state_dir.join("runc").to_string_lossy().into_owned(),
-            systemd_cgroup: false,
+            systemd_cgroup: self.cgroup_driver == Driver::Systemd,
         }
     }
 
+    /// What the node can do with this handler.
+    pub fn node_for(&self, handler: &Handler) -> NodeFacts {
+        NodeFacts { recursive_readonly: handler.features.recursive_readonly, ..self.node.clone() }
+    }
+
     /// The cgroup of a sandbox's process or of a container.
-    pub fn cgroup(&self, parent: &str, id: &str) -> String {
-        let parent = if parent.is_empty() { self.client.namespace() } else { parent };
-        Path::new("/").join(parent).join(id).to_string_lossy().into_owned()
+    pub fn cgroup(&self, parent: &str, id: &str) -> Result<Place, RuntimeError> {
+        self.cgroup_driver
+            .place(parent, id, self.client.namespace())
+            .map_err(|error| RuntimeError::Invalid { field: "linux.cgroup_parent", problem: error.to_string() })
     }
 
     /// Tells who follows that something happened to a container, or to a sandbox by its own id.

@@ -356,7 +356,7 @@ impl RuntimeService for Service {
         &self,
         _: Request<v1::RuntimeConfigRequest>,
     ) -> Answer<v1::RuntimeConfigResponse> {
-        Ok(Response::new(status::runtime_config()))
+        Ok(Response::new(status::runtime_config(&self.runtime)))
     }
 
     async fn update_pod_sandbox_resources(

@@ -114,9 +114,9 @@ impl Runtime {
     async fn measure_sandbox(&self, sandbox: &Sandbox) -> Result<PodSandboxStats, RuntimeError> {
         let record = sandbox.record.get();
         // The pod's own cgroup holds everything; without one the pause process's must do.
-        let cgroup = match record.cgroup_parent() {
-            "" => self.cgroup("", &record.id),
-            parent => parent.to_owned(),
+        let cgroup = match self.cgroup_driver.pod_directory(record.cgroup_parent()) {
+            Some(directory) => directory,
+            None => self.cgroup("", &record.id)?.directory,
         };
         let usage = self.usage_of(cgroup).await?;
         let counters = if record.host_network() { Vec::new() } else { read_interfaces(record.pid).await? };

@@ -6,7 +6,9 @@ use cri_shim_api::v1::{
     CgroupDriver, LinuxRuntimeConfiguration, RuntimeCondition, RuntimeConfigResponse, RuntimeFeatures,
     RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus, StatusResponse, VersionResponse,
 };
+use cri_shim_core::cgroup::Driver;
 
+use crate::handlers::{Handler, Handlers};
 use crate::runtime::{Readiness, Runtime};
 
 /// The name CRI clients show.
@@ -35,7 +37,9 @@ pub fn status(runtime: &Runtime, verbose: bool) -> StatusResponse {
                     serde_json::json!({ "version": containerd }).to_string(),
                 );
             }
-            condition("RuntimeReady", None)
+            // Only what the node itself lacks: a handler that is merely not installed is told in the information.
+            let problem = runtime.handlers.default_problem();
+            condition("RuntimeReady", problem.map(|words| ("RuntimeHandlerMissing", words)))
         }
         Readiness::NotReady { reason, .. } => {
             condition("RuntimeReady", Some(("ContainerdNotReachable", reason)))
@@ -50,15 +54,13 @@ pub fn status(runtime: &Runtime, verbose: bool) -> StatusResponse {
         }
         Err(reason) => condition("NetworkReady", Some(("NetworkPluginNotReady", reason))),
     };
-    let features = RuntimeHandlerFeatures {
-        recursive_read_only_mounts: runtime.node.recursive_readonly,
-        user_namespaces: false,
-    };
-    let handler = |name: &str| RuntimeHandler { name: name.to_owned(), features: Some(features) };
+    if verbose {
+        info.insert("handlers".to_owned(), runtime.handlers.info().to_string());
+    }
     StatusResponse {
         status: Some(RuntimeStatus { conditions: vec![ready, network] }),
         info,
-        runtime_handlers: vec![handler(""), handler("runc")],
+        runtime_handlers: handlers(&runtime.handlers),
         features: Some(RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: false,
@@ -67,9 +69,26 @@ pub fn status(runtime: &Runtime, verbose: bool) -> StatusResponse {
 }
 
 /// What the kubelet must do the same way.
-pub fn runtime_config() -> RuntimeConfigResponse {
-    let linux = LinuxRuntimeConfiguration { cgroup_driver: CgroupDriver::Cgroupfs.into() };
+pub fn runtime_config(runtime: &Runtime) -> RuntimeConfigResponse {
+    let driver = match runtime.cgroup_driver {
+        Driver::Cgroupfs => CgroupDriver::Cgroupfs,
+        Driver::Systemd => CgroupDriver::Systemd,
+    };
+    let linux = LinuxRuntimeConfiguration { cgroup_driver: driver.into() };
     RuntimeConfigResponse { linux: Some(linux) }
+}
+
+/// The default handler under the empty name, then every handler under its own.
+fn handlers(all: &Handlers) -> Vec<RuntimeHandler> {
+    let shown = |name: &str, handler: &Handler| {
+        let features = RuntimeHandlerFeatures {
+            recursive_read_only_mounts: handler.features.recursive_readonly,
+            user_namespaces: handler.features.user_namespaces,
+        };
+        RuntimeHandler { name: name.to_owned(), features: Some(features) }
+    };
+    let default = all.get("").ok().map(|handler| shown("", handler));
+    default.into_iter().chain(all.offered().iter().map(|handler| shown(&handler.name, handler))).collect()
 }
 
 fn condition(kind: &str, problem: Option<(&str, String)>) -> RuntimeCondition {

@@ -42,6 +42,9 @@ pub struct SandboxRecord {
     /// The CNI network it was attached to.
     #[prost(string, tag = "10")]
     pub network: String,
+    /// The handler that runs its containers, also where none was asked for; empty in records of the first version.
+    #[prost(string, tag = "11")]
+    pub handler: String,
 }
 
 /// The life of a sandbox.

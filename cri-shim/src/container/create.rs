@@ -16,6 +16,7 @@ use crate::clock;
 use crate::containerd::containers::NewContainer;
 use crate::containerd::snapshots::GC_ROOT;
 use crate::error::{RuntimeError, chain};
+use crate::handlers::Handler;
 use crate::host::{blocking, rootfs};
 use crate::images::Image;
 use crate::runtime::{KIND_LABEL, Runtime, random};
@@ -84,6 +85,7 @@ impl Runtime {
         let (log_directory, cgroup) = sandbox.record.with(|record| {
             (record.config.log_directory.clone(), self.cgroup(record.cgroup_parent(), id.as_str()))
         });
+        let cgroup = cgroup?.directory;
         let log_path = if log_directory.is_empty() || config.log_path.is_empty() {
             String::new()
         } else {
@@ -118,14 +120,16 @@ impl Runtime {
         let record = container.record.get();
         let mounts = self.prepare_rootfs(&record.id, image).await?;
         let identity = identity_of(&record, image, mounts).await?;
-        let spec = self.container_spec(sandbox, &record, image, &identity).await?;
+        let handler = self.handlers.of_record(&sandbox.record.with(|record| record.handler.clone()))?;
+        let spec = self.container_spec(sandbox, &record, image, &identity, handler).await?;
         let new = NewContainer {
             id: record.id.clone(),
             labels: [(KIND_LABEL.to_owned(), "container".to_owned())].into(),
             image: record.image_ref.clone(),
             snapshot: record.id.clone(),
             spec,
-            options: self.runc_options(),
+            shim: handler.shim(),
+            options: self.shim_options(handler),
         };
         self.client.create_container(new).await?;
         container.record.change(|record| {
@@ -162,12 +166,14 @@ impl Runtime {
         record: &ContainerRecord,
         image: &Image,
         identity: &Identity,
+        handler: &Handler,
     ) -> Result<Vec<u8>, RuntimeError> {
         let namespaces = self.namespaces_for(sandbox, &record.config)?;
         let config = record.config.clone();
         let inputs = blocking(move || inputs::gather(&config)).await?;
         let pod = sandbox.record.get();
         let files = self.sandbox_dirs(&sandbox.id).files(host_ipc(&pod.config));
+        let cgroup = self.cgroup(pod.cgroup_parent(), &record.id)?.for_runtime;
         let spec = spec(&ContainerSpec {
             sandbox_id: &sandbox.id,
             sandbox: &pod.config,
@@ -180,8 +186,8 @@ impl Runtime {
             devices: &inputs.devices,
             seccomp: inputs.seccomp,
             hostname: if pod.host_network() { &inputs.node_hostname } else { &pod.config.hostname },
-            cgroup: &record.cgroup,
-            node: &self.node,
+            cgroup: &cgroup,
+            node: &self.node_for(handler),
         })?;
         to_json(&spec)
     }

@@ -15,8 +15,8 @@ use super::options::RuncOptions;
 use super::snapshots::SNAPSHOTTER;
 use super::{Client, ContainerdError, METADATA_DEADLINE, call};
 
-/// The shim that runs every container; it groups a pod's containers by the annotation `io.kubernetes.cri.sandbox-id`.
-pub const RUNTIME: &str = "io.containerd.runc.v2";
+/// containerd's shim for runc; it groups a pod's containers by the annotation `io.kubernetes.cri.sandbox-id`.
+pub const RUNC_SHIM: &str = "io.containerd.runc.v2";
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
 /// A container record to be made.
@@ -32,7 +32,9 @@ pub struct NewContainer {
     pub snapshot: String,
     /// The OCI runtime specification as JSON.
     pub spec: Vec<u8>,
-    /// runc's options.
+    /// The shim: a name such as [`RUNC_SHIM`], or the path of one.
+    pub shim: String,
+    /// The shim's options.
     pub options: RuncOptions,
 }
 
@@ -44,7 +46,7 @@ impl Client {
             id: new.id,
             labels: new.labels,
             image: new.image,
-            runtime: Some(Runtime { name: RUNTIME.to_owned(), options: Some(new.options.to_any()) }),
+            runtime: Some(Runtime { name: new.shim, options: Some(new.options.to_any()) }),
             spec: Some(spec_any(new.spec)),
             snapshotter: if new.snapshot.is_empty() { String::new() } else { SNAPSHOTTER.to_owned() },
             snapshot_key: new.snapshot,

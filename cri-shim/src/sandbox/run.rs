@@ -30,16 +30,12 @@ impl Runtime {
         self: &Arc<Self>,
         request: RunPodSandboxRequest,
     ) -> Result<String, RuntimeError> {
-        if !matches!(request.runtime_handler.as_str(), "" | "runc") {
-            let problem = format!("{:?} is not configured; there is only runc", request.runtime_handler);
-            return Err(RuntimeError::Invalid { field: "runtime_handler", problem });
-        }
+        let handler = self.handlers.get(&request.runtime_handler)?.name.clone();
         let missing = || RuntimeError::Invalid { field: "config", problem: "is missing".to_owned() };
         let config = request.config.ok_or_else(missing)?;
         let name = names::sandbox(config.metadata.as_ref())?;
         let (runtime, key) = (Arc::clone(self), name.clone());
-        let handler = request.runtime_handler;
-        let work = Box::pin(runtime.make_sandbox(name, config, handler));
+        let work = Box::pin(runtime.make_sandbox(name, config, request.runtime_handler, handler));
         self.sandbox_flights.join(&key, work).await
     }
 
@@ -48,6 +44,7 @@ impl Runtime {
         name: String,
         config: PodSandboxConfig,
         runtime_handler: String,
+        handler: String,
     ) -> Result<String, RuntimeError> {
         if let Some(existing) = self.registry.sandbox_named(&name) {
             return match existing.phase() {
@@ -65,6 +62,7 @@ impl Runtime {
             name,
             config,
             runtime_handler,
+            handler,
             created_at: clock::now(),
             ..SandboxRecord::default()
         };
@@ -133,7 +131,8 @@ impl Runtime {
         let (copy, host_ipc) = (record.clone(), host_ipc(&record.config));
         blocking(move || dirs.make(&copy, host_ipc)).await?;
         let netns = (!record.netns.is_empty()).then(|| record.netns.clone().into());
-        let cgroup = self.cgroup(record.cgroup_parent(), &record.id);
+        let cgroup = self.cgroup(record.cgroup_parent(), &record.id)?.for_runtime;
+        let handler = self.handlers.of_record(&record.handler)?;
         let spec = spec(&SandboxSpec {
             id: &record.id,
             config: &record.config,
@@ -147,7 +146,8 @@ impl Runtime {
             image: String::new(),
             snapshot: String::new(),
             spec: to_json(&spec)?,
-            options: self.runc_options(),
+            shim: handler.shim(),
+            options: self.shim_options(handler),
         };
         self.client.create_container(container).await?;
         let root = Mount {
