@@ -46,11 +46,7 @@ fn tell(facts: &NodeFacts, hierarchies: &Hierarchies) {
     {
         tracing::warn!("probe: no memory controller is mounted; memory limits and figures are missing");
     }
-    tracing::info!(
-        seccomp = facts.seccomp,
-        apparmor = facts.apparmor,
-        "probe"
-    );
+    tracing::info!(seccomp = facts.seccomp, apparmor = facts.apparmor, "probe");
     if facts.lowest_oom_score > -1000 {
         tracing::warn!(
             lowest = facts.lowest_oom_score,

@@ -148,10 +148,15 @@ impl Handlers {
 
     fn problem_with(&self, name: &str) -> String {
         let names: Vec<&str> = self.offered.iter().map(|handler| handler.name.as_str()).collect();
-        let there =
-            if names.is_empty() { "there are none".to_owned() } else { format!("there are {}", names.join(", ")) };
+        let there = if names.is_empty() {
+            "there are none".to_owned()
+        } else {
+            format!("there are {}", names.join(", "))
+        };
         match self.refused.iter().find(|(refused, _)| refused == name) {
-            Some((_, reason)) => format!("runtime handler {name:?} does not work on this node: {reason}; {there}"),
+            Some((_, reason)) => {
+                format!("runtime handler {name:?} does not work on this node: {reason}; {there}")
+            }
             None => format!("runtime handler {name:?} is not configured; {there}"),
         }
     }
@@ -177,7 +182,9 @@ async fn probe(
         HandlerKind::Keelson => {
             let shim = match handler.binary.as_ref().or(config.shim_binary.as_ref()) {
                 Some(path) => path.clone(),
-                None => own_shim().ok_or_else(|| format!("{SHIM} is neither beside keelson-cri nor in PATH"))?,
+                None => {
+                    own_shim().ok_or_else(|| format!("{SHIM} is neither beside keelson-cri nor in PATH"))?
+                }
             };
             if !is_program(&shim) {
                 return Err(format!("{} is no executable file", shim.display()));
@@ -219,6 +226,7 @@ async fn try_container(binary: &Path, scratch: &Path) -> Result<(), String> {
         "ociVersion": "1.0.2",
         "process": { "args": [ABSENT], "cwd": "/", "user": { "uid": 0, "gid": 0 } },
         "root": { "path": "rootfs" },
+        "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
         "linux": { "cgroupsPath": format!("/{id}"), "namespaces": [{ "type": "mount" }, { "type": "pid" }] },
     });
     tokio::fs::write(bundle.join("config.json"), spec.to_string()).await.map_err(told)?;

@@ -230,9 +230,10 @@ impl Runtime {
 
     /// The cgroup of a sandbox's process or of a container.
     pub fn cgroup(&self, parent: &str, id: &str) -> Result<Place, RuntimeError> {
-        self.cgroup_driver
-            .place(parent, id, self.client.namespace())
-            .map_err(|error| RuntimeError::Invalid { field: "linux.cgroup_parent", problem: error.to_string() })
+        self.cgroup_driver.place(parent, id, self.client.namespace()).map_err(|error| RuntimeError::Invalid {
+            field: "linux.cgroup_parent",
+            problem: error.to_string(),
+        })
     }
 
     /// Tells who follows that something happened to a container, or to a sandbox by its own id.

@@ -32,7 +32,9 @@ pub struct Place {
 
 /// A parent that systemd could not have named.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("cgroup_parent {0:?} is no slice; with the systemd cgroup driver it must be one, like kubepods.slice")]
+#[error(
+    "cgroup_parent {0:?} is no slice; with the systemd cgroup driver it must be one, like kubepods.slice"
+)]
 pub struct NotASlice(pub String);
 
 impl Driver {
@@ -68,7 +70,7 @@ fn slice_of(parent: &str) -> Result<&str, NotASlice> {
         return Ok(DEFAULT_SLICE);
     }
     match parent.trim_end_matches('/').rsplit('/').next() {
-        Some(name) if name.len() > ".slice".len() && name.ends_with(".slice") => Ok(name),
+        Some(name) if name.strip_suffix(".slice").is_some_and(|stem| !stem.is_empty()) => Ok(name),
         _ => Err(NotASlice(parent.to_owned())),
     }
 }
@@ -101,7 +103,8 @@ mod tests {
 
     #[test]
     fn directories_are_joined() {
-        let cases = [("/kubepods/pod1", "/kubepods/pod1/c1"), ("kubepods", "/kubepods/c1"), ("", "/keelson/c1")];
+        let cases =
+            [("/kubepods/pod1", "/kubepods/pod1/c1"), ("kubepods", "/kubepods/c1"), ("", "/keelson/c1")];
         for (parent, wanted) in cases {
             let place = Driver::Cgroupfs.place(parent, "c1", "keelson").unwrap();
             assert_eq!((place.for_runtime.as_str(), place.directory.as_str()), (wanted, wanted));
@@ -116,7 +119,10 @@ mod tests {
         let place = Driver::Systemd.place(full, "c1", "keelson").unwrap();
         assert_eq!(place.for_runtime, "kubepods-besteffort-pod1_2.slice:cri-containerd:c1");
         assert_eq!(place.directory, format!("{full}/cri-containerd-c1.scope"));
-        assert_eq!(Driver::Systemd.place("test.slice", "c1", "").unwrap().for_runtime, "test.slice:cri-containerd:c1");
+        assert_eq!(
+            Driver::Systemd.place("test.slice", "c1", "").unwrap().for_runtime,
+            "test.slice:cri-containerd:c1"
+        );
         assert_eq!(
             Driver::Systemd.place("", "c1", "keelson").unwrap().directory,
             "/system.slice/cri-containerd-c1.scope"
@@ -128,7 +134,10 @@ mod tests {
     #[test]
     fn what_is_no_slice_is_refused_by_name() {
         for parent in ["/kubepods/pod1", ".slice", "a--b.slice", "-a.slice"] {
-            assert!(Driver::Systemd.place(parent, "c1", "").unwrap_err().to_string().contains("slice"), "{parent}");
+            assert!(
+                Driver::Systemd.place(parent, "c1", "").unwrap_err().to_string().contains("slice"),
+                "{parent}"
+            );
         }
     }
 }
