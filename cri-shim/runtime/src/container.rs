@@ -1,16 +1,30 @@
 //! The life of a container: created, started, signalled, updated, deleted.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use oci_spec::runtime::{LinuxResources, Spec};
+use oci_spec::runtime::{Capabilities, LinuxCapabilities, LinuxResources, Process, Spec};
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{self, CgroupDriver, OomWatch, Stats};
 use crate::error::Error;
+use crate::host::fork::{Forked, fork, reap};
+use crate::host::link::{self, Message, Received};
+use crate::host::{idmap, init, sys};
+use crate::plan::process::Common;
+use crate::plan::{self, ContainerPlan, Given, UserNamespace};
+use crate::seccomp::{self, Filter};
 use crate::stdio::Stdio;
+use crate::steps;
+
+/// How long a process may take to set up, or from the word to start to its program.
+const LIMIT: Duration = Duration::from_secs(120);
+/// How long cgroups of a container that could not be made may take to go away.
+const CLEAN_UP: Duration = Duration::from_secs(10);
 
 /// Everything that a container is made of.
 #[derive(Debug)]
@@ -36,8 +50,50 @@ impl Create<'_> {
     /// The process is a child of the caller, who must reap it when it ends. When this fails nothing is left: the process
     /// is reaped, its cgroups are gone.
     pub fn create(self) -> Result<Created, Error> {
-        drop(self.stdio);
-        Err(Error::Unavailable { feature: "create", reason: format!("not written yet ({})", self.id) })
+        let spec = self.spec;
+        let linux = spec.linux().as_ref().ok_or_else(|| Error::spec("linux", "is missing"))?;
+        let process = spec.process().as_ref().ok_or_else(|| Error::spec("process", "is missing"))?;
+        let profile = linux.seccomp().as_ref();
+        let seccomp = profile.map(|profile| seccomp::compile(profile, self.seccomp_cache)).transpose()?;
+        let root =
+            rustix::fs::open(self.rootfs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(Error::step(format!("open the root file system {}", self.rootfs.display())))?;
+        let common =
+            Common { id: self.id.to_owned(), seccomp: seccomp.clone(), subreaper: false, root: Some(root) };
+        let process_plan = plan::process::plan(process, self.stdio, common)?;
+        let cgroups = cgroup::Paths::make(self.cgroups, self.id, linux.cgroups_path().as_deref())?;
+        let made = cgroups.entry().and_then(|entry| {
+            let given = Given { rootfs: self.rootfs, process: process_plan, entry, cgroups: &cgroups };
+            let plan = plan::plan(spec, given)?;
+            make(&plan, &cgroups, linux.resources().as_ref())
+        });
+        let made = match made {
+            Ok(made) => made,
+            Err(error) => {
+                // The first error is the one to tell.
+                let _also_failed = cgroups.delete(CLEAN_UP);
+                return Err(error);
+            }
+        };
+        let annotations = spec.annotations().iter().flatten();
+        let mut warnings = missing_capabilities(process);
+        warnings.extend(steps::warnings(made.warnings));
+        let container = Container {
+            id: self.id.to_owned(),
+            pid: made.process.pid,
+            start_time: start_time(made.process.pid).unwrap_or(0),
+            namespaces: foreign_namespaces(made.process.pid),
+            cgroups,
+            seccomp,
+            annotations: annotations.map(|(key, value)| (key.clone(), value.clone())).collect(),
+        };
+        Ok(Created {
+            container,
+            pending: Pending { socket: made.process.socket, program: program_name(process) },
+            pidfd: made.process.pidfd,
+            console: made.console,
+            warnings,
+        })
     }
 }
 
@@ -60,15 +116,25 @@ pub struct Created {
 /// The right to start a created container, once.
 #[derive(Debug)]
 pub struct Pending {
-    pub(crate) socket: OwnedFd,
-    pub(crate) program: String,
+    socket: OwnedFd,
+    program: String,
 }
 
 impl Pending {
     /// Lets the program run; returns when it has begun, or with the reason why it cannot (the process ends then).
     pub fn start(self) -> Result<(), Error> {
-        drop(self.socket);
-        Err(Error::Unavailable { feature: "start", reason: format!("not written yet ({})", self.program) })
+        if link::send(self.socket.as_fd(), Message::Go).is_err() {
+            return Err(Error::Died("it had ended before it was started".to_owned()));
+        }
+        match link::receive(&self.socket, LIMIT).map_err(Error::step("hear from the container's process"))? {
+            // The socket closes by itself when the program begins.
+            Received::Closed => Ok(()),
+            Received::Message(Message::Failed(failure), _) => {
+                Err(plan::words::start_error(&self.program, failure))
+            }
+            Received::Message(..) => Err(Error::Died("an odd message".to_owned())),
+            Received::Late => Err(Error::Died(format!("its program has not begun after {LIMIT:?}"))),
+        }
     }
 }
 
@@ -85,19 +151,32 @@ pub struct Container {
     pub cgroups: cgroup::Paths,
     /// The namespaces (`CLONE_NEW*`) that are not the maker's: those an exec must join.
     pub namespaces: u32,
-    /// Its own annotations as the specification has them.
+    /// Its annotations as the specification has them.
     pub annotations: BTreeMap<String, String>,
+    /// The compiled system call filter of all its processes.
+    pub(crate) seccomp: Option<Filter>,
 }
 
 impl Container {
     /// Opens the first process; fails with [`Error::NotRunning`] when it has ended, also when its id was taken by another.
     pub fn pidfd(&self) -> Result<OwnedFd, Error> {
-        Err(Error::NotRunning(self.id.clone()))
+        let gone = || Error::NotRunning(self.id.clone());
+        let pid = Pid::from_raw(self.pid).ok_or_else(gone)?;
+        let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return Err(gone()) };
+        // Opened first and looked at second: now the id cannot change hands.
+        if start_time(self.pid) != Some(self.start_time) {
+            return Err(gone());
+        }
+        Ok(pidfd)
     }
 
     /// Sends a signal to the first process.
     pub fn kill(&self, signal: i32) -> Result<(), Error> {
-        Err(Error::Unavailable { feature: "kill", reason: format!("not written yet ({signal})") })
+        let pidfd = self.pidfd()?;
+        match sys::send_signal(pidfd.as_fd(), signal) {
+            Err(rustix::io::Errno::SRCH) => Err(Error::NotRunning(self.id.clone())),
+            other => other.map_err(Error::step(format!("send signal {signal} to {}", self.pid))),
+        }
     }
 
     /// Sends a signal to every process in the container's cgroups; no error when there is none.
@@ -141,4 +220,171 @@ impl Container {
     pub fn delete(&self, deadline: Duration) -> Result<(), Error> {
         self.cgroups.delete(deadline)
     }
+}
+
+fn program_name(process: &Process) -> String {
+    process.args().iter().flatten().next().cloned().unwrap_or_default()
+}
+
+/// A container's process that is ready.
+struct Made {
+    process: Forked,
+    console: Option<OwnedFd>,
+    warnings: u32,
+}
+
+fn make(
+    plan: &ContainerPlan,
+    cgroups: &cgroup::Paths,
+    resources: Option<&LinuxResources>,
+) -> Result<Made, Error> {
+    let into = plan.into.as_ref().map(AsFd::as_fd);
+    let first = match &plan.user {
+        None => {
+            let pids = plan.pids.as_ref().map(|join| join.file.as_fd());
+            fork(plan.new_namespaces, into, pids, |socket| init::run(plan, socket))?
+        }
+        Some(user) => fork(0, into, None, |socket| init::run_helper(plan, user, &socket))?,
+    };
+    let mut hearing = Hearing { plan, helper: plan.user.is_some(), made: None, console: None };
+    let heard = hearing.until_ready(&first);
+    let ready = heard.and_then(|warnings| {
+        // Only now: a small quota would make the set-up slow.
+        cgroups.set_all(resources)?;
+        Ok(warnings)
+    });
+    match ready {
+        Ok(warnings) => {
+            let process = match hearing.made.take() {
+                Some((pid, pidfd)) => Forked { pid, pidfd, socket: first.socket },
+                None => first,
+            };
+            Ok(Made { process, console: hearing.console, warnings })
+        }
+        Err(error) => {
+            hearing.late_child(&first);
+            if let Some((_, pidfd)) = &hearing.made {
+                let _ended = sys::send_signal(pidfd.as_fd(), libc::SIGKILL);
+                reap(pidfd.as_fd());
+            }
+            if !hearing.helper || hearing.made.is_none() {
+                first.discard();
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Following a process from the fork until it is ready.
+struct Hearing<'a> {
+    plan: &'a ContainerPlan,
+    /// Whether the first process is a helper that makes the container's.
+    helper: bool,
+    made: Option<(i32, OwnedFd)>,
+    console: Option<OwnedFd>,
+}
+
+impl Hearing<'_> {
+    fn until_ready(&mut self, first: &Forked) -> Result<u32, Error> {
+        let mut ready = None;
+        loop {
+            if let Some(warnings) = ready.filter(|_| !self.helper || self.made.is_some()) {
+                return Ok(warnings);
+            }
+            match link::receive(&first.socket, LIMIT)
+                .map_err(Error::step("hear from the container's process"))?
+            {
+                Received::Message(Message::Ready(warnings), _) => ready = Some(warnings),
+                Received::Message(Message::Terminal, descriptor) => self.console = descriptor,
+                Received::Message(Message::MapMe, _) => self.map(first)?,
+                Received::Message(Message::Made(pid), _) => self.adopt(pid, first)?,
+                Received::Message(Message::Failed(failure), _) => return Err(self.plan.error(failure)),
+                Received::Message(Message::Go, _) => return Err(Error::Died("an odd message".to_owned())),
+                Received::Closed => {
+                    return Err(Error::Died("killed, by the memory limit or from outside".to_owned()));
+                }
+                Received::Late => return Err(Error::Died(format!("not ready after {LIMIT:?}"))),
+            }
+        }
+    }
+
+    fn map(&self, first: &Forked) -> Result<(), Error> {
+        if let Some(UserNamespace::New { uid_map, gid_map }) = &self.plan.user {
+            idmap::write_maps(first.pid, uid_map, gid_map)?;
+        }
+        link::send(first.socket.as_fd(), Message::Go).map_err(Error::step("speak to the container's process"))
+    }
+
+    /// The helper has made the container's process, a child of ours, and ends.
+    fn adopt(&mut self, pid: i32, first: &Forked) -> Result<(), Error> {
+        reap(first.pidfd.as_fd());
+        let id = Pid::from_raw(pid).ok_or_else(|| Error::Died("an odd process id".to_owned()))?;
+        let pidfd =
+            pidfd_open(id, PidfdFlags::empty()).map_err(Error::step("open the container's process"))?;
+        self.made = Some((pid, pidfd));
+        Ok(())
+    }
+
+    /// After a failure: the helper may have made a process that we have not heard of.
+    fn late_child(&mut self, first: &Forked) {
+        while self.helper && self.made.is_none() {
+            match link::receive(&first.socket, Duration::from_secs(1)) {
+                Ok(Received::Message(Message::Made(pid), _)) => {
+                    let _unknown = self.adopt(pid, first);
+                    return;
+                }
+                Ok(Received::Message(..)) => {}
+                _ => return,
+            }
+        }
+    }
+}
+
+/// When a process began: the 22nd figure of its `stat`.
+pub(crate) fn start_time(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in brackets, may contain anything.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// The namespaces of a process that are not ours.
+fn foreign_namespaces(pid: i32) -> u32 {
+    [
+        ("mnt", libc::CLONE_NEWNS),
+        ("uts", libc::CLONE_NEWUTS),
+        ("ipc", libc::CLONE_NEWIPC),
+        ("net", libc::CLONE_NEWNET),
+        ("pid", libc::CLONE_NEWPID),
+        ("user", libc::CLONE_NEWUSER),
+        ("cgroup", libc::CLONE_NEWCGROUP),
+    ]
+    .into_iter()
+    .filter(|(name, _)| {
+        let theirs = rustix::fs::stat(format!("/proc/{pid}/ns/{name}"));
+        let ours = rustix::fs::stat(format!("/proc/thread-self/ns/{name}"));
+        match (theirs, ours) {
+            (Ok(theirs), Ok(ours)) => (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino),
+            _ => false,
+        }
+    })
+    .fold(0, |bits, (_, flag)| bits | flag.cast_unsigned())
+}
+
+/// Capabilities that are asked for and that this process does not hold itself.
+pub(crate) fn missing_capabilities(process: &Process) -> Vec<String> {
+    let held = rustix::thread::capabilities(None).map_or(u64::MAX, |sets| sets.permitted.bits());
+    let Some(LinuxCapabilities { .. }) = process.capabilities() else { return Vec::new() };
+    let permitted: Option<&Capabilities> =
+        process.capabilities().as_ref().and_then(|caps| caps.permitted().as_ref());
+    let mut names: Vec<String> = permitted
+        .into_iter()
+        .flatten()
+        .filter(|name| plan::caps::number(**name).is_none_or(|number| held & (1 << number) == 0))
+        .map(|name| format!("CAP_{name}").replace("CAP_CAP_", "CAP_"))
+        .collect();
+    names.sort();
+    if names.is_empty() {
+        return Vec::new();
+    }
+    vec![format!("process.capabilities: this host does not have {}", names.join(", "))]
 }

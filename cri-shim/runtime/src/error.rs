@@ -14,12 +14,13 @@ pub enum Error {
         problem: String,
     },
     /// The program to run does not exist in the container, or may not be executed.
-    #[error("exec {program:?}")]
+    #[error("exec: {program:?}: {problem}")]
     Exec {
         /// The program as the specification names it.
         program: String,
-        /// Why: `NotFound`, `PermissionDenied`, exec format error.
-        #[source]
+        /// Why, as other runtimes word it: `executable file not found in $PATH`, `permission denied`.
+        problem: String,
+        /// The kernel's answer (`NotFound`, `PermissionDenied`, …), which `problem` already tells.
         source: io::Error,
     },
     /// A step failed, in this process or in the container's.
@@ -48,13 +49,11 @@ pub enum Error {
 }
 
 impl Error {
-    #[expect(dead_code, reason = "the skeleton has no steps yet")]
     /// For `map_err`: names the step that an io error belongs to.
     pub(crate) fn step<E: Into<io::Error>>(step: impl Into<String>) -> impl FnOnce(E) -> Self {
         move |source| Self::Step { step: step.into(), source: source.into() }
     }
 
-    #[expect(dead_code, reason = "the skeleton reads no specification yet")]
     /// A field of the specification that is refused.
     pub(crate) fn spec(field: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Spec { field: field.into(), problem: problem.into() }
@@ -63,6 +62,9 @@ impl Error {
     /// This and all its sources in one line, as a log or a gRPC status wants it.
     pub fn chain(&self) -> String {
         let mut text = self.to_string();
+        if matches!(self, Self::Exec { .. }) {
+            return text;
+        }
         let mut source = std::error::Error::source(self);
         while let Some(inner) = source {
             text.push_str(": ");

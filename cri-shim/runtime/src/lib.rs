@@ -16,6 +16,11 @@ pub mod exec;
 pub mod stdio;
 pub mod wait;
 
+mod host;
+mod plan;
+mod seccomp;
+mod steps;
+
 pub use container::{Container, Create, Created, Pending};
 pub use error::Error;
 pub use exec::{Child, Exec};

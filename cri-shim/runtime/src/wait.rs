@@ -2,6 +2,8 @@
 
 use std::os::fd::AsFd;
 
+use rustix::process::{WaitId, WaitIdOptions, waitid};
+
 use crate::error::Error;
 
 /// How a process ended.
@@ -15,6 +17,11 @@ pub struct Exit {
 
 /// Reaps a child by its pidfd. With `block` unset gives `None` while it runs; with it set, waits.
 pub fn reap(pidfd: impl AsFd, block: bool) -> Result<Option<Exit>, Error> {
-    let _ = (pidfd, block);
-    Err(Error::Unavailable { feature: "reap", reason: "not written yet".to_owned() })
+    let options = if block { WaitIdOptions::EXITED } else { WaitIdOptions::EXITED | WaitIdOptions::NOHANG };
+    let status = rustix::io::retry_on_intr(|| waitid(WaitId::PidFd(pidfd.as_fd()), options))
+        .map_err(Error::step("wait for a process"))?;
+    Ok(status.map(|status| match (status.exit_status(), status.terminating_signal()) {
+        (Some(status), _) => Exit { status, signal: None },
+        (None, signal) => Exit { status: 128 + signal.unwrap_or(0), signal },
+    }))
 }
