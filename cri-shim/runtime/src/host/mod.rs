@@ -11,6 +11,7 @@ pub(crate) mod idmap;
 pub(crate) mod in_root;
 pub(crate) mod init;
 pub(crate) mod join;
+pub(crate) mod libseccomp;
 pub(crate) mod link;
 pub(crate) mod namespaces;
 pub(crate) mod sys;

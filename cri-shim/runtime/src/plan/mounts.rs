@@ -139,7 +139,7 @@ pub(crate) fn plan(spec: &Spec, context: &Context<'_>) -> Result<Mounts, Error> 
         if options.bind.is_some() || kind == "bind" {
             plans.list.push(bind(mount, &options, target, context, &field)?);
         } else if kind == "cgroup" && !context.cgroups.v1.is_empty() {
-            cgroup_v1(&mut plans, &options, target, context)?;
+            cgroup_v1(&mut plans, &options, &target, context)?;
         } else {
             new(&mut plans, mount, &options, target, context, &field)?;
         }
@@ -351,11 +351,12 @@ pub(crate) fn empty_tmpfs(label: Option<&str>) -> Result<FsPlan, Error> {
     Ok(fs)
 }
 
-/// On hosts with version 1 controllers: a tmpfs with one directory for each hierarchy, and links for joint ones.
+/// On hosts with version 1 controllers: a tmpfs with one directory for each hierarchy, and links for joint ones. `ro` is for
+/// the hierarchies; the tmpfs stays as other runtimes leave it.
 fn cgroup_v1(
     plans: &mut Mounts,
     options: &Options,
-    target: CString,
+    target: &CString,
     context: &Context<'_>,
 ) -> Result<(), Error> {
     let field = "mounts[].destination";
@@ -412,9 +413,6 @@ fn cgroup_v1(
                 });
             }
         }
-    }
-    if readonly {
-        plans.readonly_later.push(target);
     }
     Ok(())
 }
