@@ -13,6 +13,7 @@ pub mod cgroup;
 pub mod container;
 pub mod error;
 pub mod exec;
+pub mod sealed;
 pub mod stdio;
 pub mod wait;
 

@@ -70,7 +70,7 @@ fn parts(text: &str) -> BTreeMap<String, Vec<String>> {
     let mut name = String::new();
     for line in text.lines() {
         match line.strip_prefix("== ") {
-            Some(next) => name = next.to_owned(),
+            Some(next) => next.clone_into(&mut name),
             None => parts.entry(name.clone()).or_default().extend(normal(&name, line)),
         }
     }

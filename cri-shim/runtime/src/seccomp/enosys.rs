@@ -12,7 +12,7 @@ const RETURN: u16 = 0x06;
 const NUMBER_AT: u32 = 0;
 const ARCH_AT: u32 = 4;
 /// SECCOMP_RET_ERRNO with ENOSYS.
-const ANSWER: u32 = 0x0005_0000 | 38;
+const ANSWER: u32 = 0x0005_0026;
 
 const X86_64: u32 = 0xc000_003e;
 /// libseccomp's own name; the kernel tells x32 from x86-64 by a bit of the call's number.

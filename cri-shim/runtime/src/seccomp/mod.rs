@@ -55,8 +55,8 @@ fn name(profile: &LinuxSeccomp) -> String {
     // A list of plain values: its JSON is always the same.
     hash.update(serde_json::to_vec(profile).unwrap_or_default());
     let hash = hash.finalize();
-    let digits: String = hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    format!("{digits}.bpf")
+    let number = hash.iter().take(16).fold(0_u128, |number, byte| number << 8 | u128::from(*byte));
+    format!("{number:032x}.bpf")
 }
 
 fn cached(file: &Path) -> Option<Vec<libc::sock_filter>> {

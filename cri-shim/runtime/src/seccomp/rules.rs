@@ -111,7 +111,7 @@ fn unknown_calls(library: &Library, profile: &LinuxSeccomp) -> Vec<libc::sock_fi
         .extend(profile.architectures().iter().flatten().map(|arch| *arch as u32).filter(|arch| *arch != 0));
     let mut last = BTreeMap::new();
     for arch in architectures {
-        let names = profile.syscalls().iter().flatten().flat_map(|rule| rule.names());
+        let names = profile.syscalls().iter().flatten().flat_map(LinuxSyscall::names);
         // Negative numbers stand for calls that this architecture does not have.
         let numbers = names.filter_map(|name| u32::try_from(library.number_on(arch, name)?).ok());
         if let Some(highest) = numbers.max() {
