@@ -69,6 +69,24 @@ pub enum RuntimeError {
         /// Which, why, and which ones there are.
         problem: String,
     },
+    /// A sandbox's pause process could not be made.
+    #[error("cannot make the pause process of sandbox {id}")]
+    Pause {
+        /// The sandbox.
+        id: String,
+        /// Why.
+        #[source]
+        source: Box<cri_shim_runtime::Error>,
+    },
+    /// A sandbox's pause process could not be held, watched or killed.
+    #[error("cannot hold the pause process of sandbox {id}")]
+    PauseLost {
+        /// The sandbox.
+        id: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// containerd refused or was away.
     #[error(transparent)]
     Containerd(#[from] ContainerdError),
@@ -146,6 +164,8 @@ impl RuntimeError {
             | Self::Netns(_)
             | Self::Network { .. }
             | Self::Host { .. }
+            | Self::Pause { .. }
+            | Self::PauseLost { .. }
             | Self::Interrupted(_) => Code::Internal,
             Self::Shared(error) => error.code(),
         }

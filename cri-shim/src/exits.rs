@@ -19,6 +19,7 @@ use crate::error::{RuntimeError, chain};
 use crate::host::blocking;
 use crate::runtime::Runtime;
 use crate::state::{Container, Sandbox};
+use crate::steps::{Step, reached};
 
 /// How long the last output of an ended container is waited for before its end is told: normally it is there already; a
 /// process that outlives the first one may hold the pipes.
@@ -58,6 +59,12 @@ impl Runtime {
         }
         let (runtime, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
         tokio::spawn(async move {
+            if let Some(pause) = sandbox.pause() {
+                pause.ended().await;
+                sandbox.watched.store(false, Ordering::Release);
+                return runtime.sandbox_ended(&sandbox).await;
+            }
+            // One that containerd keeps.
             let result = runtime.client.wait_task(&sandbox.id, "").await;
             sandbox.watched.store(false, Ordering::Release);
             match result {
@@ -133,6 +140,7 @@ impl Runtime {
 
     /// Notes and tells a container's end, once, and deletes its task.
     async fn finish(self: &Arc<Self>, container: &Arc<Container>, ending: Ending) {
+        let _one_at_a_time = container.ending.lock().await;
         if let Some(pump) = container.pump() {
             // Whoever hears of the end finds the whole log.
             pump.drained(OUTPUT_PATIENCE).await;
@@ -144,12 +152,14 @@ impl Runtime {
         if let Err(error) = self.save(&container.record).await {
             tracing::error!(container = container.id, error = %chain(&error), "its end could not be written down");
         }
+        reached(Step::ContainerEnded);
         self.tell(ContainerEventType::ContainerStoppedEvent, &container.sandbox_id, &container.id);
         tracing::info!(container = container.id, code, reason, "container has ended");
         // Deleting also ends what the first process left behind, which lets go of the pipes.
         if let Err(error) = self.client.delete_task(&container.id).await {
             tracing::warn!(container = container.id, %error, "its task stays until the container is removed");
         }
+        reached(Step::ContainerTaskDeleted);
         if let Some(pump) = container.pump() {
             pump.stop().await;
             container.set_pump(None);

@@ -4,11 +4,12 @@ use std::path::Path;
 
 use cri_shim_core::oci::NodeFacts;
 
-use crate::host::cgroup::Hierarchies;
+use crate::host::cgroup::{Hierarchies, Roots};
 
 /// Looks at the node.
-pub fn find() -> anyhow::Result<(NodeFacts, Hierarchies)> {
-    let hierarchies = Hierarchies::from_mountinfo(&std::fs::read_to_string("/proc/self/mountinfo")?);
+pub fn find() -> anyhow::Result<(NodeFacts, Hierarchies, Roots)> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let hierarchies = Hierarchies::from_mountinfo(&table);
     let (cgroup_v2, hugetlb, swap_limits) = match &hierarchies {
         Hierarchies::V1(controllers) => (
             false,
@@ -34,7 +35,7 @@ pub fn find() -> anyhow::Result<(NodeFacts, Hierarchies)> {
         capabilities: capabilities(),
     };
     tell(&facts, &hierarchies);
-    Ok((facts, hierarchies))
+    Ok((facts, hierarchies, Roots::from_mountinfo(&table)))
 }
 
 /// One line per finding, so that a bad node explains itself.

@@ -191,25 +191,17 @@ async fn probe(
             }
             // A shim of another machine or with a missing library does not get as far as this.
             run(&shim, &["-v"]).await?;
-            let features = Features {
-                recursive_readonly: kernel_is(RECURSIVE_READONLY_KERNEL),
-                user_namespaces: kernel_is(MAPPED_MOUNTS_KERNEL) && Path::new("/proc/self/ns/user").exists(),
-            };
-            Ok((shim, features))
+            let recursive_readonly = kernel_is(RECURSIVE_READONLY_KERNEL);
+            Ok((shim, Features { recursive_readonly, user_namespaces: user_namespaces() }))
         }
         HandlerKind::Runc => {
             let name = handler.binary.clone().unwrap_or_else(|| PathBuf::from(&handler.name));
             let binary = in_path(&name).ok_or_else(|| format!("{} is not in PATH", name.display()))?;
             run(&binary, &["--version"]).await?;
             try_container(&binary, &scratch.join(&handler.name)).await?;
-            let features = run(&binary, &["features"]).await.unwrap_or_default();
-            let mapped = serde_json::from_str::<Value>(&features)
-                .is_ok_and(|features| features["linux"]["mountExtensions"]["idmap"]["enabled"] == true);
-            let features = Features {
-                recursive_readonly: features.contains("\"rro\"") && kernel_is(RECURSIVE_READONLY_KERNEL),
-                user_namespaces: mapped && kernel_is(MAPPED_MOUNTS_KERNEL),
-            };
-            Ok((binary, features))
+            let told = run(&binary, &["features"]).await.unwrap_or_default();
+            let recursive_readonly = told.contains("\"rro\"") && kernel_is(RECURSIVE_READONLY_KERNEL);
+            Ok((binary, Features { recursive_readonly, user_namespaces: user_namespaces() }))
         }
     }
 }
@@ -278,6 +270,11 @@ fn in_path(name: &Path) -> Option<PathBuf> {
 
 fn is_program(path: &Path) -> bool {
     path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+}
+
+/// Mounts are mapped by `keelson-cri` itself, so that every handler can run pods with a user namespace.
+fn user_namespaces() -> bool {
+    kernel_is(MAPPED_MOUNTS_KERNEL) && Path::new("/proc/self/ns/user").exists()
 }
 
 fn kernel_is(wanted: (u32, u32)) -> bool {

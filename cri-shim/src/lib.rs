@@ -1,6 +1,6 @@
 //! `keelson-cri`: CRI v1 on containerd. The executable is `main.rs`; everything it does is here, so that tests reach it too.
 //!
-//! In reading order: [`config`]; [`runtime`] (what every operation works with) over [`state`], [`journal`] and
+//! In reading order: [`config`]; [`runtime`] (what every operation works with) over [`state`], [`journal`], [`steps`] and
 //! [`containerd`]; [`sandbox`] and [`container`] (the operations), [`exits`] and [`recovery`] (what happens by itself),
 //! [`handlers`], [`network`], [`logs`], [`stats`], [`host`]; [`images`], [`exec`] with [`attach`]; [`service`] and [`status`] (gRPC), [`serve`].
 //!
@@ -33,3 +33,4 @@ pub mod service;
 pub mod state;
 pub mod stats;
 pub mod status;
+pub mod steps;

@@ -12,9 +12,10 @@ use anyhow::Context;
 use cni_plugins_host::invoke::{InvokeError, Invoker, RuntimeArgs, load};
 use cni_plugins_types::NetworkConfigList;
 use cri_shim_api::v1::{PodSandboxConfig, Protocol};
+use cri_shim_core::bandwidth::Bandwidth;
 use cri_shim_core::record::SandboxRecord;
 use futures::StreamExt;
-use inotify::{Inotify, WatchMask};
+use inotify::{EventMask, EventStream, Inotify, WatchMask};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,11 @@ use crate::host::blocking;
 const INTERFACE: &str = "eth0";
 /// How long one plugin may take.
 const PLUGIN_DEADLINE: Duration = Duration::from_secs(60);
+
+/// What a pod with a limit may send at once, in bits: as much as the plugins accept, since Kubernetes states only a rate.
+const BURST: u32 = i32::MAX as u32;
+/// Between two tries to watch a configuration directory that was taken away.
+const WATCH_PAUSE: Duration = Duration::from_secs(1);
 
 type Loaded = Result<Arc<NetworkConfigList>, String>;
 
@@ -44,22 +50,32 @@ impl Network {
             std::fs::create_dir_all(directory)
                 .with_context(|| format!("cannot make {}", directory.display()))?;
         }
-        let inotify = Inotify::init().context("cannot watch files (inotify)")?;
-        let changes = WatchMask::CLOSE_WRITE | WatchMask::MOVE | WatchMask::DELETE;
-        inotify
-            .watches()
-            .add(&cni.conf_dir, changes)
-            .with_context(|| format!("cannot watch {}", cni.conf_dir.display()))?;
-        let mut stream = inotify.into_event_stream([0_u8; 4096]).context("cannot watch files (inotify)")?;
+        let mut changes = watch(&cni.conf_dir)?;
         // Loaded after the watch is set, so that no change falls between.
         let (sender, current) = watch::channel(load_now(cni.conf_dir.clone()).await);
         let directory = cni.conf_dir.clone();
         tokio::spawn(async move {
             loop {
                 // Cancel-safe: an event that is not taken stays in the kernel's queue.
-                tokio::select! {
+                let event = tokio::select! {
                     () = cancel.cancelled() => return,
-                    event = stream.next() => if event.is_none() { return },
+                    event = changes.next() => event,
+                };
+                // A directory that was removed takes its watch along.
+                if !event
+                    .is_some_and(|event| event.is_ok_and(|event| !event.mask.contains(EventMask::IGNORED)))
+                {
+                    match watch(&directory) {
+                        Ok(again) => changes = again,
+                        Err(error) => {
+                            tracing::warn!(
+                                error = format!("{error:#}"),
+                                "changes of the pod network are not seen"
+                            );
+                            tokio::time::sleep(WATCH_PAUSE).await;
+                            continue;
+                        }
+                    }
                 }
                 let loaded = load_now(directory.clone()).await;
                 let changed = *sender.borrow() != loaded;
@@ -127,6 +143,18 @@ impl Network {
     }
 }
 
+/// Follows changes of the configuration directory, which is made when it is missing.
+fn watch(directory: &Path) -> anyhow::Result<EventStream<[u8; 4096]>> {
+    std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    let inotify = Inotify::init().context("cannot watch files (inotify)")?;
+    let changes = WatchMask::CLOSE_WRITE | WatchMask::MOVE | WatchMask::DELETE | WatchMask::DELETE_SELF;
+    inotify
+        .watches()
+        .add(directory, changes)
+        .with_context(|| format!("cannot watch {}", directory.display()))?;
+    inotify.into_event_stream([0_u8; 4096]).context("cannot watch files (inotify)")
+}
+
 fn failed(step: &'static str, record: &SandboxRecord, error: InvokeError) -> RuntimeError {
     RuntimeError::Network { step, id: record.id.clone(), source: Box::new(error) }
 }
@@ -168,6 +196,19 @@ fn arguments(record: &SandboxRecord) -> RuntimeArgs {
 /// What the plugins may want to know, by capability.
 fn capabilities(config: &PodSandboxConfig) -> BTreeMap<String, Value> {
     let mut all = BTreeMap::new();
+    // Checked before the sandbox is made; to detach one it does not matter.
+    let bandwidth = Bandwidth::of(&config.annotations).unwrap_or_default();
+    let limits = [("ingress", bandwidth.ingress), ("egress", bandwidth.egress)];
+    let limits: serde_json::Map<String, Value> = limits
+        .iter()
+        .filter_map(|(direction, rate)| rate.map(|rate| (direction, rate)))
+        .flat_map(|(direction, rate)| {
+            [(format!("{direction}Rate"), json!(rate)), (format!("{direction}Burst"), json!(BURST))]
+        })
+        .collect();
+    if !limits.is_empty() {
+        all.insert("bandwidth".to_owned(), Value::Object(limits));
+    }
     let ports: Vec<Value> = config
         .port_mappings
         .iter()
@@ -214,6 +255,15 @@ mod tests {
         let all = capabilities(&config);
         let mapped = all["portMappings"].as_array().unwrap();
         assert_eq!((mapped.len(), &mapped[0]["hostPort"]), (1, &json!(8080)));
+        assert!(!all.contains_key("bandwidth"));
+    }
+
+    #[test]
+    fn limits_of_the_pod_reach_the_plugins() {
+        let annotations = [("kubernetes.io/egress-bandwidth".to_owned(), "10M".to_owned())].into();
+        let config = PodSandboxConfig { annotations, ..PodSandboxConfig::default() };
+        let wanted = json!({ "egressRate": 10_000_000, "egressBurst": BURST });
+        assert_eq!(capabilities(&config)["bandwidth"], wanted);
     }
 
     #[tokio::test]
@@ -231,5 +281,13 @@ mod tests {
         tokio::time::timeout(deadline, current.wait_for(Result::is_ok)).await.unwrap().unwrap();
         std::fs::remove_file(conf_dir.join("10-test.conflist")).unwrap();
         tokio::time::timeout(deadline, current.wait_for(Result::is_err)).await.unwrap().unwrap();
+        // Also when the whole directory goes and comes back, as a network's installer may do it.
+        std::fs::remove_dir_all(&conf_dir).unwrap();
+        let write = || {
+            std::fs::create_dir_all(&conf_dir).unwrap();
+            std::fs::write(conf_dir.join("20-test.conflist"), text).unwrap();
+        };
+        write();
+        tokio::time::timeout(deadline, current.wait_for(Result::is_ok)).await.unwrap().unwrap();
     }
 }

@@ -17,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::container::start::{hold_stdin, log_path, pipes};
 use crate::error::{RuntimeError, chain};
-use crate::host::{blocking, fifo, files};
+use crate::host::shims::Shim;
+use crate::host::{blocking, fifo, files, shims};
 use crate::logs::LogPump;
 use crate::runtime::{KIND_LABEL, Readiness, Runtime};
 use crate::state::{Container, Sandbox};
@@ -28,6 +29,9 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How long an orphaned process may take to go.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a forgotten shim is waited for to finish what it was asked.
+const SHIM_PATIENCE: Duration = Duration::from_secs(4);
 
 /// Keeps the runtime connected until `cancel`.
 pub async fn supervise(runtime: Arc<Runtime>, cancel: CancellationToken) {
@@ -107,6 +111,7 @@ impl Runtime {
         }
         self.resync().await?;
         self.continue_unfinished().await?;
+        self.end_forgotten_shims().await?;
         self.remove_orphans().await?;
         tracing::info!(
             sandboxes = self.registry.sandboxes().len(),
@@ -126,7 +131,12 @@ impl Runtime {
             let Ok(_one_at_a_time) = sandbox.operation.try_lock() else { continue };
             if sandbox.phase() == SandboxPhase::Ready {
                 let running = |task: &Process| task.status() == Status::Running;
-                if tasks.get(&sandbox.id).is_some_and(running) {
+                let lives = if sandbox.record.with(SandboxRecord::pause_in_containerd) {
+                    tasks.get(&sandbox.id).is_some_and(running)
+                } else {
+                    sandbox.pause().is_some() || sandbox.take_pause_up()?
+                };
+                if lives {
                     self.watch_sandbox(&sandbox);
                 } else {
                     self.sandbox_ended(&sandbox).await;
@@ -172,6 +182,7 @@ impl Runtime {
             } else if phase != ContainerPhase::Running {
                 // A task of a container that does not run: a start that was cut off before it was written down.
                 self.client.force_delete_task(&container.id, KILL_PATIENCE).await?;
+                self.clear_runtime(&container).await?;
             }
         }
         for sandbox in self.registry.sandboxes() {
@@ -181,6 +192,48 @@ impl Runtime {
             }
         }
         Ok(())
+    }
+
+    /// Ends shims that containerd does not know, because we died while it was starting them.
+    async fn end_forgotten_shims(self: &Arc<Self>) -> Result<(), RuntimeError> {
+        let begun = tokio::time::Instant::now();
+        loop {
+            let tasks = self.client.tasks().await?;
+            let known: HashSet<String> = tasks.iter().map(|task| task_id(task).to_owned()).collect();
+            let group = |id: &String| self.registry.container(id).map(|found| found.sandbox_id.clone());
+            let groups: HashSet<String> = known.iter().filter_map(group).collect();
+            let lost = |shim: &Shim| {
+                !known.contains(&shim.id) && group(&shim.id).is_none_or(|sandbox| !groups.contains(&sandbox))
+            };
+            let (socket, namespace) =
+                (self.paths.containerd_socket.clone(), self.client.namespace().to_owned());
+            let found = blocking(move || shims::list(&socket, &namespace)).await?;
+            let mut waiting = false;
+            for shim in found.into_iter().filter(lost) {
+                if shim.has_children() {
+                    // A later container of the pod whose first one is gone, or runc still at work for nobody.
+                    waiting |= !shim.serves_any(&known);
+                    if let Some(container) = self.registry.container(&shim.id) {
+                        self.clear_runtime(&container).await?;
+                    }
+                } else {
+                    tracing::warn!(
+                        pid = shim.pid,
+                        container = shim.id,
+                        "ending a shim that containerd has forgotten"
+                    );
+                    blocking(move || shims::end(&shim)).await?;
+                }
+            }
+            if !waiting {
+                return Ok(());
+            }
+            if begun.elapsed() > SHIM_PATIENCE {
+                tracing::error!("a shim that containerd has forgotten still has processes; it stays");
+                return Ok(());
+            }
+            tokio::time::sleep(SHORTEST_PAUSE).await;
+        }
     }
 
     /// Removes what no record explains.
@@ -222,8 +275,10 @@ impl Runtime {
             .map(|sandbox| PathBuf::from(sandbox.record.with(|record| record.netns.clone())))
             .collect();
         let paths = self.paths.clone();
+        let runtimes = paths.runtime_root().join(self.client.namespace());
         blocking(move || {
             for directory in [
+                runtimes,
                 paths.root_dir.join("sandboxes"),
                 paths.state_dir.join("sandboxes"),
                 paths.state_dir.join("containers"),

@@ -21,8 +21,8 @@ use crate::error::RuntimeError;
 use crate::events::EventHub;
 use crate::flight::Flights;
 use crate::handlers::{Handler, Handlers};
-use crate::host::cgroup::Hierarchies;
-use crate::host::files::SandboxDirs;
+use crate::host::cgroup::{Hierarchies, Roots};
+use crate::host::files::{self, SandboxDirs};
 use crate::host::{blocking, pause};
 use crate::images::ImageStore;
 use crate::journal::{Journal, Journaled};
@@ -34,6 +34,9 @@ use crate::{clock, facts, sandbox};
 pub const KIND_LABEL: &str = "io.keelson.cri.kind";
 /// How long a request waits for recovery after a start.
 const READY_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long processes that nobody waits for may take to go.
+const CLEAR_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where things are.
 #[derive(Clone, Debug)]
@@ -48,6 +51,15 @@ pub struct Paths {
     pub pause_root: PathBuf,
     /// The keeper program.
     pub keeper: PathBuf,
+    /// containerd's socket, by which its shims are told.
+    pub containerd_socket: PathBuf,
+}
+
+impl Paths {
+    /// Where runtimes keep their own state: a directory for each containerd namespace, in it one for each container.
+    pub fn runtime_root(&self) -> PathBuf {
+        self.state_dir.join("runc")
+    }
 }
 
 /// Whether the runtime can work.
@@ -89,6 +101,8 @@ pub struct Runtime {
     pub cgroup_driver: Driver,
     /// Where cgroups are.
     pub hierarchies: Hierarchies,
+    /// Every cgroup hierarchy.
+    pub cgroups: Roots,
     /// Where everything else is.
     pub paths: Paths,
     /// Whether we can work.
@@ -97,6 +111,8 @@ pub struct Runtime {
     pub(crate) sandbox_flights: Flights<String>,
     /// Containers being made, by sandbox and name.
     pub(crate) container_flights: Flights<String>,
+    /// Sandboxes being stopped or removed, by what is done and id.
+    pub(crate) ending_flights: Flights<()>,
 }
 
 impl Runtime {
@@ -107,7 +123,7 @@ impl Runtime {
         images: ImageStore,
         cancel: CancellationToken,
     ) -> anyhow::Result<Arc<Self>> {
-        let (node, hierarchies) = facts::find()?;
+        let (node, hierarchies, cgroups) = facts::find()?;
         let handlers = Handlers::find(config, &config.state_dir.join("probes")).await;
         let network = Network::start(&config.cni, cancel).await?;
         let journal = Journal::open(&config.root_dir.join("journal"))?;
@@ -117,6 +133,7 @@ impl Runtime {
             netns_dir: config.netns_dir.clone(),
             pause_root: pause::install(&config.root_dir)?,
             keeper: pause::install_keeper(&config.root_dir)?,
+            containerd_socket: config.containerd_socket.clone(),
         };
         let reason = "containerd has not answered yet".to_owned();
         Ok(Arc::new(Self {
@@ -130,10 +147,12 @@ impl Runtime {
             handlers,
             cgroup_driver: config.cgroup_driver.into(),
             hierarchies,
+            cgroups,
             paths,
             readiness: watch::Sender::new(Readiness::NotReady { reason, recovered: false }),
             sandbox_flights: Flights::default(),
             container_flights: Flights::default(),
+            ending_flights: Flights::default(),
         }))
     }
 
@@ -218,7 +237,7 @@ impl Runtime {
                 HandlerKind::Runc => handler.binary.to_string_lossy().into_owned(),
                 HandlerKind::Keelson => String::new(),
             },
-            root: self.paths.state_dir.join("runc").to_string_lossy().into_owned(),
+            root: self.paths.runtime_root().to_string_lossy().into_owned(),
             systemd_cgroup: self.cgroup_driver == Driver::Systemd,
         }
     }
@@ -234,6 +253,23 @@ impl Runtime {
             field: "linux.cgroup_parent",
             problem: error.to_string(),
         })
+    }
+
+    /// Takes away what a runtime that was cut off left of a container's process: the process, its cgroup and the
+    /// runtime's own notes. For a container that does not run.
+    pub(crate) async fn clear_runtime(&self, container: &Container) -> Result<(), RuntimeError> {
+        let notes = self.paths.runtime_root().join(self.client.namespace()).join(&container.id);
+        let cgroup = container.record.with(|record| record.cgroup.clone());
+        let cgroups = self.cgroups.clone();
+        blocking(move || {
+            // Only records of the first version have none.
+            if !cgroup.is_empty() {
+                cgroups.clear(&cgroup, CLEAR_PATIENCE)?;
+            }
+            // Rarely there: a runtime that ends in peace takes its notes away itself.
+            if notes.is_dir() { files::remove_tree(&notes) } else { Ok(()) }
+        })
+        .await
     }
 
     /// Tells who follows that something happened to a container, or to a sandbox by its own id.
@@ -254,14 +290,11 @@ impl Runtime {
 }
 
 /// 32 bytes that nobody can guess.
-pub async fn random() -> Result<[u8; 32], RuntimeError> {
-    blocking(|| {
-        let path = Path::new("/dev/urandom");
-        let mut bytes = [0; 32];
-        std::fs::File::open(path)
-            .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut bytes))
-            .map_err(RuntimeError::host("read", path))?;
-        Ok(bytes)
-    })
-    .await
+pub fn random() -> Result<[u8; 32], RuntimeError> {
+    let mut bytes = [0; 32];
+    let failed = |error: getrandom::Error| {
+        RuntimeError::host("read", Path::new("/dev/urandom"))(std::io::Error::other(error))
+    };
+    getrandom::fill(&mut bytes).map_err(failed)?;
+    Ok(bytes)
 }

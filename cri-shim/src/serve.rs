@@ -1,6 +1,7 @@
 //! Builds the parts, joins them, serves the socket, and drains on SIGTERM or SIGINT. Containers are left running.
 
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +27,10 @@ use crate::service::Service;
 
 /// How long requests under way may go on after a signal.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How long a socket may go on accepting after its server has ended.
+const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(3);
+/// Between two looks at it.
+const PREDECESSOR_PAUSE: Duration = Duration::from_millis(20);
 /// Largest request: a pod's configuration with its annotations is far below.
 const MAX_REQUEST: usize = 16 << 20;
 
@@ -37,7 +42,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     );
     let cancel = CancellationToken::new();
     // Bound first: a second server on the same socket must not touch anything.
-    let listener = bind(&config.listen)?;
+    let listener = listen(&config.listen).await?;
     let client = Client::new(&config.containerd_socket, &config.containerd_namespace)?;
     let images = ImageStore::new(client.clone(), config.registry_config_dir.clone(), SNAPSHOTTER);
     let executor = Executor::new(client.clone(), &config.state_dir);
@@ -81,6 +86,15 @@ async fn end_old_execs(runtime: Arc<Runtime>, executor: Executor) {
     }
 }
 
+/// Listens, waiting a moment for a server that was just killed: a process it was making holds the socket until it notices.
+async fn listen(path: &Path) -> anyhow::Result<UnixListener> {
+    let begun = tokio::time::Instant::now();
+    while UnixStream::connect(path).is_ok() && begun.elapsed() < PREDECESSOR_PATIENCE {
+        tokio::time::sleep(PREDECESSOR_PAUSE).await;
+    }
+    bind(path)
+}
+
 /// Listens on a socket that only root may use, in place of one that nobody listens on any more.
 fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     if let Some(directory) = path.parent() {
@@ -88,11 +102,7 @@ fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     }
     if let Ok(metadata) = path.symlink_metadata() {
         anyhow::ensure!(metadata.file_type().is_socket(), "{} exists and is no socket", path.display());
-        anyhow::ensure!(
-            std::os::unix::net::UnixStream::connect(path).is_err(),
-            "another server listens on {}",
-            path.display()
-        );
+        anyhow::ensure!(UnixStream::connect(path).is_err(), "another server listens on {}", path.display());
         std::fs::remove_file(path).with_context(|| format!("cannot replace {}", path.display()))?;
     }
     // Nobody can connect between binding and the mode: a fresh socket accepts nothing before it is polled, and its

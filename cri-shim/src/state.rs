@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use crate::error::RuntimeError;
 use crate::logs::LogPump;
+use crate::sandbox::pause::Pause;
 use crate::stats::LastReading;
 
 /// A record shared by its readers, with its own place in the order of disk writes. Clones share it.
@@ -64,6 +65,8 @@ pub struct Sandbox {
     pub operation: tokio::sync::Mutex<()>,
     /// Whether somebody waits for its pause process to end.
     pub watched: AtomicBool,
+    /// Its pause process while it is held.
+    pause: Mutex<Option<Arc<Pause>>>,
     /// The last CPU figure, to tell a rate from.
     pub last_cpu: LastReading,
 }
@@ -79,6 +82,8 @@ pub struct Container {
     pub record: Shared<ContainerRecord>,
     /// One operation at a time.
     pub operation: tokio::sync::Mutex<()>,
+    /// Held while its end is taken up and its task deleted: two deletions side by side can cost containerd 1.6 the shim.
+    pub(crate) ending: tokio::sync::Mutex<()>,
     /// Whether somebody waits for its first process to end.
     pub watched: AtomicBool,
     /// Whether the kernel reported an OOM kill in it.
@@ -99,6 +104,7 @@ impl Sandbox {
             record: Shared::new(record),
             operation: tokio::sync::Mutex::default(),
             watched: AtomicBool::default(),
+            pause: Mutex::default(),
             last_cpu: LastReading::default(),
         }
     }
@@ -106,6 +112,16 @@ impl Sandbox {
     /// Where it is in its life.
     pub fn phase(&self) -> SandboxPhase {
         self.record.with(SandboxRecord::phase)
+    }
+
+    /// Its pause process, while it is held.
+    pub(crate) fn pause(&self) -> Option<Arc<Pause>> {
+        self.pause.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces its pause process.
+    pub(crate) fn set_pause(&self, pause: Option<Arc<Pause>>) {
+        *self.pause.lock().unwrap_or_else(PoisonError::into_inner) = pause;
     }
 
     /// Refuses unless it is ready.
@@ -130,6 +146,7 @@ impl Container {
             sandbox_id: record.sandbox_id.clone(),
             record: Shared::new(record),
             operation: tokio::sync::Mutex::default(),
+            ending: tokio::sync::Mutex::default(),
             watched: AtomicBool::default(),
             out_of_memory: AtomicBool::default(),
             pump: Mutex::default(),

@@ -70,6 +70,31 @@ pub fn create(dir: &Path) -> Result<PathBuf, NetnsError> {
 ///
 /// `dir` is made with mode 0700 when missing. After an error nothing is left.
 pub fn create_named(dir: &Path, name: &str) -> Result<PathBuf, NetnsError> {
+    named(dir, name, |path| {
+        unshare(CloneFlags::CLONE_NEWNET).map_err(|error| NetnsError::new("unshare", path, error))?;
+        loopback_up().map_err(|error| NetnsError::new("bring up the loopback device of", path, error))?;
+        bind(Path::new("/proc/thread-self/ns/net"), path)
+    })
+}
+
+/// Keeps the namespace at `existing` (a process's, below `/proc`) alive as the new file `dir/name`, as
+/// [`create_named`] does with one of its own. The loopback device is brought up.
+pub fn pin(existing: &Path, dir: &Path, name: &str) -> Result<PathBuf, NetnsError> {
+    named(dir, name, |path| {
+        let file = File::open(existing).map_err(|error| NetnsError::new("open", existing, error))?;
+        // Mounted from here: the mount table is this thread's, whatever its network.
+        bind(existing, path)?;
+        setns(&file, CloneFlags::CLONE_NEWNET).map_err(|error| NetnsError::new("enter", existing, error))?;
+        loopback_up().map_err(|error| NetnsError::new("bring up the loopback device of", path, error))
+    })
+}
+
+/// Makes the file `dir/name` and has `work` mount a namespace on it, on a thread of its own.
+fn named(
+    dir: &Path,
+    name: &str,
+    work: impl FnOnce(&Path) -> Result<(), NetnsError> + Send,
+) -> Result<PathBuf, NetnsError> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -82,19 +107,18 @@ pub fn create_named(dir: &Path, name: &str) -> Result<PathBuf, NetnsError> {
         .mode(0o600)
         .open(&path)
         .map_err(|error| NetnsError::new("create the file of", &path, error))?;
-    let made = on_own_thread(&path, || {
-        unshare(CloneFlags::CLONE_NEWNET).map_err(|error| NetnsError::new("unshare", &path, error))?;
-        loopback_up().map_err(|error| NetnsError::new("bring up the loopback device of", &path, error))?;
-        mount(Some("/proc/thread-self/ns/net"), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-            .map_err(|error| NetnsError::new("bind mount", &path, error))
-    });
-    if let Err(error) = made {
+    if let Err(error) = on_own_thread(&path, || work(&path)) {
         // The first error is the one to tell; a file that stays is found by its name at recovery.
         return match remove(&path) {
             Ok(()) | Err(_) => Err(error),
         };
     }
     Ok(path)
+}
+
+fn bind(source: &Path, path: &Path) -> Result<(), NetnsError> {
+    mount(Some(source), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .map_err(|error| NetnsError::new("bind mount", path, error))
 }
 
 /// Takes the namespace at `path` away: detaches the mount, removes the file. Absence of either is

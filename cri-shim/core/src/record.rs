@@ -45,6 +45,9 @@ pub struct SandboxRecord {
     /// The handler that runs its containers, also where none was asked for; empty in records of the first version.
     #[prost(string, tag = "11")]
     pub handler: String,
+    /// When the pause process began, in the kernel's ticks: with `pid` it names one process for ever.
+    #[prost(uint64, tag = "12")]
+    pub pause_began: u64,
 }
 
 /// The life of a sandbox.
@@ -77,6 +80,12 @@ impl SandboxRecord {
             SandboxPhase::Ready => PodSandboxState::SandboxReady,
             _ => PodSandboxState::SandboxNotready,
         }
+    }
+
+    /// Whether its pause process is, or may be, a container of containerd's: made by the first version, or where it could
+    /// not be made directly.
+    pub fn pause_in_containerd(&self) -> bool {
+        self.pause_began == 0
     }
 
     /// Whether the pod uses the host's network.

@@ -22,6 +22,7 @@ use crate::images::Image;
 use crate::runtime::{KIND_LABEL, Runtime, random};
 use crate::sandbox::run::{host_ipc, to_json};
 use crate::state::{Container, Sandbox, container_word};
+use crate::steps::{Step, reached};
 
 impl Runtime {
     /// Makes a container in a ready sandbox and gives its id.
@@ -46,19 +47,27 @@ impl Runtime {
         config: ContainerConfig,
     ) -> Result<String, RuntimeError> {
         if let Some(existing) = self.registry.container_named(&sandbox.id, &name) {
-            return match existing.phase() {
-                ContainerPhase::Created => Ok(existing.id.clone()),
+            match existing.phase() {
+                ContainerPhase::Created => return Ok(existing.id.clone()),
+                // One that could not be taken back earlier: whoever asks again gets a new one in its place.
+                ContainerPhase::Creating | ContainerPhase::Removing => {
+                    let _one_at_a_time = existing.operation.lock().await;
+                    if self.registry.container(&existing.id).is_some() {
+                        self.erase_container(&existing).await?;
+                    }
+                }
                 phase => {
                     let state = container_word(phase);
-                    Err(RuntimeError::NameTaken { name, id: existing.id.clone(), state })
+                    return Err(RuntimeError::NameTaken { name, id: existing.id.clone(), state });
                 }
-            };
+            }
         }
         let wanted = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
         let image = self.images.resolve(&wanted).await?;
-        let container = Arc::new(Container::new(self.intent(&sandbox, name, config, &image).await?));
+        let container = Arc::new(Container::new(self.intent(&sandbox, name, config, &image)?));
         self.save(&container.record).await?;
         self.registry.add_container(&container);
+        reached(Step::ContainerIntent);
         match self.build_container(&sandbox, &container, &image).await {
             Ok(()) => Ok(container.id.clone()),
             Err(error) => {
@@ -74,14 +83,14 @@ impl Runtime {
         }
     }
 
-    async fn intent(
+    fn intent(
         &self,
         sandbox: &Sandbox,
         name: String,
         config: ContainerConfig,
         image: &Image,
     ) -> Result<ContainerRecord, RuntimeError> {
-        let id = ContainerId::from_random(random().await?);
+        let id = ContainerId::from_random(random()?);
         let (log_directory, cgroup) = sandbox.record.with(|record| {
             (record.config.log_directory.clone(), self.cgroup(record.cgroup_parent(), id.as_str()))
         });
@@ -119,6 +128,7 @@ impl Runtime {
         sandbox.must_be_ready()?;
         let record = container.record.get();
         let mounts = self.prepare_rootfs(&record.id, image).await?;
+        reached(Step::ContainerSnapshot);
         let identity = identity_of(&record, image, mounts).await?;
         let handler = self.handlers.of_record(&sandbox.record.with(|record| record.handler.clone()))?;
         let spec = self.container_spec(sandbox, &record, image, &identity, handler).await?;
@@ -132,11 +142,13 @@ impl Runtime {
             options: self.shim_options(handler),
         };
         self.client.create_container(new).await?;
+        reached(Step::ContainerRecord);
         container.record.change(|record| {
             record.user = Some(identity.to_cri());
             record.set_phase(ContainerPhase::Created);
         });
         self.save(&container.record).await?;
+        reached(Step::ContainerCreated);
         self.tell(ContainerEventType::ContainerCreatedEvent, &sandbox.id, &record.id);
         tracing::info!(container = record.id, name = record.name, "container is created");
         Ok(())

@@ -17,6 +17,7 @@ use crate::host::keeper;
 use crate::logs::LogPump;
 use crate::runtime::Runtime;
 use crate::state::Container;
+use crate::steps::{Step, reached};
 
 /// How long a task that was made but could not be started may take to go.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
@@ -77,11 +78,14 @@ impl Runtime {
         let stdio = fifo::paths(&container.state_dir(&self.paths.state_dir), &record.id, pipes(record));
         let root = self.client.snapshot_mounts(&record.id).await?;
         let pid = self.client.create_task(&record.id, root, stdio.clone()).await?;
+        reached(Step::ContainerTask);
         keeper::start(&self.paths.keeper, &stdio)?;
         // On disk before it runs, so that a restart knows that its end must be told.
         container.record.change(|record| record.started(pid, clock::now()));
         self.save(&container.record).await?;
+        reached(Step::ContainerRunning);
         self.client.start_task(&record.id, "").await?;
+        reached(Step::ContainerStarted);
         Ok(())
     }
 
@@ -95,6 +99,7 @@ impl Runtime {
         let (id, pipes) = (record.id.clone(), pipes(record));
         let stdio = blocking(move || fifo::make(&directory, &id, pipes)).await?;
         container.set_stdin(hold_stdin(&stdio.stdin)?);
+        reached(Step::ContainerPipes);
         LogPump::start(&stdio, log_path(record)).await
     }
 

@@ -12,6 +12,7 @@ use crate::error::RuntimeError;
 use crate::host::{blocking, files};
 use crate::runtime::Runtime;
 use crate::state::Container;
+use crate::steps::{Step, reached};
 
 /// How long a killed process may take to go.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
@@ -55,16 +56,24 @@ impl Runtime {
     ) -> Result<(), RuntimeError> {
         container.record.change(ContainerRecord::removing);
         self.save(&container.record).await?;
-        self.client.force_delete_task(&container.id, KILL_PATIENCE).await?;
+        reached(Step::ContainerRemoving);
+        {
+            let _one_at_a_time = container.ending.lock().await;
+            self.client.force_delete_task(&container.id, KILL_PATIENCE).await?;
+        }
+        self.clear_runtime(container).await?;
         if let Some(pump) = container.pump() {
             pump.stop().await;
             container.set_pump(None);
         }
         self.client.delete_container(&container.id).await?;
+        reached(Step::ContainerRecordDeleted);
         self.client.remove_snapshot(&container.id).await?;
+        reached(Step::ContainerSnapshotRemoved);
         let directory = container.state_dir(&self.paths.state_dir);
         blocking(move || files::remove_tree(&directory)).await?;
         self.forget(&container.id, &container.record).await?;
+        reached(Step::ContainerForgotten);
         self.registry.drop_container(&container.id);
         self.tell(ContainerEventType::ContainerDeletedEvent, &container.sandbox_id, &container.id);
         Ok(())
@@ -86,7 +95,10 @@ impl Runtime {
     /// Sends a signal; when there is no process any more its end is taken up at once.
     async fn signal(self: &Arc<Self>, container: &Arc<Container>, signal: u32) -> Result<(), RuntimeError> {
         match self.client.kill_task(&container.id, "", signal, false).await {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                reached(Step::ContainerSignalled);
+                Ok(())
+            }
             Err(error) if error.is_unavailable() => Err(ContainerdError::into(error)),
             Err(error) => {
                 tracing::debug!(container = container.id, %error, "nothing to signal");

@@ -1,4 +1,4 @@
-//! Effects on the host: FIFOs, mounts, files of sandboxes, devices, cgroup files, a container's root file system.
+//! Effects on the host: FIFOs, mounts, files of sandboxes, devices, cgroups, processes, a container's root file system.
 //!
 //! Plain functions that block; asynchronous callers use [`blocking`]. Nothing here decides anything or talks to containerd.
 //! `bare/` holds no modules: `build.rs` makes executables of its files.
@@ -10,7 +10,9 @@ pub mod files;
 pub mod keeper;
 pub mod mounts;
 pub mod pause;
+pub mod process;
 pub mod rootfs;
+pub mod shims;
 
 use crate::error::RuntimeError;
 

@@ -1,5 +1,6 @@
-//! Operations on sandboxes: [`run`], [`stop`] (and remove), and what CRI shows of them ([`status`]).
+//! Operations on sandboxes: [`run`] with its process [`pause`], [`stop`] (and remove), and what CRI shows of them ([`status`]).
 
+pub mod pause;
 pub mod run;
 pub mod status;
 pub mod stop;

@@ -1,28 +1,27 @@
-//! RunPodSandbox: intent → network namespace → (CNI ADD beside files and pause process) → ready.
+//! RunPodSandbox: intent → files beside (network namespace → CNI ADD beside pause process) → ready.
 //!
 //! The record holds every name before anything is made, so each step can be undone from it alone: by this call when a later
 //! step fails, by recovery after a crash. A repeated call joins the one under way or gets the finished sandbox's id.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cni_plugins_host::netns;
 use cni_plugins_types::NetworkConfigList;
-use containerd_client::types::Mount;
 use cri_shim_api::v1::{ContainerEventType, NamespaceMode, PodSandboxConfig, RunPodSandboxRequest};
+use cri_shim_core::bandwidth::Bandwidth;
 use cri_shim_core::ids::SandboxId;
 use cri_shim_core::names;
 use cri_shim_core::oci::namespaces;
-use cri_shim_core::oci::sandbox::{SandboxSpec, spec};
 use cri_shim_core::record::{SandboxPhase, SandboxRecord};
 
+use super::pause::Started;
 use crate::clock;
-use crate::containerd::containers::NewContainer;
-use crate::containerd::tasks::Stdio;
 use crate::error::{RuntimeError, chain};
 use crate::host::blocking;
-use crate::runtime::{KIND_LABEL, Runtime, random};
+use crate::runtime::{Runtime, random};
 use crate::state::{Sandbox, sandbox_word};
+use crate::steps::{Step, reached};
 
 impl Runtime {
     /// Makes a sandbox and gives its id.
@@ -47,15 +46,22 @@ impl Runtime {
         handler: String,
     ) -> Result<String, RuntimeError> {
         if let Some(existing) = self.registry.sandbox_named(&name) {
-            return match existing.phase() {
-                SandboxPhase::Ready => Ok(existing.id.clone()),
+            match existing.phase() {
+                SandboxPhase::Ready => return Ok(existing.id.clone()),
+                // One that could not be taken back earlier: whoever asks again gets a new one in its place.
+                SandboxPhase::Creating | SandboxPhase::Removing => {
+                    let _one_at_a_time = existing.operation.lock().await;
+                    if self.registry.sandbox(&existing.id).is_some() {
+                        self.erase_sandbox(&existing).await?;
+                    }
+                }
                 phase => {
                     let state = sandbox_word(phase);
-                    Err(RuntimeError::NameTaken { name, id: existing.id.clone(), state })
+                    return Err(RuntimeError::NameTaken { name, id: existing.id.clone(), state });
                 }
-            };
+            }
         }
-        let id = SandboxId::from_random(random().await?);
+        let id = SandboxId::from_random(random()?);
         let network = self.network_for(&config)?;
         let mut record = SandboxRecord {
             id: id.to_string(),
@@ -72,8 +78,10 @@ impl Runtime {
             record.network.clone_from(&list.name);
         }
         let sandbox = Arc::new(Sandbox::new(record));
+        self.check(&sandbox.record.get())?;
         self.save(&sandbox.record).await?;
         self.registry.add_sandbox(&sandbox);
+        reached(Step::SandboxIntent);
         match self.build_sandbox(&sandbox, network).await {
             Ok(()) => Ok(sandbox.id.clone()),
             Err(error) => {
@@ -99,25 +107,20 @@ impl Runtime {
         network: Option<Arc<NetworkConfigList>>,
     ) -> Result<(), RuntimeError> {
         let record = sandbox.record.get();
-        if !record.netns.is_empty() {
-            let path = record.netns.clone();
-            blocking(move || pin_netns(Path::new(&path))).await?;
-        }
-        // Both only need the namespace. Both are waited for, so that undoing never runs beside one of them.
-        let attach = async {
-            match &network {
-                Some(list) => self.network.attach(list, &record).await,
-                None => Ok(Vec::new()),
-            }
-        };
-        let (addresses, pid) = tokio::join!(attach, self.start_pause(&record));
-        let (addresses, pid) = (addresses?, pid?);
+        let (files, connected) =
+            tokio::join!(self.make_files(&record), self.connect(sandbox, &record, network));
+        // Both were waited for, so that undoing never runs beside one of them.
+        files?;
+        let (addresses, pause) = connected?;
+        let pid = pause.pid;
         sandbox.record.change(|record| {
-            record.pid = pid;
+            record.pid = pause.pid;
+            record.pause_began = pause.began;
             record.addresses = addresses;
             record.advance(SandboxPhase::Ready);
         });
         self.save(&sandbox.record).await?;
+        reached(Step::SandboxReady);
         self.watch_sandbox(sandbox);
         self.tell(ContainerEventType::ContainerCreatedEvent, &sandbox.id, &sandbox.id);
         self.tell(ContainerEventType::ContainerStartedEvent, &sandbox.id, &sandbox.id);
@@ -125,40 +128,71 @@ impl Runtime {
         Ok(())
     }
 
-    /// Makes the sandbox's files and runs its pause process; gives its process id.
-    async fn start_pause(&self, record: &SandboxRecord) -> Result<u32, RuntimeError> {
+    async fn make_files(&self, record: &SandboxRecord) -> Result<(), RuntimeError> {
         let dirs = self.sandbox_dirs(&record.id);
         let (copy, host_ipc) = (record.clone(), host_ipc(&record.config));
         blocking(move || dirs.make(&copy, host_ipc)).await?;
-        let netns = (!record.netns.is_empty()).then(|| record.netns.clone().into());
-        let cgroup = self.cgroup(record.cgroup_parent(), &record.id)?.for_runtime;
+        reached(Step::SandboxFiles);
+        Ok(())
+    }
+
+    /// Makes the network namespace and the pause process in it, and attaches it to the pod network.
+    async fn connect(
+        &self,
+        sandbox: &Sandbox,
+        record: &SandboxRecord,
+        network: Option<Arc<NetworkConfigList>>,
+    ) -> Result<(Vec<String>, Started), RuntimeError> {
+        let path = (!record.netns.is_empty()).then(|| PathBuf::from(&record.netns));
+        let mut early = None;
+        match path {
+            // The namespace must belong to the pod's user namespace, which comes to be with the pause process.
+            Some(path) if has_own_users(&record.config) => {
+                let pause = self.paused(sandbox, record).await?;
+                let made_by = PathBuf::from(format!("/proc/{}/ns/net", pause.pid));
+                blocking(move || pin_netns(&path, Some(&made_by))).await?;
+                early = Some(pause);
+            }
+            Some(path) => blocking(move || pin_netns(&path, None)).await?,
+            None => {}
+        }
+        reached(Step::SandboxNetns);
+        let attach = async {
+            let Some(list) = &network else { return Ok(Vec::new()) };
+            let addresses = self.network.attach(list, record).await;
+            reached(Step::SandboxAttached);
+            addresses
+        };
+        let pause = async {
+            match early {
+                Some(pause) => Ok(pause),
+                None => self.paused(sandbox, record).await,
+            }
+        };
+        // Both only need the namespace, and both are waited for.
+        let (addresses, pause) = tokio::join!(attach, pause);
+        Ok((addresses?, pause?))
+    }
+
+    /// Runs the pause process and holds it at once, so that whatever happens now can end it.
+    async fn paused(&self, sandbox: &Sandbox, record: &SandboxRecord) -> Result<Started, RuntimeError> {
+        let mut pause = self.start_pause(record).await?;
+        reached(Step::SandboxPause);
+        sandbox.hold_pause(&mut pause)?;
+        Ok(pause)
+    }
+
+    /// Refuses what cannot work before anything is made.
+    fn check(&self, record: &SandboxRecord) -> Result<(), RuntimeError> {
         let handler = self.handlers.of_record(&record.handler)?;
-        let spec = spec(&SandboxSpec {
-            id: &record.id,
-            config: &record.config,
-            netns,
-            cgroup: &cgroup,
-            node: &self.node,
-        })?;
-        let container = NewContainer {
-            id: record.id.clone(),
-            labels: [(KIND_LABEL.to_owned(), "sandbox".to_owned())].into(),
-            image: String::new(),
-            snapshot: String::new(),
-            spec: to_json(&spec)?,
-            shim: handler.shim(),
-            options: self.shim_options(handler),
-        };
-        self.client.create_container(container).await?;
-        let root = Mount {
-            r#type: "bind".to_owned(),
-            source: self.paths.pause_root.to_string_lossy().into_owned(),
-            options: vec!["rbind".to_owned(), "ro".to_owned()],
-            ..Mount::default()
-        };
-        let pid = self.client.create_task(&record.id, vec![root], Stdio::default()).await?;
-        self.client.start_task(&record.id, "").await?;
-        Ok(pid)
+        if has_own_users(&record.config) && !handler.features.user_namespaces {
+            let problem =
+                format!("runtime handler {:?} cannot run pods with a user namespace here", handler.name);
+            return Err(RuntimeError::Handler { problem });
+        }
+        Bandwidth::of(&record.config.annotations)
+            .map_err(|error| RuntimeError::Invalid { field: "annotations", problem: error.to_string() })?;
+        self.pause_spec(record).map(drop)
     }
 
     /// Takes a half-made sandbox back. What cannot be undone stays visible as not ready, so that it is tried again.
@@ -184,12 +218,25 @@ pub(crate) fn to_json(spec: &oci_spec::runtime::Spec) -> Result<Vec<u8>, Runtime
         .map_err(|error| RuntimeError::Invalid { field: "config", problem: error.to_string() })
 }
 
-fn pin_netns(path: &Path) -> Result<(), RuntimeError> {
+/// Whether the pod has a user namespace of its own.
+pub(crate) fn has_own_users(config: &PodSandboxConfig) -> bool {
+    let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    security
+        .and_then(|security| security.namespace_options.as_ref())
+        .and_then(|options| options.userns_options.as_ref())
+        .is_some_and(|users| users.mode() == NamespaceMode::Pod)
+}
+
+/// Pins a new network namespace at `path`, or the one at `existing`.
+fn pin_netns(path: &Path, existing: Option<&Path>) -> Result<(), RuntimeError> {
     let (Some(directory), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str()))
     else {
         let problem = format!("{} cannot name a network namespace", path.display());
         return Err(RuntimeError::Invalid { field: "netnsDir", problem });
     };
-    netns::create_named(directory, name)?;
+    match existing {
+        Some(existing) => netns::pin(existing, directory, name)?,
+        None => netns::create_named(directory, name)?,
+    };
     Ok(())
 }

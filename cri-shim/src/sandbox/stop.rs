@@ -2,40 +2,47 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use cni_plugins_host::netns;
 use cri_shim_api::v1::ContainerEventType;
-use cri_shim_core::record::SandboxPhase;
+use cri_shim_core::record::{SandboxPhase, SandboxRecord};
 use futures::future::join_all;
 
 use crate::error::{RuntimeError, chain};
 use crate::host::blocking;
 use crate::runtime::Runtime;
 use crate::state::Sandbox;
-
-/// How long a killed pause process may take to go.
-const KILL_PATIENCE: Duration = Duration::from_secs(10);
+use crate::steps::{Step, reached};
 
 impl Runtime {
-    /// Stops a sandbox with all its containers and gives its network back. An unknown one is fine.
+    /// Stops a sandbox with all its containers and gives its network back. An unknown one is fine. A repeated call joins
+    /// the one under way, which goes on when every caller has gone away.
     pub async fn stop_sandbox(self: &Arc<Self>, id: &str) -> Result<(), RuntimeError> {
         let Some(sandbox) = self.registry.sandbox(id) else { return Ok(()) };
-        let _one_at_a_time = sandbox.operation.lock().await;
-        self.shut_down(&sandbox).await
+        let runtime = Arc::clone(self);
+        let work = async move {
+            let _one_at_a_time = sandbox.operation.lock().await;
+            runtime.shut_down(&sandbox).await
+        };
+        self.ending_flights.join(&format!("stop {id}"), Box::pin(work)).await
     }
 
-    /// Removes a sandbox with all its containers. An unknown one is fine.
+    /// Removes a sandbox with all its containers. An unknown one is fine. A repeated call joins the one under way, which
+    /// goes on when every caller has gone away.
     pub async fn remove_sandbox(self: &Arc<Self>, id: &str) -> Result<(), RuntimeError> {
         let Some(sandbox) = self.registry.sandbox(id) else { return Ok(()) };
-        let _one_at_a_time = sandbox.operation.lock().await;
-        if self.registry.sandbox(id).is_none() {
-            // Somebody else removed it while we waited.
-            return Ok(());
-        }
-        self.erase_sandbox(&sandbox).await?;
-        tracing::info!(sandbox = id, "sandbox is removed");
-        Ok(())
+        let runtime = Arc::clone(self);
+        let work = async move {
+            let _one_at_a_time = sandbox.operation.lock().await;
+            if runtime.registry.sandbox(&sandbox.id).is_none() {
+                // Somebody else removed it while we waited.
+                return Ok(());
+            }
+            runtime.erase_sandbox(&sandbox).await?;
+            tracing::info!(sandbox = sandbox.id, "sandbox is removed");
+            Ok(())
+        };
+        self.ending_flights.join(&format!("remove {id}"), Box::pin(work)).await
     }
 
     /// Stops what runs and takes everything of the sandbox away, its record last. The caller holds its operation.
@@ -43,16 +50,21 @@ impl Runtime {
         self.shut_down(sandbox).await?;
         sandbox.record.change(|record| record.advance(SandboxPhase::Removing));
         self.save(&sandbox.record).await?;
+        reached(Step::SandboxRemoving);
         let containers = self.registry.containers_of(&sandbox.id);
         for result in join_all(containers.iter().map(|container| self.remove_container(&container.id))).await
         {
             result?;
         }
-        self.client.delete_container(&sandbox.id).await?;
+        if sandbox.record.with(SandboxRecord::pause_in_containerd) {
+            self.client.delete_container(&sandbox.id).await?;
+        }
         let dirs = self.sandbox_dirs(&sandbox.id);
         blocking(move || dirs.remove()).await?;
+        reached(Step::SandboxFilesRemoved);
         self.tell(ContainerEventType::ContainerDeletedEvent, &sandbox.id, &sandbox.id);
         self.forget(&sandbox.id, &sandbox.record).await?;
+        reached(Step::SandboxForgotten);
         self.registry.drop_sandbox(&sandbox.id);
         Ok(())
     }
@@ -66,37 +78,50 @@ impl Runtime {
         // From here on no container can be made or started in it.
         sandbox.record.change(|record| record.advance(SandboxPhase::Stopping));
         self.save(&sandbox.record).await?;
+        reached(Step::SandboxStopping);
         let containers = self.registry.containers_of(&sandbox.id);
         for result in join_all(containers.iter().map(|container| self.stop_container(&container.id, 0))).await
         {
             result?;
         }
-        self.client.force_delete_task(&sandbox.id, KILL_PATIENCE).await?;
+        reached(Step::SandboxContainersEnded);
         let record = sandbox.record.get();
-        match self.network.detach(&record).await {
+        let dirs = self.sandbox_dirs(&sandbox.id);
+        // Nothing of the pod runs any more, and the namespace is pinned: these three do not see each other.
+        let (ended, detached, released) = tokio::join!(
+            self.end_pause(sandbox),
+            self.detach(sandbox, &record),
+            blocking(move || dirs.release())
+        );
+        ended?;
+        detached?;
+        released?;
+        if !record.netns.is_empty() {
+            blocking(move || Ok(netns::remove(Path::new(&record.netns))?)).await?;
+        }
+        reached(Step::SandboxNetnsRemoved);
+        sandbox.record.change(|record| {
+            record.advance(SandboxPhase::Stopped);
+            record.pid = 0;
+        });
+        self.save(&sandbox.record).await?;
+        reached(Step::SandboxStopped);
+        if was_ready {
+            self.tell(ContainerEventType::ContainerStoppedEvent, &sandbox.id, &sandbox.id);
+            tracing::info!(sandbox = sandbox.id, "sandbox is stopped");
+        }
+        Ok(())
+    }
+
+    async fn detach(&self, sandbox: &Sandbox, record: &SandboxRecord) -> Result<(), RuntimeError> {
+        match self.network.detach(record).await {
             // Of an attachment that never came about nothing must be left, and nobody could ever detach it better.
             Err(error) if record.addresses.is_empty() => {
                 tracing::warn!(sandbox = sandbox.id, error = %chain(&error), "detaching a half-made sandbox failed");
             }
             other => other?,
         }
-        let dirs = self.sandbox_dirs(&sandbox.id);
-        blocking(move || {
-            if !record.netns.is_empty() {
-                netns::remove(Path::new(&record.netns))?;
-            }
-            dirs.release()
-        })
-        .await?;
-        sandbox.record.change(|record| {
-            record.advance(SandboxPhase::Stopped);
-            record.pid = 0;
-        });
-        self.save(&sandbox.record).await?;
-        if was_ready {
-            self.tell(ContainerEventType::ContainerStoppedEvent, &sandbox.id, &sandbox.id);
-            tracing::info!(sandbox = sandbox.id, "sandbox is stopped");
-        }
+        reached(Step::SandboxDetached);
         Ok(())
     }
 }

@@ -53,7 +53,7 @@ impl Cri {
         std::fs::write(dir.join("certs.d/docker.io/hosts.toml"), hosts).expect("written");
         std::fs::write(dir.join("cri.yaml"), configuration(dir)).expect("written");
         push_busybox(&registry);
-        let child = spawn(dir);
+        let child = spawn(dir, None);
         let cgroup = format!("/keelson-cri-test-{}", std::process::id());
         let this = Self { containerd, registry, child, cgroup };
         this.wait_until_serving().await;
@@ -84,8 +84,59 @@ impl Cri {
 
     /// Starts it again.
     pub async fn start_again(&mut self) {
-        self.child = spawn(self.dir());
+        self.child = spawn(self.dir(), None);
         self.wait_until_serving().await;
+    }
+
+    /// Kills it and starts it again such that it aborts at a step.
+    pub async fn restart_to_die_at(&mut self, step: &str) {
+        self.kill();
+        self.child = spawn(self.dir(), Some(step));
+        self.wait_until_serving().await;
+    }
+
+    /// Waits until it has died by itself; the signal that ended it.
+    pub async fn died(&mut self) -> Option<i32> {
+        let begun = tokio::time::Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("waited") {
+                return std::os::unix::process::ExitStatusExt::signal(&status);
+            }
+            assert!(begun.elapsed() < PATIENCE, "it still runs");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Changes a part of the configuration and restarts with it.
+    pub async fn reconfigure(&mut self, changes: &serde_json::Value) {
+        let path = self.dir().join("cri.yaml");
+        let text = std::fs::read_to_string(&path).expect("read");
+        let mut all: serde_json::Value = serde_json::from_str(&text).expect("JSON is YAML");
+        for (key, value) in changes.as_object().expect("an object") {
+            all[key] = value.clone();
+        }
+        std::fs::write(&path, all.to_string()).expect("written");
+        self.restart().await;
+    }
+
+    /// What a sandbox's verbose status says of its pause process.
+    pub async fn pause_pid(&self, sandbox: &str) -> nix::unistd::Pid {
+        let request = v1::PodSandboxStatusRequest { pod_sandbox_id: sandbox.to_owned(), verbose: true };
+        let info = self.runtime().pod_sandbox_status(request).await.expect("status").into_inner().info;
+        let info: serde_json::Value = serde_json::from_str(&info["info"]).expect("JSON");
+        nix::unistd::Pid::from_raw(info["pid"].as_i64().expect("a pid").try_into().expect("a pid"))
+    }
+
+    /// The state of a sandbox.
+    pub async fn state_of(&self, sandbox: &str) -> v1::PodSandboxState {
+        let request = v1::PodSandboxStatusRequest { pod_sandbox_id: sandbox.to_owned(), verbose: false };
+        let answer = self.runtime().pod_sandbox_status(request).await.expect("status").into_inner();
+        answer.status.expect("status").state()
+    }
+
+    /// The shims of its containerd.
+    pub fn shims(&self) -> Vec<nix::unistd::Pid> {
+        shims(&self.dir().display().to_string())
     }
 
     /// `kill -9` and a new start.
@@ -255,11 +306,16 @@ impl Cri {
         }
     }
 
-    /// The same without a look at shims: containerd 1.6 itself can lose one whose Tasks.Create was cut off by the death
-    /// of the client (containerd#7496, #8931); it holds no container, and `cargo xtask down` ends it.
-    pub async fn assert_nothing_left_but_shims(&self) {
+    async fn assert_nothing_left_but_shims(&self) {
         let dir = self.dir();
-        for sub in ["netns", "state/sandboxes", "state/containers", "root/sandboxes"] {
+        for sub in [
+            "netns",
+            "state/sandboxes",
+            "state/containers",
+            "state/probes",
+            "state/runc/keelson",
+            "root/sandboxes",
+        ] {
             assert_eq!(names(&dir.join("cri").join(sub)), Vec::<String>::new(), "in {sub}");
         }
         assert_eq!(names(&dir.join("attached")), Vec::<String>::new(), "attached to the network");
@@ -281,6 +337,11 @@ impl Cri {
                 .filter(|path| path.components().count() > cgroup.components().count() + 1);
             assert_eq!(left.collect::<Vec<_>>(), Vec::<PathBuf>::new(), "cgroups are left");
         }
+    }
+
+    /// Waits until it works, also after containerd was away.
+    pub async fn serves(&self) {
+        self.wait_until_serving().await;
     }
 
     async fn wait_until_serving(&self) {
@@ -383,11 +444,12 @@ fn configuration(dir: &Path) -> String {
     .to_string()
 }
 
-fn spawn(dir: &Path) -> Child {
+fn spawn(dir: &Path, die_at: Option<&str>) -> Child {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("cri.log")).expect("log");
     Command::new(env!("CARGO_BIN_EXE_keelson-cri"))
         .arg("--config")
         .arg(dir.join("cri.yaml"))
+        .envs(die_at.map(|step| (keelson_cri::steps::ABORT_AT, step)))
         .stderr(log)
         .spawn()
         .expect("keelson-cri runs")

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
-use cri_shim_api::v1::PodSandboxConfig;
+use cri_shim_api::v1::{NamespaceMode, NamespaceOption, PodSandboxConfig};
 use oci_spec::runtime::{
     LinuxBuilder, LinuxCpuBuilder, LinuxResourcesBuilder, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
     UserBuilder,
@@ -14,6 +14,7 @@ use super::{
     NodeFacts, OCI_VERSION, SANDBOX_ID_ANNOTATION, SpecError, TYPE_ANNOTATION, caps, devices, mounts,
     namespaces, resources, seccomp,
 };
+use crate::sysctls::{self, SharedWithNode};
 
 /// Path of the pause program in its root file system.
 pub const PAUSE: &str = "/pause";
@@ -23,6 +24,9 @@ const PAUSE_USER: u32 = 65_535;
 const PAUSE_CPU_SHARES: u64 = 2;
 /// Killed last, since its end ends the pod.
 const PAUSE_OOM_SCORE: i64 = -998;
+
+/// The kernel's limit.
+const LONGEST_HOSTNAME: usize = 64;
 
 /// Everything the specification of a sandbox is made from.
 #[derive(Clone, Debug)]
@@ -44,6 +48,7 @@ pub fn spec(wanted: &SandboxSpec<'_>) -> Result<Spec, SpecError> {
     let linux_config = wanted.config.linux.clone().unwrap_or_default();
     let security = linux_config.security_context.unwrap_or_default();
     let options = namespaces::options(security.namespace_options.as_ref())?;
+    check(wanted, &options)?;
     let no_capabilities = BTreeSet::new();
     let filter = seccomp::filter(&Profile::RuntimeDefault, &no_capabilities, wanted.node)?;
     let (_, rules) = devices::nodes_and_rules(&[], false)?;
@@ -53,7 +58,7 @@ pub fn spec(wanted: &SandboxSpec<'_>) -> Result<Spec, SpecError> {
         .cgroups_path(wanted.cgroup)
         .namespaces(namespaces::for_sandbox(&options, wanted.netns.clone())?)
         .resources(limits)
-        .sysctl(sysctls(wanted))
+        .sysctl(parameters(wanted))
         .masked_paths(Vec::<String>::new())
         .readonly_paths(Vec::<String>::new())
         .build()?;
@@ -83,6 +88,23 @@ pub fn spec(wanted: &SandboxSpec<'_>) -> Result<Spec, SpecError> {
     Ok(spec)
 }
 
+/// Refuses what the kernel would refuse halfway, or what would change the node.
+fn check(wanted: &SandboxSpec<'_>, options: &NamespaceOption) -> Result<(), SpecError> {
+    let hostname = &wanted.config.hostname;
+    if hostname.len() > LONGEST_HOSTNAME || hostname.contains(['\0', '/', '\n']) {
+        let problem = format!("{hostname:?} is longer than {LONGEST_HOSTNAME} bytes or no name");
+        return Err(SpecError::Unsupported { field: "hostname", problem });
+    }
+    let shared =
+        SharedWithNode { network: wanted.netns.is_none(), ipc: options.ipc() == NamespaceMode::Node };
+    let names = wanted.config.linux.iter().flat_map(|linux| linux.sysctls.keys());
+    for name in names {
+        sysctls::check(name, shared)
+            .map_err(|error| SpecError::Unsupported { field: "linux.sysctls", problem: error.to_string() })?;
+    }
+    Ok(())
+}
+
 /// What the shim and people who look at a bundle need to know.
 pub(super) fn annotations(
     sandbox_id: &str,
@@ -101,7 +123,7 @@ pub(super) fn annotations(
 }
 
 /// The pod's sysctls, over two defaults that let an unprivileged container ping and listen on any port.
-fn sysctls(wanted: &SandboxSpec<'_>) -> HashMap<String, String> {
+fn parameters(wanted: &SandboxSpec<'_>) -> HashMap<String, String> {
     let mut all = HashMap::new();
     if wanted.netns.is_some() {
         all.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());

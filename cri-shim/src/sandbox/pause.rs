@@ -1,0 +1,200 @@
+//! The pause process: made directly by the runtime inside this process, whatever handler runs the pod's containers, which
+//! only need its namespaces. No containerd, no shim, no executable but the pause program itself; only what that runtime
+//! does not offer (it says so) is left to containerd and the pod's handler.
+//!
+//! A process that dies with us before it is written down is found by its cgroup, whose path follows from the sandbox's id.
+//! Afterwards it is known by its id and the time it began, and held by a pidfd: watched, killed and never confused.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use containerd_client::types::Mount;
+use cri_shim_core::cgroup::Driver;
+use cri_shim_core::oci::sandbox::{SandboxSpec, spec};
+use cri_shim_core::record::SandboxRecord;
+use cri_shim_runtime::Create;
+use cri_shim_runtime::cgroup::CgroupDriver;
+use oci_spec::runtime::Spec;
+use tokio::io::unix::AsyncFd;
+
+use crate::containerd::containers::NewContainer;
+use crate::containerd::tasks::Stdio;
+use crate::error::RuntimeError;
+use crate::host::{blocking, process};
+use crate::runtime::{KIND_LABEL, Runtime};
+use crate::sandbox::run::to_json;
+use crate::state::Sandbox;
+use crate::steps::{Step, reached};
+
+/// How long a killed pause process may take to go.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A pause process that is held.
+#[derive(Debug)]
+pub struct Pause {
+    descriptor: AsyncFd<OwnedFd>,
+}
+
+/// A pause process that was made just now.
+#[derive(Debug)]
+pub(crate) struct Started {
+    /// Its id.
+    pub(crate) pid: u32,
+    /// When it began; 0 for one that containerd keeps.
+    pub(crate) began: u64,
+    descriptor: Option<OwnedFd>,
+}
+
+impl Pause {
+    /// Holds the process behind a descriptor.
+    fn new(descriptor: OwnedFd) -> std::io::Result<Self> {
+        Ok(Self { descriptor: process::watched(descriptor)? })
+    }
+
+    /// Waits until it has ended.
+    pub(crate) async fn ended(&self) {
+        // A pidfd becomes readable once and stays so. An error would mean that the runtime is shutting down.
+        drop(self.descriptor.readable().await);
+        process::reap(self.descriptor.get_ref());
+    }
+
+    fn kill(&self) -> std::io::Result<()> {
+        process::kill(self.descriptor.get_ref())
+    }
+}
+
+impl Runtime {
+    /// What the pause process of a sandbox is.
+    pub(crate) fn pause_spec(&self, record: &SandboxRecord) -> Result<Spec, RuntimeError> {
+        let cgroup = self.cgroup(record.cgroup_parent(), &record.id)?.for_runtime;
+        let netns = (!record.netns.is_empty()).then(|| record.netns.clone().into());
+        let (id, config, node) = (record.id.as_str(), &record.config, &self.node);
+        Ok(spec(&SandboxSpec { id, config, netns, cgroup: &cgroup, node })?)
+    }
+
+    /// Runs the pause process of a sandbox: directly, or by containerd where our own runtime lacks what it needs.
+    pub(crate) async fn start_pause(&self, record: &SandboxRecord) -> Result<Started, RuntimeError> {
+        match self.start_directly(record).await {
+            Err(RuntimeError::Pause { source, .. })
+                if matches!(*source, cri_shim_runtime::Error::Unavailable { .. }) =>
+            {
+                tracing::info!(sandbox = record.id, reason = %source, "containerd keeps the pause process");
+                self.start_in_containerd(record).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn start_in_containerd(&self, record: &SandboxRecord) -> Result<Started, RuntimeError> {
+        let handler = self.handlers.of_record(&record.handler)?;
+        let container = NewContainer {
+            id: record.id.clone(),
+            labels: [(KIND_LABEL.to_owned(), "sandbox".to_owned())].into(),
+            image: String::new(),
+            snapshot: String::new(),
+            spec: to_json(&self.pause_spec(record)?)?,
+            shim: handler.shim(),
+            options: self.shim_options(handler),
+        };
+        self.client.create_container(container).await?;
+        let root = Mount {
+            r#type: "bind".to_owned(),
+            source: self.paths.pause_root.to_string_lossy().into_owned(),
+            options: vec!["rbind".to_owned(), "ro".to_owned()],
+            ..Mount::default()
+        };
+        let pid = self.client.create_task(&record.id, vec![root], Stdio::default()).await?;
+        self.client.start_task(&record.id, "").await?;
+        Ok(Started { pid, began: 0, descriptor: None })
+    }
+
+    async fn start_directly(&self, record: &SandboxRecord) -> Result<Started, RuntimeError> {
+        let spec = self.pause_spec(record)?;
+        let (id, root) = (record.id.clone(), self.paths.pause_root.clone());
+        let cache = self.paths.state_dir.join("seccomp");
+        let cgroups = match self.cgroup_driver {
+            Driver::Cgroupfs => CgroupDriver::Cgroupfs,
+            Driver::Systemd => CgroupDriver::Systemd,
+        };
+        blocking(move || {
+            std::fs::create_dir_all(&cache).map_err(RuntimeError::host("make", &cache))?;
+            let failed = |source| RuntimeError::Pause { id: id.clone(), source: Box::new(source) };
+            let make = |spec: &Spec| {
+                let stdio = cri_shim_runtime::Stdio::null();
+                let seccomp_cache = Some(cache.as_path());
+                Create { id: &id, spec, rootfs: &root, stdio, cgroups, seccomp_cache }.create()
+            };
+            let created = match make(&spec) {
+                // Without filters pause still has no rights at all, and runs no code but ours.
+                Err(cri_shim_runtime::Error::Unavailable { feature: "linux.seccomp", .. }) => {
+                    make(&unfiltered(spec))
+                }
+                outcome => outcome,
+            }
+            .map_err(failed)?;
+            for warning in created.warnings {
+                tracing::debug!(sandbox = id, warning, "pause");
+            }
+            let pid = created.container.pid.unsigned_abs();
+            if let Err(error) = created.pending.start() {
+                process::end_child(&created.pidfd);
+                return Err(failed(error));
+            }
+            Ok(Started { pid, began: created.container.start_time, descriptor: Some(created.pidfd) })
+        })
+        .await
+    }
+
+    /// Ends the pause process, if there is one, and removes its cgroup with whatever else is in it.
+    pub(crate) async fn end_pause(&self, sandbox: &Sandbox) -> Result<(), RuntimeError> {
+        let record = sandbox.record.get();
+        if record.pause_in_containerd() {
+            self.client.force_delete_task(&sandbox.id, KILL_PATIENCE).await?;
+        }
+        if let Some(pause) = sandbox.pause() {
+            pause.kill().map_err(lost(&sandbox.id))?;
+            if tokio::time::timeout(KILL_PATIENCE, pause.ended()).await.is_err() {
+                let what = format!("killing the pause process of sandbox {}", sandbox.id);
+                return Err(RuntimeError::Deadline { what, seconds: KILL_PATIENCE.as_secs() });
+            }
+            sandbox.set_pause(None);
+        }
+        let directory = self.cgroup(record.cgroup_parent(), &record.id)?.directory;
+        let cgroups = self.cgroups.clone();
+        blocking(move || cgroups.clear(&directory, KILL_PATIENCE)).await?;
+        reached(Step::SandboxPauseEnded);
+        Ok(())
+    }
+}
+
+impl Sandbox {
+    /// Keeps hold of the pause process that was made for it.
+    pub(crate) fn hold_pause(&self, started: &mut Started) -> Result<(), RuntimeError> {
+        let pause = started.descriptor.take().map(Pause::new).transpose().map_err(lost(&self.id))?;
+        self.set_pause(pause.map(Arc::new));
+        Ok(())
+    }
+
+    /// Takes hold of the pause process an earlier server made; false when it has ended.
+    pub(crate) fn take_pause_up(&self) -> Result<bool, RuntimeError> {
+        let (pid, began) = self.record.with(|record| (record.pid, record.pause_began));
+        let Some(descriptor) = process::open(pid, began).map_err(lost(&self.id))? else {
+            return Ok(false);
+        };
+        self.set_pause(Some(Arc::new(Pause::new(descriptor).map_err(lost(&self.id))?)));
+        Ok(true)
+    }
+}
+
+fn unfiltered(mut spec: Spec) -> Spec {
+    if let Some(linux) = spec.linux_mut() {
+        linux.set_seccomp(None);
+    }
+    spec
+}
+
+fn lost(id: &str) -> impl FnOnce(std::io::Error) -> RuntimeError {
+    let id = id.to_owned();
+    move |source| RuntimeError::PauseLost { id, source }
+}

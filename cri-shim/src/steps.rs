@@ -1,0 +1,111 @@
+//! The steps of the operations: each one is a point between two side effects at which `kill -9` may come.
+//!
+//! A test names one in [`ABORT_AT`] and the process ends there, as a crash would end it; so every step that is added to the
+//! list is tested without another line. Without the variable a step costs one load.
+
+use std::sync::OnceLock;
+
+/// The environment variable that names the step to end at. For tests only.
+pub const ABORT_AT: &str = "KEELSON_CRI_ABORT_AT";
+
+macro_rules! steps {
+    ($($(#[$doc:meta])* $step:ident = $name:literal,)*) => {
+        /// A point between two side effects.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Step { $($(#[$doc])* $step,)* }
+
+        impl Step {
+            /// Every step, in the order in which the life of a pod reaches them.
+            pub const ALL: &[Self] = &[$(Self::$step,)*];
+
+            /// Its name.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$step => $name,)* }
+            }
+        }
+    };
+}
+
+steps! {
+    /// The intent to make a sandbox is on disk, nothing else.
+    SandboxIntent = "sandbox-intent",
+    /// Its files and shared memory are made.
+    SandboxFiles = "sandbox-files",
+    /// Its network namespace is pinned.
+    SandboxNetns = "sandbox-netns",
+    /// Its pause process runs, and nobody has written down its id.
+    SandboxPause = "sandbox-pause",
+    /// CNI has attached it.
+    SandboxAttached = "sandbox-attached",
+    /// It is written down as ready; the caller does not know.
+    SandboxReady = "sandbox-ready",
+    /// The intent to make a container is on disk, nothing else.
+    ContainerIntent = "container-intent",
+    /// Its writable snapshot exists.
+    ContainerSnapshot = "container-snapshot",
+    /// containerd has its record.
+    ContainerRecord = "container-record",
+    /// It is written down as created; the caller does not know.
+    ContainerCreated = "container-created",
+    /// Its pipes exist.
+    ContainerPipes = "container-pipes",
+    /// Its task exists, and nobody has written down its process id.
+    ContainerTask = "container-task",
+    /// It is written down as running, and does not run.
+    ContainerRunning = "container-running",
+    /// It runs; the caller does not know.
+    ContainerStarted = "container-started",
+    /// It has been told to stop.
+    ContainerSignalled = "container-signalled",
+    /// Its end is written down; its task still exists.
+    ContainerEnded = "container-ended",
+    /// Its task is deleted.
+    ContainerTaskDeleted = "container-task-deleted",
+    /// Its removal is written down.
+    ContainerRemoving = "container-removing",
+    /// containerd has forgotten it.
+    ContainerRecordDeleted = "container-record-deleted",
+    /// Its snapshot is removed.
+    ContainerSnapshotRemoved = "container-snapshot-removed",
+    /// Its own record is removed; the caller does not know.
+    ContainerForgotten = "container-forgotten",
+    /// The intent to stop a sandbox is on disk.
+    SandboxStopping = "sandbox-stopping",
+    /// Its containers have ended.
+    SandboxContainersEnded = "sandbox-containers-ended",
+    /// Its pause process is gone.
+    SandboxPauseEnded = "sandbox-pause-ended",
+    /// CNI has detached it.
+    SandboxDetached = "sandbox-detached",
+    /// Its network namespace is no longer pinned.
+    SandboxNetnsRemoved = "sandbox-netns-removed",
+    /// It is written down as stopped; the caller does not know.
+    SandboxStopped = "sandbox-stopped",
+    /// Its removal is written down.
+    SandboxRemoving = "sandbox-removing",
+    /// Its files are removed.
+    SandboxFilesRemoved = "sandbox-files-removed",
+    /// Its own record is removed; the caller does not know.
+    SandboxForgotten = "sandbox-forgotten",
+}
+
+/// Says that a step is reached.
+pub fn reached(step: Step) {
+    static ABORT: OnceLock<Option<String>> = OnceLock::new();
+    let abort = ABORT.get_or_init(|| std::env::var(ABORT_AT).ok());
+    if abort.as_deref() == Some(step.name()) {
+        tracing::error!(step = step.name(), "ending here, as the environment asks");
+        std::process::abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        let names: std::collections::BTreeSet<_> = Step::ALL.iter().map(|step| step.name()).collect();
+        assert_eq!(names.len(), Step::ALL.len());
+    }
+}

@@ -1,0 +1,228 @@
+//! `kill -9` of everything, at every step: afterwards the truth is served, repeated calls succeed and nothing is left. Needs
+//! root.
+
+mod support;
+
+use cri_shim_api::v1;
+use cri_shim_api::v1::{ContainerEventType, ContainerState, PodSandboxState};
+use keelson_cri::steps::Step;
+use nix::sys::signal::{Signal, kill};
+use support::cri::{Cri, PATIENCE, shell};
+
+/// The calls in the life of a pod, in order.
+const CALLS: [Call; 7] = [
+    Call::Run,
+    Call::Create,
+    Call::Start,
+    Call::StopContainer,
+    Call::RemoveContainer,
+    Call::Stop,
+    Call::Remove,
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Call {
+    Run,
+    Create,
+    Start,
+    StopContainer,
+    RemoveContainer,
+    Stop,
+    Remove,
+}
+
+/// A pod, and the ids it was given.
+struct Life {
+    pod: v1::PodSandboxConfig,
+    sandbox: String,
+    container: String,
+}
+
+impl Life {
+    async fn call(&mut self, cri: &Cri, call: Call) -> Result<(), tonic::Status> {
+        let (sandbox, container) = (self.sandbox.clone(), self.container.clone());
+        let mut client = cri.runtime();
+        match call {
+            Call::Run => self.sandbox = cri.run(&self.pod).await?,
+            Call::Create => {
+                self.container = cri.create(&sandbox, &self.pod, shell("main", "exec sleep 3600")).await?;
+            }
+            Call::Start => cri.launch(&container).await?,
+            Call::StopContainer => {
+                let request = v1::StopContainerRequest { container_id: container, timeout: 0 };
+                client.stop_container(request).await?;
+            }
+            Call::RemoveContainer => {
+                let request = v1::RemoveContainerRequest { container_id: container };
+                client.remove_container(request).await?;
+            }
+            Call::Stop => {
+                let request = v1::StopPodSandboxRequest { pod_sandbox_id: sandbox };
+                client.stop_pod_sandbox(request).await?;
+            }
+            Call::Remove => {
+                let request = v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox };
+                client.remove_pod_sandbox(request).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the call that was cut off once more. Nobody repeats a start without looking first.
+    async fn repeat(&mut self, cri: &Cri, call: Call) {
+        if call == Call::Start {
+            let status = cri.status(&self.container).await;
+            match status.state() {
+                ContainerState::ContainerCreated => {}
+                ContainerState::ContainerRunning => return cri.answers(&self.container).await,
+                _ => return assert_eq!((status.reason.as_str(), status.exit_code), ("StartError", 128)),
+            }
+        }
+        self.call(cri, call).await.unwrap_or_else(|status| panic!("{call:?} repeated: {status}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_may_die_at_every_step_of_every_call() {
+    let mut cri = Cri::start().await;
+    for step in Step::ALL {
+        cri.restart_to_die_at(step.name()).await;
+        let mut life = Life { pod: cri.pod(step.name()), sandbox: String::new(), container: String::new() };
+        let mut died = false;
+        for call in CALLS {
+            if let Err(status) = life.call(&cri, call).await {
+                assert!(!died, "{call:?} after the restart at {}: {status}", step.name());
+                assert_eq!(cri.died().await, Some(Signal::SIGABRT as i32), "{call:?}: {status}");
+                died = true;
+                cri.start_again().await;
+                Box::pin(life.repeat(&cri, call)).await;
+            }
+        }
+        assert!(died, "no call reaches the step {}", step.name());
+        cri.assert_nothing_left().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_process_that_dies_is_told() {
+    let mut cri = Cri::start().await;
+    let pod = cri.pod("pause");
+    let sandbox = cri.run(&pod).await.unwrap();
+    let mut events = cri.runtime().get_container_events(v1::GetEventsRequest {}).await.unwrap().into_inner();
+    kill(cri.pause_pid(&sandbox).await, Signal::SIGKILL).unwrap();
+    let event = tokio::time::timeout(PATIENCE, events.message()).await.unwrap().unwrap().unwrap();
+    assert_eq!(
+        (event.container_id.as_str(), event.container_event_type()),
+        (sandbox.as_str(), ContainerEventType::ContainerStoppedEvent)
+    );
+    assert_eq!(cri.state_of(&sandbox).await, PodSandboxState::SandboxNotready);
+    let refused = cri.create(&sandbox, &pod, shell("late", "true")).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
+    cri.remove(&sandbox).await;
+
+    let pod = cri.pod("pause-away");
+    let sandbox = cri.run(&pod).await.unwrap();
+    let pause = cri.pause_pid(&sandbox).await;
+    cri.restart().await;
+    assert_eq!(cri.state_of(&sandbox).await, PodSandboxState::SandboxReady, "a restart changes nothing");
+    cri.kill();
+    kill(pause, Signal::SIGKILL).unwrap();
+    cri.start_again().await;
+    assert_eq!(cri.state_of(&sandbox).await, PodSandboxState::SandboxNotready);
+    cri.remove(&sandbox).await;
+    cri.assert_nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shim_that_dies_ends_its_containers() {
+    let cri = Cri::start().await;
+    let pod = cri.pod("shim");
+    let sandbox = cri.run(&pod).await.unwrap();
+    let id = cri.script(&sandbox, &pod, "main", "exec sleep 3600").await;
+    let shims = cri.shims();
+    assert!(!shims.is_empty(), "a shim runs the container");
+    for shim in shims {
+        kill(shim, Signal::SIGKILL).unwrap();
+    }
+    let ended = cri.ended(&id).await;
+    assert_ne!(ended.exit_code, 0, "{ended:?}");
+    assert_eq!(cri.state_of(&sandbox).await, PodSandboxState::SandboxReady, "the pod itself goes on");
+    let next = cri.script(&sandbox, &pod, "next", "exec sleep 3600").await;
+    cri.answers(&next).await;
+    cri.remove(&sandbox).await;
+    cri.assert_nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containerd_may_die_at_any_moment() {
+    let mut cri = Cri::start().await;
+    for (round, milliseconds) in [5, 20, 45, 80].into_iter().enumerate() {
+        let pod = cri.pod(&format!("containerd-{round}"));
+        // The moment of death is the point here; whatever it was, the same must hold afterwards.
+        let moment = std::time::Duration::from_millis(milliseconds);
+        let work = attempt(&cri, &pod);
+        drop(tokio::time::timeout(moment, work).await);
+        cri.containerd.restart();
+        cri.serves().await;
+        let sandbox = usable(&cri, &pod).await;
+        cri.remove(&sandbox).await;
+        let all = cri.runtime().list_pod_sandbox(v1::ListPodSandboxRequest::default()).await.unwrap();
+        for sandbox in all.into_inner().items {
+            cri.remove(&sandbox.id).await;
+        }
+    }
+    // What containerd itself lost is found by the next start.
+    cri.restart().await;
+    cri.assert_nothing_left().await;
+}
+
+/// A sandbox in which a container runs and answers. Like a kubelet, which starts over when containerd ends the shim of
+/// a call that the death cut off, and with it the pod.
+async fn usable(cri: &Cri, pod: &v1::PodSandboxConfig) -> String {
+    let mut last = None;
+    for _attempt in 0..5 {
+        match attempt(cri, pod).await {
+            Ok(sandbox) => return sandbox,
+            Err(status) => last = Some(status),
+        }
+        let all = cri.runtime().list_pod_sandbox(v1::ListPodSandboxRequest::default()).await.expect("listed");
+        for sandbox in all.into_inner().items {
+            cri.remove(&sandbox.id).await;
+        }
+    }
+    panic!("no usable sandbox: {last:?}");
+}
+
+async fn attempt(cri: &Cri, pod: &v1::PodSandboxConfig) -> Result<String, tonic::Status> {
+    let sandbox = cri.run(pod).await?;
+    let id = cri.create(&sandbox, pod, shell("again", "exec sleep 3600")).await?;
+    cri.launch(&id).await?;
+    let words = ["echo", "works"].map(str::to_owned).to_vec();
+    let request = v1::ExecSyncRequest { container_id: id, cmd: words, timeout: 10 };
+    let answer = cri.runtime().exec_sync(request).await?.into_inner();
+    assert_eq!(answer.stdout, b"works\n");
+    Ok(sandbox)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_any_moment_it_converges() {
+    let mut cri = Cri::start().await;
+    for (round, milliseconds) in [2, 8, 16, 28, 40, 55, 75, 100].into_iter().enumerate() {
+        let pod = cri.pod(&format!("round-{round}"));
+        // The moment of death is the point here; whatever it was, the same must hold afterwards.
+        let moment = std::time::Duration::from_millis(milliseconds);
+        let work = async {
+            let sandbox = cri.run(&pod).await?;
+            let id = cri.create(&sandbox, &pod, shell("main", "exec sleep 3600")).await?;
+            cri.launch(&id).await
+        };
+        drop(tokio::time::timeout(moment, work).await);
+        cri.restart().await;
+        let sandbox = usable(&cri, &pod).await;
+        let removal = v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.clone() };
+        drop(tokio::time::timeout(moment, cri.runtime().remove_pod_sandbox(removal)).await);
+        cri.restart().await;
+        cri.remove(&sandbox).await;
+        cri.assert_nothing_left().await;
+    }
+}
