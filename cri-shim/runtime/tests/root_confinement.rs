@@ -164,6 +164,15 @@ fn mount_points_are_made_inside_the_root_only() {
     assert!(error.starts_with("mount proc on /proc: make the mount point: "), "{error}");
 }
 
+/// Takes mounts away with the test.
+struct Unmount(std::path::PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        drop(std::process::Command::new("umount").args(["-l", "-R"]).arg(&self.0).status());
+    }
+}
+
 #[test]
 fn recursive_read_only_and_two_way_propagation() {
     let bundle = Bundle::new();
@@ -174,12 +183,6 @@ fn recursive_read_only_and_two_way_propagation() {
             std::process::Command::new("mount").args(["-t", "tmpfs", "-o", options, "x"]).arg(path).status();
         assert!(status.unwrap().success());
     };
-    struct Unmount(std::path::PathBuf);
-    impl Drop for Unmount {
-        fn drop(&mut self) {
-            drop(std::process::Command::new("umount").args(["-l", "-R"]).arg(&self.0).status());
-        }
-    }
     tmpfs(&volume, "size=1m");
     let _guard = Unmount(volume.clone());
     assert!(

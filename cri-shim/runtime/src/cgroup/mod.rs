@@ -52,7 +52,8 @@ pub struct Paths {
 pub(crate) struct Entry {
     /// The version 2 directory, for the fork itself.
     pub(crate) into: Option<OwnedFd>,
-    /// `cgroup.procs` of version 1, for the process to write itself into.
+    /// `tasks` of version 1, for the process to write itself into while it has one thread: unlike `cgroup.procs` this does
+    /// not wait for the whole machine's processors (`cgroup_threadgroup_rwsem`), which takes milliseconds.
     pub(crate) enter: Vec<OwnedFd>,
 }
 
@@ -119,7 +120,7 @@ impl Paths {
             entry.into = Some(file.map_err(Error::step(format!("open {}", directory.display())))?);
         }
         for directory in self.v1.values().map(PathBuf::as_path).collect::<BTreeSet<_>>() {
-            let file = directory.join("cgroup.procs");
+            let file = directory.join("tasks");
             let open = rustix::fs::open(&file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
             entry.enter.push(open.and_then(high).map_err(Error::step(format!("open {}", file.display())))?);
         }

@@ -28,7 +28,7 @@ use process::ProcessPlan;
 #[derive(Debug)]
 pub(crate) struct ContainerPlan {
     pub(crate) process: ProcessPlan,
-    /// `cgroup.procs` files that the process writes itself into.
+    /// `tasks` files of version 1 that the process writes itself into.
     pub(crate) enter: Vec<OwnedFd>,
     /// The version 2 cgroup that it is made in.
     pub(crate) into: Option<OwnedFd>,
