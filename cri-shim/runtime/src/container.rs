@@ -61,12 +61,15 @@ impl Create<'_> {
         let common =
             Common { id: self.id.to_owned(), seccomp: seccomp.clone(), subreaper: false, root: Some(root) };
         let process_plan = plan::process::plan(process, self.stdio, common)?;
-        let cgroups = cgroup::Paths::make(self.cgroups, self.id, linux.cgroups_path().as_deref())?;
+        let path = linux.cgroups_path().as_deref();
+        let resources = linux.resources().as_ref();
+        let (cgroups, placeholder) = cgroup::Paths::make(self.cgroups, self.id, path, resources)?;
         let made = cgroups.entry().and_then(|entry| {
             let given = Given { rootfs: self.rootfs, process: process_plan, entry, cgroups: &cgroups };
             let plan = plan::plan(spec, given)?;
-            make(&plan, &cgroups, linux.resources().as_ref())
+            make(&plan, &cgroups, resources)
         });
+        drop(placeholder);
         let made = match made {
             Ok(made) => made,
             Err(error) => {

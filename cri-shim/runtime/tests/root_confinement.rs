@@ -315,3 +315,32 @@ fn the_program_of_the_caller_cannot_be_written_when_sealed() {
     let listed = std::process::Command::new(&path).arg("--list").output().unwrap();
     assert!(String::from_utf8_lossy(&listed.stdout).contains("orphans_come_to_a_subreaper: test"));
 }
+
+#[test]
+fn device_rules_hold() {
+    let bundle = Bundle::new();
+    let mut value = plain(
+        &[
+            "sh",
+            "-c",
+            "mknod /tmp/mem c 1 1; mknod /tmp/null c 1 3; head -c1 /tmp/mem; echo x > /tmp/null && echo fine",
+        ],
+        &unique(),
+    );
+    value["linux"]["resources"]["devices"] = json!([{"allow": false, "access": "rwm"}]);
+    let (text, _) = run(&bundle, &value);
+    assert!(text.contains("/tmp/mem: Operation not permitted") && text.ends_with("fine\n"), "{text}");
+}
+
+#[test]
+fn a_cgroup_in_use_is_not_taken() {
+    let bundle = Bundle::new();
+    let value = plain(&["sleep", "1000"], &unique());
+    let running = start(&bundle, &value, Stdio::null());
+    let error = create(&bundle, &value, Stdio::null()).unwrap_err().chain();
+    assert!(
+        error.starts_with("linux.cgroupsPath: ") && error.ends_with("is in use by 1 processes"),
+        "{error}"
+    );
+    assert_eq!(running.container.pids().unwrap(), [running.container.pid]);
+}

@@ -6,7 +6,7 @@ use std::path::Path;
 use oci_spec::runtime::LinuxResources;
 
 use super::convert::{self, Write};
-use super::{Paths, devices};
+use super::{Paths, devices, systemd};
 use crate::error::Error;
 
 impl Paths {
@@ -15,7 +15,8 @@ impl Paths {
         if resources.devices().as_ref().is_some_and(|rules| !rules.is_empty()) {
             return Err(Error::spec("linux.resources.devices", "cannot be changed in a running container"));
         }
-        self.set_limits(resources)
+        self.set_limits(resources)?;
+        self.unit.as_ref().map_or(Ok(()), |unit| systemd::update(unit, resources))
     }
 
     /// All limits of a new container.

@@ -1,6 +1,7 @@
 //! Control groups: where a container's are, limits, figures, freezing, killing, removal.
 
 mod convert;
+mod dbus;
 mod detect;
 mod devices;
 mod limits;
@@ -14,6 +15,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use oci_spec::runtime::LinuxResources;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -63,11 +65,20 @@ fn high(file: OwnedFd) -> Result<OwnedFd, Errno> {
 }
 
 impl Paths {
-    /// Makes the cgroups of a container. `path` is `linux.cgroupsPath`.
-    pub(crate) fn make(driver: CgroupDriver, id: &str, path: Option<&Path>) -> Result<Self, Error> {
+    /// Makes the cgroups of a container. `path` is `linux.cgroupsPath`. What comes with them is to be kept until the
+    /// container's process is inside.
+    pub(crate) fn make(
+        driver: CgroupDriver,
+        id: &str,
+        path: Option<&Path>,
+        resources: Option<&LinuxResources>,
+    ) -> Result<(Self, Option<systemd::Placeholder>), Error> {
         match driver {
-            CgroupDriver::Cgroupfs => Self::make_cgroupfs(id, path),
-            CgroupDriver::Systemd => systemd::make(id, path),
+            CgroupDriver::Cgroupfs => Ok((Self::make_cgroupfs(id, path)?, None)),
+            CgroupDriver::Systemd => {
+                let (paths, placeholder) = systemd::make(id, path, resources)?;
+                Ok((paths, Some(placeholder)))
+            }
         }
     }
 
@@ -75,11 +86,7 @@ impl Paths {
         let relative = Path::new(id);
         let path = path.filter(|path| !path.as_os_str().is_empty()).unwrap_or(relative);
         let mut paths = Self::default();
-        for hierarchy in hierarchies()? {
-            let directory = hierarchy.directory(path)?;
-            hierarchy.make(&directory)?;
-            paths.add(&hierarchy, directory);
-        }
+        paths.make_directories(path)?;
         if paths.unified.is_none() && paths.v1.is_empty() {
             return Err(Error::Unavailable {
                 feature: "cgroups",
@@ -94,6 +101,22 @@ impl Paths {
             ));
         }
         Ok(paths)
+    }
+
+    /// Makes the directory in every hierarchy, or leaves none.
+    fn make_directories(&mut self, path: &Path) -> Result<(), Error> {
+        for hierarchy in hierarchies()? {
+            let directory = hierarchy.directory(path)?;
+            self.add(&hierarchy, directory.clone());
+            if let Err(error) = hierarchy.make(&directory) {
+                for directory in self.directories() {
+                    // One that somebody uses stays.
+                    let _in_use = std::fs::remove_dir(directory);
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     fn add(&mut self, hierarchy: &detect::Hierarchy, directory: PathBuf) {

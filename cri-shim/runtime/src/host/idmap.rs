@@ -1,4 +1,4 @@
-//! User namespaces with given maps.
+//! Processes that hold something: user namespaces with given maps, a place in a cgroup.
 
 use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,6 +20,14 @@ pub(crate) fn user_namespace(uid_map: &str, gid_map: &str) -> Result<OwnedFd, Er
     let namespace = open(&child, uid_map, gid_map);
     child.discard();
     namespace
+}
+
+/// Makes a process that does nothing until it is discarded, or its maker ends.
+pub(crate) fn placeholder() -> Result<Forked, Error> {
+    fork(0, None, None, |socket| {
+        link::wait_for_go(socket.as_fd());
+        sys::exit(0)
+    })
 }
 
 fn wait_in_new_namespace(socket: &OwnedFd) -> Infallible {
