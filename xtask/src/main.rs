@@ -20,6 +20,7 @@ mod supervise;
 mod test;
 mod tidy;
 mod up;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -68,6 +69,16 @@ enum Command {
     Ci,
     #[command(hide = true)]
     Supervise,
+    /// First process of a test guest.
+    #[command(hide = true)]
+    VmInit,
+    /// Runs the jobs of a test guest.
+    #[command(hide = true)]
+    VmGuest {
+        /// The list of jobs.
+        #[arg(long, default_value = "/jobs.json")]
+        jobs: std::path::PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -82,6 +93,12 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<bool> {
+    // In a test guest there is no checkout.
+    match &command {
+        Command::VmInit => return vm::guest::init().map(|()| true),
+        Command::VmGuest { jobs } => return vm::guest::run(jobs).map(|()| true),
+        _ => {}
+    }
     let repo = paths::repo_root()?;
     let layout = paths::Layout::of(&repo);
     match command {
@@ -99,6 +116,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Images => images::ensure(&layout.images()).map(drop)?,
         Command::Ci => test::run(&repo, &[])?,
         Command::Supervise => supervise::run(&layout)?,
+        Command::VmInit | Command::VmGuest { .. } => {}
     }
     Ok(true)
 }

@@ -27,6 +27,13 @@ const TOOLS: &[Tool] = &[
     Tool { program: "curl", package: "curl", needed_for: "the walk of the README" },
 ];
 
+/// What the virtual-machine tiers need beside the rest.
+const VM_TOOLS: &[Tool] = &[
+    Tool { program: "qemu-system-x86_64", package: "qemu-system-x86", needed_for: "virtual machines" },
+    Tool { program: "mmdebstrap", package: "mmdebstrap", needed_for: "the Debian guest" },
+    Tool { program: "mkfs.ext4", package: "e2fsprogs", needed_for: "the guest's disks" },
+];
+
 /// How much of the tool set a command needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scope {
@@ -41,7 +48,7 @@ const BPF_LINKER: &str = "0.10.4";
 
 /// Installs what `scope` lacks; tells what it does.
 pub(crate) fn run(repo: &Path, scope: Scope) -> Result<()> {
-    debian_packages()?;
+    debian_packages(TOOLS)?;
     bpf_toolchain(repo)?;
     if scope == Scope::Test {
         cargo_tool("cargo-deny", &["--locked"])?;
@@ -49,8 +56,13 @@ pub(crate) fn run(repo: &Path, scope: Scope) -> Result<()> {
     Ok(())
 }
 
-fn debian_packages() -> Result<()> {
-    let missing: Vec<&Tool> = TOOLS.iter().filter(|tool| which(tool.program).is_none()).collect();
+/// Installs what virtual machines need.
+pub(crate) fn virtual_machines() -> Result<()> {
+    debian_packages(VM_TOOLS)
+}
+
+fn debian_packages(tools: &[Tool]) -> Result<()> {
+    let missing: Vec<&Tool> = tools.iter().filter(|tool| which(tool.program).is_none()).collect();
     if missing.is_empty() {
         return Ok(());
     }

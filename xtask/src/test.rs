@@ -18,6 +18,10 @@ pub(crate) enum Tier {
     Root,
     /// `up`, kubectl, curl, kill -9, `down`.
     E2e,
+    /// Root tests of single packages in a virtual machine: Debian's kernel, cgroup v2 only, no systemd.
+    VmLight,
+    /// keelson-cri as a service in a Debian 12 guest: systemd, both cgroup drivers, runc, crun and keelson handlers.
+    VmDebian,
 }
 
 /// All tiers in their order.
@@ -30,11 +34,14 @@ const ROOT_PACKAGES: &[&str] =
 /// Runs the named tiers, or all.
 pub(crate) fn run(repo: &Path, tiers: &[Tier]) -> Result<()> {
     let chosen: Vec<Tier> = if tiers.is_empty() { ALL.to_vec() } else { tiers.to_vec() };
-    let needs_root = chosen.iter().any(|tier| matches!(tier, Tier::Root | Tier::E2e));
+    let needs_root = chosen.iter().any(|tier| !matches!(tier, Tier::Lint | Tier::Unit));
     if needs_root && !nix::unistd::geteuid().is_root() {
-        bail!("the tiers root and e2e need root; without it: `cargo xtask test lint unit`");
+        bail!("the tiers root, e2e and vm-* need root; without it: `cargo xtask test lint unit`");
     }
     setup::run(repo, setup::Scope::Test)?;
+    if chosen.iter().any(|tier| matches!(tier, Tier::VmLight | Tier::VmDebian)) {
+        setup::virtual_machines()?;
+    }
     step("building the BPF programs", || crate::build_ebpf::run(repo))?;
     for tier in chosen {
         match tier {
@@ -42,6 +49,8 @@ pub(crate) fn run(repo: &Path, tiers: &[Tier]) -> Result<()> {
             Tier::Unit => step("unit tests", || unit(repo))?,
             Tier::Root => step("root tests", || root(repo))?,
             Tier::E2e => step("end-to-end test", || e2e(repo))?,
+            Tier::VmLight => step("tests in a small virtual machine", || crate::vm::light(repo))?,
+            Tier::VmDebian => step("tests in a Debian virtual machine", || vm_debian(repo))?,
         }
     }
     Ok(())
@@ -76,6 +85,11 @@ fn root(repo: &Path) -> Result<()> {
         cmd = cmd.args(["--package", package]);
     }
     cmd.args(["--test", "root_*", "--", "--test-threads=1"]).run()
+}
+
+fn vm_debian(repo: &Path) -> Result<()> {
+    binaries::build(repo)?;
+    crate::vm::debian(repo)
 }
 
 fn e2e(repo: &Path) -> Result<()> {

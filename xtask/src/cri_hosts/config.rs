@@ -36,7 +36,6 @@ pub(super) fn write(place: &Place, kind: Kind, options: &Options) -> Result<()> 
 fn network(place: &Place, plugins: Plugins) -> Value {
     let data = place.run.join("ipam");
     let ranges = json!([[{"subnet": place.subnet}]]);
-    let routes = json!([{"dst": "0.0.0.0/0"}]);
     let (bridge, ipam) = match plugins {
         Plugins::Keelson => ("keelson-bridge", "keelson-ipam"),
         Plugins::Reference => ("bridge", "host-local"),
@@ -50,7 +49,7 @@ fn network(place: &Place, plugins: Plugins) -> Value {
             "isGateway": true,
             "isDefaultGateway": true,
             "hairpinMode": true,
-            "ipam": {"type": ipam, "dataDir": data, "ranges": ranges, "routes": routes},
+            "ipam": {"type": ipam, "dataDir": data, "ranges": ranges},
         }],
     })
 }

@@ -3,7 +3,7 @@
 //! nginx 1.17.9 and 1.17.10 are only names, for the tutorials that use them: both hold Debian's nginx, and differ in
 //! the version that their start page tells. Output: a folder of content-addressed blobs and a tag table.
 
-mod deb;
+pub(crate) mod deb;
 pub(crate) mod idle;
 mod layer;
 mod rootfs;

@@ -89,9 +89,9 @@ impl Driver {
         Ok(Self { host, handler, seccomp, image, serial: AtomicU64::new(0) })
     }
 
-    /// What the daemons said last.
-    pub(super) fn logs(&self) -> String {
-        self.host.logs()
+    /// An error with the side it came from and what the daemons said last.
+    pub(super) fn explain(&self, error: &anyhow::Error) -> anyhow::Error {
+        anyhow::anyhow!("{}: {error:#}\n{}", self.name(), self.host.logs())
     }
 
     /// What the report calls this side.

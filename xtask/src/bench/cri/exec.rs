@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::cpu::{self, Clock};
 use super::driver::{Driver, Pod, Times};
@@ -30,7 +30,7 @@ pub(super) async fn measure(sides: &Sides, arguments: &Arguments) -> Result<Vec<
             let (pod, side) = if is_ours { (&ours, &mut latency.0) } else { (&peer, &mut latency.1) };
             let clock = cpu::Meter::start()?;
             for _ in 0..execs {
-                side.push(driver.exec_true(pod).await.with_context(|| driver.logs())?);
+                side.push(driver.exec_true(pod).await.map_err(|error| driver.explain(&error))?);
             }
             blocks.push((is_ours, clock.stop()?));
         }
@@ -55,9 +55,9 @@ pub(super) async fn measure(sides: &Sides, arguments: &Arguments) -> Result<Vec<
 }
 
 async fn pod(driver: &Driver) -> Result<Pod> {
-    let pod = driver.start("exec", &mut Times::new()).await.with_context(|| driver.logs())?;
+    let pod = driver.start("exec", &mut Times::new()).await.map_err(|error| driver.explain(&error))?;
     for _ in 0..WARM_UP {
-        driver.exec_true(&pod).await.with_context(|| driver.logs())?;
+        driver.exec_true(&pod).await.map_err(|error| driver.explain(&error))?;
     }
     Ok(pod)
 }

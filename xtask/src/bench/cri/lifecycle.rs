@@ -1,6 +1,6 @@
 //! Times of sandboxes and containers from run to remove, at 1, 2 and 10 parallel pods.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use futures::future::try_join_all;
 
 use super::driver::{CALLS, Driver, Times};
@@ -42,7 +42,7 @@ async fn block(driver: &Driver, parallel: u32, quick: bool) -> Result<Vec<Times>
         }
         anyhow::Ok(times)
     });
-    let lanes = try_join_all(lanes).await.with_context(|| driver.name()).with_context(|| driver.logs())?;
+    let lanes = try_join_all(lanes).await.map_err(|error| driver.explain(&error))?;
     Ok(lanes.into_iter().flatten().collect())
 }
 

@@ -108,13 +108,13 @@ async fn run(ground: &Ground, kind: Kind, arguments: &Arguments) -> Result<Run> 
     let mut wanted = vec![0, 1, arguments.pods];
     wanted.dedup();
     for count in wanted {
-        grow(&driver, &mut pods, count).await.with_context(|| driver.logs())?;
+        grow(&driver, &mut pods, count).await.map_err(|error| driver.explain(&error))?;
         samples.push(settled(&driver, count).await?);
     }
     let span = Duration::from_secs(if arguments.quick { 3 } else { 20 });
     let (server_cpu, all_cpu) = idle_cpu(&driver, span).await?;
     for pod in &pods {
-        driver.end(pod, &mut Times::new()).await.with_context(|| driver.logs())?;
+        driver.end(pod, &mut Times::new()).await.map_err(|error| driver.explain(&error))?;
     }
     driver.host.stop()?;
     Ok(Run { samples, server_cpu, all_cpu })

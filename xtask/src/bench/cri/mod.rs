@@ -13,7 +13,7 @@ mod memory;
 mod report;
 mod svg;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::driver::Driver;
@@ -170,7 +170,7 @@ async fn side(ground: &Ground, kind: Kind, arguments: &Arguments) -> Result<Driv
     let host = ground.start(slot, kind, &arguments.options()).await?;
     let handler = if kind == Kind::Keelson { arguments.handler.clone() } else { String::new() };
     let driver = Driver::new(host, handler, arguments.seccomp).await?;
-    driver.cycle("warm-up").await.with_context(|| driver.logs())?;
+    driver.cycle("warm-up").await.map_err(|error| driver.explain(&error))?;
     println!("    {} at {}", driver.name(), driver.host.endpoint());
     Ok(driver)
 }

@@ -1,0 +1,312 @@
+//! The lane *vm-debian*: Debian 12 with systemd and cgroup v2 only, containerd, runc and crun from its packages, and
+//! keelson-cri as a service with each cgroup driver, checked by our own conformance suite with every handler.
+//!
+//! The image is made once by mmdebstrap and kept until a package list or the recipe changes; what was built from this
+//! checkout comes on a second disk that is made for each run. To add a check: add a [`Job`] to [`jobs`].
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::cpio::Archive;
+use super::guest::{self, Job};
+use super::kernel::Kernel;
+use super::qemu::Machine;
+use super::{cache, output};
+use crate::cmd::{Cmd, step};
+use crate::images::deb::Packages;
+
+/// Raised whenever [`build_image`] changes.
+const RECIPE: u32 = 1;
+/// What the guest has beside Debian's minimal system.
+const PACKAGES: &str = "systemd-sysv,udev,dbus,kmod,iproute2,nftables,procps,apparmor,containerd,runc,crun";
+/// Modules of the first stage: enough to reach the disk.
+const BOOT_MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_rng", "ext4", "crc32c_generic"];
+/// Handlers of keelson-cri that are checked.
+const HANDLERS: &[&str] = &["runc", "crun", "keelson"];
+/// cgroup drivers of keelson-cri that are checked, each by a service of its own.
+const DRIVERS: &[&str] = &["systemd", "cgroupfs"];
+/// What of the suite is run: the parts that differ between runtimes, cgroup versions and kernels.
+const CASES: &str = "cgroup|resources|AppArmor|seccomp|capabilities|exec|namespaces";
+/// Longest that the suite may take with one handler and driver.
+const SUITE_LIMIT: u64 = 600;
+/// Longest that the machine may run.
+const DEADLINE: Duration = Duration::from_secs(3600);
+
+/// Makes the disks, boots, and tells the outcome of each check.
+pub(crate) fn run(repo: &Path) -> Result<()> {
+    let kernel = step("fetching Debian's kernel for clouds", || Kernel::fetch(&cache(repo)))?;
+    let image = image(repo, &kernel)?;
+    let directory = output(repo, "debian");
+    let jobs = jobs();
+    let payload = directory.join("payload.img");
+    step("packing what the guest runs", || payload_disk(repo, &jobs, &directory.join("payload"), &payload))?;
+    let initramfs = directory.join("initramfs.cpio");
+    crate::process::write_atomic(&initramfs, &boot_archive(repo, &kernel)?)?;
+    let begin = Instant::now();
+    let outcomes = step(&format!("{} checks in Debian 12 on Linux {}", jobs.len(), kernel.version), || {
+        Machine {
+            kernel: &kernel.image,
+            initramfs: &initramfs,
+            command_line: &format!(
+                "rdinit={} {}/dev/vda systemd.show_status=1 apparmor=1 security=apparmor -- vm-init",
+                guest::SELF,
+                guest::ROOT_PARAMETER
+            ),
+            disks: &[image, payload],
+            memory: 3072,
+            deadline: DEADLINE,
+            output: &directory,
+        }
+        .run()
+    })?;
+    super::report(&outcomes, begin.elapsed(), &directory)
+}
+
+/// The checks, in their order.
+fn jobs() -> Vec<Job> {
+    let job = |name: String, command: Vec<String>, seconds, collect| Job {
+        name,
+        command,
+        env: BTreeMap::from([("KEELSON_VM".to_owned(), "debian".to_owned())]),
+        directory: PathBuf::from("/keelson"),
+        seconds,
+        collect,
+    };
+    let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let mut jobs = vec![
+        job(
+            "systemd is up".into(),
+            words("systemctl is-active containerd keelson-cri@systemd keelson-cri@cgroupfs"),
+            120,
+            vec![],
+        ),
+        job("cgroup v2 only".into(), words("test -f /sys/fs/cgroup/cgroup.controllers"), 10, vec![]),
+    ];
+    for driver in DRIVERS {
+        for handler in HANDLERS {
+            let junit = PathBuf::from(format!("/tmp/cri-{driver}-{handler}.xml"));
+            let mut command = words(&format!(
+                "/keelson/bin/xtask conformance cri --endpoint unix:///run/keelson/{driver}/cri.sock --handler \
+                 {handler} --parallel 2 --deadline 300 --junit {} --filter",
+                junit.display()
+            ));
+            command.push(CASES.to_owned());
+            jobs.push(job(
+                format!("conformance cri, {driver} driver, {handler}"),
+                command,
+                SUITE_LIMIT,
+                vec![junit],
+            ));
+        }
+    }
+    jobs
+}
+
+/// The first stage: modules for the disk, and our program.
+fn boot_archive(repo: &Path, kernel: &Kernel) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    super::add_modules(kernel, BOOT_MODULES, &mut archive)?;
+    archive.program(guest::SELF, &std::env::current_exe()?)?;
+    let packages = Packages::fetch(&cache(repo).join("debs"), &["busybox-static"])?;
+    archive.file(guest::BUSYBOX, &packages.tree("busybox-static").join("bin/busybox"))?;
+    archive.finish()
+}
+
+/// The system disk, made when there is none of this recipe.
+fn image(repo: &Path, kernel: &Kernel) -> Result<PathBuf> {
+    let key = Sha256::digest(format!("{RECIPE} {PACKAGES} {}", kernel.version));
+    let name: String = key.iter().take(6).map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
+    let image = cache(repo).join(format!("debian-{name}.img"));
+    if !image.is_file() {
+        step("making the Debian image (two minutes)", || build_image(repo, kernel, &image))?;
+    }
+    Ok(image)
+}
+
+fn build_image(repo: &Path, kernel: &Kernel, image: &Path) -> Result<()> {
+    for old in fs::read_dir(cache(repo))?.flatten() {
+        if old.file_name().to_string_lossy().starts_with("debian-") && old.path().is_file() {
+            fs::remove_file(old.path())?;
+        }
+    }
+    let root = cache(repo).join("rootfs");
+    if root.exists() {
+        fs::remove_dir_all(&root).with_context(|| format!("removing {}", root.display()))?;
+    }
+    let excluded =
+        ["man", "doc", "locale", "info"].map(|dir| format!("--dpkgopt=path-exclude=/usr/share/{dir}/*"));
+    Cmd::new("mmdebstrap")
+        .args(["--quiet", "--mode=root", "--variant=minbase"])
+        .args([format!("--include={PACKAGES}")])
+        .args(excluded)
+        .args(["bookworm".as_ref(), root.as_os_str()])
+        .args(apt_sources())
+        .output()?;
+    Cmd::new("cp")
+        .args(["-a".as_ref(), kernel.tree.join("lib/modules").as_os_str(), root.join("lib").as_os_str()])
+        .output()?;
+    Cmd::new("chroot").args([root.as_os_str(), "depmod".as_ref(), kernel.version.as_ref()]).output()?;
+    configure(&root)?;
+    let partial = image.with_extension("partial");
+    fs::remove_file(&partial).ok();
+    Cmd::new("mkfs.ext4")
+        .args(["-q", "-F", "-L", "root", "-O", "^has_journal", "-d"])
+        .args([&root, &partial])
+        .args(["3G"])
+        .output()?;
+    fs::rename(&partial, image)?;
+    fs::remove_dir_all(&root).with_context(|| format!("removing {}", root.display()))
+}
+
+/// The host's own sources, so that its mirror and keys are used.
+fn apt_sources() -> Vec<PathBuf> {
+    ["/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list"]
+        .into_iter()
+        .map(PathBuf::from)
+        .filter(|file| file.is_file())
+        .take(1)
+        .collect()
+}
+
+/// Services and mounts of the guest; everything that changes between runs is on the second disk.
+fn configure(root: &Path) -> Result<()> {
+    let write = |path: &str, text: &str| -> Result<()> {
+        let file = root.join(path);
+        if let Some(parent) = file.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        fs::write(&file, text).with_context(|| format!("writing {}", file.display()))
+    };
+    write("etc/fstab", "/dev/vda / ext4 rw 0 0\n/dev/vdb /keelson ext4 rw 0 0\n")?;
+    write("etc/hostname", "keelson-vm\n")?;
+    write("etc/hosts", "127.0.0.1 localhost\n127.0.1.1 keelson-vm\n")?;
+    write(
+        "etc/systemd/system/containerd.service.d/keelson.conf",
+        "[Unit]\nRequiresMountsFor=/keelson\n[Service]\nEnvironment=PATH=/keelson/bin:/usr/sbin:/usr/bin:/sbin:/bin\n",
+    )?;
+    write(
+        "etc/systemd/system/keelson-cri@.service",
+        "[Unit]\nAfter=containerd.service\nRequires=containerd.service\nRequiresMountsFor=/keelson\n\
+         [Service]\nEnvironment=PATH=/keelson/bin:/usr/sbin:/usr/bin:/sbin:/bin\nKillMode=process\nDelegate=yes\n\
+         ExecStartPre=/bin/mkdir -p /run/keelson/%i\n\
+         ExecStart=/keelson/bin/keelson-cri --config /keelson/etc/cri-%i.yaml\n\
+         StandardError=journal+console\n[Install]\nWantedBy=multi-user.target\n",
+    )?;
+    write(
+        "etc/systemd/system/keelson-vm.service",
+        "[Unit]\nAfter=keelson-cri@systemd.service keelson-cri@cgroupfs.service\nRequiresMountsFor=/keelson\n\
+         [Service]\nType=oneshot\nExecStart=/keelson/bin/xtask vm-guest --jobs /keelson/jobs.json\n\
+         ExecStopPost=/sbin/poweroff -f\nStandardOutput=tty\nStandardError=tty\nTTYPath=/dev/ttyS0\n\
+         [Install]\nWantedBy=multi-user.target\n",
+    )?;
+    let wants = root.join("etc/systemd/system/multi-user.target.wants");
+    fs::create_dir_all(&wants)?;
+    for (unit, link) in [
+        ("keelson-vm.service", "keelson-vm.service"),
+        ("keelson-cri@.service", "keelson-cri@systemd.service"),
+        ("keelson-cri@.service", "keelson-cri@cgroupfs.service"),
+    ] {
+        symlink(Path::new("/etc/systemd/system").join(unit), wants.join(link))?;
+    }
+    // Nobody logs in, nothing is updated, and no network is waited for.
+    for unit in [
+        "getty.target",
+        "apt-daily.timer",
+        "apt-daily-upgrade.timer",
+        "dpkg-db-backup.timer",
+        "e2scrub_all.timer",
+        "systemd-timesyncd.service",
+        "systemd-networkd-wait-online.service",
+    ] {
+        let link = root.join("etc/systemd/system").join(unit);
+        fs::remove_file(&link).ok();
+        symlink("/dev/null", &link).with_context(|| format!("masking {unit}"))?;
+    }
+    fs::create_dir_all(root.join("keelson"))?;
+    Ok(())
+}
+
+/// The second disk: our executables, the images that the suite serves, configuration, and the list of checks.
+fn payload_disk(repo: &Path, jobs: &[Job], tree: &Path, disk: &Path) -> Result<()> {
+    if tree.exists() {
+        fs::remove_dir_all(tree)?;
+    }
+    for dir in ["bin", "etc", "cni/bin", "xtask", "target"] {
+        fs::create_dir_all(tree.join(dir))?;
+    }
+    for name in ["keelson-cri", "keelson-cni", "containerd-shim-keelson-v1"] {
+        let file = repo.join("target/release").join(name);
+        fs::copy(&file, tree.join("bin").join(name))
+            .with_context(|| format!("copying {}", file.display()))?;
+    }
+    fs::copy(std::env::current_exe()?, tree.join("bin/xtask"))?;
+    // What makes the suite take this for a checkout, with its images made already.
+    fs::write(tree.join("Cargo.toml"), "")?;
+    fs::write(tree.join("xtask/Cargo.toml"), "")?;
+    Cmd::new("cp")
+        .args(["-a".as_ref(), repo.join("target/conformance").as_os_str(), tree.join("target").as_os_str()])
+        .output()?;
+    for name in ["keelson-bridge", "keelson-ipam", "keelson-loopback"] {
+        symlink("/keelson/bin/keelson-cni", tree.join("cni/bin").join(name))?;
+    }
+    for (index, driver) in DRIVERS.iter().enumerate() {
+        let config = serde_norway::to_string(&cri_config(driver))?;
+        fs::write(tree.join("etc").join(format!("cri-{driver}.yaml")), config)?;
+        let networks = tree.join("etc").join(format!("net-{driver}"));
+        fs::create_dir_all(&networks)?;
+        fs::write(networks.join("10-pods.conflist"), serde_json::to_vec_pretty(&network(driver, index))?)?;
+    }
+    fs::write(tree.join("jobs.json"), serde_json::to_vec_pretty(jobs)?)?;
+    fs::remove_file(disk).ok();
+    Cmd::new("mkfs.ext4")
+        .args(["-q", "-F", "-L", "keelson", "-O", "^has_journal", "-d"])
+        .args([tree, disk])
+        .args(["1G"])
+        .output()?;
+    fs::remove_dir_all(tree).context("removing the payload's tree")
+}
+
+fn cri_config(driver: &str) -> serde_json::Value {
+    json!({
+        "listen": format!("/run/keelson/{driver}/cri.sock"),
+        "containerdSocket": "/run/containerd/containerd.sock",
+        "containerdNamespace": format!("keelson-{driver}"),
+        "stateDir": format!("/run/keelson/{driver}/cri"),
+        "rootDir": format!("/var/lib/keelson/{driver}/cri"),
+        "netnsDir": format!("/run/keelson/{driver}/netns"),
+        "cni": {
+            "confDir": format!("/keelson/etc/net-{driver}"),
+            "binDir": "/keelson/cni/bin",
+            "cacheDir": format!("/run/keelson/{driver}/cni-cache"),
+        },
+        "registryConfigDir": "/etc/containerd/certs.d",
+        "streaming": {"address": "127.0.0.1", "port": 0},
+        "cgroupDriver": driver,
+    })
+}
+
+fn network(driver: &str, index: usize) -> serde_json::Value {
+    json!({
+        "cniVersion": "1.1.0",
+        "name": format!("pods-{driver}"),
+        "plugins": [{
+            "type": "keelson-bridge",
+            "bridge": format!("kvm{index}"),
+            "isGateway": true,
+            "isDefaultGateway": true,
+            "hairpinMode": true,
+            "ipam": {
+                "type": "keelson-ipam",
+                "dataDir": format!("/run/keelson/{driver}/ipam"),
+                "ranges": [[{"subnet": format!("10.8{index}.0.0/16")}]],
+            },
+        }],
+    })
+}
