@@ -42,7 +42,9 @@ pub(crate) fn run(repo: &Path, tiers: &[Tier]) -> Result<()> {
     if chosen.iter().any(|tier| matches!(tier, Tier::VmLight | Tier::VmDebian)) {
         setup::virtual_machines()?;
     }
-    step("building the BPF programs", || crate::build_ebpf::run(repo))?;
+    if chosen.iter().any(|tier| *tier != Tier::VmLight) {
+        step("building the BPF programs", || crate::build_ebpf::run(repo))?;
+    }
     for tier in chosen {
         match tier {
             Tier::Lint => lint(repo)?,

@@ -8,9 +8,12 @@ use anyhow::{Context, Result};
 use cri_shim_api::v1;
 
 use crate::cri_hosts::{CriHost, IDLE_IMAGE, Kind};
+use crate::host as traces;
 
 /// Longest that one call may take.
 const DEADLINE: Duration = Duration::from_secs(120);
+/// Longest wait for a started workload to be able to take a signal.
+const SIGNAL_READY: Duration = Duration::from_secs(30);
 /// Second argument of the workload, by which it is told from a pause process of the same program.
 pub(super) const WORKLOAD: &str = "idle";
 
@@ -114,6 +117,7 @@ impl Driver {
     pub(super) async fn start(&self, name: &str, times: &mut Times) -> Result<Pod> {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         let config = self.pod(&format!("{name}-{serial}"));
+        let parent = config.linux.as_ref().map(|linux| linux.cgroup_parent.clone()).unwrap_or_default();
         let mut client = self.host.runtime();
         let request =
             v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: self.handler.clone() };
@@ -130,7 +134,19 @@ impl Driver {
             .container_id;
         let request = v1::StartContainerRequest { container_id: container.clone() };
         timed(times, Call::StartContainer, Box::pin(client.start_container(request))).await?;
+        self.wait_until_stoppable(&parent).await?;
         Ok(Pod { sandbox, container })
+    }
+
+    /// Waits until the workload waits for SIGTERM. A first process of a PID namespace never sees a signal that comes
+    /// earlier, so that stopping it would take the whole grace period, on either side.
+    async fn wait_until_stoppable(&self, cgroup: &str) -> Result<()> {
+        let end = Instant::now() + SIGNAL_READY;
+        while !traces::processes_below(&traces::cgroups_named(cgroup)).iter().any(|found| waits(found.pid)) {
+            anyhow::ensure!(Instant::now() < end, "the workload in {cgroup} does not run");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
     }
 
     /// Stops and removes a pod.
@@ -231,6 +247,16 @@ impl Driver {
         };
         v1::SecurityProfile { profile_type: kind.into(), ..Default::default() }
     }
+}
+
+/// Whether this process is the workload and has blocked SIGTERM, to wait for it.
+fn waits(pid: i32) -> bool {
+    let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    let blocked = read("status")
+        .lines()
+        .find_map(|line| u64::from_str_radix(line.strip_prefix("SigBlk:")?.trim(), 16).ok())
+        .unwrap_or_default();
+    blocked & (1 << 14) != 0 && read("cmdline").split('\0').nth(1) == Some(WORKLOAD)
 }
 
 async fn timed<T>(
