@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use super::cpio::Archive;
 use super::guest::{self, Job};
 use super::kernel::Kernel;
+use super::programs::{Program, of_package};
 use super::qemu::Machine;
 use super::{cache, output};
 use crate::cmd::{Cmd, step};
@@ -25,9 +26,14 @@ use crate::images::deb::Packages;
 /// Raised whenever [`build_image`] changes.
 const RECIPE: u32 = 1;
 /// What the guest has beside Debian's minimal system.
-const PACKAGES: &str = "systemd-sysv,udev,dbus,kmod,iproute2,nftables,procps,apparmor,containerd,runc,crun";
+const PACKAGES: &str = "systemd-sysv,udev,dbus,kmod,iproute2,nftables,procps,apparmor,busybox-static,containerd,\
+                        runc,crun";
 /// Modules of the first stage: enough to reach the disk.
 const BOOT_MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_rng", "ext4", "crc32c_generic"];
+/// Packages whose root tests are run in the guest, too.
+const TESTED: &[&str] = &["cri-shim-runtime", "keelson-cri"];
+/// Longest that one test program may take.
+const TEST_LIMIT: u64 = 900;
 /// Handlers of keelson-cri that are checked.
 const HANDLERS: &[&str] = &["runc", "crun", "keelson"];
 /// cgroup drivers of keelson-cri that are checked, each by a service of its own.
@@ -44,9 +50,15 @@ pub(crate) fn run(repo: &Path) -> Result<()> {
     let kernel = step("fetching Debian's kernel for clouds", || Kernel::fetch(&cache(repo)))?;
     let image = image(repo, &kernel)?;
     let directory = output(repo, "debian");
-    let jobs = jobs();
+    let programs = step("building the tests for the guest", || {
+        TESTED.iter().map(|package| of_package(repo, package)).collect::<Result<Vec<_>>>()
+    })?;
+    let programs: Vec<Program> = programs.into_iter().flatten().collect();
+    let jobs = jobs(&programs);
     let payload = directory.join("payload.img");
-    step("packing what the guest runs", || payload_disk(repo, &jobs, &directory.join("payload"), &payload))?;
+    step("packing what the guest runs", || {
+        payload_disk(repo, &jobs, &programs, &directory.join("payload"), &payload)
+    })?;
     let initramfs = directory.join("initramfs.cpio");
     crate::process::write_atomic(&initramfs, &boot_archive(repo, &kernel)?)?;
     let begin = Instant::now();
@@ -70,12 +82,19 @@ pub(crate) fn run(repo: &Path) -> Result<()> {
 }
 
 /// The checks, in their order.
-fn jobs() -> Vec<Job> {
+fn jobs(programs: &[Program]) -> Vec<Job> {
+    let links: BTreeMap<PathBuf, PathBuf> = programs
+        .iter()
+        .filter_map(|program| {
+            Some((program.file.clone(), Path::new("/keelson/bin").join(program.file.file_name()?)))
+        })
+        .collect();
     let job = |name: String, command: Vec<String>, seconds, collect| Job {
         name,
         command,
         env: BTreeMap::from([("KEELSON_VM".to_owned(), "debian".to_owned())]),
         directory: PathBuf::from("/keelson"),
+        links: links.clone(),
         seconds,
         collect,
     };
@@ -89,6 +108,10 @@ fn jobs() -> Vec<Job> {
         ),
         job("cgroup v2 only".into(), words("test -f /sys/fs/cgroup/cgroup.controllers"), 10, vec![]),
     ];
+    for program in programs.iter().filter(|program| program.is_test) {
+        let command = vec![program.file.to_string_lossy().into_owned(), "--test-threads=1".to_owned()];
+        jobs.push(job(format!("root test {}", program.name), command, TEST_LIMIT, vec![]));
+    }
     for driver in DRIVERS {
         for handler in HANDLERS {
             let junit = PathBuf::from(format!("/tmp/cri-{driver}-{handler}.xml"));
@@ -234,7 +257,7 @@ fn configure(root: &Path) -> Result<()> {
 }
 
 /// The second disk: our executables, the images that the suite serves, configuration, and the list of checks.
-fn payload_disk(repo: &Path, jobs: &[Job], tree: &Path, disk: &Path) -> Result<()> {
+fn payload_disk(repo: &Path, jobs: &[Job], programs: &[Program], tree: &Path, disk: &Path) -> Result<()> {
     if tree.exists() {
         fs::remove_dir_all(tree)?;
     }
@@ -247,6 +270,11 @@ fn payload_disk(repo: &Path, jobs: &[Job], tree: &Path, disk: &Path) -> Result<(
             .with_context(|| format!("copying {}", file.display()))?;
     }
     fs::copy(std::env::current_exe()?, tree.join("bin/xtask"))?;
+    // Tests name executables by where cargo built them: the guest gets the same paths as links (see `Job::links`).
+    for program in programs {
+        let name = program.file.file_name().context("a program without a name")?;
+        fs::copy(&program.file, tree.join("bin").join(name))?;
+    }
     // What makes the suite take this for a checkout, with its images made already.
     fs::write(tree.join("Cargo.toml"), "")?;
     fs::write(tree.join("xtask/Cargo.toml"), "")?;

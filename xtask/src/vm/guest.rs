@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -46,6 +47,8 @@ pub(super) struct Job {
     pub(super) env: BTreeMap<String, String>,
     /// Working directory.
     pub(super) directory: PathBuf,
+    /// Symbolic links to make first: where, and where to.
+    pub(super) links: BTreeMap<PathBuf, PathBuf>,
     /// Longest it may take.
     pub(super) seconds: u64,
     /// Files to send to the host afterwards, such as JUnit reports.
@@ -155,15 +158,13 @@ pub(crate) fn run(jobs: &Path) -> Result<()> {
     power_off()
 }
 
-/// What systemd would mount.
+/// What systemd would mount; /tmp and /var are in memory already.
 fn mounts() -> Result<()> {
     for (kind, target, data) in [
         ("devpts", "/dev/pts", Some("mode=620,ptmxmode=666")),
         ("tmpfs", "/dev/shm", None),
         ("mqueue", "/dev/mqueue", None),
         ("tmpfs", "/run", Some("mode=755")),
-        ("tmpfs", "/tmp", None),
-        ("tmpfs", "/var", Some("mode=755")),
         ("cgroup2", "/sys/fs/cgroup", None),
         ("bpf", "/sys/fs/bpf", None),
         ("securityfs", "/sys/kernel/security", None),
@@ -193,6 +194,12 @@ fn execute(job: &Job) -> Outcome {
 
 /// Reaps everything that comes along, as a first process must, until the job has ended.
 fn start_and_wait(job: &Job) -> Result<WaitStatus> {
+    for (link, target) in &job.links {
+        if link.symlink_metadata().is_err() {
+            fs::create_dir_all(link.parent().context("a link at the root")?)?;
+            symlink(target, link).with_context(|| format!("linking {}", link.display()))?;
+        }
+    }
     let (program, arguments) = job.command.split_first().context("a job without a program")?;
     let child = Command::new(program)
         .args(arguments)

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use cargo_metadata::Message;
 
 use super::cpio::Archive;
 use super::guest::{self, Job};
 use super::kernel::Kernel;
+use super::programs::{Program, of_package};
 use super::qemu::Machine;
 use super::{cache, output};
 use crate::cmd::{Cmd, step, which};
@@ -27,15 +27,18 @@ struct Suite {
     arguments: &'static [&'static str],
 }
 
-const SUITES: &[Suite] = &[Suite {
-    package: "keelson-cni",
-    modules: &["bridge", "veth", "dummy", "br_netfilter", "8021q", "sctp", "wireguard"],
-    programs: &["ip", "nft"],
-    arguments: &[],
-}];
+const SUITES: &[Suite] = &[
+    Suite {
+        package: "keelson-cni",
+        modules: &["bridge", "veth", "dummy", "br_netfilter", "8021q", "sctp", "wireguard"],
+        programs: &["ip", "nft"],
+        arguments: &[],
+    },
+    Suite { package: "cri-shim-runtime", modules: &["overlay"], programs: &[], arguments: &[] },
+];
 
 /// Needed by all.
-const MODULES: &[&str] = &["overlay", "virtio_pci", "virtio_rng"];
+const MODULES: &[&str] = &["virtio_pci", "virtio_rng"];
 /// Longest that one test program may take, under QEMU's own processor on a busy machine.
 const TEST_LIMIT: u64 = 300;
 /// Longest that the machine may run.
@@ -75,16 +78,17 @@ pub(crate) fn run(repo: &Path) -> Result<()> {
 
 /// The test programs of a package, as jobs, with everything that they call.
 fn add_suite(repo: &Path, suite: &Suite, archive: &mut Archive, jobs: &mut Vec<Job>) -> Result<()> {
-    for (name, program, is_test) in executables(repo, suite.package)? {
-        archive.program(&program.to_string_lossy(), &program)?;
+    for Program { name, file, is_test } in of_package(repo, suite.package)? {
+        archive.program(&file.to_string_lossy(), &file)?;
         if is_test {
-            let mut command = vec![program.to_string_lossy().into_owned(), "--test-threads=1".to_owned()];
+            let mut command = vec![file.to_string_lossy().into_owned(), "--test-threads=1".to_owned()];
             command.extend(suite.arguments.iter().map(|argument| (*argument).to_owned()));
             jobs.push(Job {
                 name: format!("{} {name}", suite.package),
                 command,
                 env: BTreeMap::new(),
                 directory: PathBuf::from("/"),
+                links: BTreeMap::new(),
                 seconds: TEST_LIMIT,
                 collect: Vec::new(),
             });
@@ -96,26 +100,6 @@ fn add_suite(repo: &Path, suite: &Suite, archive: &mut Archive, jobs: &mut Vec<J
         archive.program(&format!("/bin/{program}"), &file)?;
     }
     Ok(())
-}
-
-/// Name, path and whether it is a test, of the `root_*` tests and the executables of a package.
-fn executables(repo: &Path, package: &str) -> Result<Vec<(String, PathBuf, bool)>> {
-    let text = Cmd::new("cargo")
-        .args(["test", "--release", "--no-run", "--message-format=json", "--package", package])
-        .args(["--bins", "--test", "root_*"])
-        .dir(repo)
-        .output()?;
-    let mut found = Vec::new();
-    for message in Message::parse_stream(text.as_bytes()) {
-        let Message::CompilerArtifact(artifact) = message? else { continue };
-        let Some(executable) = artifact.executable else { continue };
-        // A package's executables are also built as tests of themselves, which are no root tests.
-        let is_test = artifact.target.is_test();
-        if is_test || !artifact.profile.test {
-            found.push((artifact.target.name, executable.into_std_path_buf(), is_test));
-        }
-    }
-    Ok(found)
 }
 
 /// Kernel modules, busybox under its usual names, and this program.

@@ -2,8 +2,8 @@
 //!
 //! Two lanes. *vm-light*: the kernel, an initramfs that we pack, and test programs as they come out of cargo; it boots in
 //! seconds. *vm-debian*: a guest with systemd, containerd, runc and crun, in which keelson-cri runs as a service.
-//! In reading order: [`kernel`] and [`modules`] (Debian's kernel package, unpacked), [`cpio`] and [`libraries`] (what goes
-//! into an initramfs), [`qemu`] (one run, from boot to result), [`guest`] (our program inside, as the first process
+//! In reading order: [`kernel`] and [`modules`] (Debian's kernel package, unpacked), [`programs`], [`cpio`] and [`libraries`] (what
+//! goes into an initramfs), [`qemu`] (one run, from boot to result), [`guest`] (our program inside, as the first process
 //! or as a service), [`light`] and [`debian`] (the lanes, with the tables to which a test is added).
 //!
 //! Kept between runs: the kernel and the image below `.cache/vm`; consoles and results are below `target/vm`.
@@ -15,6 +15,7 @@ mod kernel;
 mod libraries;
 mod light;
 mod modules;
+mod programs;
 mod qemu;
 
 pub(crate) use debian::run as debian;
