@@ -47,7 +47,7 @@ impl Lab {
         let invoker = Invoker {
             bin_dirs: vec![bin],
             cache_dir: dir.path().join("cache"),
-            deadline: Duration::from_secs(20),
+            deadline: Duration::from_secs(120),
         };
         Self { dir, host, invoker, next_pod: AtomicU32::new(0) }
     }
