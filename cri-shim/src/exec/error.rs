@@ -53,6 +53,16 @@ pub enum ExecError {
     /// containerd failed.
     #[error("failed to exec in container")]
     Containerd(#[from] ContainerdError),
+    /// The pod's shim failed, or could not be reached.
+    #[error("the shim at {}: {message}", socket.display())]
+    Shim {
+        /// Its own socket.
+        socket: PathBuf,
+        /// What kind of failure.
+        code: Code,
+        /// Its words.
+        message: String,
+    },
     /// The task that ran the command was lost.
     #[error("the exec's task ended early")]
     Lost(#[from] tokio::task::JoinError),
@@ -80,6 +90,7 @@ impl From<&ExecError> for Status {
             ExecError::NotFound(_) => Code::NotFound,
             ExecError::Timeout { .. } => Code::DeadlineExceeded,
             ExecError::Containerd(source) => source.code(),
+            ExecError::Shim { code, .. } => *code,
             ExecError::Refused { .. } => Code::Unknown,
             ExecError::Spec { .. } | ExecError::Fifo { .. } | ExecError::Lost(_) => Code::Internal,
         };

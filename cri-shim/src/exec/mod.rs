@@ -2,13 +2,14 @@
 //! behind the streaming server (exec, attach, port-forward).
 //!
 //! Input: container and sandbox ids that the caller has found to exist and run. Output: exit codes and bytes.
-//! In reading order: [`sync`] (ExecSync), [`streaming`] (the interactive three), [`process`] (one exec process over
+//! In reading order: [`direct`] (our own shim), [`sync`] (ExecSync through containerd), [`streaming`] (the interactive three), [`process`] (one exec process over
 //! FIFOs), [`fifo`] (where its streams meet the shim), [`tree`] (ending a process with all it started),
 //! [`port`] (sockets in another network namespace).
 //!
 //! Crash-only: each exec process has a directory that names it before it exists; [`Executor::recover`] ends what the
 //! last run left.
 
+pub mod direct;
 pub mod error;
 pub mod fifo;
 pub mod port;
@@ -23,6 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::containerd::Client;
 
+pub use self::direct::OwnShim;
 pub use self::error::ExecError;
 pub use self::streaming::{ContainerIo, Containers, Streamer};
 
