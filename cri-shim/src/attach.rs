@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::container::start::pipes;
 use crate::error::{RuntimeError, chain};
+use crate::exec::direct::Output;
 use crate::exec::{ContainerIo, Containers};
 use crate::host::fifo;
 use crate::runtime::Runtime;
@@ -34,11 +35,17 @@ fn told(error: &RuntimeError) -> Told {
 impl Containers for Attached {
     async fn attach(&self, id: &str) -> Result<ContainerIo, Told> {
         let container = self.0.running_container(id).map_err(|error| told(&error))?;
-        let Some(pump) = container.pump() else {
-            return Err(Told { message: format!("the output of container {id} is not being read") });
-        };
         let ((to_stdout, stdout), (to_stderr, stderr)) = (mpsc::channel(PIECES), mpsc::channel(PIECES));
-        tokio::spawn(pass_output(pump.attach(), to_stdout, to_stderr));
+        match (self.0.own_shim(&container), container.pump()) {
+            (Some(shim), _) => {
+                let output = shim.attach(id).await.map_err(|error| Told { message: error.chain() })?;
+                tokio::spawn(pass_shim_output(output, to_stdout, to_stderr));
+            }
+            (None, Some(pump)) => drop(tokio::spawn(pass_output(pump.attach(), to_stdout, to_stderr))),
+            (None, None) => {
+                return Err(Told { message: format!("the output of container {id} is not being read") });
+            }
+        }
         let stdin = self.stdin(&container).map_err(|error| told(&error))?;
         let ended = CancellationToken::new();
         let over = ended.clone();
@@ -109,12 +116,37 @@ async fn pass_output(
             }
             Err(RecvError::Closed) => return,
         };
-        let receiver = match stream {
-            LogStream::Stdout => &stdout,
-            LogStream::Stderr => &stderr,
-        };
-        if receiver.send(piece).await.is_err() && stdout.is_closed() && stderr.is_closed() {
+        if !pass_piece(stream, piece, &stdout, &stderr).await {
             return;
         }
     }
+}
+
+/// The same for a container whose output our shim reads; that drops what a slow client does not take.
+async fn pass_shim_output(mut output: Output, stdout: mpsc::Sender<Bytes>, stderr: mpsc::Sender<Bytes>) {
+    loop {
+        // Cancel-safe: when the client has gone, a piece read in part is for nobody.
+        let next = tokio::select! {
+            next = output.next() => next,
+            () = async { tokio::join!(stdout.closed(), stderr.closed()); } => None,
+        };
+        let Some((stream, piece)) = next else { return };
+        if !pass_piece(stream, piece, &stdout, &stderr).await {
+            return;
+        }
+    }
+}
+
+/// Hands a piece on; says whether anybody is there.
+async fn pass_piece(
+    stream: LogStream,
+    piece: Bytes,
+    stdout: &mpsc::Sender<Bytes>,
+    stderr: &mpsc::Sender<Bytes>,
+) -> bool {
+    let receiver = match stream {
+        LogStream::Stdout => stdout,
+        LogStream::Stderr => stderr,
+    };
+    receiver.send(piece).await.is_ok() || !stdout.is_closed() || !stderr.is_closed()
 }

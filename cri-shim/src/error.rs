@@ -11,6 +11,7 @@ use cri_shim_core::users::UserError;
 use tonic::{Code, Status};
 
 use crate::containerd::ContainerdError;
+use crate::exec::ExecError;
 use crate::images::ImageError;
 
 /// A failed request.
@@ -90,6 +91,9 @@ pub enum RuntimeError {
     /// containerd refused or was away.
     #[error(transparent)]
     Containerd(#[from] ContainerdError),
+    /// The pod's own shim failed.
+    #[error(transparent)]
+    Shim(Box<ExecError>),
     /// The image could not be used.
     #[error(transparent)]
     Image(Box<ImageError>),
@@ -153,6 +157,7 @@ impl RuntimeError {
             Self::NotFound { .. } => Code::NotFound,
             Self::Image(error) if matches!(**error, ImageError::NotPresent(_)) => Code::NotFound,
             Self::NameTaken { .. } => Code::AlreadyExists,
+            Self::Shim(error) => Status::from(error.as_ref()).code(),
             Self::WrongState { .. } => Code::FailedPrecondition,
             Self::Name(_) | Self::Spec(_) | Self::User(_) | Self::Invalid { .. } | Self::Handler { .. } => {
                 Code::InvalidArgument

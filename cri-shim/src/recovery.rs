@@ -147,7 +147,7 @@ impl Runtime {
             let Ok(_one_at_a_time) = container.operation.try_lock() else { continue };
             if container.phase() == ContainerPhase::Running {
                 let task = tasks.get(&container.id);
-                if task.is_some() && container.pump().is_none() {
+                if task.is_some() && container.pump().is_none() && self.own_shim(&container).is_none() {
                     self.reopen_output(&container).await;
                 }
                 self.take_up(&container, task).await;

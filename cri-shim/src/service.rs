@@ -195,13 +195,14 @@ impl RuntimeService for Service {
 
     async fn exec_sync(&self, request: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {
         let v1::ExecSyncRequest { container_id, cmd, timeout } = request.into_inner();
-        self.runtime().await?.running_container(&container_id)?;
+        let runtime = self.runtime().await?;
+        let container = runtime.running_container(&container_id)?;
         let limit = u64::try_from(timeout).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs);
-        let output = self
-            .executor
-            .exec_sync(&container_id, &cmd, limit)
-            .await
-            .map_err(|error| Status::from(&error))?;
+        let output = match runtime.own_shim(&container) {
+            Some(shim) => shim.exec_sync(&container_id, &cmd, limit).await,
+            None => self.executor.exec_sync(&container_id, &cmd, limit).await,
+        };
+        let output = output.map_err(|error| Status::from(&error))?;
         Ok(Response::new(v1::ExecSyncResponse {
             stdout: output.stdout,
             stderr: output.stderr,

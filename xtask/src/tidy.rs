@@ -63,8 +63,14 @@ const EFFECTS: &[&str] = &[
 const MAX_LINES: usize = 600;
 
 /// Places where `unsafe` may be allowed: they talk to the kernel in ways that no safe crate offers.
-const UNSAFE_HOMES: &[&str] =
-    &["ebpf/", "agent/src/host", "cri-shim/src/host", "cri-shim/shim/src/host", "cri-shim/runtime/src/host", "cni-plugins/host/"];
+const UNSAFE_HOMES: &[&str] = &[
+    "ebpf/",
+    "agent/src/host",
+    "cri-shim/src/host",
+    "cri-shim/shim/src/host",
+    "cri-shim/runtime/src/host",
+    "cni-plugins/host/",
+];
 
 /// Runs every check and tells all findings at once.
 pub(crate) fn run(repo: &Path) -> Result<()> {

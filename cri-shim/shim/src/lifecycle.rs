@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use crate::process::{Phase, Process};
 use crate::proto;
 use crate::proto::events::{TaskCreate, TaskDelete, TaskExecStarted, TaskIo, TaskStart};
 use crate::proto::task as msg;
+use crate::protocol::SOCKET_ANNOTATION;
 use crate::rootfs;
 use crate::shim::{Container, SIGKILL, Shim, State, Watched};
 use crate::stdio::Names;
@@ -67,6 +68,10 @@ fn make(shim: &Arc<Shim>, request: &msg::CreateTaskRequest) -> Result<u32, Failu
     let bundle = Bundle::at(&request.bundle);
     let spec = bundle.spec().map_err(|error| host("bundle", &error))?;
     let root = root(&bundle, &spec, request);
+    let annotations = spec.annotations().as_ref();
+    if let Some(path) = annotations.and_then(|annotations| annotations.get(SOCKET_ANNOTATION)) {
+        shim.serve_own(Path::new(path)).map_err(|error| host(SOCKET_ANNOTATION, &error))?;
+    }
     if !request.rootfs.is_empty() {
         rootfs::make(&request.rootfs, &root).map_err(|error| host("root file system", &error))?;
     }
@@ -91,7 +96,7 @@ fn make_on(
     request: &msg::CreateTaskRequest,
     bundle: Bundle,
     spec: &Spec,
-    root: &std::path::Path,
+    root: &Path,
 ) -> Result<u32, Failure> {
     let names = Names {
         stdin: request.stdin.clone(),
@@ -162,9 +167,9 @@ pub fn driver(options: Option<&prost_types::Any>) -> Result<CgroupDriver, Failur
 }
 
 /// Where compiled profiles are kept, when that folder can be had.
-pub fn seccomp_cache() -> Option<&'static std::path::Path> {
+pub fn seccomp_cache() -> Option<&'static Path> {
     use std::os::unix::fs::DirBuilderExt;
-    let path = std::path::Path::new(SECCOMP_CACHE);
+    let path = Path::new(SECCOMP_CACHE);
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).ok()?;
     Some(path)
 }

@@ -11,10 +11,8 @@ use std::time::Duration;
 use nix::sys::prctl;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
-use crate::bundle::Bundle;
 use crate::host;
 use crate::options::Options;
-use crate::protocol::SOCKET_ANNOTATION;
 use crate::publisher::Publisher;
 use crate::shim::{Shim, Watched};
 use crate::ttrpc::{Connection, Incoming};
@@ -32,13 +30,10 @@ const LAST_EVENTS: Duration = Duration::from_secs(2);
 pub fn run(options: &Options, listener: UnixListener) -> io::Result<()> {
     host::memory::economize();
     prctl::set_child_subreaper(true)?;
-    let sockets = Sockets::new(&listener)?;
+    let socket = listener.local_addr()?.as_pathname().map(Path::to_owned);
     let events = std::env::var_os("TTRPC_ADDRESS").map(PathBuf::from);
     let shim = Arc::new(Shim::new(Publisher::new(events, &options.namespace), FIRST_PATIENCE)?);
     shim.watch(Watched::Listener(listener))?;
-    if let Some(path) = &sockets.own {
-        shim.watch(Watched::OwnListener(listen(path)?))?;
-    }
     while !over(&shim) {
         for token in shim.next_events(LOOK) {
             if let Some(watched) = shim.take(token) {
@@ -48,7 +43,10 @@ pub fn run(options: &Options, listener: UnixListener) -> io::Result<()> {
         reap_orphans(&shim);
         host::memory::trim();
     }
-    sockets.remove();
+    // Nobody shall find a socket that nobody serves.
+    for path in socket.into_iter().chain(shim.own_socket()) {
+        std::fs::remove_file(path).ok();
+    }
     shim.events.flush(LAST_EVENTS);
     Ok(())
 }
@@ -58,28 +56,6 @@ fn over(shim: &Shim) -> bool {
         || (!shim.is_used()
             && !shim.is_expecting()
             && (shim.was_told_idle() || shim.connections.load(Ordering::Acquire) == 0))
-}
-
-/// The files of the sockets that are served.
-struct Sockets {
-    task: Option<PathBuf>,
-    own: Option<PathBuf>,
-}
-
-impl Sockets {
-    fn new(listener: &UnixListener) -> io::Result<Self> {
-        let task = listener.local_addr()?.as_pathname().map(Path::to_owned);
-        // A bundle without annotations is one of containerd's own CRI plugin, or of `ctr`.
-        let annotations = Bundle::at(".").annotations().unwrap_or_default();
-        Ok(Self { task, own: annotations.get(SOCKET_ANNOTATION).map(PathBuf::from) })
-    }
-
-    /// Nobody shall find a socket that nobody serves.
-    fn remove(&self) {
-        for path in [&self.task, &self.own].into_iter().flatten() {
-            std::fs::remove_file(path).ok();
-        }
-    }
 }
 
 /// Listens at `path` for root alone; a socket that a dead shim left is replaced.

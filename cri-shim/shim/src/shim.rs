@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -19,6 +20,7 @@ use crate::process::{Exit, Phase, Process};
 use crate::proto;
 use crate::proto::events::{TaskExit, TaskOom};
 use crate::publisher::Publisher;
+use crate::serve::listen;
 use crate::ttrpc::{Code, Connection, Failure, Incoming};
 
 /// Signal that cannot be caught.
@@ -165,6 +167,8 @@ pub struct Shim {
     idle: AtomicBool,
     /// Until when it stays although it has nothing to do.
     stay: Mutex<Instant>,
+    /// Where keelson-cri reaches it, once a container has named the place.
+    own_socket: Mutex<Option<PathBuf>>,
     containers: Mutex<BTreeMap<String, Slot>>,
     epoll: Epoll,
     watched: Mutex<BTreeMap<u64, Watched>>,
@@ -192,6 +196,7 @@ impl Shim {
             ending: AtomicBool::new(false),
             idle: AtomicBool::new(false),
             stay: Mutex::new(Instant::now() + patience),
+            own_socket: Mutex::default(),
             containers: Mutex::default(),
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             watched: Mutex::default(),
@@ -219,6 +224,21 @@ impl Shim {
     /// Whether somebody announced a container.
     pub fn is_expecting(&self) -> bool {
         Instant::now() < *lock(&self.stay)
+    }
+
+    /// Listens for keelson-cri at `path`, unless the shim does so already.
+    pub fn serve_own(&self, path: &Path) -> std::io::Result<()> {
+        let mut own = lock(&self.own_socket);
+        if own.as_deref() != Some(path) {
+            self.watch(Watched::OwnListener(listen(path)?))?;
+            *own = Some(path.to_owned());
+        }
+        Ok(())
+    }
+
+    /// Where keelson-cri reaches it.
+    pub fn own_socket(&self) -> Option<PathBuf> {
+        lock(&self.own_socket).clone()
     }
 
     /// Whether there are containers or work.

@@ -10,12 +10,15 @@ use cri_shim_core::oci::container::{ContainerSpec, spec};
 use cri_shim_core::record::{ContainerPhase, ContainerRecord};
 use cri_shim_core::users::{self, Identity};
 use cri_shim_core::{names, signal};
+use keelson_shim::protocol::SOCKET_ANNOTATION;
 
 use super::inputs::{self, image_defaults};
 use crate::clock;
+use crate::config::HandlerKind;
 use crate::containerd::containers::NewContainer;
 use crate::containerd::snapshots::GC_ROOT;
 use crate::error::{RuntimeError, chain};
+use crate::exec::OwnShim;
 use crate::handlers::Handler;
 use crate::host::{blocking, rootfs};
 use crate::images::Image;
@@ -186,7 +189,7 @@ impl Runtime {
         let pod = sandbox.record.get();
         let files = self.sandbox_dirs(&sandbox.id).files(host_ipc(&pod.config));
         let cgroup = self.cgroup(pod.cgroup_parent(), &record.id)?.for_runtime;
-        let spec = spec(&ContainerSpec {
+        let mut spec = spec(&ContainerSpec {
             sandbox_id: &sandbox.id,
             sandbox: &pod.config,
             config: &record.config,
@@ -201,6 +204,12 @@ impl Runtime {
             cgroup: &cgroup,
             node: &self.node_for(handler),
         })?;
+        if handler.kind == HandlerKind::Keelson {
+            let socket = OwnShim::socket(&self.paths.state_dir, &sandbox.id).to_string_lossy().into_owned();
+            let mut annotations = spec.annotations().clone().unwrap_or_default();
+            annotations.insert(SOCKET_ANNOTATION.to_owned(), socket);
+            spec.set_annotations(Some(annotations));
+        }
         to_json(&spec)
     }
 }

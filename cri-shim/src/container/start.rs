@@ -7,10 +7,13 @@ use std::time::Duration;
 use cri_shim_api::v1::ContainerEventType;
 use cri_shim_core::exit;
 use cri_shim_core::record::{ContainerPhase, ContainerRecord};
+use keelson_shim::protocol::LOG_SCHEME;
 use tokio::net::unix::pipe;
 
 use crate::clock;
+use crate::config::HandlerKind;
 use crate::error::{RuntimeError, chain};
+use crate::exec::OwnShim;
 use crate::host::blocking;
 use crate::host::fifo::{self, Pipes};
 use crate::host::keeper;
@@ -39,14 +42,13 @@ impl Runtime {
 
     async fn run_task(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), RuntimeError> {
         let record = container.record.get();
-        let pump = match self.open_output(container, &record).await {
-            Ok(pump) => pump,
+        match self.open_output(container, &record).await {
+            Ok(pump) => container.set_pump(pump),
             Err(error) => {
                 self.start_failed(container, &chain(&error)).await?;
                 return Err(error);
             }
-        };
-        container.set_pump(Some(pump));
+        }
         if let Err(error) = self.create_and_start(container, &record).await {
             // A container is not to blame for containerd being away: it can be started later.
             let lost = matches!(&error, RuntimeError::Containerd(error) if error.is_unavailable());
@@ -75,11 +77,19 @@ impl Runtime {
         container: &Container,
         record: &ContainerRecord,
     ) -> Result<(), RuntimeError> {
-        let stdio = fifo::paths(&container.state_dir(&self.paths.state_dir), &record.id, pipes(record));
+        let mut stdio = fifo::paths(&container.state_dir(&self.paths.state_dir), &record.id, pipes(record));
+        let own_shim = self.own_shim(container).is_some();
+        if own_shim {
+            let log = format!("{LOG_SCHEME}{}", record.log_path);
+            stdio.stderr = if stdio.terminal { String::new() } else { log.clone() };
+            stdio.stdout = log;
+        }
         let root = self.client.snapshot_mounts(&record.id).await?;
         let pid = self.client.create_task(&record.id, root, stdio.clone()).await?;
         reached(Step::ContainerTask);
-        keeper::start(&self.paths.keeper, &stdio)?;
+        if !own_shim {
+            keeper::start(&self.paths.keeper, &stdio)?;
+        }
         // On disk before it runs, so that a restart knows that its end must be told.
         container.record.change(|record| record.started(pid, clock::now()));
         self.save(&container.record).await?;
@@ -89,18 +99,34 @@ impl Runtime {
         Ok(())
     }
 
-    /// Makes the pipes and starts reading them.
+    /// Makes the pipes and starts reading them. Our own shim writes the log itself and holds standard input open.
     async fn open_output(
         &self,
         container: &Container,
         record: &ContainerRecord,
-    ) -> Result<LogPump, RuntimeError> {
+    ) -> Result<Option<LogPump>, RuntimeError> {
         let directory = container.state_dir(&self.paths.state_dir);
         let (id, pipes) = (record.id.clone(), pipes(record));
+        if self.own_shim(container).is_some() {
+            if pipes.stdin {
+                blocking(move || fifo::make(&directory, &id, pipes)).await?;
+            }
+            reached(Step::ContainerPipes);
+            return Ok(None);
+        }
         let stdio = blocking(move || fifo::make(&directory, &id, pipes)).await?;
         container.set_stdin(hold_stdin(&stdio.stdin)?);
         reached(Step::ContainerPipes);
-        LogPump::start(&stdio, log_path(record)).await
+        LogPump::start(&stdio, log_path(record)).await.map(Some)
+    }
+
+    /// The shim of the container's pod, when it is ours.
+    pub fn own_shim(&self, container: &Container) -> Option<OwnShim> {
+        let sandbox = self.registry.sandbox(&container.sandbox_id)?;
+        let handler = sandbox.record.with(|record| record.handler.clone());
+        let ours =
+            self.handlers.of_record(&handler).is_ok_and(|handler| handler.kind == HandlerKind::Keelson);
+        ours.then(|| OwnShim::of(&self.paths.state_dir, &container.sandbox_id))
     }
 
     async fn start_failed(

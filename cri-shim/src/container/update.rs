@@ -43,6 +43,9 @@ impl Runtime {
     /// Goes on in a new log file after the old one was renamed.
     pub async fn reopen_log(&self, id: &str) -> Result<(), RuntimeError> {
         let container = self.running_container(id)?;
+        if let Some(shim) = self.own_shim(&container) {
+            return shim.reopen_log(id).await.map_err(|error| RuntimeError::Shim(Box::new(error)));
+        }
         match container.pump() {
             Some(pump) => pump.reopen().await,
             None => container.must_be(ContainerPhase::Exited),
