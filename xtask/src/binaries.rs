@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::cmd::{Cmd, step};
 
 /// Packages whose executables a node runs.
-const PACKAGES: &[&str] = &["keelson-control", "keelson-cri", "keelson-agent", "keelson-cni"];
+const PACKAGES: &[&str] = &["keelson-control", "keelson-cri", "keelson-shim", "keelson-agent", "keelson-cni"];
 
 /// BPF programs first: the agent embeds them. The whole workspace is named, so that cargo chooses the same features
 /// as for the tests and builds nothing twice.

@@ -196,8 +196,14 @@ fn runs_our_program(layout: &Layout, process: &Path) -> bool {
 }
 
 fn names_our_path(layout: &Layout, process: &Path) -> bool {
-    const PROGRAMS: &[&str] =
-        &["containerd", "containerd-shim-runc-v2", "keelson-control", "keelson-cri", "keelson-agent"];
+    const PROGRAMS: &[&str] = &[
+        "containerd",
+        "containerd-shim-runc-v2",
+        "containerd-shim-keelson-v1",
+        "keelson-control",
+        "keelson-cri",
+        "keelson-agent",
+    ];
     let line = fs::read(process.join("cmdline")).unwrap_or_default();
     let args: Vec<&str> =
         line.split(|byte| *byte == 0).filter_map(|arg| std::str::from_utf8(arg).ok()).collect();

@@ -29,7 +29,7 @@ const ALL: &[Tier] = &[Tier::Lint, Tier::Unit, Tier::Root, Tier::E2e];
 
 /// Packages with `tests/root_*.rs`.
 const ROOT_PACKAGES: &[&str] =
-    &["keelson-cri", "cri-shim-runtime", "keelson-cni", "keelson-agent", "ebpf-tests"];
+    &["keelson-cri", "cri-shim-runtime", "keelson-shim", "keelson-cni", "keelson-agent", "ebpf-tests"];
 
 /// Runs the named tiers, or all.
 pub(crate) fn run(repo: &Path, tiers: &[Tier]) -> Result<()> {

@@ -115,6 +115,9 @@ fn make_on(
     }
     .create()
     .map_err(|error| Failure::new(Code::Unknown, format!("OCI runtime create failed: {}", error.chain())))?;
+    for warning in &created.warnings {
+        bundle.say(warning);
+    }
     let runtime = created.container;
     let pid = u32::try_from(runtime.pid).unwrap_or_default();
     if let Err(error) = bundle.keep(&runtime) {
@@ -219,6 +222,8 @@ fn start_init(shim: &Arc<Shim>, container: &Arc<Container>) -> Result<u32, Failu
     match started {
         Ok(()) => Ok(pid),
         Err(error) => {
+            // It ends by itself; who hears of the failure can delete it at once.
+            container.wait_ended(KILL_PATIENCE);
             Err(Failure::new(Code::Unknown, format!("OCI runtime start failed: {}", error.chain())))
         }
     }

@@ -25,10 +25,11 @@ const LOOK: Duration = Duration::from_secs(10);
 /// How long containerd may take for the last events.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 
-/// Serves until nobody needs the shim any more. The listening socket is `listener`; the working directory is the bundle of
-/// the container that it was started for.
+/// Serves until nobody needs the shim any more. The listening socket is `listener`.
 pub fn run(options: &Options, listener: UnixListener) -> io::Result<()> {
     host::memory::economize();
+    // The bundle goes with its container, the shim may stay for others of the pod.
+    std::env::set_current_dir("/")?;
     prctl::set_child_subreaper(true)?;
     let socket = listener.local_addr()?.as_pathname().map(Path::to_owned);
     let events = std::env::var_os("TTRPC_ADDRESS").map(PathBuf::from);

@@ -30,12 +30,22 @@ impl Containerd {
         this
     }
 
-    /// Kills it, its shims and their containers live on, and starts it again.
-    pub fn restart(&mut self) {
+    /// Kills it; its shims and their containers live on.
+    pub fn kill(&mut self) {
         self.child.kill().expect("killed");
         self.child.wait().expect("reaped");
+    }
+
+    /// Starts it again.
+    pub fn start_again(&mut self) {
         self.child = spawn(self.dir());
         self.wait_until_listening();
+    }
+
+    /// Kills it and starts it again.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.start_again();
     }
 
     fn wait_until_listening(&self) {
