@@ -31,6 +31,8 @@ pub fn run(options: &Options, listener: UnixListener) -> io::Result<()> {
     // The bundle goes with its container, the shim may stay for others of the pod.
     std::env::set_current_dir("/")?;
     prctl::set_child_subreaper(true)?;
+    // Not the number of the descriptor that the program was run from.
+    prctl::set_name(c"containerd-shim")?;
     let socket = listener.local_addr()?.as_pathname().map(Path::to_owned);
     let events = std::env::var_os("TTRPC_ADDRESS").map(PathBuf::from);
     let shim = Arc::new(Shim::new(Publisher::new(events, &options.namespace), FIRST_PATIENCE)?);

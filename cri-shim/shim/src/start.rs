@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use cri_shim_runtime::sealed;
 use sha2::{Digest, Sha256};
 
 use crate::bundle::{Bundle, group};
@@ -64,8 +65,11 @@ fn stays(path: &Path) -> bool {
 /// Runs this program as a shim of its own that outlives us, its listening socket as standard input.
 fn spawn(options: &Options, listener: UnixListener) -> io::Result<()> {
     let program = std::env::current_exe()?;
-    let mut command = Command::new(program);
+    // From a mount that no container can write through; a kernel that has none of these runs it as it is.
+    let sealed = sealed::own_program().ok();
+    let mut command = Command::new(sealed.as_ref().map_or_else(|| program.clone(), sealed::path));
     command
+        .arg0(&program)
         .args(["-namespace", &options.namespace, "-id", &options.id, "-address", &options.address])
         .stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)))
         .stdout(Stdio::null())

@@ -3,24 +3,14 @@
 mod support;
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use prost::Message;
-use support::node::{Node, Wanted};
+use support::node::{Node, Wanted, read_fifo};
 use support::{PATIENCE, processes_with, wait_for};
-
-/// Reads a FIFO to its end in a thread.
-fn reader(path: &str) -> tokio::task::JoinHandle<String> {
-    let path = path.to_owned();
-    tokio::task::spawn_blocking(move || {
-        let mut text = Vec::new();
-        File::open(path).expect("opened").read_to_end(&mut text).expect("read");
-        String::from_utf8_lossy(&text).into_owned()
-    })
-}
 
 async fn text(reader: tokio::task::JoinHandle<String>) -> String {
     tokio::time::timeout(PATIENCE, reader).await.expect("in time").expect("read")
@@ -31,7 +21,7 @@ async fn a_container_lives_and_leaves_nothing() {
     let node = Node::start().await;
     let topics = node.topics_until("/tasks/delete").await;
     let (stdout, stderr) = (node.fifo("out"), node.fifo("err"));
-    let (out, err) = (reader(&stdout), reader(&stderr));
+    let (out, err) = (read_fifo(&stdout), read_fifo(&stderr));
     let wanted = Wanted { stdout, stderr, ..Wanted::default() };
     let (id, pid) = node.create("echo out; echo err >&2; exit 3", &wanted).await.expect("created");
     assert_eq!(node.state(&id).await.expect("known").status, 1, "created");
@@ -50,7 +40,7 @@ async fn a_container_lives_and_leaves_nothing() {
 async fn input_ends_when_it_is_closed_and_signals_end_what_runs() {
     let node = Node::start().await;
     let (stdin, stdout) = (node.fifo("in"), node.fifo("out"));
-    let out = reader(&stdout);
+    let out = read_fifo(&stdout);
     let wanted = Wanted { stdin: stdin.clone(), stdout, ..Wanted::default() };
     let (id, _) = node.run("cat; exec sleep 3600", &wanted).await;
     File::options().write(true).open(&stdin).expect("opened").write_all(b"hello").expect("written");
@@ -121,7 +111,7 @@ async fn a_pod_shares_one_shim_and_execs_run_in_its_containers() {
 async fn a_terminal_has_a_size_and_carries_both_ways() {
     let node = Node::start().await;
     let (stdin, stdout) = (node.fifo("in"), node.fifo("out"));
-    let out = reader(&stdout);
+    let out = read_fifo(&stdout);
     let wanted = Wanted { stdin: stdin.clone(), stdout, terminal: true, ..Wanted::default() };
     let (id, _) = node.run("read word; stty size; echo got $word", &wanted).await;
     node.resize(&id, 91, 37).await;

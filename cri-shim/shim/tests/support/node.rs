@@ -42,6 +42,16 @@ pub struct Wanted<'a> {
     pub adapt: Option<fn(&mut Value)>,
 }
 
+/// Reads a FIFO to its end; it has been opened when this returns.
+pub fn read_fifo(path: &str) -> tokio::task::JoinHandle<String> {
+    let mut pipe = tokio::net::unix::pipe::OpenOptions::new().open_receiver(path).expect("opened");
+    tokio::spawn(async move {
+        let mut text = Vec::new();
+        tokio::io::AsyncReadExt::read_to_end(&mut pipe, &mut text).await.expect("read");
+        String::from_utf8_lossy(&text).into_owned()
+    })
+}
+
 fn with<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("containerd-namespace", NAMESPACE.parse().expect("ascii"));
@@ -263,7 +273,7 @@ impl Node {
     /// Runs a command through containerd; gives its output and code.
     pub async fn exec(&self, id: &str, args: &[&str]) -> Result<(String, u32), Status> {
         let exec = format!("e{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        let stdout = self.fifo("exec");
+        let (stdout, stderr) = (self.fifo("exec"), self.fifo("exec"));
         let process = self.process_of(id).await;
         let mut process: Value = process["process"].clone();
         process["args"] = args.into();
@@ -272,6 +282,7 @@ impl Node {
             container_id: id.to_owned(),
             exec_id: exec.clone(),
             stdout: stdout.clone(),
+            stderr: stderr.clone(),
             spec: Some(Any {
                 type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned(),
                 value: process.to_string().into_bytes(),
@@ -279,7 +290,7 @@ impl Node {
             ..api::ExecProcessRequest::default()
         };
         self.tasks().exec(with(request)).await?;
-        let reader = tokio::task::spawn_blocking(move || std::fs::read(stdout));
+        let (reader, _errors) = (read_fifo(&stdout), read_fifo(&stderr));
         let result = async {
             self.start_process(id, &exec).await?;
             let code = self.wait(id, &exec).await;
@@ -295,9 +306,8 @@ impl Node {
                 return Err(status);
             }
         };
-        let output =
-            tokio::time::timeout(PATIENCE, reader).await.expect("in time").expect("joined").expect("read");
-        Ok((String::from_utf8_lossy(&output).into_owned(), code))
+        let output = tokio::time::timeout(PATIENCE, reader).await.expect("in time").expect("read");
+        Ok((output, code))
     }
 
     async fn process_of(&self, id: &str) -> Value {
@@ -312,7 +322,20 @@ impl Node {
         let mut client = EventsClient::new(self.channel.clone());
         let mut request = Request::new(api::SubscribeRequest::default());
         request.metadata_mut().insert("containerd-namespace", NAMESPACE.parse().expect("ascii"));
-        let mut stream = client.subscribe(request).await.expect("subscribed").into_inner();
+        // containerd answers with the first event, so there has to be one.
+        let mut publisher = client.clone();
+        let poke = async {
+            loop {
+                let event = Any { type_url: "containerd.events.TaskOOM".to_owned(), value: Vec::new() };
+                let request = api::PublishRequest { topic: "/test/begin".to_owned(), event: Some(event) };
+                publisher.publish(with(request)).await.expect("published");
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        let mut stream = tokio::select! {
+            subscribed = client.subscribe(request) => subscribed.expect("subscribed").into_inner(),
+            () = poke => unreachable!("it goes on until the stream has begun"),
+        };
         tokio::spawn(async move {
             let mut topics = Vec::new();
             while let Ok(Ok(Some(event))) = tokio::time::timeout(PATIENCE, stream.message()).await {
@@ -339,19 +362,23 @@ impl Node {
         shims
     }
 
-    /// Directories of the containers' cgroups that exist, in every hierarchy.
-    pub fn cgroups(&self) -> Vec<PathBuf> {
+    /// The test's cgroup in every hierarchy that has it.
+    fn cgroup_roots(&self) -> Vec<PathBuf> {
         let name = self.cgroup.trim_start_matches('/');
         let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];
         roots.extend(
             std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path()),
         );
-        let pods = roots.into_iter().map(|root| root.join(name)).filter(|path| path.is_dir());
-        pods.flat_map(|pod| {
-            let children = std::fs::read_dir(pod).into_iter().flatten().flatten().map(|entry| entry.path());
-            children.filter(|path| path.is_dir()).collect::<Vec<_>>()
-        })
-        .collect()
+        roots.into_iter().map(|root| root.join(name)).filter(|path| path.is_dir()).collect()
+    }
+
+    /// Directories of the containers' cgroups that exist, in every hierarchy.
+    pub fn cgroups(&self) -> Vec<PathBuf> {
+        let children = |pod: PathBuf| {
+            let entries = std::fs::read_dir(pod).into_iter().flatten().flatten().map(|entry| entry.path());
+            entries.filter(|path| path.is_dir()).collect::<Vec<_>>()
+        };
+        self.cgroup_roots().into_iter().flat_map(children).collect()
     }
 
     /// Nothing of any container is left.
@@ -382,10 +409,10 @@ impl Drop for Node {
         while !self.cgroups().is_empty() && begun.elapsed() < std::time::Duration::from_secs(5) {
             for cgroup in self.cgroups() {
                 std::fs::remove_dir(&cgroup).ok();
-                if let Some(parent) = cgroup.parent() {
-                    std::fs::remove_dir(parent).ok();
-                }
             }
+        }
+        for root in self.cgroup_roots() {
+            std::fs::remove_dir(root).ok();
         }
     }
 }
