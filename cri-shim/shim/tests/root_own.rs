@@ -134,7 +134,7 @@ fn confinement(text: &str) -> BTreeMap<String, Vec<String>> {
     let mut part = String::new();
     for line in text.lines() {
         if let Some(name) = line.strip_prefix("=== ") {
-            part = name.to_owned();
+            name.clone_into(&mut part);
             parts.insert(part.clone(), Vec::new());
         } else if part != "status" || !OWN.iter().any(|own| line.starts_with(own)) {
             // Dates of links are theirs, targets are ours.
