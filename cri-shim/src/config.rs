@@ -6,6 +6,9 @@ use anyhow::Context;
 use cri_shim_core::cgroup::Driver;
 use serde::Deserialize;
 
+use crate::containerd::snapshots::SNAPSHOTTER;
+use crate::images;
+
 /// What `keelson-cri` is started with.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -33,6 +36,9 @@ pub struct Config {
     /// Only `builtin`: the pause program comes inside this executable.
     #[serde(default)]
     pub pause_image: PauseImage,
+    /// How images are pulled and unpacked.
+    #[serde(default)]
+    pub images: images::Settings,
     /// Who makes cgroups; the kubelet asks for it and does the same.
     #[serde(default)]
     pub cgroup_driver: CgroupDriver,
@@ -141,6 +147,15 @@ impl Config {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read configuration {}", path.display()))?;
         Self::parse(&text).with_context(|| format!("invalid configuration {}", path.display()))
+    }
+
+    /// Where the image service finds and keeps things.
+    pub fn image_places(&self) -> images::Places {
+        images::Places {
+            registry_config_dir: self.registry_config_dir.clone(),
+            state_dir: self.state_dir.clone(),
+            snapshotter: SNAPSHOTTER.to_owned(),
+        }
     }
 
     fn parse(text: &str) -> anyhow::Result<Self> {

@@ -1,13 +1,13 @@
 //! `keelson-cri`: reads its configuration, installs tracing, serves until a signal; or imports images for one that serves.
 
 use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use keelson_cri::containerd::Client;
-use keelson_cri::containerd::snapshots::SNAPSHOTTER;
 use keelson_cri::images::ImageStore;
+use keelson_cri::images::auth::Credentials;
 use keelson_cri::{config, serve};
 
 /// CRI v1 server on containerd.
@@ -34,6 +34,21 @@ enum ImageCommand {
     Import {
         /// The archive, which may be compressed with gzip or zstd.
         file: PathBuf,
+    },
+    /// Pulls an image, as a CRI client would ask for it.
+    Pull {
+        /// The image's reference.
+        reference: String,
+        /// `USER:PASSWORD` for the registry.
+        #[arg(long)]
+        creds: Option<String>,
+    },
+    /// Lists the images: id, size in bytes, names.
+    List,
+    /// Removes an image with all its names. One that is not there is fine.
+    Remove {
+        /// A reference or an id.
+        image: String,
     },
 }
 
@@ -70,17 +85,42 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .build()?;
     match &arguments.command {
         None => runtime.block_on(serve::serve(config)),
-        Some(Command::Image(ImageCommand::Import { file })) => runtime.block_on(import(&config, file)),
+        Some(Command::Image(command)) => runtime.block_on(image(&config, command)),
     }
 }
 
-async fn import(config: &config::Config, file: &Path) -> anyhow::Result<()> {
+async fn image(config: &config::Config, command: &ImageCommand) -> anyhow::Result<()> {
     let client = Client::new(&config.containerd_socket, &config.containerd_namespace)?;
     client.ensure_namespace().await?;
-    let images = ImageStore::new(client, config.registry_config_dir.clone(), SNAPSHOTTER);
-    for image in images.import(file).await? {
-        let names = image.repo_tags.join(" ");
-        writeln!(std::io::stdout().lock(), "{} {names}", image.id)?;
+    let images = ImageStore::new(client, config.image_places(), config.images.clone());
+    match command {
+        ImageCommand::Import { file } => {
+            for image in images.import(file).await? {
+                print(&format!("{} {}", image.id, image.repo_tags.join(" ")))?;
+            }
+        }
+        ImageCommand::Pull { reference, creds } => {
+            let credentials = creds.as_deref().map(|pair| {
+                let (username, password) = pair.split_once(':').unwrap_or((pair, ""));
+                Credentials {
+                    username: username.to_owned(),
+                    password: password.to_owned(),
+                    ..Credentials::default()
+                }
+            });
+            print(&images.pull(reference, credentials).await?.id)?;
+        }
+        ImageCommand::List => {
+            for image in images.list().await? {
+                let names = [image.repo_tags.clone(), image.repo_digests.clone()].concat().join(" ");
+                print(&format!("{} {} {names}", image.id, image.size()))?;
+            }
+        }
+        ImageCommand::Remove { image } => images.remove(image).await?,
     }
     Ok(())
+}
+
+fn print(line: &str) -> std::io::Result<()> {
+    writeln!(std::io::stdout().lock(), "{line}")
 }

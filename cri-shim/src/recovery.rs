@@ -259,6 +259,7 @@ impl Runtime {
                 self.client.remove_snapshot(&snapshot.name).await?;
             }
         }
+        self.images.retain_mounts(|owner| known.contains(owner)).await?;
         self.remove_orphaned_files(known).await?;
         let attached =
             sandboxes.iter().filter(|sandbox| sandbox.record.with(|record| !record.network.is_empty()));

@@ -18,7 +18,6 @@ use tokio_util::sync::CancellationToken;
 use crate::attach::Attached;
 use crate::config::Config;
 use crate::containerd::Client;
-use crate::containerd::snapshots::SNAPSHOTTER;
 use crate::exec::{Executor, Streamer};
 use crate::images::{self, ImageStore};
 use crate::recovery;
@@ -44,7 +43,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     // Bound first: a second server on the same socket must not touch anything.
     let listener = listen(&config.listen).await?;
     let client = Client::new(&config.containerd_socket, &config.containerd_namespace)?;
-    let images = ImageStore::new(client.clone(), config.registry_config_dir.clone(), SNAPSHOTTER);
+    let images = ImageStore::new(client.clone(), config.image_places(), config.images.clone());
     let executor = Executor::new(client.clone(), &config.state_dir);
     let runtime = Runtime::open(&config, client, images.clone(), cancel.clone()).await?;
     let streamer = Arc::new(Streamer::new(executor.clone(), Arc::new(Attached(Arc::clone(&runtime)))));
@@ -54,6 +53,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on streaming address {address}"))?;
     tokio::spawn(streaming.serve(cancel.clone()));
     let supervisor = tokio::spawn(recovery::supervise(Arc::clone(&runtime), cancel.clone()));
+    tokio::spawn(sweep_images(Arc::clone(&runtime), images.clone(), config.images.progress_deadline()));
     tokio::spawn(end_old_execs(Arc::clone(&runtime), executor.clone()));
 
     tracing::info!(socket = %config.listen.display(), "serving CRI v1");
@@ -77,6 +77,19 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     cancel.cancel();
     supervisor.await.context("the supervisor of containerd failed")?;
     Ok(())
+}
+
+/// What pulls of an earlier server began; the kubelet has had time to ask for them again, and they went on from there.
+async fn sweep_images(runtime: Arc<Runtime>, images: ImageStore, patience: Duration) {
+    if runtime.recovered().await.is_ok() {
+        tokio::time::sleep(patience).await;
+        if let Err(error) = images.sweep().await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "leases of dead pulls stay until they expire"
+            );
+        }
+    }
 }
 
 /// Processes that an earlier server ran for clients that are gone; containerd must be there to end them.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use keelson_cri::containerd::Client;
 use keelson_cri::images::auth::Credentials;
 use keelson_cri::images::usage::Meter;
-use keelson_cri::images::{Image, ImageStore, service, session::Session, unpack};
+use keelson_cri::images::{Image, ImageStore, Places, Settings, service, session::Session, unpack};
 use support::containerd::Containerd;
 use support::registry::{Registry, digest, gzip, layer};
 use tonic::Code;
@@ -31,7 +31,7 @@ impl Fixture {
         std::fs::write(certs.join("docker.io/hosts.toml"), hosts).expect("written");
         let client = Client::new(&containerd.socket(), "keelson").expect("a client");
         client.ensure_namespace().await.expect("a namespace");
-        let store = ImageStore::new(client.clone(), certs, "overlayfs");
+        let store = ImageStore::new(client.clone(), places(&containerd), Settings::default());
         Self { containerd, registry, client, store }
     }
 
@@ -48,6 +48,14 @@ impl Fixture {
         let mut names: Vec<_> = files.map(|file| PathBuf::from(file.file_name())).collect();
         names.sort();
         names
+    }
+}
+
+fn places(containerd: &Containerd) -> Places {
+    Places {
+        registry_config_dir: containerd.dir().join("certs.d"),
+        state_dir: containerd.dir().join("cri"),
+        snapshotter: "overlayfs".to_owned(),
     }
 }
 
@@ -109,7 +117,7 @@ async fn a_pull_is_joined_resumed_and_complete() {
     assert_eq!(registry.requests().len(), before + 1, "only the tag is looked up again");
 
     // What was forgotten in memory is found again in containerd.
-    let anew = ImageStore::new(fixture.client.clone(), fixture.containerd.dir().join("certs.d"), "overlayfs");
+    let anew = ImageStore::new(fixture.client.clone(), places(&fixture.containerd), Settings::default());
     let found = anew.resolve("demo:1").await.expect("found");
     assert_eq!(
         (names(&found), found.chain_id(), found.size()),
@@ -214,4 +222,40 @@ async fn archives_are_imported_as_if_pulled() {
     std::fs::write(&file, layer(&[("readme", b"no image", 0o644)])).expect("written");
     let error = fixture.store.import(&file).await.expect_err("refused");
     assert!(error.to_string().contains("image.tar.gz is no image archive"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_mounted_read_only_for_its_user_only() {
+    let fixture = Fixture::start().await;
+    let store = &fixture.store;
+    fixture.registry.push("library/demo", "1", &layers(), config(), false);
+    fixture.registry.push("library/one", "1", &layers()[1..], config(), false);
+    let image = store.pull("demo:1", None).await.expect("pulled");
+    let path = store.mount_readonly(&image, "c1/0").await.expect("mounted");
+    assert_eq!(store.mount_readonly(&image, "c1/0").await.expect("again"), path);
+    assert_eq!(std::fs::read(path.join("etc/first")).expect("read"), b"1");
+    assert_eq!(std::fs::read(path.join("etc/second")).expect("read"), b"2");
+    let refused = std::fs::write(path.join("etc/first"), "x").expect_err("read-only");
+    assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    store.remove("demo:1").await.expect("the image may go");
+    assert_eq!(std::fs::read(path.join("etc/first")).expect("kept by the mount"), b"1");
+
+    // A single layer is a bind mount instead of an overlay.
+    let one = store.pull("one:1", None).await.expect("pulled");
+    let second = store.mount_readonly(&one, "c2/0").await.expect("mounted");
+    std::fs::write(second.join("new"), "x").expect_err("read-only");
+    assert_eq!(std::fs::read(second.join("etc/second")).expect("read"), b"2");
+
+    // After a crash: one user is known, one is not, and one mount was recorded only.
+    let half = path.parent().and_then(std::path::Path::parent).expect("a parent").join("half");
+    std::fs::create_dir_all(half.join("fs")).expect("made");
+    let anew = ImageStore::new(fixture.client.clone(), places(&fixture.containerd), Settings::default());
+    anew.retain_mounts(|owner| owner == "c1").await.expect("swept");
+    assert!(path.join("etc/first").exists() && !second.exists() && !half.exists());
+    anew.unmount_all("c1").await.expect("unmounted");
+    anew.unmount("c1/0").await.expect("again is fine");
+    assert!(!path.exists());
+    anew.remove("one:1").await.expect("removed");
+    let meter = Meter::new(Session::new(fixture.client.clone()), "overlayfs");
+    assert_eq!(meter.usage().await.expect("measured").bytes, 0, "the views are gone too");
 }

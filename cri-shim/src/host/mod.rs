@@ -13,6 +13,7 @@ pub mod pause;
 pub mod process;
 pub mod rootfs;
 pub mod shims;
+pub mod snapshot;
 
 use crate::error::RuntimeError;
 

@@ -11,6 +11,7 @@ use std::path::{Component, Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::decode::{self, Compression, compression};
 use super::digest;
 
 /// Most bytes of one document, and of all.
@@ -48,15 +49,6 @@ pub struct Entry {
     pub compression: Option<Compression>,
     /// Its content, where it looks like a JSON document.
     pub document: Option<Vec<u8>>,
-}
-
-/// A compression that layers come in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Compression {
-    /// RFC 1952.
-    Gzip,
-    /// RFC 8878.
-    Zstd,
 }
 
 /// What is in an archive, by normalised path. Links are resolved.
@@ -120,15 +112,7 @@ pub fn stream(
 }
 
 fn open(path: &Path) -> io::Result<Box<dyn Read>> {
-    let mut file = BufReader::with_capacity(256 * 1024, File::open(path)?);
-    let mut magic = [0; 4];
-    let length = read_up_to(&mut file, &mut magic)?;
-    let whole = io::Cursor::new(magic).take(length as u64).chain(file);
-    Ok(match compression(&magic[..length]) {
-        Some(Compression::Gzip) => Box::new(flate2::read::MultiGzDecoder::new(whole)),
-        Some(Compression::Zstd) => Box::new(zstd::stream::read::Decoder::new(whole)?),
-        None => Box::new(whole),
-    })
+    decode::decode(BufReader::with_capacity(256 * 1024, File::open(path)?))
 }
 
 fn measure(reader: &mut impl Read) -> io::Result<Entry> {
@@ -170,14 +154,6 @@ pub fn read_up_to(reader: &mut (impl Read + ?Sized), buffer: &mut [u8]) -> io::R
         }
     }
     Ok(filled)
-}
-
-fn compression(start: &[u8]) -> Option<Compression> {
-    match start {
-        [0x1f, 0x8b, ..] => Some(Compression::Gzip),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Compression::Zstd),
-        _ => None,
-    }
 }
 
 fn entry_name<R: Read>(entry: &tar::Entry<'_, R>) -> io::Result<String> {

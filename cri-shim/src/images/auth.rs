@@ -65,6 +65,19 @@ pub enum AuthError {
     NoToken(String),
 }
 
+impl AuthError {
+    /// The token server may well answer a little later.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable { source, .. } => !source.is_connect() && !source.is_builder(),
+            Self::Refused { status, .. } => {
+                status.is_server_error() || *status == http::StatusCode::TOO_MANY_REQUESTS
+            }
+            _ => false,
+        }
+    }
+}
+
 /// One parsed `WWW-Authenticate` challenge.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Challenge {

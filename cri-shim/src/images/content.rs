@@ -1,7 +1,7 @@
 //! containerd's content store: read small blobs, stream large ones in, label them.
 //!
 //! Input: digests and bytes. Output: blobs stored under their digest, which containerd verifies at commit. At most
-//! [`CHUNK`] bytes of a blob are in memory at a time.
+//! [`IN_FLIGHT`] messages of [`CHUNK`] bytes of a blob are under way at a time.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,14 +15,21 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
+use super::feed::Feed;
+use super::pull::PullError;
 use super::registry::MAX_DOCUMENT;
 use super::session::{CALL_DEADLINE, CallError, Session, allow, call, failed};
 
 /// Bytes sent to containerd in one message.
-pub const CHUNK: usize = 256 * 1024;
+pub const CHUNK: usize = 512 * 1024;
+
+/// Messages of a blob that containerd has not answered yet.
+const IN_FLIGHT: u32 = 3;
 
 /// How long containerd may take to store one chunk.
 const CHUNK_DEADLINE: Duration = Duration::from_secs(60);
+
+const WRITE: &str = "write content";
 
 /// How long containerd may take to hash and move a finished blob.
 const COMMIT_DEADLINE: Duration = Duration::from_secs(300);
@@ -45,6 +52,23 @@ pub async fn read(session: &Session, digest: &str) -> Result<Vec<u8>, CallError>
         }
     }
     Ok(bytes)
+}
+
+/// Reads a stored layer into a thread that unpacks it.
+pub async fn read_into(session: &Session, digest: &str, feed: &mut Feed) -> Result<(), PullError> {
+    const STEP: &str = "read content";
+    let message = ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 };
+    let mut client = ContentClient::new(session.channel());
+    // No deadline for the whole, which takes as long as unpacking does.
+    let opened = within(CALL_DEADLINE, client.read(session.streaming(message))).await;
+    let mut stream = opened.map_err(|status| failed(STEP, digest, status))?.into_inner();
+    loop {
+        let part = within(CHUNK_DEADLINE, stream.message()).await;
+        match part.map_err(|status| failed(STEP, digest, status))? {
+            Some(part) => feed.give(part.data.into()).await?,
+            None => return Ok(()),
+        }
+    }
 }
 
 /// Sets labels of a stored blob and keeps its others.
@@ -70,7 +94,7 @@ pub async fn store(
 ) -> Result<(), CallError> {
     if let Some(mut writer) = Writer::open_empty(session, digest, bytes.len() as u64, &labels).await? {
         for part in bytes.chunks(CHUNK) {
-            writer.write(part.to_vec()).await?;
+            writer.write(part).await?;
         }
         writer.commit(labels.clone()).await?;
     }
@@ -82,7 +106,9 @@ pub struct Writer {
     session: Session,
     digest: String,
     total: u64,
+    /// Bytes sent; containerd has them all once nothing is in flight.
     offset: u64,
+    in_flight: u32,
     requests: mpsc::Sender<WriteContentRequest>,
     answers: Streaming<WriteContentResponse>,
 }
@@ -145,31 +171,64 @@ impl Writer {
             digest: digest.to_owned(),
             total,
             offset: unsigned(first.offset),
+            in_flight: 0,
             requests,
             answers,
         })
     }
 
-    /// How many bytes are stored.
+    /// How many bytes were given.
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// Appends `data`.
-    pub async fn write(&mut self, data: Vec<u8>) -> Result<(), CallError> {
+    /// Appends `data`. An error of it may come with a later piece or with [`Writer::settle`].
+    pub async fn write(&mut self, data: impl Into<Vec<u8>>) -> Result<(), CallError> {
+        while self.in_flight >= IN_FLIGHT {
+            self.answer().await?;
+        }
+        let data: Vec<u8> = data.into();
+        let length = data.len() as u64;
         let message = WriteContentRequest {
             action: WriteAction::Write.into(),
             offset: signed(self.offset),
             data,
             ..WriteContentRequest::default()
         };
-        let answer = self.exchange("write content", message, CHUNK_DEADLINE).await?;
-        self.offset = unsigned(answer.offset);
+        let sent = within(CHUNK_DEADLINE, async { Ok(self.requests.send(message).await.is_ok()) }).await;
+        self.in_flight += 1;
+        self.offset += length;
+        if !sent.map_err(|status| failed(WRITE, &self.digest, status))? {
+            // A closed stream says why in its next answer.
+            return self.settle().await;
+        }
+        Ok(())
+    }
+
+    /// Waits until containerd has all that was given.
+    pub async fn settle(&mut self) -> Result<(), CallError> {
+        while self.in_flight > 0 {
+            self.answer().await?;
+        }
+        Ok(())
+    }
+
+    async fn answer(&mut self) -> Result<(), CallError> {
+        let next =
+            async { self.answers.message().await?.ok_or_else(|| Status::internal("the write stream ended")) };
+        let answer =
+            within(CHUNK_DEADLINE, next).await.map_err(|status| failed(WRITE, &self.digest, status))?;
+        self.in_flight -= 1;
+        if self.in_flight == 0 && unsigned(answer.offset) != self.offset {
+            let status = Status::data_loss(format!("it stored {} of {} bytes", answer.offset, self.offset));
+            return Err(failed(WRITE, &self.digest, status));
+        }
         Ok(())
     }
 
     /// Ends the blob; containerd checks length and digest.
     pub async fn commit(mut self, labels: BTreeMap<String, String>) -> Result<(), CallError> {
+        self.settle().await?;
         let message = WriteContentRequest {
             action: WriteAction::Commit.into(),
             offset: signed(self.offset),

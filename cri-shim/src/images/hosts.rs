@@ -53,6 +53,14 @@ pub enum HostsError {
         #[source]
         source: Box<toml::de::Error>,
     },
+    /// A client certificate without its key, or the other way round.
+    #[error("{} needs {} beside it", path.display(), missing.display())]
+    Unpaired {
+        /// The file there is.
+        path: PathBuf,
+        /// The file there is not.
+        missing: PathBuf,
+    },
     /// A host is no URL.
     #[error("{path}: {url:?} is not an http or https URL of a host")]
     Url {
@@ -73,8 +81,8 @@ pub fn load(config_dir: &Path, registry: &str) -> Result<Vec<Host>, HostsError> 
             Err(source) => return Err(HostsError::Read { path, source }),
         }
         if directory.is_dir() {
-            let ca_files = docker_style_cas(&directory)?;
-            return Ok(vec![Host { ca_files, ..own_server(registry) }]);
+            let (ca_files, client_files) = docker_style(&directory)?;
+            return Ok(vec![Host { ca_files, client_files, ..own_server(registry) }]);
         }
     }
     Ok(vec![own_server(registry)])
@@ -135,7 +143,8 @@ fn candidates(config_dir: &Path, registry: &str) -> Vec<PathBuf> {
     names.into_iter().map(|name| config_dir.join(name)).collect()
 }
 
-fn parse(text: &str, path: &Path, registry: &str) -> Result<Vec<Host>, HostsError> {
+/// Reads the text of a `hosts.toml` at `path`, for `registry`.
+pub fn parse(text: &str, path: &Path, registry: &str) -> Result<Vec<Host>, HostsError> {
     let wrong = |source| HostsError::Parse { path: path.to_owned(), source: Box::new(source) };
     let file: File = toml::from_str(text).map_err(wrong)?;
     let mut hosts = Vec::new();
@@ -228,18 +237,31 @@ fn scheme_of(host: &str) -> &'static str {
     if loopback || name == "localhost" { "http" } else { "https" }
 }
 
-/// Docker's older layout: every `*.crt` of the directory is a certificate authority.
-fn docker_style_cas(directory: &Path) -> Result<Vec<PathBuf>, HostsError> {
+/// Certificate authorities and the client's certificate with its key.
+type Certificates = (Vec<PathBuf>, Option<(PathBuf, Option<PathBuf>)>);
+
+/// Docker's older layout: every `*.crt` is a certificate authority, a `*.cert` with its `*.key` the client's certificate.
+fn docker_style(directory: &Path) -> Result<Certificates, HostsError> {
     let failed = |source| HostsError::Read { path: directory.to_owned(), source };
     let mut files = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        if path.extension().is_some_and(|extension| extension == "crt") {
-            files.push(path);
-        }
+        files.push(entry.map_err(failed)?.path());
     }
     files.sort();
-    Ok(files)
+    let of = |kind: &'static str| {
+        files.iter().filter(move |path| path.extension().is_some_and(|one| one == kind)).cloned()
+    };
+    let mut client = None;
+    for (certificate, other) in
+        of("cert").map(|path| (path.clone(), "key")).chain(of("key").map(|path| (path.clone(), "cert")))
+    {
+        let pair = certificate.with_extension(other);
+        if !files.contains(&pair) {
+            return Err(HostsError::Unpaired { path: certificate, missing: pair });
+        }
+        client = client.or(Some((certificate, Some(pair))));
+    }
+    Ok((of("crt").collect(), client))
 }
 
 #[cfg(test)]
@@ -310,6 +332,23 @@ mod tests {
         }
         assert_eq!(load(dir.path(), "r.example:5000").expect("loaded")[0].origin, "https://one");
         assert_eq!(load(dir.path(), "else.example").expect("loaded")[0].origin, "https://two");
+    }
+
+    #[test]
+    fn dockers_files_are_taken_in_pairs() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let registry = dir.path().join("r.example");
+        std::fs::create_dir(&registry).expect("made");
+        for name in ["b.crt", "a.crt", "client.cert", "client.key", "readme.txt"] {
+            std::fs::write(registry.join(name), "").expect("written");
+        }
+        let hosts = load(dir.path(), "r.example").expect("loaded");
+        assert_eq!(hosts[0].ca_files, [registry.join("a.crt"), registry.join("b.crt")]);
+        let pair = (registry.join("client.cert"), Some(registry.join("client.key")));
+        assert_eq!(hosts[0].client_files, Some(pair));
+        std::fs::remove_file(registry.join("client.key")).expect("removed");
+        let error = load(dir.path(), "r.example").expect_err("refused").to_string();
+        assert!(error.contains("client.cert") && error.contains("client.key"), "{error}");
     }
 
     #[test]

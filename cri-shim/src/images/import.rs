@@ -12,16 +12,18 @@ use containerd_client::types;
 use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest, MediaType};
 use serde::Deserialize;
 use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
 
-use super::archive::{self, ArchiveError, Compression, Survey, read_up_to};
+use super::archive::{self, ArchiveError, Survey, read_up_to};
 use super::content::{self, CHUNK, Writer};
+use super::decode::Compression;
 use super::digest;
 use super::manifest::{self, ManifestError, Parsed};
+use super::pull::{PullError, Shared};
 use super::records::{self, Details};
 use super::reference::Reference;
 use super::session::{CallError, Session};
 use super::store::{Image, ImageError, ImageStore};
-use super::unpack::UnpackError;
 
 /// The annotations that name an image of an OCI layout, best first.
 const NAME_ANNOTATIONS: [&str; 2] = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
@@ -55,7 +57,7 @@ pub enum ImportError {
     Containerd(#[from] CallError),
     /// A layer cannot be unpacked.
     #[error("failed to unpack")]
-    Unpack(#[from] UnpackError),
+    Unpack(#[from] PullError),
     /// The image is not there after all.
     #[error("the imported image cannot be read back")]
     Image(#[from] ImageError),
@@ -81,45 +83,46 @@ impl ImageStore {
         let owned = path.to_owned();
         let survey = Arc::new(tokio::task::spawn_blocking(move || archive::survey(&owned)).await??);
         let planned = plan(path, &survey, self.snapshotter())?;
-        let session = self.session().leased().await?;
-        let result = self.carry_out(&session, path, survey, &planned).await;
-        session.release().await;
-        result?;
+        let work = super::pull::leased(self.shared(), async |shared: &Shared, threads: &TaskTracker| {
+            carry_out(shared, threads, path, survey, &planned).await
+        });
+        Box::pin(work).await?;
         let mut images = Vec::new();
         for one in planned {
             images.push(self.resolve(&one.details.id).await?);
         }
         Ok(images)
     }
+}
 
-    async fn carry_out(
-        &self,
-        session: &Session,
-        path: &Path,
-        survey: Arc<Survey>,
-        planned: &[Planned],
-    ) -> Result<(), ImportError> {
-        let mut layers = BTreeMap::new();
-        for details in planned.iter().map(|one| &one.details) {
-            for (layer, diff_id) in details.manifest.layers().iter().zip(details.config.rootfs().diff_ids()) {
-                layers.insert(layer.digest().to_string(), (layer.size(), diff_id.clone()));
-            }
+async fn carry_out(
+    shared: &Shared,
+    threads: &TaskTracker,
+    path: &Path,
+    survey: Arc<Survey>,
+    planned: &[Planned],
+) -> Result<(), ImportError> {
+    let session = &shared.session;
+    let mut layers = BTreeMap::new();
+    for details in planned.iter().map(|one| &one.details) {
+        for (layer, diff_id) in details.manifest.layers().iter().zip(details.config.rootfs().diff_ids()) {
+            layers.insert(layer.digest().to_string(), (layer.size(), diff_id.clone()));
         }
-        store_layers(session, path, survey, layers).await?;
-        for one in planned {
-            for (digest, (bytes, labels)) in &one.documents {
-                content::store(session, digest, bytes.clone(), labels.clone()).await?;
-            }
-            self.unpack_all(session, &one.details).await?;
-            let (id, target) = (&one.details.id, &one.target);
-            for name in &one.names {
-                super::pull::record(session, name, id, target.clone()).await?;
-            }
-            // Also an image without a name is kept, under its id.
-            records::put(session, id, target.clone(), false).await?;
-        }
-        Ok(())
     }
+    store_layers(session, path, survey, layers).await?;
+    for one in planned {
+        for (digest, (bytes, labels)) in &one.documents {
+            content::store(session, digest, bytes.clone(), labels.clone()).await?;
+        }
+        super::layers::unpack_stored(shared, &one.details, threads).await?;
+        let (id, target) = (&one.details.id, &one.target);
+        for name in &one.names {
+            super::pull::record(session, name, id, target.clone()).await?;
+        }
+        // Also an image without a name is kept, under its id.
+        records::put(session, id, target.clone(), false).await?;
+    }
+    Ok(())
 }
 
 /// Pieces of the archive's layers on their way to containerd.

@@ -60,6 +60,29 @@ pub enum ManifestError {
     /// More layers than overlayfs takes.
     #[error("the manifest has {0} layers, more than the {MAX_LAYERS} that can be mounted")]
     TooManyLayers(usize),
+    /// A layer that is fetched from elsewhere, as those of Windows were.
+    #[error("layer {0} is foreign (not distributable by this registry), which is not supported")]
+    Foreign(String),
+    /// A layer that is no tar archive.
+    #[error("layer {digest} is of type {kind:?}, which is no layer of a container image")]
+    LayerKind {
+        /// The layer.
+        digest: String,
+        /// Its media type.
+        kind: String,
+    },
+    /// A document is longer or shorter than the one that leads to it says.
+    #[error("the {what} {digest} has {got} bytes, not the promised {wanted}")]
+    Size {
+        /// What it is.
+        what: &'static str,
+        /// Which one.
+        digest: String,
+        /// The promise.
+        wanted: u64,
+        /// The truth.
+        got: usize,
+    },
     /// A digest of an algorithm that is not checked.
     #[error("unsupported digest {0}: only sha256 is")]
     Digest(String),
@@ -92,6 +115,9 @@ pub fn parse(bytes: &[u8], media_type: &str, digest: &str) -> Result<Parsed, Man
     let all = manifest.layers().iter().chain([manifest.config()]);
     for descriptor in all {
         check_digest(descriptor)?;
+    }
+    for layer in manifest.layers() {
+        check_layer(layer)?;
     }
     match manifest.layers().len() {
         count if count > MAX_LAYERS => Err(ManifestError::TooManyLayers(count)),
@@ -153,6 +179,26 @@ pub fn chain_ids(diff_ids: &[String]) -> Vec<String> {
         chain.push(next);
     }
     chain
+}
+
+/// Compares a document's length with its descriptor's.
+pub fn check_size(what: &'static str, descriptor: &Descriptor, got: usize) -> Result<(), ManifestError> {
+    let (wanted, digest) = (descriptor.size(), descriptor.digest().to_string());
+    if wanted == got as u64 { Ok(()) } else { Err(ManifestError::Size { what, digest, wanted, got }) }
+}
+
+fn check_layer(layer: &Descriptor) -> Result<(), ManifestError> {
+    let (kind, digest) = (layer.media_type().to_string(), layer.digest().to_string());
+    if kind.contains(".foreign.") || kind.contains(".nondistributable.") {
+        return Err(ManifestError::Foreign(digest));
+    }
+    let compressions = ["", "+gzip", "+zstd", ".gzip", ".zstd"];
+    let tar = ["application/vnd.oci.image.layer.v1.tar", "application/vnd.docker.image.rootfs.diff.tar"];
+    let rest = tar.iter().find_map(|tar| kind.strip_prefix(tar));
+    if rest.is_some_and(|rest| compressions.contains(&rest)) {
+        return Ok(());
+    }
+    Err(ManifestError::LayerKind { digest, kind })
 }
 
 fn check_digest(descriptor: &Descriptor) -> Result<(), ManifestError> {
@@ -224,7 +270,7 @@ mod tests {
         let manifest = serde_json::json!({
             "schemaVersion": 2,
             "config": {"mediaType": "x/y", "size": 2, "digest": digest('a')},
-            "layers": [{"mediaType": "x/y", "size": 2, "digest": digest('b')}],
+            "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "size": 2, "digest": digest('b')}],
         });
         let Ok(Parsed::Manifest(manifest)) = parse(manifest.to_string().as_bytes(), "", "d") else {
             panic!("manifest")
@@ -232,6 +278,33 @@ mod tests {
         let config = br#"{"os":"linux","architecture":"amd64","rootfs":{"type":"layers","diff_ids":[]}}"#;
         let error = parse_config(config, &manifest).expect_err("layers differ");
         assert!(matches!(error, ManifestError::LayerCount { layers: 1, diff_ids: 0 }));
+    }
+
+    #[test]
+    fn layers_that_are_none_are_named() {
+        let kinds = [
+            ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "foreign"),
+            ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", "foreign"),
+            ("application/vnd.cncf.helm.chart.content.v1.tar+gzip", "no layer of a container image"),
+            ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "no layer of a container image"),
+        ];
+        for (kind, wanted) in kinds {
+            let manifest = serde_json::json!({
+                "schemaVersion": 2,
+                "config": {"mediaType": "x/y", "size": 2, "digest": digest('a')},
+                "layers": [{"mediaType": kind, "size": 2, "digest": digest('b')}],
+            });
+            let error = parse(manifest.to_string().as_bytes(), "", "d").expect_err(kind).to_string();
+            assert!(error.contains(wanted) && error.contains(&digest('b')), "{error}");
+        }
+    }
+
+    #[test]
+    fn deep_documents_are_refused_and_not_followed() {
+        let deep = "[".repeat(100_000);
+        assert!(matches!(parse(deep.as_bytes(), "", "d"), Err(ManifestError::Parse { .. })));
+        let deep = [r#"{"manifests":"#, &deep].concat();
+        assert!(matches!(parse(deep.as_bytes(), "", "d"), Err(ManifestError::Parse { .. })));
     }
 
     #[test]

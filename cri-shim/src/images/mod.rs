@@ -5,25 +5,35 @@
 //!
 //! In reading order: [`store`] (what there is, pull, remove), [`pull`] (one pull), [`registry`] with [`auth`] and
 //! [`hosts`] (the network side), [`content`], [`unpack`] and [`records`] over [`session`] (the containerd side),
-//! [`manifest`] and [`reference`] (pure), [`import`] over [`archive`] (files instead of a registry), [`usage`] (disk figures) and [`service`] (gRPC).
+//! [`manifest`] and [`reference`] (pure), [`import`] over [`archive`] (files instead of a registry), [`mount`] (image
+//! volumes), [`usage`] (disk figures), [`settings`] and [`service`] (gRPC).
 
 pub mod archive;
 pub mod auth;
 pub mod content;
+pub mod decode;
 pub mod digest;
+pub mod feed;
+pub mod fetch_error;
+pub mod hostclient;
 pub mod hosts;
 pub mod import;
 pub mod keyed;
+pub mod layers;
 pub mod manifest;
+pub mod mount;
 pub mod pull;
 pub mod records;
 pub mod reference;
 pub mod registry;
 pub mod service;
 pub mod session;
+pub mod settings;
 pub mod store;
 pub mod unpack;
+pub mod untar;
 pub mod usage;
 
 pub use self::service::Service;
+pub use self::settings::{Places, Settings};
 pub use self::store::{Image, ImageError, ImageStore};

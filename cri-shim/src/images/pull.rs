@@ -1,33 +1,31 @@
 //! One pull: resolve the reference, fetch the documents, stream the layers into containerd, unpack them, record the image.
 //!
 //! Input: a reference, the hosts that may have it, credentials. Output: the image's [`Details`] and its records.
-//! Layers are fetched in parallel and unpacked in order as they arrive; each byte goes straight from the network into
-//! containerd. Everything is held by a lease until the records exist, so a pull that dies leaves nothing for good.
+//! Layers are fetched in parallel and unpacked as they arrive ([`layers`]). Everything is held by a lease until the records exist, so a pull that dies leaves nothing for good.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use containerd_client::types;
 use oci_spec::image::{Descriptor, ImageManifest};
 use tokio::sync::Semaphore;
-use tokio_util::task::AbortOnDropHandle;
-use tonic::Code;
+use tokio_util::task::TaskTracker;
 
-use super::content::{self, CHUNK, Writer};
+use super::content;
 use super::hosts::HostsError;
 use super::keyed::KeyedLocks;
+use super::layers;
 use super::manifest::{self, ManifestError, Parsed};
 use super::records::{self, Details};
 use super::reference::Reference;
-use super::registry::{Document, FetchError, HostError, Registry};
+use super::registry::{Document, FetchError, Registry};
 use super::session::{CallError, Session};
-use super::unpack::{self, Layer, UnpackError};
+use super::settings::Settings;
+use super::unpack::UnpackError;
 
-/// Tries per host for a layer whose transfer breaks; each goes on where the last one stopped.
-const TRIES: u32 = 3;
-
-/// Pause before such a try.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How long threads that unpack may take to end after a failure; what they still hold goes with the lease's expiry.
+const END_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why a pull failed.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +62,17 @@ pub enum PullError {
     /// containerd failed.
     #[error("containerd failed")]
     Containerd(#[from] CallError),
+    /// Its blobs alone are more than the image may take.
+    #[error("the image has {bytes} bytes, more than the allowed {limit} (images.maxImageBytes)")]
+    TooLarge {
+        /// What its manifest adds up to.
+        bytes: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// Nothing has happened for too long.
+    #[error("no progress for {0:?} (images.progressDeadlineSeconds)")]
+    Stalled(Duration),
     /// The task of a layer was lost.
     #[error("a layer's task ended early")]
     Lost(#[from] tokio::task::JoinError),
@@ -80,6 +89,56 @@ pub struct Shared {
     pub locks: Arc<KeyedLocks>,
     /// How many layers may be in transfer at once, over all pulls.
     pub transfers: Arc<Semaphore>,
+    /// Limits and patience.
+    pub settings: Arc<Settings>,
+}
+
+/// When something last happened in a pull. Cloning shares it.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    begun: Instant,
+    /// Milliseconds after `begun`.
+    last: Arc<AtomicU64>,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self { begun: Instant::now(), last: Arc::default() }
+    }
+}
+
+impl Progress {
+    /// Something happened.
+    pub fn tick(&self) {
+        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last.store(now, Ordering::Relaxed);
+    }
+
+    /// Returns once nothing has happened for `deadline`.
+    pub async fn stalled(&self, deadline: Duration) {
+        loop {
+            let last = Duration::from_millis(self.last.load(Ordering::Relaxed));
+            let idle = self.begun.elapsed().saturating_sub(last);
+            let left = deadline.saturating_sub(idle);
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left).await;
+        }
+    }
+
+    /// Runs `work` unless it stands still for `deadline`.
+    pub async fn watch<T, E: From<PullError>>(
+        &self,
+        deadline: Duration,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        // Cancel-safe: what the work has begun is under a lease that its owner gives back.
+        tokio::select! {
+            result = work => result,
+            () = self.stalled(deadline) => Err(PullError::Stalled(deadline).into()),
+        }
+    }
 }
 
 /// A resolved reference: what the registry says it stands for now.
@@ -111,10 +170,27 @@ pub async fn pull(
     reference: &Reference,
     resolved: Resolved,
 ) -> Result<Details, PullError> {
+    let (progress, deadline) = (Progress::default(), shared.settings.progress_deadline());
+    let work = leased(shared, async |leased: &Shared, threads: &TaskTracker| {
+        let work = Box::pin(run(leased, registry, reference, resolved, &progress, threads));
+        Box::pin(progress.watch(deadline, work)).await
+    });
+    Box::pin(work).await
+}
+
+/// Runs `work` under a lease. After a failure nothing of it is left when this returns.
+pub async fn leased<T, E: From<CallError>>(
+    shared: &Shared,
+    work: impl AsyncFnOnce(&Shared, &TaskTracker) -> Result<T, E>,
+) -> Result<T, E> {
     let session = shared.session.leased().await?;
     let leased = Shared { session: session.clone(), ..shared.clone() };
-    let result = run(&leased, registry, reference, resolved).await;
-    session.release().await;
+    let threads = TaskTracker::new();
+    let result = work(&leased, &threads).await;
+    threads.close();
+    // Directories that are still being written to cannot be removed.
+    let ended = tokio::time::timeout(END_PATIENCE, threads.wait()).await.is_ok();
+    session.release(result.is_err() && ended).await;
     result
 }
 
@@ -123,6 +199,8 @@ async fn run(
     registry: Arc<Registry>,
     reference: &Reference,
     resolved: Resolved,
+    progress: &Progress,
+    threads: &TaskTracker,
 ) -> Result<Details, PullError> {
     let Resolved { document, parsed } = resolved;
     let target = target(&document, &parsed);
@@ -142,7 +220,11 @@ async fn run(
     let labels = records::manifest_labels(&manifest);
     content::store(&shared.session, &manifest_document.digest, manifest_document.bytes, labels).await?;
     let details = fetch_config(shared, &registry, documents, manifest).await?;
-    fetch_layers(shared, &registry, &details).await?;
+    if details.size > shared.settings.max_image_bytes {
+        return Err(PullError::TooLarge { bytes: details.size, limit: shared.settings.max_image_bytes });
+    }
+    progress.tick();
+    layers::fetch(shared, &registry, &details, progress, threads).await?;
     record(&shared.session, reference, &details.id, target).await?;
     Ok(details)
 }
@@ -173,6 +255,7 @@ async fn fetch_manifest(
     let fetched = registry.manifest(&digest).await;
     let fetched =
         fetched.map_err(|source| PullError::Fetch { what: "manifest", digest: digest.clone(), source })?;
+    manifest::check_size("manifest", chosen, fetched.bytes.len())?;
     match manifest::parse(&fetched.bytes, chosen.media_type().as_ref(), &digest)? {
         Parsed::Manifest(manifest) => Ok((*manifest, fetched)),
         Parsed::Index(_) => Err(ManifestError::Nested(digest).into()),
@@ -192,119 +275,12 @@ async fn fetch_config(
         digest: digest.clone(),
         source,
     })?;
+    manifest::check_size("image configuration", manifest.config(), fetched.bytes.len())?;
     let config = manifest::parse_config(&fetched.bytes, &manifest)?;
     let details = records::details(documents, manifest, config);
     let labels = records::config_labels(&shared.snapshotter, &details.chain_id);
     content::store(&shared.session, &digest, fetched.bytes, labels).await?;
     Ok(details)
-}
-
-async fn fetch_layers(shared: &Shared, registry: &Arc<Registry>, details: &Details) -> Result<(), PullError> {
-    let layers = details.manifest.layers();
-    let diff_ids = details.config.rootfs().diff_ids();
-    // Dropping the handles, on any error, ends the transfers.
-    let transfers = layers.iter().zip(diff_ids).map(|(layer, diff_id)| {
-        let work = fetch_layer(shared.clone(), Arc::clone(registry), layer.clone(), diff_id.clone());
-        AbortOnDropHandle::new(tokio::spawn(work))
-    });
-    let transfers: Vec<_> = transfers.collect();
-    let mut parent = String::new();
-    let chain = manifest::chain_ids(diff_ids);
-    for (((transfer, descriptor), diff_id), chain_id) in
-        transfers.into_iter().zip(layers).zip(diff_ids).zip(chain)
-    {
-        transfer.await??;
-        let layer = Layer { descriptor, diff_id, chain_id: &chain_id, parent: &parent };
-        let _one_unpacker = shared.locks.lock(&chain_id).await;
-        unpack::unpack(&shared.session, &shared.snapshotter, &layer).await?;
-        parent = chain_id;
-    }
-    Ok(())
-}
-
-async fn fetch_layer(
-    shared: Shared,
-    registry: Arc<Registry>,
-    layer: Descriptor,
-    diff_id: String,
-) -> Result<(), PullError> {
-    let digest = layer.digest().to_string();
-    let _one_writer = shared.locks.lock(&digest).await;
-    let _permit = shared.transfers.acquire().await;
-    let mut failures: Option<FetchError> = None;
-    for host in 0..registry.host_count() {
-        for attempt in 1..=TRIES {
-            let error = match transfer(&shared.session, &registry, host, &layer, &diff_id).await? {
-                Ok(()) => return Ok(()),
-                Err(error) => error,
-            };
-            let hopeless = error.is_not_found() || error.is_denied() || attempt == TRIES;
-            if hopeless {
-                failures = Some(match failures {
-                    Some(earlier) => earlier.and(error),
-                    None => error,
-                });
-                break;
-            }
-            tracing::info!(%digest, %error, attempt, "a layer's transfer broke; trying again");
-            tokio::time::sleep(RETRY_PAUSE).await;
-        }
-    }
-    let source = failures.unwrap_or_else(FetchError::nobody);
-    Err(PullError::Fetch { what: "layer", digest, source })
-}
-
-/// Copies one layer from one host into containerd. The inner error is the host's fault, the outer one containerd's.
-async fn transfer(
-    session: &Session,
-    registry: &Registry,
-    host: usize,
-    layer: &Descriptor,
-    diff_id: &str,
-) -> Result<Result<(), FetchError>, PullError> {
-    let digest = layer.digest().to_string();
-    let Some(mut writer) = Writer::open(session, &digest, layer.size()).await? else { return Ok(Ok(())) };
-    let at_fault = |error| Ok(Err(FetchError::of(registry.host_name(host), error)));
-    if writer.offset() < layer.size() {
-        let (mut response, at_offset) = match registry.blob(host, &digest, writer.offset()).await {
-            Ok(opened) => opened,
-            Err(error) => return Ok(Err(error)),
-        };
-        if !at_offset {
-            writer = writer.restart().await?;
-        }
-        let mut buffer = Vec::with_capacity(CHUNK);
-        loop {
-            let chunk = match response.chunk().await {
-                Ok(chunk) => chunk,
-                Err(error) => return at_fault(HostError::Transport(error)),
-            };
-            let ended = chunk.is_none();
-            buffer.extend_from_slice(&chunk.unwrap_or_default());
-            if writer.offset() + buffer.len() as u64 > layer.size() {
-                writer.discard().await?;
-                return at_fault(HostError::Length { wanted: layer.size() });
-            }
-            if !buffer.is_empty() && (ended || buffer.len() >= CHUNK) {
-                writer.write(std::mem::replace(&mut buffer, Vec::with_capacity(CHUNK))).await?;
-            }
-            if ended {
-                break;
-            }
-        }
-    }
-    if writer.offset() != layer.size() {
-        return at_fault(HostError::Length { wanted: layer.size() });
-    }
-    match writer.commit(records::layer_labels(diff_id)).await {
-        Ok(()) => Ok(Ok(())),
-        // containerd hashed it and found something else; it forgets such a write by itself only much later.
-        Err(error) if error.code() == Code::FailedPrecondition => {
-            content::abort(session, &digest).await?;
-            at_fault(HostError::Content { digest })
-        }
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// The descriptor records point at.

@@ -115,7 +115,8 @@ pub async fn load(session: &Session, target: &types::Descriptor) -> Result<Detai
 /// Puts together what is known; `documents` is the size of manifest and index.
 pub fn details(documents: u64, manifest: ImageManifest, config: ImageConfiguration) -> Details {
     let blobs = manifest.layers().iter().chain([manifest.config()]);
-    let size = documents + blobs.map(oci_spec::image::Descriptor::size).sum::<u64>();
+    // A manifest may promise anything.
+    let size = blobs.fold(documents, |sum, blob| sum.saturating_add(blob.size()));
     let chain_id = manifest::chain_ids(config.rootfs().diff_ids()).pop().unwrap_or_default();
     Details { id: manifest.config().digest().to_string(), chain_id, size, manifest, config }
 }

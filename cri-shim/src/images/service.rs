@@ -11,12 +11,14 @@ use futures::Stream;
 use tonic::{Code, Request, Response, Status};
 
 use super::auth::Credentials;
+use super::mount::MountError;
 use super::pull::PullError;
 use super::reference::Reference;
 use super::registry::chain;
 use super::session::CallError;
 use super::store::{Image, ImageError, ImageStore};
 use super::unpack::UnpackError;
+use super::untar::ApplyError;
 use super::usage::Meter;
 
 /// Images per message of a streamed listing.
@@ -139,8 +141,8 @@ pub fn status(error: &ImageError) -> Status {
     let code = match error {
         ImageError::Reference(_) | ImageError::Ambiguous(_) => Code::InvalidArgument,
         ImageError::NotPresent(_) => Code::NotFound,
-        ImageError::Pull { source, .. } => pull_code(source),
-        ImageError::Unpack { source, .. } => unpack_code(source),
+        ImageError::Pull { source, .. } | ImageError::Unpack { source, .. } => pull_code(source),
+        ImageError::Mount { source, .. } | ImageError::Unmount { source, .. } => mount_code(source),
         ImageError::Containerd(source) => source.code(),
         ImageError::Lost(_) => Code::Internal,
     };
@@ -152,11 +154,14 @@ fn pull_code(error: &PullError) -> Code {
         PullError::Resolve { source, .. } | PullError::Fetch { source, .. } => match source {
             source if source.is_not_found() => Code::NotFound,
             source if source.is_denied() => Code::PermissionDenied,
+            source if source.is_other_content() => Code::DataLoss,
             // Not `Unavailable`: to a gRPC client that would mean that this server is away.
             _ => Code::Unknown,
         },
         PullError::Hosts(_) | PullError::Manifest(_) => Code::FailedPrecondition,
         PullError::Unpack(source) => unpack_code(source),
+        PullError::TooLarge { .. } => Code::ResourceExhausted,
+        PullError::Stalled(_) => Code::DeadlineExceeded,
         PullError::Containerd(source) => source.code(),
         PullError::Lost(_) => Code::Internal,
     }
@@ -166,6 +171,41 @@ fn unpack_code(error: &UnpackError) -> Code {
     match error {
         UnpackError::Containerd(source) => source.code(),
         UnpackError::DiffId { .. } => Code::DataLoss,
+        UnpackError::Apply { source, .. } => apply_code(source),
+        UnpackError::Merge { source, .. } => host_code(source),
+        UnpackError::Lost(_) => Code::Internal,
+    }
+}
+
+fn apply_code(error: &ApplyError) -> Code {
+    match error {
+        ApplyError::Limit(_) => Code::ResourceExhausted,
+        ApplyError::Read(_) => Code::DataLoss,
+        ApplyError::Entry { .. } | ApplyError::Unsupported(_) => Code::FailedPrecondition,
+        ApplyError::Make { source, .. } | ApplyError::Directory { source, .. } => host_code(source),
+    }
+}
+
+fn host_code(error: &std::io::Error) -> Code {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Code::ResourceExhausted,
+        // What an entry leads to is missing, no directory, or turns in a circle: the layer's fault.
+        std::io::ErrorKind::NotFound
+        | std::io::ErrorKind::NotADirectory
+        | std::io::ErrorKind::InvalidInput
+        | std::io::ErrorKind::InvalidFilename => Code::FailedPrecondition,
+        _ if error.raw_os_error() == Some(libc::ELOOP) => Code::FailedPrecondition,
+        _ => Code::Internal,
+    }
+}
+
+fn mount_code(error: &MountError) -> Code {
+    match error {
+        MountError::Containerd(source) => source.code(),
+        MountError::Host { source, .. } if source.kind() == std::io::ErrorKind::Unsupported => {
+            Code::FailedPrecondition
+        }
+        MountError::Host { .. } | MountError::Table(_) | MountError::Lost(_) => Code::Internal,
     }
 }
 

@@ -17,6 +17,9 @@ pub const CALL_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a lease outlives a pull whose process died.
 const LEASE_LIFE: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
 
+/// Names the process that a lease belongs to.
+const OWNER: &str = "io.keelson.owner";
+
 /// A call to containerd that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {step} {subject}: {}", status.message())]
@@ -53,7 +56,10 @@ impl Session {
     pub async fn leased(&self) -> Result<Self, CallError> {
         let id = format!("keelson-image-{}", random_name());
         let expire = jiff::Timestamp::now().saturating_add(LEASE_LIFE).unwrap_or(jiff::Timestamp::MAX);
-        let labels = HashMap::from([("containerd.io/gc.expire".to_owned(), expire.to_string())]);
+        let labels = HashMap::from([
+            ("containerd.io/gc.expire".to_owned(), expire.to_string()),
+            (OWNER.to_owned(), owner(std::process::id())),
+        ]);
         let message = services::CreateRequest { id: id.clone(), labels };
         let request = self.request(message, CALL_DEADLINE);
         let mut leases = LeasesClient::new(self.client.channel());
@@ -61,12 +67,36 @@ impl Session {
         Ok(Self { client: self.client.clone(), lease: Some(id) })
     }
 
-    /// Gives the lease back; a failure only means that it expires by itself.
-    pub async fn release(self) {
-        let Some(id) = self.lease.clone() else { return };
-        let request = self.request(services::DeleteRequest { id: id.clone(), sync: false }, CALL_DEADLINE);
+    /// Gives the lease back; a failure only means that it expires by itself. `sync` waits until what only the lease kept
+    /// is gone.
+    pub async fn release(self, sync: bool) {
+        if let Some(id) = self.lease.clone() {
+            self.delete_lease(&id, sync).await;
+        }
+    }
+
+    /// Deletes the leases of processes that died, so that what they had begun is collected now and not in a day.
+    pub async fn sweep(&self) -> Result<(), CallError> {
+        let message = services::ListRequest { filters: vec![format!("labels.\"{OWNER}\"")] };
         let mut leases = LeasesClient::new(self.client.channel());
-        if let Err(error) = call("delete lease", &id, leases.delete(request)).await {
+        let listed = call("list", "leases", leases.list(self.request(message, CALL_DEADLINE))).await?;
+        let dead = listed
+            .leases
+            .iter()
+            .filter(|lease| lease.labels.get(OWNER).is_some_and(|owner| !is_alive(owner)));
+        for lease in dead {
+            tracing::info!(lease = lease.id, "removing what an interrupted pull left");
+            self.delete_lease(&lease.id, true).await;
+        }
+        Ok(())
+    }
+
+    async fn delete_lease(&self, id: &str, sync: bool) {
+        let deadline = if sync { CALL_DEADLINE * 4 } else { CALL_DEADLINE };
+        let request = self.request(services::DeleteRequest { id: id.to_owned(), sync }, deadline);
+        let mut leases = LeasesClient::new(self.client.channel());
+        let deleted = call("delete lease", id, leases.delete(request)).await;
+        if let Err(error) = allow(deleted, Code::NotFound) {
             tracing::warn!(error = &error as &dyn std::error::Error, "a lease stays until it expires");
         }
     }
@@ -134,9 +164,38 @@ pub fn allow<T>(result: Result<T, CallError>, expected: Code) -> Result<Option<T
     }
 }
 
+/// A process by its id, the moment it started, and the boot that was in.
+fn owner(pid: u32) -> String {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name in brackets may hold anything; the start is the twentieth field behind it.
+    let started =
+        stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19)).unwrap_or("gone");
+    format!("{pid}:{started}:{}", boot.trim())
+}
+
+fn is_alive(text: &str) -> bool {
+    let pid = text.split(':').next().and_then(|pid| pid.parse().ok());
+    pid.is_some_and(|pid| owner(pid) == text)
+}
+
 /// A name no other pull uses.
 pub fn random_name() -> String {
     // Collisions are answered by containerd with an error; only without any kernel randomness is the name the time.
     let number = getrandom::u64().unwrap_or_else(|_none| crate::clock::now().unsigned_abs());
     format!("{number:016x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owner_is_alive_only_as_itself() {
+        let own = owner(std::process::id());
+        assert!(is_alive(&own) && !own.contains("gone"), "{own}");
+        let (pid, rest) = own.split_once(':').expect("three parts");
+        assert!(!is_alive(&format!("{pid}:1{rest}")), "another process with its id");
+        assert!(!is_alive("1:1:other-boot") && !is_alive("") && !is_alive("x"));
+    }
 }

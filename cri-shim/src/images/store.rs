@@ -3,7 +3,7 @@
 //! Input: references and ids as people and the kubelet write them. Output: [`Image`]s. The truth is in containerd;
 //! what is kept here is a cache by digest, which cannot be wrong, so nothing has to be recovered after a restart.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,22 +12,22 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Shared as SharedFuture};
 use oci_spec::image::ImageConfiguration;
 use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
 use tonic::Code;
 
 use super::auth::Credentials;
 use super::hosts;
 use super::keyed::KeyedLocks;
-use super::manifest;
-use super::pull::{self, PullError, Resolved, Shared};
+use super::layers;
+use super::mount::MountError;
+use super::pull::{self, Progress, PullError, Resolved, Shared};
 use super::records::{self, Details, LoadError};
 use super::reference::{self, Reference, ReferenceError};
 use super::registry::Registry;
 use super::session::{CallError, Session};
-use super::unpack::{self, Layer, UnpackError};
+use super::settings::{Places, Settings};
+use super::unpack;
 use crate::containerd::Client;
-
-/// Layers in transfer at once, over all pulls.
-const TRANSFERS: usize = 6;
 
 /// One image with everything that names it.
 #[derive(Clone, Debug)]
@@ -88,7 +88,25 @@ pub enum ImageError {
         id: String,
         /// The step that failed.
         #[source]
-        source: UnpackError,
+        source: PullError,
+    },
+    /// An image volume could not be mounted.
+    #[error("failed to mount image {id}")]
+    Mount {
+        /// The image.
+        id: String,
+        /// The step that failed.
+        #[source]
+        source: MountError,
+    },
+    /// An image volume could not be unmounted.
+    #[error("failed to unmount image volume {key:?}")]
+    Unmount {
+        /// Whose it is.
+        key: String,
+        /// The step that failed.
+        #[source]
+        source: MountError,
     },
     /// containerd failed.
     #[error("containerd failed")]
@@ -107,7 +125,9 @@ pub struct ImageStore(Arc<Inner>);
 
 struct Inner {
     shared: Shared,
-    registry_config_dir: PathBuf,
+    places: Places,
+    /// Normalised names of images that must not be collected.
+    pinned: BTreeSet<String>,
     /// By target digest; bounded by the records there are, as each listing drops the rest.
     details: Mutex<HashMap<String, Arc<Details>>>,
     /// Bounded by the distinct images being pulled.
@@ -115,20 +135,22 @@ struct Inner {
 }
 
 impl ImageStore {
-    /// A store over containerd's images, with registries configured in `registry_config_dir` (`certs.d` layout).
-    pub fn new(client: Client, registry_config_dir: PathBuf, snapshotter: &str) -> Self {
+    /// A store over containerd's images.
+    pub fn new(client: Client, places: Places, settings: Settings) -> Self {
+        let pinned = settings.pinned.iter().filter_map(|name| {
+            Reference::parse(name)
+                .inspect_err(|error| tracing::error!(%error, "images.pinned names no image"))
+                .ok()
+        });
+        let pinned = pinned.map(|name| name.to_string()).collect();
         let shared = Shared {
             session: Session::new(client),
-            snapshotter: snapshotter.to_owned(),
+            snapshotter: places.snapshotter.clone(),
             locks: Arc::new(KeyedLocks::default()),
-            transfers: Arc::new(Semaphore::new(TRANSFERS)),
+            transfers: Arc::new(Semaphore::new(settings.parallel_transfers.max(1))),
+            settings: Arc::new(settings),
         };
-        Self(Arc::new(Inner {
-            shared,
-            registry_config_dir,
-            details: Mutex::default(),
-            flights: Mutex::default(),
-        }))
+        Self(Arc::new(Inner { shared, places, pinned, details: Mutex::default(), flights: Mutex::default() }))
     }
 
     /// Where layers are unpacked.
@@ -152,6 +174,7 @@ impl ImageStore {
                 details,
             });
             image.pinned |= records::is_pinned(&record);
+            image.pinned |= self.0.pinned.contains(&record.name);
             match record.name {
                 name if name.starts_with("sha256:") => {}
                 name if name.contains('@') => image.repo_digests.push(name),
@@ -193,10 +216,10 @@ impl ImageStore {
         if unpack::is_unpacked(&shared.session, &shared.snapshotter, image.chain_id()).await? {
             return Ok(());
         }
-        let session = shared.session.leased().await?;
-        let result = self.unpack_all(&session, &image.details).await;
-        session.release().await;
-        result.map_err(|source| ImageError::Unpack { id: image.id.clone(), source })
+        let unpacked = pull::leased(shared, async |leased: &Shared, threads: &TaskTracker| {
+            layers::unpack_stored(leased, &image.details, threads).await
+        });
+        Box::pin(unpacked).await.map_err(|source| ImageError::Unpack { id: image.id.clone(), source })
     }
 
     /// Pulls an image, or joins the pull of the same image that is under way. The pull goes on when a caller gives up.
@@ -232,6 +255,16 @@ impl ImageStore {
         &self.0.shared.session
     }
 
+    /// Locks by name; mounts and layers have names that do not clash.
+    pub(super) fn locks(&self) -> &KeyedLocks {
+        &self.0.shared.locks
+    }
+
+    /// Where image volumes are mounted.
+    pub(super) fn mounts_dir(&self) -> PathBuf {
+        self.0.places.state_dir.join("image-mounts")
+    }
+
     fn start_pull(
         &self,
         key: (Reference, Option<Credentials>),
@@ -256,11 +289,14 @@ impl ImageStore {
     ) -> Result<Arc<Image>, ImageError> {
         let begun = std::time::Instant::now();
         let failed = |source| ImageError::Pull { reference: reference.to_string(), source };
-        let (directory, registry) = (self.0.registry_config_dir.clone(), reference.registry().to_owned());
+        let (directory, registry) =
+            (self.0.places.registry_config_dir.clone(), reference.registry().to_owned());
         let hosts = tokio::task::spawn_blocking(move || hosts::load(&directory, &registry)).await;
         let hosts = hosts.map_err(|lost| failed(lost.into()))?.map_err(|error| failed(error.into()))?;
         let registry = Arc::new(Registry::new(reference.clone(), hosts, credentials));
-        let resolved = Resolved::ask(&registry, reference).await.map_err(failed)?;
+        let deadline = self.0.shared.settings.progress_deadline();
+        let asked = Progress::default().watch(deadline, Resolved::ask(&registry, reference)).await;
+        let resolved = asked.map_err(failed)?;
         if let Some(image) = self.current(reference, resolved.digest()).await? {
             return Ok(image);
         }
@@ -284,18 +320,14 @@ impl ImageStore {
         Ok(whole.then_some(image))
     }
 
-    pub(super) async fn unpack_all(&self, session: &Session, details: &Details) -> Result<(), UnpackError> {
-        let shared = &self.0.shared;
-        let diff_ids = details.config.rootfs().diff_ids();
-        let chain = manifest::chain_ids(diff_ids);
-        let mut parent = "";
-        for ((descriptor, diff_id), chain_id) in details.manifest.layers().iter().zip(diff_ids).zip(&chain) {
-            let _one_unpacker = shared.locks.lock(chain_id).await;
-            let layer = Layer { descriptor, diff_id, chain_id, parent };
-            unpack::unpack(session, &shared.snapshotter, &layer).await?;
-            parent = chain_id;
-        }
-        Ok(())
+    /// What pulls and imports share.
+    pub(super) fn shared(&self) -> &Shared {
+        &self.0.shared
+    }
+
+    /// Deletes what pulls of processes that died hold on to.
+    pub async fn sweep(&self) -> Result<(), CallError> {
+        self.0.shared.session.sweep().await
     }
 
     async fn details(&self, record: &Record) -> Option<(String, Arc<Details>)> {
