@@ -259,3 +259,26 @@ async fn an_image_is_mounted_read_only_for_its_user_only() {
     let meter = Meter::new(Session::new(fixture.client.clone()), "overlayfs");
     assert_eq!(meter.usage().await.expect("measured").bytes, 0, "the views are gone too");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_pull_held_is_swept() {
+    use containerd_client::services::v1::leases_client::LeasesClient;
+    use containerd_client::services::v1::{CreateRequest, ListRequest};
+    let fixture = Fixture::start().await;
+    let deadline = std::time::Duration::from_secs(30);
+    let mut leases = LeasesClient::new(fixture.client.channel());
+    for (id, owner) in [("dead", "1:1:another-boot"), ("foreign", "")] {
+        let label = if owner.is_empty() { "someone.else" } else { "io.keelson.owner" };
+        let labels = [(label.to_owned(), owner.to_owned())].into();
+        let message = CreateRequest { id: id.to_owned(), labels };
+        leases.create(fixture.client.request(message, deadline)).await.expect("created");
+    }
+    let session = Session::new(fixture.client.clone());
+    let own = session.leased().await.expect("leased");
+    fixture.store.sweep().await.expect("swept");
+    let listed = leases.list(fixture.client.request(ListRequest::default(), deadline)).await.expect("listed");
+    let mut names: Vec<_> = listed.into_inner().leases.into_iter().map(|lease| lease.id).collect();
+    names.retain(|name| !name.starts_with("keelson-image-"));
+    assert_eq!(names, ["foreign"]);
+    own.release(true).await;
+}

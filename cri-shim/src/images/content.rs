@@ -242,7 +242,9 @@ impl Writer {
     }
 
     /// Throws away what is stored.
-    pub async fn discard(self) -> Result<(), CallError> {
+    pub async fn discard(mut self) -> Result<(), CallError> {
+        // What is still being written would come in between; how it ends is of no interest any more.
+        self.settle().await.ok();
         let Self { session, digest, requests, answers, .. } = self;
         drop((requests, answers));
         abort(&session, &digest).await
@@ -283,11 +285,20 @@ impl Writer {
 
 /// Throws away what was written of a blob that was never committed.
 pub async fn abort(session: &Session, digest: &str) -> Result<(), CallError> {
-    let message = AbortRequest { r#ref: ingest_name(digest) };
     let mut client = ContentClient::new(session.channel());
-    let aborted =
-        call("abort writing content", digest, client.abort(session.request(message, CALL_DEADLINE))).await;
-    allow(aborted, Code::NotFound).map(drop)
+    let mut tries = 0;
+    loop {
+        let message = AbortRequest { r#ref: ingest_name(digest) };
+        let request = session.request(message, CALL_DEADLINE);
+        let aborted =
+            allow(call("abort writing content", digest, client.abort(request)).await, Code::NotFound);
+        if aborted.is_ok() || tries == LOCKED_RETRIES.0 {
+            return aborted.map(drop);
+        }
+        // A writer that just went away is let go in a moment.
+        tries += 1;
+        tokio::time::sleep(LOCKED_RETRIES.1).await;
+    }
 }
 
 async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {

@@ -34,17 +34,6 @@ pub struct Feed {
 
 type Outcome = Result<Applied, ApplyError>;
 
-/// What can be done with a feed at the end of a transfer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fitness {
-    /// It has the whole layer, or has failed on it.
-    Whole,
-    /// It has nothing yet.
-    Fresh,
-    /// It has a part, or something else than the layer.
-    Unfit,
-}
-
 enum Piece {
     Bytes(Bytes),
     End,
@@ -100,14 +89,9 @@ impl Feed {
         self.spoilt = true;
     }
 
-    /// What this feed is good for, with a layer of `size` bytes in the store.
-    pub fn fitness(&self, size: u64) -> Fitness {
-        match self.given {
-            _ if self.spoilt => Fitness::Unfit,
-            given if given == size => Fitness::Whole,
-            0 => Fitness::Fresh,
-            _ => Fitness::Unfit,
-        }
+    /// Whether exactly the `size` bytes of the layer were given.
+    pub fn has_all_of(&self, size: u64) -> bool {
+        !self.spoilt && self.given == size
     }
 
     /// Tells that the layer is complete and waits for the result.

@@ -82,7 +82,14 @@ pub fn load(config_dir: &Path, registry: &str) -> Result<Vec<Host>, HostsError> 
         }
         if directory.is_dir() {
             let (ca_files, client_files) = docker_style(&directory)?;
-            return Ok(vec![Host { ca_files, client_files, ..own_server(registry) }]);
+            let own = own_server(registry);
+            // Certificates for a registry on the loopback say that it is no plain one.
+            let origin = if ca_files.is_empty() && client_files.is_none() {
+                own.origin
+            } else {
+                own.origin.replacen("http://", "https://", 1)
+            };
+            return Ok(vec![Host { origin, ca_files, client_files, ..own }]);
         }
     }
     Ok(vec![own_server(registry)])

@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{AcquireError, Semaphore, SemaphorePermit, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use tonic::Code;
 
 use super::content::{self, CHUNK, Writer};
 use super::decode::Budget;
-use super::feed::{Feed, Fitness};
+use super::feed::Feed;
 use super::pull::{Progress, PullError, Shared};
 use super::records::{self, Details};
 use super::registry::{FetchError, HostError, Registry};
@@ -101,6 +101,8 @@ struct Job {
     progress: Progress,
 }
 
+type Permit<'a> = Result<SemaphorePermit<'a>, AcquireError>;
+
 /// What the layer above waits for.
 type Below = Option<oneshot::Receiver<()>>;
 
@@ -108,10 +110,10 @@ impl Job {
     async fn run(self, layer: Layer, below: Below, done: oneshot::Sender<()>) -> Result<(), PullError> {
         let (session, snapshotter) = (&self.shared.session, &self.shared.snapshotter);
         // Chains are locked from the top down only by tasks that hold no transfer, so nobody waits in a circle.
-        let _one_unpacker = self.shared.locks.lock(&layer.chain_id).await;
+        let _one_unpacker = self.progress.patiently(self.shared.locks.lock(&layer.chain_id)).await;
         if unpack::is_unpacked(session, snapshotter, &layer.chain_id).await? {
             done.send(()).ok();
-            return self.download(&layer, &mut None).await;
+            return self.download(&layer).await;
         }
         let staged = match self.shared.settings.unpacker {
             Unpacker::Builtin => unpack::stage(session, snapshotter, &layer).await?,
@@ -128,12 +130,13 @@ impl Job {
                 false
             }
         } else {
-            self.download(&layer, &mut None).await?;
+            self.download(&layer).await?;
             wait(below).await;
             false
         };
         if !applied {
-            unpack::by_containerd(session, snapshotter, &layer).await?;
+            let unpacked = unpack::by_containerd(session, snapshotter, &layer);
+            self.progress.patiently(unpacked).await?;
         }
         self.progress.tick();
         // Nobody waits for the topmost one.
@@ -145,31 +148,32 @@ impl Job {
     async fn download_and_apply(
         &self,
         layer: &Layer,
-        staged: Staged,
+        mut staged: Staged,
     ) -> Result<(Staged, Option<Applied>), PullError> {
-        let mut feed = Some(self.feed(layer, &staged));
-        self.download(layer, &mut feed).await?;
-        let mut feed = feed.unwrap_or_else(|| self.feed(layer, &staged));
-        let mut staged = staged;
-        let mut fitness = feed.fitness(layer.descriptor.size());
-        if fitness == Fitness::Unfit {
-            feed.give_up().await?;
-            staged = self.restage(layer, staged).await?;
-            feed = self.feed(layer, &staged);
-            fitness = Fitness::Fresh;
+        let mut feed = self.fetch(layer, Some(&staged)).await?;
+        if let Some(open) = feed.take_if(|open| !open.has_all_of(layer.descriptor.size())) {
+            let written = open.given() > 0;
+            open.give_up().await?;
+            if written {
+                staged = self.restage(layer, staged).await?;
+            }
         }
-        // Nothing came over the network, or not from the first byte in one go.
-        if fitness == Fitness::Fresh {
+        let outcome = if let Some(open) = feed {
+            open.end().await?
+        } else {
+            // It came from somewhere else, or not from the first byte in one go.
+            let _turn = self.turn().await;
+            let mut feed = self.feed(layer, &staged);
             content::read_into(&self.shared.session, &layer.digest(), &mut feed).await?;
-        }
-        let failed = |source| UnpackError::Apply { layer: layer.digest(), source };
-        match feed.end().await? {
+            feed.end().await?
+        };
+        match outcome {
             Ok(applied) => Ok((staged, Some(applied))),
             Err(ApplyError::Unsupported(what)) => {
                 tracing::info!(layer = %layer.digest(), what, "containerd unpacks a layer");
                 Ok((staged, None))
             }
-            Err(error) => Err(failed(error).into()),
+            Err(source) => Err(UnpackError::Apply { layer: layer.digest(), source }.into()),
         }
     }
 
@@ -186,18 +190,28 @@ impl Job {
         anew.ok_or_else(|| UnpackError::Merge { layer: layer.digest(), source: source() }.into())
     }
 
-    /// Brings the blob into the content store, and to `feed` what comes in order from the first byte on.
-    async fn download(&self, layer: &Layer, feed: &mut Option<Feed>) -> Result<(), PullError> {
-        let Source::Registry(registry) = &self.source else { return Ok(()) };
+    /// Waits until a layer may be read and unpacked: threads are few, and other work needs them too.
+    async fn turn(&self) -> (Permit<'_>, Permit<'_>) {
+        let own = self.progress.patiently(self.transfers.acquire()).await;
+        (own, self.progress.patiently(self.shared.transfers.acquire()).await)
+    }
+
+    async fn download(&self, layer: &Layer) -> Result<(), PullError> {
+        self.fetch(layer, None).await.map(drop)
+    }
+
+    /// Brings the blob into the content store. What comes over the network is unpacked into `staged` at the same time.
+    async fn fetch(&self, layer: &Layer, staged: Option<&Staged>) -> Result<Option<Feed>, PullError> {
+        let Source::Registry(registry) = &self.source else { return Ok(None) };
         let digest = layer.digest();
-        let _one_writer = self.shared.locks.lock(&digest).await;
-        let _of_this_pull = self.transfers.acquire().await;
-        let _of_all = self.shared.transfers.acquire().await;
+        let _one_writer = self.progress.patiently(self.shared.locks.lock(&digest)).await;
+        let _turn = self.turn().await;
+        let mut feed = staged.map(|staged| self.feed(layer, staged));
         let mut failures = FetchError::nobody();
         for host in 0..registry.host_count() {
             for attempt in 1..=TRIES {
-                let error = match self.transfer(registry, host, layer, feed).await? {
-                    Ok(()) => return Ok(()),
+                let error = match self.transfer(registry, host, layer, &mut feed).await? {
+                    Ok(()) => return Ok(feed),
                     Err(error) => error,
                 };
                 if attempt == TRIES || !error.is_worth_another_try() {
@@ -228,6 +242,7 @@ impl Job {
                 Ok(opened) => opened,
                 Err(error) => return Ok(Err(error)),
             };
+            self.progress.tick();
             if from != writer.offset() {
                 writer = writer.restart().await?;
                 if from > 0 {
@@ -270,7 +285,8 @@ impl Job {
             return at_fault(HostError::Length { wanted: size });
         }
         self.progress.tick();
-        match writer.commit(records::layer_labels(&layer.diff_id)).await {
+        let committed = writer.commit(records::layer_labels(&layer.diff_id));
+        match self.progress.patiently(committed).await {
             Ok(()) => Ok(Ok(())),
             // containerd hashed it and found something else; it forgets such a write by itself only much later.
             Err(error) if error.code() == Code::FailedPrecondition => {
@@ -294,10 +310,10 @@ impl Job {
         if piece.is_empty() {
             return Ok(());
         }
-        if let Some(open) = feed
-            && open.given() == writer.offset()
-        {
-            open.give(piece.clone()).await?;
+        match feed {
+            Some(open) if open.given() == writer.offset() => open.give(piece.clone()).await?,
+            Some(open) => open.spoil(),
+            None => {}
         }
         Ok(writer.write(piece).await?)
     }

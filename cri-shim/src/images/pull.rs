@@ -27,6 +27,9 @@ use super::unpack::UnpackError;
 /// How long threads that unpack may take to end after a failure; what they still hold goes with the lease's expiry.
 const END_PATIENCE: Duration = Duration::from_secs(60);
 
+/// How often a wait that is nobody's fault is counted as progress.
+const PATIENCE: Duration = Duration::from_millis(500);
+
 /// Why a pull failed.
 #[derive(Debug, thiserror::Error)]
 pub enum PullError {
@@ -112,6 +115,18 @@ impl Progress {
     pub fn tick(&self) {
         let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last.store(now, Ordering::Relaxed);
+    }
+
+    /// Waits for `work` that has a deadline or an owner of its own, without counting the time as standing still.
+    pub async fn patiently<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            // Cancel-safe: the work stays pinned here while the time runs out.
+            match tokio::time::timeout(PATIENCE, &mut work).await {
+                Ok(done) => return done,
+                Err(_) => self.tick(),
+            }
+        }
     }
 
     /// Returns once nothing has happened for `deadline`.

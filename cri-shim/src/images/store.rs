@@ -316,7 +316,8 @@ impl ImageStore {
         let by_digest = reference.with_digest(digest).to_string();
         let shared = &self.0.shared;
         let whole = image.repo_digests.contains(&by_digest)
-            && unpack::is_unpacked(&shared.session, &shared.snapshotter, image.chain_id()).await?;
+            && (image.chain_id().is_empty()
+                || unpack::is_unpacked(&shared.session, &shared.snapshotter, image.chain_id()).await?);
         Ok(whole.then_some(image))
     }
 

@@ -23,6 +23,7 @@ use super::records::Details;
 use super::session::{CALL_DEADLINE, CallError, Session, allow, call, random_name};
 use super::untar::merge::{self, Target};
 use super::untar::{Applied, ApplyError};
+use crate::containerd::snapshots::SNAPSHOTTER;
 
 /// How long one layer may take containerd to unpack.
 const APPLY_DEADLINE: Duration = Duration::from_secs(900);
@@ -128,6 +129,9 @@ pub struct Staged {
 
 /// Makes a directory for a layer; `None` where the snapshotter has none that can be filled without mounting it.
 pub async fn stage(session: &Session, snapshotter: &str, layer: &Layer) -> Result<Option<Staged>, CallError> {
+    if snapshotter != SNAPSHOTTER {
+        return Ok(None);
+    }
     let (key, mounts) = prepare(session, snapshotter, layer, "").await?;
     let Some(target) = Target::of(&mounts) else {
         remove(session, snapshotter, &key).await;

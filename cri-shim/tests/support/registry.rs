@@ -1,4 +1,4 @@
-//! A registry in memory: serves what it is given, breaks and refuses on demand.
+//! A registry in memory: serves what it is given, over HTTP or HTTPS, breaks, refuses, stalls, lies and redirects on demand.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -25,11 +25,31 @@ pub struct Registry {
 struct State {
     /// Path below `/v2/` to type and bytes.
     objects: HashMap<String, (String, Bytes)>,
-    /// Paths whose next answer breaks after half its bytes.
-    broken: Vec<String>,
-    /// `user:password` in base64 that the token server wants.
+    /// What goes wrong, by the end of the path, and how many times more.
+    faults: Vec<(String, Fault, usize)>,
+    /// `user:password` in base64 that is wanted.
     protected: Option<String>,
+    /// Ask for it at once instead of sending to a token server.
+    basic: bool,
     requests: Vec<String>,
+    headers: Vec<http::HeaderMap>,
+}
+
+/// What goes wrong with an answer.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// The connection breaks after half the bytes.
+    Cut,
+    /// Half the bytes, then nothing.
+    Stall,
+    /// A status with headers and no content.
+    Status(u16, Vec<(&'static str, String)>),
+    /// Another length is announced than comes.
+    Length(u64),
+    /// More bytes than the object has, without a length.
+    Longer(usize),
+    /// Ranges are not understood.
+    NoRange,
 }
 
 /// `sha256:` and the hash.
@@ -59,6 +79,15 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
 impl Registry {
     /// Starts an empty one.
     pub async fn start() -> Self {
+        Self::serve(None).await
+    }
+
+    /// Starts an empty one behind TLS.
+    pub async fn start_tls(config: rustls::ServerConfig) -> Self {
+        Self::serve(Some(tokio_rustls::TlsAcceptor::from(Arc::new(config)))).await
+    }
+
+    async fn serve(tls: Option<tokio_rustls::TlsAcceptor>) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let address = listener.local_addr().expect("an address");
         let state = Arc::new(Mutex::new(State::default()));
@@ -72,12 +101,16 @@ impl Registry {
                     let answer = server.answer(&request);
                     async move { Ok::<_, Infallible>(answer) }
                 });
+                let tls = tls.clone();
                 tokio::spawn(async move {
-                    drop(
-                        hyper::server::conn::http1::Builder::new()
-                            .serve_connection(TokioIo::new(stream), service)
-                            .await,
-                    );
+                    let server = hyper::server::conn::http1::Builder::new();
+                    match tls {
+                        None => drop(server.serve_connection(TokioIo::new(stream), service).await),
+                        Some(tls) => {
+                            let Ok(stream) = tls.accept(stream).await else { return };
+                            drop(server.serve_connection(TokioIo::new(stream), service).await);
+                        }
+                    }
                 });
             }
         });
@@ -107,6 +140,29 @@ impl Registry {
         for layer in layers {
             descriptors.push(self.blob(name, "application/vnd.oci.image.layer.v1.tar+gzip", gzip(layer)));
         }
+        self.finish(name, tag, &document, &descriptors, indexed)
+    }
+
+    /// Serves an image whose layers are blobs already made: media type, stored bytes and the digest of what they unpack to.
+    pub fn push_blobs(&self, name: &str, tag: &str, layers: &[(&str, Vec<u8>, String)]) -> String {
+        let diff_ids: Vec<_> = layers.iter().map(|(_, _, diff_id)| diff_id).collect();
+        let document = serde_json::json!({
+            "os": "linux", "architecture": "amd64", "config": {},
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        });
+        let descriptors =
+            layers.iter().map(|(kind, bytes, _)| self.blob(name, kind, bytes.clone())).collect();
+        self.finish(name, tag, &document, &descriptors, false)
+    }
+
+    fn finish(
+        &self,
+        name: &str,
+        tag: &str,
+        document: &serde_json::Value,
+        descriptors: &[serde_json::Value],
+        indexed: bool,
+    ) -> String {
         let config =
             self.blob(name, "application/vnd.oci.image.config.v1+json", document.to_string().into_bytes());
         let id = config["digest"].as_str().expect("a digest").to_owned();
@@ -128,13 +184,48 @@ impl Registry {
 
     /// Lets the next answer for a blob break after half its bytes.
     pub fn break_blob(&self, name: &str, digest: &str) {
-        self.state.lock().expect("unpoisoned").broken.push(format!("{name}/blobs/{digest}"));
+        self.fault(&format!("{name}/blobs/{digest}"), Fault::Cut, 1);
+    }
+
+    /// Lets the next `times` answers to paths that end so go wrong.
+    pub fn fault(&self, path: &str, fault: Fault, times: usize) {
+        self.state.lock().expect("unpoisoned").faults.push((path.to_owned(), fault, times));
+    }
+
+    /// Forgets all faults.
+    pub fn heal(&self) {
+        self.state.lock().expect("unpoisoned").faults.clear();
+    }
+
+    /// Serves any bytes as a manifest.
+    pub fn push_document(&self, name: &str, version: &str, kind: &str, bytes: &[u8]) {
+        let object = (kind.to_owned(), Bytes::copy_from_slice(bytes));
+        let mut state = self.state.lock().expect("unpoisoned");
+        state.objects.insert(format!("{name}/manifests/{version}"), object);
+    }
+
+    /// The bytes of a manifest, to be changed and pushed again.
+    pub fn document(&self, name: &str, version: &str) -> serde_json::Value {
+        let state = self.state.lock().expect("unpoisoned");
+        let (_, bytes) = &state.objects[&format!("{name}/manifests/{version}")];
+        serde_json::from_slice(bytes).expect("JSON")
+    }
+
+    /// The headers of every request so far.
+    pub fn headers(&self) -> Vec<http::HeaderMap> {
+        self.state.lock().expect("unpoisoned").headers.clone()
     }
 
     /// Serves other bytes under a blob's digest.
     pub fn replace_blob(&self, name: &str, digest: &str, bytes: Vec<u8>) {
         let object = ("application/octet-stream".to_owned(), Bytes::from(bytes));
         self.state.lock().expect("unpoisoned").objects.insert(format!("{name}/blobs/{digest}"), object);
+    }
+
+    /// Asks for these credentials itself.
+    pub fn protect_basic(&self, user: &str, password: &str) {
+        self.protect(user, password);
+        self.state.lock().expect("unpoisoned").basic = true;
     }
 
     /// Asks for a token that only these credentials get.
@@ -168,6 +259,7 @@ impl Registry {
         descriptor
     }
 
+    #[allow(clippy::too_many_lines, reason = "one answer with all that can be wrong with it")]
     fn answer<B>(&self, request: &Request<B>) -> Response<BoxBody<Bytes, std::io::Error>> {
         let full = |bytes: Bytes| Full::new(bytes).map_err(|never| match never {}).boxed();
         let text = |name: header::HeaderName| {
@@ -176,6 +268,7 @@ impl Registry {
         let (authorization, range) = (text(header::AUTHORIZATION), text(header::RANGE));
         let mut state = self.state.lock().expect("unpoisoned");
         state.requests.push(format!("{} {range}", request.uri()));
+        state.headers.push(request.headers().clone());
         let path = request.uri().path();
         if path == "/token" {
             let allowed =
@@ -186,8 +279,13 @@ impl Registry {
                 .body(full(r#"{"token":"secret"}"#.into()))
                 .expect("formed");
         }
-        if state.protected.is_some() && authorization != "Bearer secret" {
-            let challenge = format!("Bearer realm=\"http://{}/token\",service=\"test\"", self.address);
+        let basic = state.protected.clone().filter(|_| state.basic).map(|pair| format!("Basic {pair}"));
+        let wanted = basic.clone().unwrap_or_else(|| "Bearer secret".to_owned());
+        if state.protected.is_some() && authorization != wanted {
+            let challenge = match basic {
+                Some(_) => "Basic realm=\"test\"".to_owned(),
+                None => format!("Bearer realm=\"http://{}/token\",service=\"test\"", self.address),
+            };
             let answer = Response::builder().status(StatusCode::UNAUTHORIZED);
             return answer
                 .header(header::WWW_AUTHENTICATE, challenge)
@@ -195,32 +293,73 @@ impl Registry {
                 .expect("formed");
         }
         let path = path.trim_start_matches("/v2/").to_owned();
+        let fault = take_fault(&mut state.faults, &path);
+        if let Some(Fault::Status(status, headers)) = &fault {
+            let mut answer = Response::builder().status(*status);
+            for (name, value) in headers {
+                answer = answer.header(*name, value);
+            }
+            return answer.body(full(Bytes::new())).expect("formed");
+        }
         let Some((kind, bytes)) = state.objects.get(&path).cloned() else {
             return Response::builder()
                 .status(StatusCode::NOT_FOUND)
                 .body(full(Bytes::new()))
                 .expect("formed");
         };
-        let from =
-            range.strip_prefix("bytes=").and_then(|range| range.trim_end_matches('-').parse::<usize>().ok());
+        let range = range.strip_prefix("bytes=").filter(|_| !matches!(fault, Some(Fault::NoRange)));
+        let from = range.and_then(|range| range.trim_end_matches('-').parse::<usize>().ok());
         let status = if from.is_some() { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
         let rest = bytes.slice(from.unwrap_or(0)..);
-        let answer = Response::builder().status(status).header(header::CONTENT_TYPE, kind);
-        let answer = answer.header(header::CONTENT_LENGTH, rest.len());
-        if let Some(index) = state.broken.iter().position(|broken| *broken == path) {
-            state.broken.remove(index);
-            let half = rest.slice(..rest.len() / 2);
-            let cut = std::io::Error::other("cut");
-            let parts = futures::stream::iter([Ok(Frame::data(half)), Err(cut)]);
-            // The half must have left before the connection breaks.
-            let slow = parts.then(|part| async move {
-                if part.is_err() {
-                    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-                }
-                part
-            });
-            return answer.body(BodyExt::boxed(StreamBody::new(slow))).expect("formed");
+        let mut answer = Response::builder().status(status).header(header::CONTENT_TYPE, kind);
+        if let Some(from) = from {
+            let told = format!("bytes {from}-{}/{}", bytes.len() - 1, bytes.len());
+            answer = answer.header(header::CONTENT_RANGE, told);
         }
-        answer.body(full(rest)).expect("formed")
+        let stream = |parts: Vec<Result<Bytes, Option<std::io::Error>>>| {
+            // What was sent must have left before the connection breaks; without an error it stays silent for good.
+            let slow = futures::stream::iter(parts).then(|part| async move {
+                match part {
+                    Ok(bytes) => Ok(Frame::data(bytes)),
+                    Err(Some(error)) => {
+                        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                        Err(error)
+                    }
+                    Err(None) => std::future::pending().await,
+                }
+            });
+            BodyExt::boxed(StreamBody::new(slow))
+        };
+        let half = rest.slice(..rest.len() / 2);
+        let length = rest.len() as u64;
+        match fault {
+            Some(Fault::Cut) => {
+                let answer = answer.header(header::CONTENT_LENGTH, length);
+                let cut = std::io::Error::other("cut");
+                answer.body(stream(vec![Ok(half), Err(Some(cut))])).expect("formed")
+            }
+            Some(Fault::Stall) => {
+                let answer = answer.header(header::CONTENT_LENGTH, length);
+                answer.body(stream(vec![Ok(half), Err(None)])).expect("formed")
+            }
+            Some(Fault::Length(told)) => {
+                let answer = answer.header(header::CONTENT_LENGTH, told);
+                answer.body(stream(vec![Ok(rest), Err(Some(std::io::Error::other("cut")))])).expect("formed")
+            }
+            Some(Fault::Longer(more)) => {
+                answer.body(stream(vec![Ok(rest), Ok(Bytes::from(vec![b'x'; more]))])).expect("formed")
+            }
+            _ => answer.header(header::CONTENT_LENGTH, length).body(full(rest)).expect("formed"),
+        }
     }
+}
+
+fn take_fault(faults: &mut Vec<(String, Fault, usize)>, path: &str) -> Option<Fault> {
+    let index = faults.iter().position(|(end, _, _)| path.ends_with(end.as_str()))?;
+    let fault = faults[index].1.clone();
+    faults[index].2 -= 1;
+    if faults[index].2 == 0 {
+        faults.remove(index);
+    }
+    Some(fault)
 }

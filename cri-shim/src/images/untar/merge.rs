@@ -17,8 +17,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::Applied;
 use super::root::Root;
-use super::{Applied, Whiteouts};
 
 /// Most bytes of one attribute and of the list of them; the kernel's own limit.
 const MAX_ATTRIBUTE: usize = 64 * 1024;
@@ -46,11 +46,6 @@ impl Target {
             }),
             _ => None,
         }
-    }
-
-    /// How removed files are marked here.
-    pub fn whiteouts(&self) -> Whiteouts {
-        if self.lower.is_empty() { Whiteouts::Remove } else { Whiteouts::Overlay }
     }
 }
 
@@ -140,11 +135,10 @@ mod tests {
             ..Mount::default()
         };
         let first = Target::of(&[mount("bind", "/s/1/fs", &["rw", "rbind"])]).expect("usable");
-        assert_eq!((first.upper.as_path(), first.whiteouts()), (Path::new("/s/1/fs"), Whiteouts::Remove));
+        assert_eq!(first, Target { upper: "/s/1/fs".into(), lower: Vec::new() });
         let options = ["index=off", "workdir=/s/3/work", "upperdir=/s/3/fs", "lowerdir=/s/2/fs:/s/1/fs"];
         let third = Target::of(&[mount("overlay", "overlay", &options)]).expect("usable");
         assert_eq!((third.upper.as_path(), third.lower.len()), (Path::new("/s/3/fs"), 2));
-        assert_eq!(third.whiteouts(), Whiteouts::Overlay);
         assert_eq!(
             Target::of(&[mount("overlay", "overlay", &["userxattr", "upperdir=/a", "lowerdir=/b"])]),
             None

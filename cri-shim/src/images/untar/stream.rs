@@ -115,7 +115,7 @@ impl<R: Read> TarReader<R> {
             let Some(block) = self.block()? else { return Ok(None) };
             let raw = tar::Header::from_byte_slice(&block);
             check(raw)?;
-            let stored = raw.entry_size()?;
+            let stored = size(raw)?;
             match raw.entry_type().as_byte() {
                 b'x' => extensions.pax = records(&self.extension(stored)?)?,
                 b'L' => extensions.long_name = Some(text(self.extension(stored)?)),
@@ -212,12 +212,40 @@ pub fn records(mut bytes: &[u8]) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
 
 fn check(raw: &tar::Header) -> io::Result<()> {
     let bytes = raw.as_bytes();
-    let sum: u32 =
-        bytes[..148].iter().chain(&bytes[156..]).map(|byte| u32::from(*byte)).sum::<u32>() + 8 * 32;
-    match raw.cksum() {
-        Ok(promised) if promised == sum => Ok(()),
+    let summed = || bytes[..148].iter().chain(&bytes[156..]);
+    let sum = summed().map(|byte| i64::from(*byte)).sum::<i64>() + 8 * 32;
+    // Some old archivers took bytes for signed.
+    let signed = summed().map(|byte| i64::from(byte.cast_signed())).sum::<i64>() + 8 * 32;
+    match number(&raw.as_old().cksum) {
+        Some(promised) if promised == sum || promised == signed => Ok(()),
         _ => Err(damaged("a header with a wrong checksum")),
     }
+}
+
+/// A numeric field: octal digits between blanks and zero bytes, none at all for 0, or GNU's big-endian form.
+fn number(field: &[u8]) -> Option<i64> {
+    let (first, rest) = field.split_first()?;
+    if first & 0x80 != 0 {
+        let (start, filler, top) = if first & 0x40 == 0 { (0, 0, first & 0x7f) } else { (-1, 0xff, *first) };
+        let bytes = std::iter::once(top).chain(rest.iter().copied());
+        let add = |number: i64, byte| number.checked_mul(256)?.checked_add(i64::from(byte));
+        return bytes.skip_while(|byte| *byte == filler).try_fold(start, add);
+    }
+    let blank = |byte: &u8| matches!(byte, b' ' | 0);
+    let digits: Vec<u8> = field.iter().copied().skip_while(blank).take_while(|byte| !blank(byte)).collect();
+    if digits.is_empty() {
+        return Some(0);
+    }
+    i64::from_str_radix(std::str::from_utf8(&digits).ok()?, 8).ok().filter(|number| *number >= 0)
+}
+
+fn unsigned(field: &[u8], what: &str) -> io::Result<u64> {
+    let found = number(field).and_then(|number| u64::try_from(number).ok());
+    found.ok_or_else(|| damaged(format!("a {what} that is no number")))
+}
+
+fn size(raw: &tar::Header) -> io::Result<u64> {
+    unsigned(&raw.as_old().size, "size")
 }
 
 fn header(raw: &tar::Header, stored: u64, extensions: &Extensions) -> io::Result<Header> {
@@ -232,7 +260,19 @@ fn header(raw: &tar::Header, stored: u64, extensions: &Extensions) -> io::Result
         return Err(damaged("a path with a zero byte"));
     }
     let device = || -> io::Result<(u32, u32)> {
-        Ok((raw.device_major()?.unwrap_or(0), raw.device_minor()?.unwrap_or(0)))
+        // Both newer forms have them in the same place.
+        let Some(fields) = raw
+            .as_ustar()
+            .map(|all| (all.dev_major, all.dev_minor))
+            .or_else(|| raw.as_gnu().map(|all| (all.dev_major, all.dev_minor)))
+        else {
+            return Ok((0, 0));
+        };
+        let small = |field: &[u8]| {
+            u32::try_from(unsigned(field, "device number")?)
+                .map_err(|_large| damaged("a device number beyond 32 bits"))
+        };
+        Ok((small(&fields.0)?, small(&fields.1)?))
     };
     let sparse = extensions.pax.iter().any(|(key, _)| key.starts_with(b"GNU.sparse."));
     let kind = match raw.entry_type().as_byte() {
@@ -260,7 +300,7 @@ fn header(raw: &tar::Header, stored: u64, extensions: &Extensions) -> io::Result
             real_size = real_size.max(extensions.number(key)?.unwrap_or(0));
         }
         if let Some(gnu) = raw.as_gnu().filter(|_| raw.entry_type().as_byte() == b'S') {
-            real_size = real_size.max(gnu.real_size()?);
+            real_size = real_size.max(unsigned(&gnu.realsize, "real size")?);
         }
     }
     let id = |number: u64| u32::try_from(number).map_err(|_large| damaged("an owner beyond 32 bits"));
@@ -270,9 +310,9 @@ fn header(raw: &tar::Header, stored: u64, extensions: &Extensions) -> io::Result
     });
     Ok(Header {
         kind,
-        mode: raw.mode()? & 0o7777,
-        uid: owner("uid", raw.uid()?)?,
-        gid: owner("gid", raw.gid()?)?,
+        mode: u32::try_from(unsigned(&raw.as_old().mode, "mode")? & 0o7777).unwrap_or(0),
+        uid: owner("uid", unsigned(&raw.as_old().uid, "uid")?)?,
+        gid: owner("gid", unsigned(&raw.as_old().gid, "gid")?)?,
         modified: modified(raw, extensions)?,
         size,
         real_size,
@@ -288,7 +328,7 @@ fn modified(raw: &tar::Header, extensions: &Extensions) -> io::Result<(i64, u32)
     const LAST: i64 = i64::MAX / 1_000_000_000;
     let (seconds, nanoseconds) = match extensions.pax("mtime").filter(|value| !value.is_empty()) {
         Some(value) => time(value).ok_or_else(|| damaged("PAX record mtime is no time"))?,
-        None => (i64::try_from(raw.mtime()?).unwrap_or(-1), 0),
+        None => (number(&raw.as_old().mtime).ok_or_else(|| damaged("a time that is no number"))?, 0),
     };
     Ok(if (0..LAST).contains(&seconds) { (seconds, nanoseconds) } else { (0, 0) })
 }
@@ -407,6 +447,23 @@ mod tests {
         builder.append_data(&mut header, "holes", &b"abc"[..]).expect("appended");
         let found = read(&builder.into_inner().expect("finished")).expect("read");
         assert_eq!((found[0].0.kind, found[0].0.size, found[0].0.real_size), (Kind::Sparse, 3, 1 << 40));
+    }
+
+    #[test]
+    fn numbers_come_in_every_form() {
+        for (field, wanted) in [
+            (&b"0000644\0"[..], Some(0o644)),
+            (b"   644 \0", Some(0o644)),
+            (b"\0\0\0\0\0\0\0\0", Some(0)),
+            (b"        ", Some(0)),
+            (b"00x", None),
+            (b"-1", None),
+            (b"\x80\0\0\0\0\0\x01\x02", Some(258)),
+            (b"\xff\xff\xff\xff\xff\xff\xff\xfe", Some(-2)),
+            (b"\x80\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", None),
+        ] {
+            assert_eq!(number(field), wanted, "{field:?}");
+        }
     }
 
     #[test]
