@@ -5,7 +5,7 @@
 
 pub(crate) mod deb;
 pub(crate) mod idle;
-pub(crate) mod layer;
+mod layer;
 mod rootfs;
 
 use std::collections::BTreeMap;

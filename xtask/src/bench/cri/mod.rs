@@ -10,7 +10,6 @@ mod driver;
 mod exec;
 mod lifecycle;
 mod memory;
-mod pull;
 mod report;
 mod svg;
 
@@ -32,8 +31,6 @@ pub(crate) enum Part {
     Exec,
     /// Memory per pod, and CPU while nothing happens.
     Memory,
-    /// PullImage of a large image.
-    Pull,
 }
 
 /// The command line.
@@ -138,9 +135,6 @@ async fn measure(layout: &Layout, arguments: &Arguments) -> Result<Report> {
         if arguments.wants(Part::Exec) {
             report.rows.extend(exec::measure(&sides, arguments).await?);
         }
-    }
-    if arguments.wants(Part::Pull) {
-        report.rows.extend(pull::measure(&ground, arguments.quick, arguments.rounds()).await?);
     }
     if arguments.wants(Part::Memory) {
         let (rows, columns) = memory::measure(&ground, arguments).await?;
