@@ -9,7 +9,7 @@ use oci_spec::runtime::{Capability, LinuxCapabilities, LinuxCapabilitiesBuilder}
 use super::{NodeFacts, SpecError};
 
 /// What an unprivileged container starts with, as with every common runtime.
-const DEFAULT: [&str; 14] = [
+pub(super) const DEFAULT: [&str; 14] = [
     "AUDIT_WRITE",
     "CHOWN",
     "DAC_OVERRIDE",
@@ -48,7 +48,13 @@ pub fn effective(
     if drop.iter().any(|name| name == "ALL") {
         set.clear();
     }
-    set.extend(add.into_iter().filter(|name| name != "ALL"));
+    for name in add.into_iter().filter(|name| name != "ALL") {
+        if !node.capabilities.is_empty() && !node.capabilities.contains(&name) {
+            let problem = format!("{name}: this node has it not to give");
+            return Err(SpecError::Unsupported { field: "capabilities", problem });
+        }
+        set.insert(name);
+    }
     for name in drop {
         set.remove(&name);
     }
@@ -101,7 +107,8 @@ mod tests {
     use super::*;
 
     fn node() -> NodeFacts {
-        NodeFacts { capabilities: vec!["CHOWN".into(), "SYS_ADMIN".into()], ..NodeFacts::default() }
+        let capabilities = ["CHOWN", "NET_ADMIN", "SYS_ADMIN"].map(str::to_owned).to_vec();
+        NodeFacts { capabilities, ..NodeFacts::default() }
     }
 
     fn names(add: &[&str], drop: &[&str]) -> Vec<String> {
@@ -116,7 +123,8 @@ mod tests {
     #[test]
     fn all_comes_first_and_single_names_refine_it() {
         assert_eq!(names(&["NET_ADMIN"], &["ALL"]), ["NET_ADMIN"]);
-        assert_eq!(names(&["ALL"], &["CAP_SYS_ADMIN"]), ["CHOWN"], "only what the node can give");
+        let can = ["CHOWN", "NET_ADMIN"];
+        assert_eq!(names(&["ALL"], &["CAP_SYS_ADMIN"]), can, "only what the node can give");
         assert_eq!(names(&[], &[]).len(), 14);
         assert!(!names(&[], &["net_raw"]).contains(&"NET_RAW".to_owned()));
     }
@@ -126,6 +134,13 @@ mod tests {
         let wanted = CriCapability { add_capabilities: vec!["FLY".into()], ..CriCapability::default() };
         let error = effective(Some(&wanted), false, &node()).unwrap_err();
         assert_eq!(error.to_string(), "unknown capability \"FLY\"");
+    }
+
+    #[test]
+    fn what_the_node_cannot_give_is_refused_not_tried() {
+        let wanted = CriCapability { add_capabilities: vec!["SYS_BOOT".into()], ..CriCapability::default() };
+        let error = effective(Some(&wanted), false, &node()).unwrap_err().to_string();
+        assert_eq!(error, "capabilities: SYS_BOOT: this node has it not to give");
     }
 
     #[test]

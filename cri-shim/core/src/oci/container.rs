@@ -2,19 +2,22 @@
 
 use std::collections::BTreeSet;
 
-use cri_shim_api::v1::{ContainerConfig, LinuxContainerSecurityContext, PodSandboxConfig};
+use cri_shim_api::v1::{ContainerConfig, LinuxContainerSecurityContext, Mount, PodSandboxConfig};
 use oci_spec::runtime::{
-    Linux, LinuxBuilder, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+    Hook, HookBuilder, Hooks, HooksBuilder, Linux, LinuxBuilder, Process, ProcessBuilder, RootBuilder, Spec,
+    SpecBuilder, UserBuilder,
 };
 
 use super::devices::HostDevice;
-use super::mounts::{HostMount, SandboxFiles};
+use super::mounts::{HostMount, Layout, SandboxFiles};
 use super::namespaces::SandboxNamespaces;
 use super::process::ImageDefaults;
 use super::sandbox::annotations;
 use super::seccomp::Profile;
+use super::userns::IdMaps;
 use super::{
-    NodeFacts, OCI_VERSION, SpecError, caps, devices, mounts, namespaces, process, resources, seccomp,
+    NodeFacts, OCI_VERSION, SpecError, caps, cdi, devices, labels, namespaces, process, resources, seccomp,
+    userns,
 };
 use crate::users::Identity;
 
@@ -37,8 +40,10 @@ pub struct ContainerSpec<'a> {
     pub mounts: &'a [HostMount],
     /// Files of the sandbox.
     pub files: &'a SandboxFiles,
-    /// Devices asked for; all of the host's when privileged.
+    /// Devices asked for, those of CDI among them; all of the host's when privileged.
     pub devices: &'a [HostDevice],
+    /// What CDI devices add besides device nodes.
+    pub cdi: &'a cdi::Edits,
     /// The system call filter.
     pub seccomp: Profile,
     /// Name of the host for the environment.
@@ -53,17 +58,32 @@ pub struct ContainerSpec<'a> {
 pub fn spec(wanted: &ContainerSpec<'_>) -> Result<Spec, SpecError> {
     let linux_config = wanted.config.linux.clone().unwrap_or_default();
     let security = linux_config.security_context.clone().unwrap_or_default();
-    check(wanted, &security)?;
+    let id_maps = check(wanted.config, wanted.sandbox)?;
     let capabilities = caps::effective(security.capabilities.as_ref(), security.privileged, wanted.node)?;
-    let (mounts, root_propagation) = mounts::for_container(
-        wanted.mounts,
-        wanted.files,
-        security.privileged,
-        security.readonly_rootfs,
-        wanted.node,
-    )?;
+    let layout = Layout {
+        host_mounts: wanted.mounts,
+        cdi_mounts: &wanted.cdi.mounts,
+        files: wanted.files,
+        privileged: security.privileged,
+        readonly_root: security.readonly_rootfs,
+        host_network: wanted.namespaces.network.is_none(),
+        id_maps: id_maps.as_ref(),
+        node: wanted.node,
+    };
+    let (mounts, root_propagation) = layout.build()?;
     let mut linux = linux(wanted, &security, &capabilities)?;
     linux.set_rootfs_propagation(root_propagation);
+    if let Some(maps) = &id_maps {
+        let (uids, gids) = maps.to_oci()?;
+        linux.set_uid_mappings(Some(uids));
+        linux.set_gid_mappings(Some(gids));
+    }
+    let mut process = process_of(wanted, &security, &capabilities)?;
+    let selinux = labels::selinux(security.selinux_options.as_ref(), security.privileged, wanted.node)?;
+    if let Some((of_process, of_mounts)) = selinux {
+        process.set_selinux_label(Some(of_process));
+        linux.set_mount_label(Some(of_mounts));
+    }
     let mut annotations = annotations(wanted.sandbox_id, wanted.sandbox, "container");
     let metadata = wanted.config.metadata.clone().unwrap_or_default();
     annotations.insert("io.kubernetes.cri.container-name".to_owned(), metadata.name);
@@ -72,30 +92,83 @@ pub fn spec(wanted: &ContainerSpec<'_>) -> Result<Spec, SpecError> {
     let mut spec = SpecBuilder::default()
         .version(OCI_VERSION)
         .root(RootBuilder::default().path("rootfs").readonly(security.readonly_rootfs).build()?)
-        .process(process_of(wanted, &security, &capabilities)?)
+        .process(process)
         .mounts(mounts)
         .linux(linux)
         .annotations(annotations)
         .build()?;
     // The name is the sandbox's, with its UTS namespace.
     spec.set_hostname(None);
+    if !wanted.cdi.hooks.is_empty() {
+        spec.set_hooks(Some(hooks(&wanted.cdi.hooks)?));
+    }
     Ok(spec)
 }
 
-/// Refuses what would otherwise be dropped silently.
-fn check(wanted: &ContainerSpec<'_>, security: &LinuxContainerSecurityContext) -> Result<(), SpecError> {
-    let refuse = |field, problem: &str| Err(SpecError::Unsupported { field, problem: problem.to_owned() });
-    let sandbox_security = wanted.sandbox.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+/// Refuses what can be refused without a look at the node or the image, so that nothing is made first; gives the maps of
+/// the pod's user namespace.
+pub fn check(config: &ContainerConfig, sandbox: &PodSandboxConfig) -> Result<Option<IdMaps>, SpecError> {
+    let security = config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default();
+    let sandbox_security = sandbox.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
     if security.privileged && !sandbox_security.is_some_and(|security| security.privileged) {
         return Err(SpecError::PrivilegedInPlainSandbox);
     }
-    if !wanted.config.cdi_devices.is_empty() {
-        return refuse("CDI_devices", "this runtime does not offer CDI");
+    process::check_environment(config)?;
+    for device in &config.devices {
+        devices::check(device)?;
     }
-    if wanted.config.mounts.iter().any(|mount| mount.image.is_some()) {
-        return refuse("mounts.image", "this runtime does not offer image volumes");
+    for mount in &config.mounts {
+        check_mount(mount)?;
     }
-    namespaces::options(security.namespace_options.as_ref()).map(drop)
+    userns::of_container(
+        sandbox_security.and_then(|security| security.namespace_options.as_ref()),
+        security.namespace_options.as_ref(),
+    )
+}
+
+fn check_mount(mount: &Mount) -> Result<(), SpecError> {
+    let refuse = |field, problem: String| Err(SpecError::Invalid { field, problem });
+    match &mount.image {
+        None if !mount.image_sub_path.is_empty() => {
+            refuse("mounts.image_sub_path", "is given without an image".to_owned())
+        }
+        None if !mount.host_path.starts_with('/') || mount.host_path.contains('\0') => {
+            refuse("mounts.host_path", format!("{:?} is not an absolute path", mount.host_path))
+        }
+        None => Ok(()),
+        Some(_) if !mount.host_path.is_empty() => {
+            refuse("mounts.host_path", format!("{} is given besides an image", mount.host_path))
+        }
+        Some(_) if !mount.readonly => {
+            refuse("mounts.readonly", format!("{}: an image volume is read-only", mount.container_path))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+fn hooks(wanted: &[cdi::file::Hook]) -> Result<Hooks, SpecError> {
+    let mut hooks = HooksBuilder::default().build()?;
+    for hook in wanted {
+        let mut built = HookBuilder::default().path(hook.path.as_str()).build()?;
+        built.set_args((!hook.args.is_empty()).then(|| hook.args.clone()));
+        built.set_env((!hook.env.is_empty()).then(|| hook.env.clone()));
+        built.set_timeout(hook.timeout);
+        let add = |list: &Option<Vec<Hook>>| {
+            let mut list = list.clone().unwrap_or_default();
+            list.push(built.clone());
+            Some(list)
+        };
+        match hook.hook_name.as_str() {
+            #[allow(deprecated, reason = "CDI files may still use it")]
+            "prestart" => drop(hooks.set_prestart(add(hooks.prestart()))),
+            "createRuntime" => drop(hooks.set_create_runtime(add(hooks.create_runtime()))),
+            "createContainer" => drop(hooks.set_create_container(add(hooks.create_container()))),
+            "startContainer" => drop(hooks.set_start_container(add(hooks.start_container()))),
+            "poststart" => drop(hooks.set_poststart(add(hooks.poststart()))),
+            _ => drop(hooks.set_poststop(add(hooks.poststop()))),
+        }
+    }
+    Ok(hooks)
 }
 
 fn process_of(
@@ -103,10 +176,12 @@ fn process_of(
     security: &LinuxContainerSecurityContext,
     capabilities: &BTreeSet<String>,
 ) -> Result<Process, SpecError> {
+    let mut groups = wanted.identity.groups.clone();
+    groups.extend(wanted.cdi.additional_gids.iter().filter(|gid| !wanted.identity.groups.contains(gid)));
     let user = UserBuilder::default()
         .uid(wanted.identity.uid)
         .gid(wanted.identity.gid)
-        .additional_gids(wanted.identity.groups.clone())
+        .additional_gids(groups)
         .build()?;
     let oom_score = wanted
         .config
@@ -114,11 +189,15 @@ fn process_of(
         .as_ref()
         .and_then(|linux| linux.resources.as_ref())
         .map_or(0, |resources| resources.oom_score_adj);
+    let mut env = process::environment(wanted.config, wanted.image, wanted.hostname);
+    for pair in &wanted.cdi.env {
+        process::set(&mut env, pair.clone());
+    }
     let mut process = ProcessBuilder::default()
         .terminal(wanted.config.tty)
         .args(process::arguments(wanted.config, wanted.image)?)
-        .env(process::environment(wanted.config, wanted.image, wanted.hostname))
-        .cwd(process::working_dir(wanted.config, wanted.image))
+        .env(env)
+        .cwd(process::working_dir(wanted.config, wanted.image)?)
         .user(user)
         .capabilities(caps::sets(capabilities, security.capabilities.as_ref())?)
         .no_new_privileges(security.no_new_privs)
@@ -126,7 +205,7 @@ fn process_of(
         .build()?;
     // What the shim has is what a container gets; the type's default would limit open files.
     process.set_rlimits(None);
-    process.set_apparmor_profile(apparmor(security, wanted.node)?);
+    process.set_apparmor_profile(labels::apparmor(security, wanted.node)?);
     Ok(process)
 }
 
@@ -159,98 +238,5 @@ fn linux(
     Ok(linux)
 }
 
-/// The AppArmor profile to name: only one of the node; the runtime brings none of its own.
-fn apparmor(security: &LinuxContainerSecurityContext, node: &NodeFacts) -> Result<Option<String>, SpecError> {
-    let Some(profile) = seccomp::localhost_path(security.apparmor.as_ref()).filter(|_| !security.privileged)
-    else {
-        return Ok(None);
-    };
-    if !node.apparmor {
-        let problem = format!("profile {profile}: AppArmor is not enabled on this node");
-        return Err(SpecError::Unsupported { field: "apparmor", problem });
-    }
-    Ok(Some(profile.to_owned()))
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use cri_shim_api::v1::{LinuxContainerConfig, LinuxContainerResources, LinuxSandboxSecurityContext};
-
-    fn node() -> NodeFacts {
-        NodeFacts {
-            seccomp: true,
-            capabilities: vec!["SYS_ADMIN".into(), "CHOWN".into()],
-            ..NodeFacts::default()
-        }
-    }
-
-    fn build(
-        config: &ContainerConfig,
-        sandbox: &PodSandboxConfig,
-        node: &NodeFacts,
-    ) -> Result<serde_json::Value, SpecError> {
-        let wanted = ContainerSpec {
-            sandbox_id: "s1",
-            sandbox,
-            config,
-            image: &ImageDefaults { cmd: vec!["sh".into()], ..ImageDefaults::default() },
-            identity: &Identity { uid: 5, gid: 6, groups: vec![6, 7] },
-            namespaces: SandboxNamespaces::default(),
-            mounts: &[],
-            files: &SandboxFiles::default(),
-            devices: &[],
-            seccomp: Profile::RuntimeDefault,
-            hostname: "web-0",
-            cgroup: "/kubepods/c1",
-            node,
-        };
-        Ok(serde_json::to_value(spec(&wanted)?).unwrap())
-    }
-
-    fn privileged() -> ContainerConfig {
-        let security =
-            LinuxContainerSecurityContext { privileged: true, ..LinuxContainerSecurityContext::default() };
-        let linux =
-            LinuxContainerConfig { security_context: Some(security), ..LinuxContainerConfig::default() };
-        ContainerConfig { linux: Some(linux), ..ContainerConfig::default() }
-    }
-
-    #[test]
-    fn a_plain_container_is_confined() {
-        let resources = LinuxContainerResources { memory_limit_in_bytes: 1 << 20, ..Default::default() };
-        let linux = LinuxContainerConfig { resources: Some(resources), ..LinuxContainerConfig::default() };
-        let config = ContainerConfig { linux: Some(linux), ..ContainerConfig::default() };
-        let spec = build(&config, &PodSandboxConfig::default(), &node()).unwrap();
-        assert_eq!(spec["process"]["user"]["additionalGids"], serde_json::json!([6, 7]));
-        assert_eq!(spec["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ERRNO");
-        assert_eq!(spec["linux"]["resources"]["memory"]["limit"], 1 << 20);
-        assert_eq!(spec["linux"]["resources"]["devices"][0]["allow"], false);
-        assert_eq!(spec["linux"]["cgroupsPath"], "/kubepods/c1");
-        assert_eq!(spec["process"]["capabilities"]["bounding"].as_array().unwrap().len(), 14);
-    }
-
-    #[test]
-    fn a_privileged_container_needs_a_privileged_sandbox() {
-        let refused = build(&privileged(), &PodSandboxConfig::default(), &node()).unwrap_err();
-        assert!(matches!(refused, SpecError::PrivilegedInPlainSandbox));
-        let mut sandbox = PodSandboxConfig::default();
-        sandbox.linux.get_or_insert_default().security_context =
-            Some(LinuxSandboxSecurityContext { privileged: true, ..LinuxSandboxSecurityContext::default() });
-        let spec = build(&privileged(), &sandbox, &node()).unwrap();
-        assert!(spec["linux"].get("seccomp").is_none());
-        assert_eq!(spec["linux"]["resources"]["devices"][0]["allow"], true);
-        let sysfs = spec["mounts"].as_array().unwrap().iter().find(|mount| mount["destination"] == "/sys");
-        assert!(sysfs.unwrap()["options"].as_array().unwrap().contains(&"rw".into()));
-    }
-
-    #[test]
-    fn an_unsupported_wish_is_refused_by_name() {
-        let config = ContainerConfig {
-            cdi_devices: vec![cri_shim_api::v1::CdiDevice { name: "gpu".into() }],
-            ..ContainerConfig::default()
-        };
-        let error = build(&config, &PodSandboxConfig::default(), &node()).unwrap_err();
-        assert!(error.to_string().starts_with("CDI_devices"), "{error}");
-    }
-}
+mod tests;

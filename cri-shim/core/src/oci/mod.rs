@@ -2,12 +2,15 @@
 //!
 //! Input: what CRI asked for, the image's defaults, facts of the node and paths that the caller has already resolved.
 //! Output: a complete specification, or an error that names the field. One file per part: [`process`] (arguments,
-//! environment), [`caps`], [`mounts`], [`namespaces`], [`resources`], [`devices`], [`seccomp`] with its table in
-//! `seccomp_table`. Nothing here looks at the node.
+//! environment), [`caps`], [`mounts`], [`namespaces`] with [`userns`], [`resources`], [`devices`], [`seccomp`] with its
+//! table in `seccomp_table`, [`labels`] (AppArmor, SELinux), and [`cdi`] (vendors' devices). Nothing here looks at the
+//! node.
 
 pub mod caps;
+pub mod cdi;
 pub mod container;
 pub mod devices;
+pub mod labels;
 pub mod mounts;
 pub mod namespaces;
 pub mod process;
@@ -15,6 +18,7 @@ pub mod resources;
 pub mod sandbox;
 pub mod seccomp;
 mod seccomp_table;
+pub mod userns;
 
 use oci_spec::OciSpecError;
 
@@ -39,6 +43,8 @@ pub struct NodeFacts {
     pub seccomp: bool,
     /// Whether AppArmor is on.
     pub apparmor: bool,
+    /// Whether SELinux is on.
+    pub selinux: bool,
     /// Whether bind mounts can be made read-only with everything below them.
     pub recursive_readonly: bool,
     /// The lowest OOM score adjustment that may be set (without CAP_SYS_RESOURCE: our own).
@@ -65,6 +71,14 @@ pub enum SpecError {
     /// A combination or feature this runtime does not offer.
     #[error("{field}: {problem}")]
     Unsupported {
+        /// The CRI field.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A value that means nothing.
+    #[error("{field}: {problem}")]
+    Invalid {
         /// The CRI field.
         field: &'static str,
         /// What is wrong with it.

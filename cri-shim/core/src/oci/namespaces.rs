@@ -18,6 +18,8 @@ pub struct SandboxNamespaces {
     pub uts: Option<PathBuf>,
     /// The PID namespace to join, when the container does not get its own.
     pub pid: PidNamespace,
+    /// The pod's user namespace.
+    pub user: Option<PathBuf>,
 }
 
 /// Where a container's processes are counted.
@@ -74,6 +76,8 @@ pub fn for_container(
         PidNamespace::Host => {}
     }
     let joined = [
+        // First, so that the others are joined with the rights it gives.
+        (LinuxNamespaceType::User, sandbox.user),
         (LinuxNamespaceType::Ipc, sandbox.ipc),
         (LinuxNamespaceType::Uts, sandbox.uts),
         (LinuxNamespaceType::Network, sandbox.network),

@@ -3,6 +3,7 @@
 use cri_shim_api::v1::{ContainerConfig, KeyValue};
 
 use super::SpecError;
+use super::mounts::clean;
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -21,6 +22,8 @@ pub struct ImageDefaults {
     pub user: String,
     /// The signal that asks it to stop.
     pub stop_signal: Option<String>,
+    /// Paths that are volumes, in order.
+    pub volumes: Vec<String>,
 }
 
 /// The arguments: CRI's command replaces entrypoint and cmd; CRI's args replace cmd only.
@@ -31,7 +34,21 @@ pub fn arguments(config: &ContainerConfig, image: &ImageDefaults) -> Result<Vec<
         (true, true) => (&image.entrypoint, &image.cmd),
     };
     let all: Vec<String> = program.iter().chain(arguments).cloned().collect();
+    if all.iter().any(|word| word.contains('\0')) {
+        return Err(SpecError::Invalid { field: "command", problem: "a word holds a zero byte".to_owned() });
+    }
     if all.is_empty() { Err(SpecError::NoCommand) } else { Ok(all) }
+}
+
+/// Refuses what no environment can hold.
+pub fn check_environment(config: &ContainerConfig) -> Result<(), SpecError> {
+    for KeyValue { key, value } in &config.envs {
+        if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
+            let problem = format!("{key:?} cannot be the name of a variable, or its value holds a zero byte");
+            return Err(SpecError::Invalid { field: "envs", problem });
+        }
+    }
+    Ok(())
 }
 
 /// The environment: defaults, then the image's, then CRI's; a later value replaces an earlier one in its place.
@@ -45,21 +62,28 @@ pub fn environment(config: &ContainerConfig, image: &ImageDefaults, hostname: &s
     }
     let ours = config.envs.iter().map(|KeyValue { key, value }| format!("{key}={value}"));
     for pair in image.env.iter().cloned().chain(ours) {
-        let name = pair.split('=').next().unwrap_or_default();
-        match env.iter_mut().find(|old| old.split('=').next() == Some(name)) {
-            Some(old) => *old = pair,
-            None => env.push(pair),
-        }
+        set(&mut env, pair);
     }
     env
 }
 
-/// Where the process starts.
-pub fn working_dir(config: &ContainerConfig, image: &ImageDefaults) -> String {
-    [&config.working_dir, &image.working_dir]
-        .into_iter()
-        .find(|dir| !dir.is_empty())
-        .map_or_else(|| "/".to_owned(), Clone::clone)
+/// Puts a `NAME=value` pair in the place of an older one of that name, or at the end.
+pub(super) fn set(env: &mut Vec<String>, pair: String) {
+    let name = pair.split('=').next().unwrap_or_default();
+    match env.iter_mut().find(|old| old.split('=').next() == Some(name)) {
+        Some(old) => *old = pair,
+        None => env.push(pair),
+    }
+}
+
+/// Where the process starts. A relative one counts from the root in an image, and is a mistake in CRI.
+pub fn working_dir(config: &ContainerConfig, image: &ImageDefaults) -> Result<String, SpecError> {
+    let own = config.working_dir.as_str();
+    if own.contains('\0') || (!own.is_empty() && !own.starts_with('/')) {
+        let problem = format!("{own:?} is not an absolute path");
+        return Err(SpecError::Invalid { field: "working_dir", problem });
+    }
+    Ok(clean(if own.is_empty() { &image.working_dir } else { own }))
 }
 
 #[cfg(test)]
@@ -110,5 +134,27 @@ mod tests {
             environment(&config, &image(), "web-0"),
             ["PATH=/bin", "HOSTNAME=web-0", "TERM=xterm", "A=pod", "B=x=y"]
         );
+    }
+
+    #[test]
+    fn where_it_starts() {
+        let dir = |own: &str, of_image: &str| {
+            let config = ContainerConfig { working_dir: own.to_owned(), ..ContainerConfig::default() };
+            let image = ImageDefaults { working_dir: of_image.to_owned(), ..ImageDefaults::default() };
+            working_dir(&config, &image)
+        };
+        assert_eq!(dir("", "").unwrap(), "/");
+        assert_eq!(dir("", "app/../data").unwrap(), "/data");
+        assert_eq!(dir("/own/", "/app").unwrap(), "/own");
+        assert!(dir("own", "/app").unwrap_err().to_string().starts_with("working_dir"));
+    }
+
+    #[test]
+    fn an_impossible_environment_is_refused() {
+        for (key, value) in [("", "x"), ("A=B", "x"), ("A", "\0")] {
+            let envs = vec![KeyValue { key: key.into(), value: value.into() }];
+            let config = ContainerConfig { envs, ..ContainerConfig::default() };
+            assert!(check_environment(&config).unwrap_err().to_string().starts_with("envs"));
+        }
     }
 }

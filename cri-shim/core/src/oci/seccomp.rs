@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use cri_shim_api::v1::SecurityProfile;
 use cri_shim_api::v1::security_profile::ProfileType;
+use cri_shim_api::v1::{LinuxContainerSecurityContext, SecurityProfile};
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArgBuilder, LinuxSeccompBuilder,
     LinuxSeccompOperator, LinuxSyscall, LinuxSyscallBuilder,
 };
 
+use super::labels::old_name;
 use super::seccomp_table::{ALLOWED, BY_CAPABILITY, PERSONALITIES};
 use super::{NodeFacts, SpecError};
 
@@ -35,11 +36,19 @@ pub enum Profile {
     },
 }
 
+/// The profile as CRI names it in its new field, or else in the old one.
+pub fn wish(security: &LinuxContainerSecurityContext) -> Result<Option<SecurityProfile>, SpecError> {
+    match (&security.seccomp, security.seccomp_profile_path.as_str()) {
+        (Some(profile), _) => Ok(Some(profile.clone())),
+        (None, old) => old_name(old, "seccomp_profile_path"),
+    }
+}
+
 /// The path of the profile that the caller has to read first.
 pub fn localhost_path(wanted: Option<&SecurityProfile>) -> Option<&str> {
     wanted
         .filter(|profile| profile.profile_type() == ProfileType::Localhost)
-        .map(|profile| profile.localhost_ref.trim_start_matches("localhost/"))
+        .map(|profile| profile.localhost_ref.strip_prefix("localhost/").unwrap_or(&profile.localhost_ref))
 }
 
 /// The filter for a process with these capabilities; nothing when it is unconfined.
@@ -163,6 +172,23 @@ mod tests {
     fn no_name_is_listed_twice() {
         let mut seen = BTreeSet::new();
         assert!(ALLOWED.iter().all(|name| seen.insert(*name)));
+    }
+
+    #[test]
+    fn the_old_field_counts_where_the_new_one_is_absent() {
+        let old = |path: &str| LinuxContainerSecurityContext {
+            seccomp_profile_path: path.to_owned(),
+            ..LinuxContainerSecurityContext::default()
+        };
+        let kind = |path: &str| wish(&old(path)).unwrap().map(|profile| profile.profile_type());
+        assert_eq!(kind(""), None);
+        assert_eq!(kind("unconfined"), Some(ProfileType::Unconfined));
+        assert_eq!(kind("docker/default"), Some(ProfileType::RuntimeDefault));
+        let local = wish(&old("localhost//var/p.json")).unwrap();
+        assert_eq!(localhost_path(local.as_ref()), Some("/var/p.json"));
+        assert!(wish(&old("strange")).unwrap_err().to_string().starts_with("seccomp_profile_path"));
+        let both = LinuxContainerSecurityContext { seccomp: local.clone(), ..old("unconfined") };
+        assert_eq!(wish(&both).unwrap(), local);
     }
 
     #[test]
