@@ -51,6 +51,9 @@ pub struct Config {
     /// Our own shim; without it `containerd-shim-keelson-v1` beside this executable, or in PATH.
     #[serde(default)]
     pub shim_binary: Option<PathBuf>,
+    /// Where files that describe CDI devices are; a later directory has priority.
+    #[serde(default = "default_cdi_dirs")]
+    pub cdi_dirs: Vec<PathBuf>,
 }
 
 /// A runtime handler, as RuntimeClasses name it.
@@ -133,6 +136,10 @@ impl From<CgroupDriver> for Driver {
     }
 }
 
+fn default_cdi_dirs() -> Vec<PathBuf> {
+    vec!["/etc/cdi".into(), "/var/run/cdi".into()]
+}
+
 fn default_namespace() -> String {
     "keelson".to_owned()
 }
@@ -171,7 +178,8 @@ impl Config {
             ("cni.cacheDir", &config.cni.cache_dir),
             ("registryConfigDir", &config.registry_config_dir),
         ];
-        for (field, path) in absolute {
+        let cdi = config.cdi_dirs.iter().map(|path| ("cdiDirs", path));
+        for (field, path) in absolute.into_iter().chain(cdi) {
             anyhow::ensure!(path.is_absolute(), "{field}: {} is not an absolute path", path.display());
         }
         if let Some(shim) = &config.shim_binary {

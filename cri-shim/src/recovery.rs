@@ -281,6 +281,7 @@ impl Runtime {
             for directory in [
                 runtimes,
                 paths.root_dir.join("sandboxes"),
+                paths.root_dir.join("containers"),
                 paths.state_dir.join("sandboxes"),
                 paths.state_dir.join("containers"),
             ] {

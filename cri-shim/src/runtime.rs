@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, HandlerKind};
+use crate::container::identity::AccountCache;
 use crate::containerd::Client;
 use crate::containerd::options::RuncOptions;
 use crate::error::RuntimeError;
@@ -53,6 +54,8 @@ pub struct Paths {
     pub keeper: PathBuf,
     /// containerd's socket, by which its shims are told.
     pub containerd_socket: PathBuf,
+    /// Files that describe CDI devices.
+    pub cdi_dirs: Vec<PathBuf>,
 }
 
 impl Paths {
@@ -113,6 +116,8 @@ pub struct Runtime {
     pub(crate) container_flights: Flights<String>,
     /// Sandboxes being stopped or removed, by what is done and id.
     pub(crate) ending_flights: Flights<()>,
+    /// The passwd and group files of images used lately.
+    pub(crate) accounts: AccountCache,
 }
 
 impl Runtime {
@@ -134,6 +139,7 @@ impl Runtime {
             pause_root: pause::install(&config.root_dir)?,
             keeper: pause::install_keeper(&config.root_dir)?,
             containerd_socket: config.containerd_socket.clone(),
+            cdi_dirs: config.cdi_dirs.clone(),
         };
         let reason = "containerd has not answered yet".to_owned();
         Ok(Arc::new(Self {
@@ -153,6 +159,7 @@ impl Runtime {
             sandbox_flights: Flights::default(),
             container_flights: Flights::default(),
             ending_flights: Flights::default(),
+            accounts: AccountCache::default(),
         }))
     }
 

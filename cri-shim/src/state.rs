@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use containerd_client::types::Mount;
 use cri_shim_core::record::{ContainerPhase, ContainerRecord, SandboxPhase, SandboxRecord};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
@@ -94,6 +95,8 @@ pub struct Container {
     stdin: Mutex<Option<pipe::Sender>>,
     /// The last CPU figure, to tell a rate from.
     pub last_cpu: LastReading,
+    /// The mounts of its root file system, known since it was made; a restart asks for them again.
+    rootfs: Mutex<Option<Vec<Mount>>>,
 }
 
 impl Sandbox {
@@ -152,6 +155,7 @@ impl Container {
             pump: Mutex::default(),
             stdin: Mutex::default(),
             last_cpu: LastReading::default(),
+            rootfs: Mutex::default(),
         }
     }
 
@@ -187,6 +191,16 @@ impl Container {
     /// Replaces what keeps its standard input open.
     pub fn set_stdin(&self, stdin: Option<pipe::Sender>) {
         *self.stdin.lock().unwrap_or_else(PoisonError::into_inner) = stdin;
+    }
+
+    /// The mounts of its root file system, where they are known.
+    pub fn rootfs(&self) -> Option<Vec<Mount>> {
+        self.rootfs.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes the mounts of its root file system.
+    pub fn set_rootfs(&self, mounts: Vec<Mount>) {
+        *self.rootfs.lock().unwrap_or_else(PoisonError::into_inner) = Some(mounts);
     }
 
     /// Directory of its FIFOs below the state directory.

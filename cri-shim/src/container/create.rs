@@ -6,13 +6,17 @@ use std::sync::Arc;
 use containerd_client::types::Mount;
 use cri_shim_api::v1::{ContainerConfig, ContainerEventType, CreateContainerRequest};
 use cri_shim_core::ids::ContainerId;
-use cri_shim_core::oci::container::{ContainerSpec, spec};
-use cri_shim_core::record::{ContainerPhase, ContainerRecord};
-use cri_shim_core::users::{self, Identity};
+use cri_shim_core::oci::container::{ContainerSpec, check, spec};
+use cri_shim_core::oci::process::ImageDefaults;
+use cri_shim_core::oci::resources;
+use cri_shim_core::record::{ContainerPhase, ContainerRecord, SandboxRecord};
+use cri_shim_core::users::Identity;
 use cri_shim_core::{names, signal};
 use keelson_shim::protocol::SOCKET_ANNOTATION;
 
-use super::inputs::{self, image_defaults};
+use super::identity::Accounts;
+use super::inputs::{self, Made, Search, image_defaults};
+use super::volumes::{Users, bound};
 use crate::clock;
 use crate::config::HandlerKind;
 use crate::containerd::containers::NewContainer;
@@ -20,7 +24,7 @@ use crate::containerd::snapshots::GC_ROOT;
 use crate::error::{RuntimeError, chain};
 use crate::exec::OwnShim;
 use crate::handlers::Handler;
-use crate::host::{blocking, rootfs};
+use crate::host::{blocking, idmap};
 use crate::images::Image;
 use crate::runtime::{KIND_LABEL, Runtime, random};
 use crate::sandbox::run::{host_ipc, to_json};
@@ -38,6 +42,11 @@ impl Runtime {
         let sandbox = self.ready_sandbox(&request.pod_sandbox_id)?;
         let metadata = sandbox.record.with(|record| record.config.metadata.clone());
         let name = names::container(config.metadata.as_ref(), metadata.as_ref())?;
+        // What can be refused without a look at anything is, before anything is made.
+        sandbox.record.with(|record| check(&config, &record.config))?;
+        if let Some(limits) = config.linux.as_ref().and_then(|linux| linux.resources.as_ref()) {
+            resources::check(limits, &self.node)?;
+        }
         let (runtime, key) = (Arc::clone(self), format!("{}/{name}", sandbox.id));
         let work = Box::pin(runtime.make_container(sandbox, name, config));
         self.container_flights.join(&key, work).await
@@ -71,7 +80,7 @@ impl Runtime {
         self.save(&container.record).await?;
         self.registry.add_container(&container);
         reached(Step::ContainerIntent);
-        match self.build_container(&sandbox, &container, &image).await {
+        match Box::pin(self.build_container(&sandbox, &container, &image)).await {
             Ok(()) => Ok(container.id.clone()),
             Err(error) => {
                 if let Err(undo) = self.erase_container(&container).await {
@@ -130,22 +139,32 @@ impl Runtime {
         // one of the two sees the other.
         sandbox.must_be_ready()?;
         let record = container.record.get();
-        let mounts = self.prepare_rootfs(&record.id, image).await?;
-        reached(Step::ContainerSnapshot);
-        let identity = identity_of(&record, image, mounts).await?;
-        let handler = self.handlers.of_record(&sandbox.record.with(|record| record.handler.clone()))?;
-        let spec = self.container_spec(sandbox, &record, image, &identity, handler).await?;
-        let new = NewContainer {
-            id: record.id.clone(),
-            labels: [(KIND_LABEL.to_owned(), "container".to_owned())].into(),
-            image: record.image_ref.clone(),
-            snapshot: record.id.clone(),
-            spec,
-            shim: handler.shim(),
-            options: self.shim_options(handler),
+        let pod = sandbox.record.get();
+        let users = inputs::users(&record.config, pod.pid)?.map(Arc::new);
+        let handler = self.handlers.of_record(&pod.handler)?;
+        let plan = Plan { sandbox, pod: &pod, record: &record, image, handler, users: users.clone() };
+        let (mounts, identity) = if let Some(accounts) = self.accounts.get(image.chain_id()) {
+            // Nothing that is in the snapshot has to be looked at, so it can be made beside the rest. Both are waited for,
+            // so that undoing never runs beside one of them.
+            let snapshot = async {
+                let mounts = self.prepare_rootfs(&record.id, image).await;
+                reached(Step::ContainerSnapshot);
+                mounts
+            };
+            let (mounts, identity) = tokio::join!(snapshot, self.register(&plan, &accounts));
+            (mounts?, identity?)
+        } else {
+            let mounts = self.prepare_rootfs(&record.id, image).await?;
+            reached(Step::ContainerSnapshot);
+            let accounts = Arc::new(Accounts::read(mounts.clone()).await?);
+            self.accounts.put(image.chain_id(), &accounts);
+            (mounts, self.register(&plan, &accounts).await?)
         };
-        self.client.create_container(new).await?;
-        reached(Step::ContainerRecord);
+        let mounts = match users {
+            Some(users) => self.shifted_root(&record.id, mounts, users).await?,
+            None => mounts,
+        };
+        container.set_rootfs(mounts);
         container.record.change(|record| {
             record.user = Some(identity.to_cri());
             record.set_phase(ContainerPhase::Created);
@@ -155,6 +174,56 @@ impl Runtime {
         self.tell(ContainerEventType::ContainerCreatedEvent, &sandbox.id, &record.id);
         tracing::info!(container = record.id, name = record.name, "container is created");
         Ok(())
+    }
+
+    /// Makes the container's mount sources, its specification and its record in containerd.
+    async fn register(&self, plan: &Plan<'_>, accounts: &Accounts) -> Result<Identity, RuntimeError> {
+        let record = plan.record;
+        let defaults = image_defaults(plan.image);
+        let identity = accounts.identity(&record.config, &defaults.user)?;
+        let declared =
+            self.declared_volumes(&record.id, plan.image, &defaults.volumes, &record.config.mounts).await?;
+        let images = self.image_volumes(&record.id, &record.config.mounts).await?;
+        let spec = self.container_spec(plan, &defaults, &identity, Made { declared, images }).await?;
+        let new = NewContainer {
+            id: record.id.clone(),
+            labels: [(KIND_LABEL.to_owned(), "container".to_owned())].into(),
+            image: record.image_ref.clone(),
+            snapshot: record.id.clone(),
+            spec,
+            shim: plan.handler.shim(),
+            options: self.shim_options(plan.handler),
+        };
+        self.client.create_container(new).await?;
+        reached(Step::ContainerRecord);
+        Ok(identity)
+    }
+
+    /// The container's root file system with the owners of its pod's user namespace.
+    async fn shifted_root(
+        &self,
+        id: &str,
+        snapshot: Vec<Mount>,
+        users: Arc<Users>,
+    ) -> Result<Vec<Mount>, RuntimeError> {
+        let directory = self.container_state(id);
+        blocking(move || {
+            idmap::root(&snapshot, &directory, &users.namespace, &users.maps).map(|root| bound(&root))
+        })
+        .await
+    }
+
+    /// The mounts of a created container's root file system, also after a restart.
+    pub(super) async fn rootfs_of(&self, container: &Container) -> Result<Vec<Mount>, RuntimeError> {
+        if let Some(mounts) = container.rootfs() {
+            return Ok(mounts);
+        }
+        let config = container.record.with(|record| record.config.clone());
+        let own_users = inputs::id_maps(&config)?.is_some();
+        if own_users {
+            return Ok(bound(&self.container_state(&container.id).join("rootfs")));
+        }
+        Ok(self.client.snapshot_mounts(&container.id).await?)
     }
 
     /// Makes the container's writable snapshot; an image whose layers were collected is unpacked again first.
@@ -177,35 +246,48 @@ impl Runtime {
 
     async fn container_spec(
         &self,
-        sandbox: &Sandbox,
-        record: &ContainerRecord,
-        image: &Image,
+        plan: &Plan<'_>,
+        image: &ImageDefaults,
         identity: &Identity,
-        handler: &Handler,
+        made: Made,
     ) -> Result<Vec<u8>, RuntimeError> {
-        let namespaces = self.namespaces_for(sandbox, &record.config)?;
-        let config = record.config.clone();
-        let inputs = blocking(move || inputs::gather(&config)).await?;
-        let pod = sandbox.record.get();
-        let files = self.sandbox_dirs(&sandbox.id).files(host_ipc(&pod.config));
+        let (pod, record) = (plan.pod, plan.record);
+        let namespaces = self.namespaces_for(plan.sandbox, &record.config)?;
+        let files = self.sandbox_dirs(&plan.sandbox.id).files(host_ipc(&pod.config));
         let cgroup = self.cgroup(pod.cgroup_parent(), &record.id)?.for_runtime;
+        let search = Search {
+            config: record.config.clone(),
+            cdi_dirs: self.paths.cdi_dirs.clone(),
+            directory: self.container_state(&record.id),
+            pod_files: files.clone(),
+            host_ipc: host_ipc(&pod.config),
+            users: plan.users.clone(),
+            made,
+        };
+        let inputs = blocking(move || inputs::gather(search)).await?;
+        if !inputs.cdi.hooks.is_empty() && plan.handler.kind == HandlerKind::Keelson {
+            let problem =
+                format!("a device's file has hooks, which handler {:?} does not run", plan.handler.name);
+            return Err(RuntimeError::Invalid { field: "CDI_devices", problem });
+        }
         let mut spec = spec(&ContainerSpec {
-            sandbox_id: &sandbox.id,
+            sandbox_id: &plan.sandbox.id,
             sandbox: &pod.config,
             config: &record.config,
-            image: &image_defaults(image),
+            image,
             identity,
             namespaces,
             mounts: &inputs.mounts,
             files: &files,
             devices: &inputs.devices,
+            cdi: &inputs.cdi,
             seccomp: inputs.seccomp,
             hostname: if pod.host_network() { &inputs.node_hostname } else { &pod.config.hostname },
             cgroup: &cgroup,
-            node: &self.node_for(handler),
+            node: &self.node_for(plan.handler),
         })?;
-        if handler.kind == HandlerKind::Keelson {
-            let socket = OwnShim::socket(&self.paths.state_dir, &sandbox.id).to_string_lossy().into_owned();
+        if plan.handler.kind == HandlerKind::Keelson {
+            let socket = OwnShim::socket(&self.paths.state_dir, &plan.sandbox.id).to_string_lossy().into_owned();
             let mut annotations = spec.annotations().clone().unwrap_or_default();
             annotations.insert(SOCKET_ANNOTATION.to_owned(), socket);
             spec.set_annotations(Some(annotations));
@@ -214,15 +296,12 @@ impl Runtime {
     }
 }
 
-/// Who the first process is, by the passwd and group files in the container's own root.
-async fn identity_of(
-    record: &ContainerRecord,
-    image: &Image,
-    mounts: Vec<Mount>,
-) -> Result<Identity, RuntimeError> {
-    let security = record.config.linux.as_ref().and_then(|linux| linux.security_context.clone());
-    let (passwd, group) =
-        blocking(move || Ok((rootfs::read(&mounts, "etc/passwd")?, rootfs::read(&mounts, "etc/group")?)))
-            .await?;
-    Ok(users::resolve(&security.unwrap_or_default(), &image_defaults(image).user, &passwd, &group)?)
+/// What a container is made of.
+struct Plan<'a> {
+    sandbox: &'a Sandbox,
+    pod: &'a SandboxRecord,
+    record: &'a ContainerRecord,
+    image: &'a Image,
+    handler: &'a Handler,
+    users: Option<Arc<Users>>,
 }

@@ -84,7 +84,7 @@ impl Runtime {
             stdio.stderr = if stdio.terminal { String::new() } else { log.clone() };
             stdio.stdout = log;
         }
-        let root = self.client.snapshot_mounts(&record.id).await?;
+        let root = self.rootfs_of(container).await?;
         let pid = self.client.create_task(&record.id, root, stdio.clone()).await?;
         reached(Step::ContainerTask);
         if !own_shim {

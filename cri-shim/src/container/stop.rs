@@ -68,10 +68,13 @@ impl Runtime {
         }
         self.client.delete_container(&container.id).await?;
         reached(Step::ContainerRecordDeleted);
+        // Mounts of the state directory go before what they show.
+        let directories = [self.container_state(&container.id), self.container_root(&container.id)];
+        blocking(move || directories.iter().try_for_each(|directory| files::remove_tree(directory))).await?;
+        self.images.unmount_all(&container.id).await?;
+        // After its mounts, which hold it.
         self.client.remove_snapshot(&container.id).await?;
         reached(Step::ContainerSnapshotRemoved);
-        let directory = container.state_dir(&self.paths.state_dir);
-        blocking(move || files::remove_tree(&directory)).await?;
         self.forget(&container.id, &container.record).await?;
         reached(Step::ContainerForgotten);
         self.registry.drop_container(&container.id);

@@ -17,7 +17,10 @@ pub fn find(wanted: &[Device]) -> Result<Vec<HostDevice>, RuntimeError> {
     let mut found = Vec::new();
     for device in wanted {
         let host = Path::new(&device.host_path);
-        let host = host.canonicalize().map_err(RuntimeError::host("find device", host))?;
+        let host = host.canonicalize().map_err(|error| {
+            let problem = format!("{}: {error}", device.host_path);
+            RuntimeError::Invalid { field: "devices.host_path", problem }
+        })?;
         if host.is_dir() {
             let mut below = Vec::new();
             walk(&host, &mut below)?;
@@ -61,7 +64,8 @@ fn walk(directory: &Path, found: &mut Vec<HostDevice>) -> Result<(), RuntimeErro
     Ok(())
 }
 
-fn describe(path: &Path) -> Result<Option<HostDevice>, RuntimeError> {
+/// The device at `path`; nothing when that is no device.
+pub fn describe(path: &Path) -> Result<Option<HostDevice>, RuntimeError> {
     let metadata = path.metadata().map_err(RuntimeError::host("inspect", path))?;
     let kind = metadata.file_type();
     if !kind.is_char_device() && !kind.is_block_device() {

@@ -77,6 +77,10 @@ pub fn node_hostname() -> String {
 
 /// Removes a directory with everything in it, without following what is mounted there; none is fine.
 pub fn remove_tree(path: &Path) -> Result<(), RuntimeError> {
+    // Most containers have no such directory, and the mount table of a busy node is long.
+    if matches!(path.symlink_metadata(), Err(error) if error.kind() == io::ErrorKind::NotFound) {
+        return Ok(());
+    }
     mounts::unmount_below(path)?;
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -113,14 +117,17 @@ pub fn names_in(directory: &Path) -> Result<Vec<String>, RuntimeError> {
 
 /// The real path of a mount's source. One that does not exist becomes a directory, as users of hostPath volumes expect.
 pub fn mount_source(path: &str) -> Result<PathBuf, RuntimeError> {
-    let path = Path::new(path);
-    match path.canonicalize() {
+    let place = Path::new(path);
+    let found = match place.canonicalize() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            std::fs::create_dir_all(path).map_err(RuntimeError::host("make", path))?;
-            path.canonicalize().map_err(RuntimeError::host("find", path))
+            std::fs::create_dir_all(place).and_then(|()| place.canonicalize())
         }
-        other => other.map_err(RuntimeError::host("find", path)),
-    }
+        other => other,
+    };
+    found.map_err(|error| {
+        let problem = format!("{path}: {error}");
+        RuntimeError::Invalid { field: "mounts.host_path", problem }
+    })
 }
 
 fn write(path: &Path, text: &str) -> Result<(), RuntimeError> {

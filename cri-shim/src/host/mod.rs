@@ -4,9 +4,11 @@
 //! `bare/` holds no modules: `build.rs` makes executables of its files.
 
 pub mod cgroup;
+pub mod copy;
 pub mod devices;
 pub mod fifo;
 pub mod files;
+pub mod idmap;
 pub mod keeper;
 pub mod mounts;
 pub mod pause;

@@ -15,6 +15,9 @@ impl Containerd {
     pub fn start() -> Self {
         assert!(nix::unistd::geteuid().is_root(), "this test needs root");
         let dir = tempfile::Builder::new().prefix("keelson-cri-test-").tempdir().expect("temp dir");
+        // A pod's own root is nobody here and must get through.
+        std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .expect("opened");
         let path = |name: &str| dir.path().join(name).display().to_string();
         let config = format!(
             "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\

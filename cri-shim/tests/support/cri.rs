@@ -192,6 +192,46 @@ impl Cri {
         }
     }
 
+    /// Serves an image and pulls it.
+    pub async fn push(&self, name: &str, layers: &[Vec<u8>], config: serde_json::Value) {
+        self.registry.push(&format!("library/{name}"), "latest", layers, config, false);
+        self.pull(name).await;
+    }
+
+    /// The handlers that are offered, by name, with what they can do.
+    pub async fn handlers(&self) -> Vec<v1::RuntimeHandler> {
+        let answer = self.runtime().status(v1::StatusRequest::default()).await.expect("status");
+        let named = |handler: &v1::RuntimeHandler| !handler.name.is_empty();
+        answer.into_inner().runtime_handlers.into_iter().filter(named).collect()
+    }
+
+    /// Runs a sandbox with a handler.
+    pub async fn run_with(&self, pod: &v1::PodSandboxConfig, handler: &str) -> Result<String, tonic::Status> {
+        let request =
+            v1::RunPodSandboxRequest { config: Some(pod.clone()), runtime_handler: handler.to_owned() };
+        Ok(self.runtime().run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
+    }
+
+    /// Runs a container to its end: what it wrote to both streams, and its status. It must not print `END` itself.
+    pub async fn output(
+        &self,
+        sandbox: &str,
+        pod: &v1::PodSandboxConfig,
+        mut config: v1::ContainerConfig,
+    ) -> (String, v1::ContainerStatus) {
+        let name = config.metadata.as_ref().expect("a name").name.clone();
+        if let Some(script) = config.command.last_mut() {
+            *script = format!("{{ {script}\n}}; code=$?; echo END; exit $code");
+        }
+        let id = Box::pin(self.create(sandbox, pod, config)).await.expect("created");
+        self.launch(&id).await.expect("started");
+        let pod_name = pod.metadata.as_ref().expect("a name").name.clone();
+        let log = self.log_has(&pod_name, &name, " END\n").await;
+        let lines = log.lines().filter_map(|line| line.splitn(4, ' ').nth(3));
+        let text: Vec<&str> = lines.filter(|line| *line != "END").collect();
+        (text.join("\n"), self.ended(&id).await)
+    }
+
     /// Runs a sandbox.
     pub async fn run(&self, pod: &v1::PodSandboxConfig) -> Result<String, tonic::Status> {
         let request =
@@ -211,7 +251,7 @@ impl Cri {
             config: Some(config),
             sandbox_config: Some(pod.clone()),
         };
-        Ok(self.runtime().create_container(request).await?.into_inner().container_id)
+        Ok(Box::pin(self.runtime().create_container(request)).await?.into_inner().container_id)
     }
 
     /// Starts a container.
@@ -315,6 +355,7 @@ impl Cri {
             "state/probes",
             "state/runc/keelson",
             "root/sandboxes",
+            "root/containers",
         ] {
             assert_eq!(names(&dir.join("cri").join(sub)), Vec::<String>::new(), "in {sub}");
         }
@@ -442,6 +483,7 @@ fn configuration(dir: &Path) -> String {
         "registryConfigDir": path("certs.d"),
         // Every test holds for each handler; one is chosen for a run.
         "defaultHandler": std::env::var("KEELSON_TEST_HANDLER").unwrap_or_else(|_| "runc".to_owned()),
+        "cdiDirs": [path("cdi")],
     })
     .to_string()
 }
@@ -458,6 +500,12 @@ fn spawn(dir: &Path, die_at: Option<&str>) -> Child {
 }
 
 fn push_busybox(registry: &Registry) {
+    let config = json!({ "Env": ["PATH=/bin", "FROM_IMAGE=yes"], "Cmd": ["/bin/sh"] });
+    registry.push("library/busybox", "latest", &busybox_layers(), config, false);
+}
+
+/// The programs and the users of the busybox image.
+pub fn busybox_layers() -> Vec<Vec<u8>> {
     let busybox = std::fs::read("/bin/busybox").expect("busybox-static is installed");
     let programs = [
         "sh", "cat", "echo", "sleep", "id", "hostname", "head", "env", "kill", "ls", "tr", "dd", "mount",
@@ -479,8 +527,7 @@ fn push_busybox(registry: &Registry) {
         ("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nweb:x:33:33::/:/bin/sh\n", 0o644),
         ("etc/group", b"root:x:0:\nweb:x:33:\nextra:x:77:web\n", 0o644),
     ]);
-    let config = json!({ "Env": ["PATH=/bin", "FROM_IMAGE=yes"], "Cmd": ["/bin/sh"] });
-    registry.push("library/busybox", "latest", &[programs, users], config, false);
+    vec![programs, users]
 }
 
 fn channel(socket: &Path) -> Channel {

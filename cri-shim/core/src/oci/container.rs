@@ -128,22 +128,22 @@ pub fn check(config: &ContainerConfig, sandbox: &PodSandboxConfig) -> Result<Opt
 
 fn check_mount(mount: &Mount) -> Result<(), SpecError> {
     let refuse = |field, problem: String| Err(SpecError::Invalid { field, problem });
-    match &mount.image {
-        None if !mount.image_sub_path.is_empty() => {
-            refuse("mounts.image_sub_path", "is given without an image".to_owned())
+    let Some(_) = &mount.image else {
+        if !mount.image_sub_path.is_empty() {
+            return refuse("mounts.image_sub_path", "is given without an image".to_owned());
         }
-        None if !mount.host_path.starts_with('/') || mount.host_path.contains('\0') => {
-            refuse("mounts.host_path", format!("{:?} is not an absolute path", mount.host_path))
+        if !mount.host_path.starts_with('/') || mount.host_path.contains('\0') {
+            return refuse("mounts.host_path", format!("{:?} is not an absolute path", mount.host_path));
         }
-        None => Ok(()),
-        Some(_) if !mount.host_path.is_empty() => {
-            refuse("mounts.host_path", format!("{} is given besides an image", mount.host_path))
-        }
-        Some(_) if !mount.readonly => {
-            refuse("mounts.readonly", format!("{}: an image volume is read-only", mount.container_path))
-        }
-        Some(_) => Ok(()),
+        return Ok(());
+    };
+    if !mount.host_path.is_empty() {
+        return refuse("mounts.host_path", format!("{} is given besides an image", mount.host_path));
     }
+    if !mount.readonly {
+        return refuse("mounts.readonly", format!("{}: an image volume is read-only", mount.container_path));
+    }
+    Ok(())
 }
 
 fn hooks(wanted: &[cdi::file::Hook]) -> Result<Hooks, SpecError> {

@@ -103,6 +103,9 @@ pub enum SpecError {
         #[source]
         source: serde_json::Error,
     },
+    /// A vendor's device that cannot be given.
+    #[error(transparent)]
+    Cdi(#[from] cdi::CdiError),
     /// A part that the specification's own types refuse.
     #[error("the OCI specification cannot be built")]
     Build(#[from] OciSpecError),

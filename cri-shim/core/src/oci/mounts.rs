@@ -143,7 +143,8 @@ impl Layout<'_> {
         let own_dev = taken("/dev");
         mounts.retain(|mount| {
             let path = mount.destination().to_string_lossy();
-            !taken(&path) && !(own_dev && path.starts_with("/dev/"))
+            let hidden = own_dev && path.starts_with("/dev/");
+            !hidden && !taken(&path)
         });
         for (path, source, access) in self.pod_files() {
             if !source.is_empty() && !taken(path) {
@@ -284,7 +285,7 @@ fn bind(source: &str, destination: &str, options: &[&str]) -> Result<Mount, Spec
 }
 
 /// The absolute path without `.`, `..`, double and trailing slashes. Nothing is above the root.
-pub(super) fn clean(path: &str) -> String {
+pub fn clean(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
         match part {

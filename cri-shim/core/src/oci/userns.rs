@@ -51,6 +51,11 @@ impl IdMaps {
         to_host(&self.gids, gid)
     }
 
+    /// Whether a mount's two lists are these maps.
+    pub fn is(&self, uids: &[IdMapping], gids: &[IdMapping]) -> bool {
+        self.uids == uids && self.gids == gids
+    }
+
     /// The maps as the specification has them: users, groups.
     pub fn to_oci(&self) -> Result<(Vec<LinuxIdMapping>, Vec<LinuxIdMapping>), SpecError> {
         Ok((oci(&self.uids)?, oci(&self.gids)?))
