@@ -29,6 +29,8 @@ pub fn find() -> anyhow::Result<(NodeFacts, Hierarchies, Roots)> {
         seccomp: Path::new("/proc/sys/kernel/seccomp/actions_avail").exists(),
         apparmor: std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
             .is_ok_and(|enabled| enabled.trim() == "Y"),
+        // Loaded later: see `Runtime::open`.
+        apparmor_default: false,
         selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         // Each handler's own: see `Runtime::node_for`.
         recursive_readonly: false,

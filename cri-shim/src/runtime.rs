@@ -24,7 +24,7 @@ use crate::flight::Flights;
 use crate::handlers::{Handler, Handlers};
 use crate::host::cgroup::{Hierarchies, Roots};
 use crate::host::files::{self, SandboxDirs};
-use crate::host::{blocking, pause};
+use crate::host::{apparmor, blocking, pause};
 use crate::images::ImageStore;
 use crate::journal::{Journal, Journaled};
 use crate::network::Network;
@@ -128,7 +128,17 @@ impl Runtime {
         images: ImageStore,
         cancel: CancellationToken,
     ) -> anyhow::Result<Arc<Self>> {
-        let (node, hierarchies, cgroups) = facts::find()?;
+        let (mut node, hierarchies, cgroups) = facts::find()?;
+        if node.apparmor {
+            let loaded = apparmor::load_default(&config.root_dir.join("apparmor")).await;
+            node.apparmor_default = loaded.is_ok();
+            if let Err(reason) = loaded {
+                tracing::warn!(
+                    reason,
+                    "the default AppArmor profile is not loaded; containers run without one"
+                );
+            }
+        }
         let handlers = Handlers::find(config, &config.state_dir.join("probes")).await;
         let network = Network::start(&config.cni, cancel).await?;
         let journal = Journal::open(&config.root_dir.join("journal"))?;

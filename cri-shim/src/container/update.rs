@@ -1,5 +1,7 @@
 //! UpdateContainerResources and ReopenContainerLog.
 
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use cri_shim_api::v1::UpdateContainerResourcesRequest;
@@ -8,6 +10,7 @@ use cri_shim_core::record::ContainerPhase;
 use oci_spec::runtime::{LinuxResources, Spec};
 
 use crate::error::RuntimeError;
+use crate::host::blocking;
 use crate::runtime::Runtime;
 use crate::state::{Container, container_word};
 
@@ -26,9 +29,14 @@ impl Runtime {
             ContainerPhase::Running => {
                 let limits = resources::limits(&update, &self.node)?;
                 self.client.update_task(&container.id, json(&limits)?).await?;
+                if update.oom_score_adj != 0 && update.oom_score_adj != old.oom_score_adj {
+                    self.rescore(&container.id, resources::oom_score(update.oom_score_adj, &self.node))
+                        .await?;
+                }
             }
             ContainerPhase::Created => {
-                self.update_spec(&container, resources::limits(&new, &self.node)?).await?;
+                let score = resources::oom_score(new.oom_score_adj, &self.node);
+                self.update_spec(&container, resources::limits(&new, &self.node)?, score).await?;
             }
             phase => {
                 let needed = "created or running";
@@ -52,11 +60,29 @@ impl Runtime {
         }
     }
 
+    /// Gives every process of a running container a new score; which of them runs when it is asked for is enough.
+    async fn rescore(&self, id: &str, score: i32) -> Result<(), RuntimeError> {
+        let pids = self.client.task_pids(id).await?;
+        blocking(move || {
+            for pid in pids {
+                let path = PathBuf::from(format!("/proc/{pid}/oom_score_adj"));
+                match std::fs::write(&path, score.to_string()) {
+                    // It has ended, or may not be scored lower than it is.
+                    Err(error) if is_past(&error) => {}
+                    other => other.map_err(RuntimeError::host("write", &path))?,
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// Puts new limits into the specification a created container will start with.
     async fn update_spec(
         &self,
         container: &Container,
         mut limits: LinuxResources,
+        oom_score: i32,
     ) -> Result<(), RuntimeError> {
         let unreadable = |problem: &str| RuntimeError::Invalid {
             field: "container_id",
@@ -71,9 +97,17 @@ impl Runtime {
         limits.set_devices(linux.resources().as_ref().and_then(|old| old.devices().clone()));
         linux.set_resources(Some(limits));
         spec.set_linux(Some(linux));
+        if let Some(process) = spec.process_mut() {
+            process.set_oom_score_adj(Some(oom_score));
+        }
         self.client.update_container_spec(&container.id, json(&spec)?).await?;
         Ok(())
     }
+}
+
+fn is_past(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied)
+        || error.raw_os_error() == Some(libc::ESRCH)
 }
 
 fn json<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, RuntimeError> {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use containerd_client::services::v1::{
     CloseIoRequest, CreateTaskRequest, DeleteProcessRequest, DeleteTaskRequest, ExecProcessRequest,
-    GetRequest, KillRequest, ListTasksRequest, ResizePtyRequest, StartRequest, UpdateTaskRequest,
-    WaitRequest,
+    GetRequest, KillRequest, ListPidsRequest, ListTasksRequest, ResizePtyRequest, StartRequest,
+    UpdateTaskRequest, WaitRequest,
 };
 use containerd_client::types::Mount;
 use containerd_client::types::v1::Process;
@@ -145,6 +145,14 @@ impl Client {
     pub async fn tasks(&self) -> Result<Vec<Process>, ContainerdError> {
         let request = ListTasksRequest::default();
         Ok(call("Tasks.List", "", METADATA_DEADLINE, self.tasks_client().list(request)).await?.tasks)
+    }
+
+    /// The processes of task `id`, as the node numbers them.
+    pub async fn task_pids(&self, id: &str) -> Result<Vec<u32>, ContainerdError> {
+        let request = ListPidsRequest { container_id: id.to_owned() };
+        let answer =
+            call("Tasks.ListPids", id, METADATA_DEADLINE, self.tasks_client().list_pids(request)).await?;
+        Ok(answer.processes.into_iter().map(|process| process.pid).collect())
     }
 
     /// Changes the resource limits of a running task; `resources` is OCI `LinuxResources` as JSON.

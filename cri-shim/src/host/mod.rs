@@ -1,8 +1,9 @@
-//! Effects on the host: FIFOs, mounts, files of sandboxes, devices, cgroups, processes, a container's root file system.
+//! Effects on the host: AppArmor, FIFOs, mounts, files of sandboxes, devices, cgroups, processes, a container's root file system.
 //!
 //! Plain functions that block; asynchronous callers use [`blocking`]. Nothing here decides anything or talks to containerd.
 //! `bare/` holds no modules: `build.rs` makes executables of its files.
 
+pub mod apparmor;
 pub mod cgroup;
 pub mod copy;
 pub mod devices;

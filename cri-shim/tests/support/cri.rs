@@ -221,15 +221,16 @@ impl Cri {
     ) -> (String, v1::ContainerStatus) {
         let name = config.metadata.as_ref().expect("a name").name.clone();
         if let Some(script) = config.command.last_mut() {
-            *script = format!("{{ {script}\n}}; code=$?; echo END; exit $code");
+            *script = format!("{{ {script}\n}} 2>&1; code=$?; echo END; exit $code");
         }
         let id = Box::pin(self.create(sandbox, pod, config)).await.expect("created");
         self.launch(&id).await.expect("started");
         let pod_name = pod.metadata.as_ref().expect("a name").name.clone();
-        let log = self.log_has(&pod_name, &name, " END\n").await;
-        let lines = log.lines().filter_map(|line| line.splitn(4, ' ').nth(3));
-        let text: Vec<&str> = lines.filter(|line| *line != "END").collect();
-        (text.join("\n"), self.ended(&id).await)
+        let log = self.log_has(&pod_name, &name, "END\n").await;
+        let lines: Vec<&str> = log.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
+        let text = lines.join("\n");
+        let text = text.strip_suffix("END").unwrap_or(&text);
+        (text.strip_suffix('\n').unwrap_or(text).to_owned(), self.ended(&id).await)
     }
 
     /// Runs a sandbox.
@@ -515,11 +516,18 @@ pub fn busybox_layers() -> Vec<Vec<u8>> {
     let mut header = tar::Header::new_gnu();
     header.set_size(busybox.len() as u64);
     header.set_mode(0o755);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
     archive.append_data(&mut header, "bin/busybox", busybox.as_slice()).expect("appended");
     for program in programs {
         let mut link = tar::Header::new_gnu();
         link.set_entry_type(tar::EntryType::Symlink);
         link.set_size(0);
+        link.set_mode(0o777);
+        link.set_uid(0);
+        link.set_gid(0);
+        link.set_mtime(0);
         archive.append_link(&mut link, format!("bin/{program}"), "busybox").expect("appended");
     }
     let programs = archive.into_inner().expect("finished");

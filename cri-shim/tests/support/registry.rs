@@ -64,6 +64,9 @@ pub fn layer(files: &[(&str, &[u8], u32)]) -> Vec<u8> {
         let mut header = tar::Header::new_gnu();
         header.set_size(content.len() as u64);
         header.set_mode(*mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
         archive.append_data(&mut header, path, *content).expect("appended");
     }
     archive.into_inner().expect("finished")

@@ -21,6 +21,7 @@ profile keelson-default flags=(attach_disconnected,mediate_deleted) {
 
   # The node's runtime and the container itself may signal its processes.
   signal (receive) peer=unconfined,
+  signal (receive) peer={runc,crun},
   signal (send,receive) peer=keelson-default,
   ptrace (trace,read,tracedby,readby) peer=keelson-default,
 
@@ -74,8 +75,12 @@ pub fn apparmor(
         // A privileged process is confined by nothing.
         _ if security.privileged => return Ok(None),
         // Where the kernel has AppArmor every container is confined unless somebody says otherwise.
-        None if node.apparmor => DEFAULT_PROFILE_NAME,
+        None if node.apparmor && node.apparmor_default => DEFAULT_PROFILE_NAME,
         None => return Ok(None),
+        Some((ProfileType::RuntimeDefault, _)) if node.apparmor && !node.apparmor_default => {
+            let problem = "the default profile could not be loaded; the log of the start says why".to_owned();
+            return Err(SpecError::Unsupported { field: "apparmor", problem });
+        }
         Some((ProfileType::RuntimeDefault, _)) => DEFAULT_PROFILE_NAME,
         Some((ProfileType::Localhost, reference)) => {
             let name = reference.strip_prefix("localhost/").unwrap_or(reference);
@@ -122,7 +127,7 @@ mod tests {
     use super::*;
 
     fn node() -> NodeFacts {
-        NodeFacts { apparmor: true, selinux: true, ..NodeFacts::default() }
+        NodeFacts { apparmor: true, apparmor_default: true, selinux: true, ..NodeFacts::default() }
     }
 
     fn wish(kind: ProfileType, reference: &str) -> LinuxContainerSecurityContext {
@@ -163,6 +168,15 @@ mod tests {
             let error = apparmor(&demand, &plain).unwrap_err().to_string();
             assert!(error.contains("AppArmor is not enabled"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_default_profile_that_is_not_loaded_is_missed_only_where_it_is_demanded() {
+        let node = NodeFacts { apparmor_default: false, ..node() };
+        assert_eq!(apparmor(&LinuxContainerSecurityContext::default(), &node).unwrap(), None);
+        let error = apparmor(&wish(ProfileType::RuntimeDefault, ""), &node).unwrap_err().to_string();
+        assert!(error.contains("could not be loaded"), "{error}");
+        assert_eq!(apparmor(&wish(ProfileType::Localhost, "web"), &node).unwrap().as_deref(), Some("web"));
     }
 
     #[test]

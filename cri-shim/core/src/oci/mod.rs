@@ -43,6 +43,8 @@ pub struct NodeFacts {
     pub seccomp: bool,
     /// Whether AppArmor is on.
     pub apparmor: bool,
+    /// Whether our default AppArmor profile is loaded.
+    pub apparmor_default: bool,
     /// Whether SELinux is on.
     pub selinux: bool,
     /// Whether bind mounts can be made read-only with everything below them.

@@ -109,7 +109,7 @@ fn what_the_security_context_says_arrives() {
             ..v1::Capability::default()
         });
     });
-    let node = NodeFacts { selinux: true, apparmor: true, ..node() };
+    let node = NodeFacts { selinux: true, apparmor: true, apparmor_default: true, ..node() };
     let spec = build(&config, &PodSandboxConfig::default(), &node).unwrap();
     assert_eq!(spec["process"]["noNewPrivileges"], true);
     assert_eq!(spec["root"]["readonly"], true);
