@@ -64,7 +64,7 @@ impl Runtime {
                 sandbox.watched.store(false, Ordering::Release);
                 return runtime.sandbox_ended(&sandbox).await;
             }
-            // One that containerd keeps.
+            // One that containerd keeps, of the first version.
             let result = runtime.client.wait_task(&sandbox.id, "").await;
             sandbox.watched.store(false, Ordering::Release);
             match result {

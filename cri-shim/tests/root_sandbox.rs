@@ -106,6 +106,48 @@ async fn processes_are_counted_where_the_pod_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pod_may_have_users_of_its_own() {
+    let mut cri = Cri::start().await;
+    let maps = || vec![v1::IdMapping { host_id: 3_000_000, container_id: 0, length: 65_536 }];
+    let users = v1::UserNamespace { mode: NamespaceMode::Pod.into(), uids: maps(), gids: maps() };
+    let options = NamespaceOption { userns_options: Some(users), ..NamespaceOption::default() };
+    let mut pod = cri.pod("users");
+    with_namespaces(&mut pod, options.clone());
+    let sandbox = cri.run(&pod).await.unwrap();
+    let pause = cri.pause_pid(&sandbox).await;
+    let map = std::fs::read_to_string(format!("/proc/{pause}/uid_map")).unwrap();
+    assert_eq!(map.split_whitespace().collect::<Vec<_>>(), ["0", "3000000", "65536"]);
+    let link = |kind: &str| std::fs::read_link(format!("/proc/{pause}/ns/{kind}")).unwrap();
+    assert_ne!(link("user"), std::fs::read_link("/proc/self/ns/user").unwrap());
+    let request = v1::PodSandboxStatusRequest { pod_sandbox_id: sandbox.clone(), verbose: true };
+    let info = cri.runtime().pod_sandbox_status(request).await.unwrap().into_inner().info["info"].clone();
+    let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+    let pinned =
+        cni_plugins_host::netns::identity(std::path::Path::new(info["netns"].as_str().unwrap())).unwrap();
+    assert_eq!(link("net").display().to_string(), format!("net:[{pinned}]"), "the pinned one is the pod's");
+    // Only the owner of a network may set this, so it tells whose it is.
+    let allowed = std::process::Command::new("nsenter")
+        .args(["-t", &pause.to_string(), "-U", "-n", "-S", "0", "-G", "0"])
+        .args([
+            "sh",
+            "-c",
+            "cat /proc/sys/net/ipv4/ip_unprivileged_port_start; ip link set lo down && ip link set lo up",
+        ])
+        .output()
+        .unwrap();
+    assert!(allowed.status.success(), "{}", String::from_utf8_lossy(&allowed.stderr));
+    cri.restart().await;
+    assert_eq!(cri.state_of(&sandbox).await, PodSandboxState::SandboxReady);
+    cri.remove(&sandbox).await;
+
+    let wrong = v1::UserNamespace { mode: NamespaceMode::Pod.into(), ..v1::UserNamespace::default() };
+    with_namespaces(&mut pod, NamespaceOption { userns_options: Some(wrong), ..NamespaceOption::default() });
+    let refused = cri.run(&pod).await.unwrap_err();
+    assert!(refused.code() == Code::InvalidArgument && refused.message().contains("userns"), "{refused}");
+    cri.assert_nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn handlers_are_offered_where_they_work() {
     let mut cri = Cri::start().await;
     let status = |cri: &Cri| {

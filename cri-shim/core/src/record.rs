@@ -82,8 +82,7 @@ impl SandboxRecord {
         }
     }
 
-    /// Whether its pause process is, or may be, a container of containerd's: made by the first version, or where it could
-    /// not be made directly.
+    /// Whether its pause process may be a container of containerd's, as the first version made it.
     pub fn pause_in_containerd(&self) -> bool {
         self.pause_began == 0
     }

@@ -1,6 +1,5 @@
 //! The pause process: made directly by the runtime inside this process, whatever handler runs the pod's containers, which
-//! only need its namespaces. No containerd, no shim, no executable but the pause program itself; only what that runtime
-//! does not offer (it says so) is left to containerd and the pod's handler.
+//! only need its namespaces. No containerd, no shim, no executable but the pause program itself.
 //!
 //! A process that dies with us before it is written down is found by its cgroup, whose path follows from the sandbox's id.
 //! Afterwards it is known by its id and the time it began, and held by a pidfd: watched, killed and never confused.
@@ -9,21 +8,17 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use containerd_client::types::Mount;
 use cri_shim_core::cgroup::Driver;
 use cri_shim_core::oci::sandbox::{SandboxSpec, spec};
 use cri_shim_core::record::SandboxRecord;
-use cri_shim_runtime::Create;
 use cri_shim_runtime::cgroup::CgroupDriver;
+use cri_shim_runtime::{Create, Stdio};
 use oci_spec::runtime::Spec;
 use tokio::io::unix::AsyncFd;
 
-use crate::containerd::containers::NewContainer;
-use crate::containerd::tasks::Stdio;
 use crate::error::RuntimeError;
 use crate::host::{blocking, process};
-use crate::runtime::{KIND_LABEL, Runtime};
-use crate::sandbox::run::to_json;
+use crate::runtime::Runtime;
 use crate::state::Sandbox;
 use crate::steps::{Step, reached};
 
@@ -41,7 +36,7 @@ pub struct Pause {
 pub(crate) struct Started {
     /// Its id.
     pub(crate) pid: u32,
-    /// When it began; 0 for one that containerd keeps.
+    /// When it began.
     pub(crate) began: u64,
     descriptor: Option<OwnedFd>,
 }
@@ -73,43 +68,8 @@ impl Runtime {
         Ok(spec(&SandboxSpec { id, config, netns, cgroup: &cgroup, node })?)
     }
 
-    /// Runs the pause process of a sandbox: directly, or by containerd where our own runtime lacks what it needs.
+    /// Runs the pause process of a sandbox.
     pub(crate) async fn start_pause(&self, record: &SandboxRecord) -> Result<Started, RuntimeError> {
-        match self.start_directly(record).await {
-            Err(RuntimeError::Pause { source, .. })
-                if matches!(*source, cri_shim_runtime::Error::Unavailable { .. }) =>
-            {
-                tracing::info!(sandbox = record.id, reason = %source, "containerd keeps the pause process");
-                self.start_in_containerd(record).await
-            }
-            outcome => outcome,
-        }
-    }
-
-    async fn start_in_containerd(&self, record: &SandboxRecord) -> Result<Started, RuntimeError> {
-        let handler = self.handlers.of_record(&record.handler)?;
-        let container = NewContainer {
-            id: record.id.clone(),
-            labels: [(KIND_LABEL.to_owned(), "sandbox".to_owned())].into(),
-            image: String::new(),
-            snapshot: String::new(),
-            spec: to_json(&self.pause_spec(record)?)?,
-            shim: handler.shim(),
-            options: self.shim_options(handler),
-        };
-        self.client.create_container(container).await?;
-        let root = Mount {
-            r#type: "bind".to_owned(),
-            source: self.paths.pause_root.to_string_lossy().into_owned(),
-            options: vec!["rbind".to_owned(), "ro".to_owned()],
-            ..Mount::default()
-        };
-        let pid = self.client.create_task(&record.id, vec![root], Stdio::default()).await?;
-        self.client.start_task(&record.id, "").await?;
-        Ok(Started { pid, began: 0, descriptor: None })
-    }
-
-    async fn start_directly(&self, record: &SandboxRecord) -> Result<Started, RuntimeError> {
         let spec = self.pause_spec(record)?;
         let (id, root) = (record.id.clone(), self.paths.pause_root.clone());
         let cache = self.paths.state_dir.join("seccomp");
@@ -121,12 +81,12 @@ impl Runtime {
             std::fs::create_dir_all(&cache).map_err(RuntimeError::host("make", &cache))?;
             let failed = |source| RuntimeError::Pause { id: id.clone(), source: Box::new(source) };
             let make = |spec: &Spec| {
-                let stdio = cri_shim_runtime::Stdio::null();
+                let stdio = Stdio::null();
                 let seccomp_cache = Some(cache.as_path());
                 Create { id: &id, spec, rootfs: &root, stdio, cgroups, seccomp_cache }.create()
             };
             let created = match make(&spec) {
-                // Without filters pause still has no rights at all, and runs no code but ours.
+                // On a node without libseccomp pause still has no rights at all, and runs no code but ours.
                 Err(cri_shim_runtime::Error::Unavailable { feature: "linux.seccomp", .. }) => {
                     make(&unfiltered(spec))
                 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use cri_shim_api::v1::{NamespaceMode, NamespaceOption};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType};
 
-use super::SpecError;
+use super::{SpecError, userns};
 
 /// Paths a container joins; nothing means the host's own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,20 +36,21 @@ pub enum PidNamespace {
 
 /// The options, where absent parts mean what CRI says they mean.
 pub fn options(options: Option<&NamespaceOption>) -> Result<NamespaceOption, SpecError> {
-    let options = options.cloned().unwrap_or_default();
-    if options.userns_options.as_ref().is_some_and(|user| user.mode() == NamespaceMode::Pod) {
-        let problem = "user namespaces are not offered by this runtime".to_owned();
-        return Err(SpecError::Unsupported { field: "namespace_options.userns_options", problem });
-    }
-    Ok(options)
+    userns::IdMaps::of(options)?;
+    Ok(options.cloned().unwrap_or_default())
 }
 
-/// The namespaces of the pause process.
+/// The namespaces of the pause process. With users of its own the pod's network must belong to them, so it is made in the
+/// same moment and pinned at `netns` afterwards.
 pub fn for_sandbox(
     options: &NamespaceOption,
     netns: Option<PathBuf>,
+    own_users: bool,
 ) -> Result<Vec<LinuxNamespace>, SpecError> {
     let mut all = vec![new(LinuxNamespaceType::Mount)?];
+    if own_users {
+        all.push(new(LinuxNamespaceType::User)?);
+    }
     if options.pid() != NamespaceMode::Node {
         all.push(new(LinuxNamespaceType::Pid)?);
     }
@@ -57,7 +58,11 @@ pub fn for_sandbox(
         all.push(new(LinuxNamespaceType::Ipc)?);
     }
     if let Some(path) = netns {
-        all.push(join(LinuxNamespaceType::Network, path)?);
+        all.push(if own_users {
+            new(LinuxNamespaceType::Network)?
+        } else {
+            join(LinuxNamespaceType::Network, path)?
+        });
         // On the host's network the pod has the host's name, too.
         all.push(new(LinuxNamespaceType::Uts)?);
     }
@@ -112,13 +117,20 @@ mod tests {
 
     #[test]
     fn a_host_network_sandbox_has_neither_network_nor_uts_namespace() {
-        let all = for_sandbox(&NamespaceOption::default(), None).unwrap();
+        let all = for_sandbox(&NamespaceOption::default(), None, false).unwrap();
         assert_eq!(
             kinds(&all),
             [LinuxNamespaceType::Mount, LinuxNamespaceType::Pid, LinuxNamespaceType::Ipc]
         );
-        let all = for_sandbox(&NamespaceOption::default(), Some("/run/netns/a".into())).unwrap();
+        let netns = || Some("/run/netns/a".into());
+        let all = for_sandbox(&NamespaceOption::default(), netns(), false).unwrap();
         assert!(kinds(&all).contains(&LinuxNamespaceType::Uts));
+        let all = for_sandbox(&NamespaceOption::default(), netns(), true).unwrap();
+        assert!(kinds(&all).contains(&LinuxNamespaceType::User));
+        assert!(
+            all.iter().all(|namespace| namespace.path().is_none()),
+            "the network is the pod's users' own"
+        );
     }
 
     #[test]

@@ -10,6 +10,7 @@ use oci_spec::runtime::{
 };
 
 use super::seccomp::Profile;
+use super::userns::IdMaps;
 use super::{
     NodeFacts, OCI_VERSION, SANDBOX_ID_ANNOTATION, SpecError, TYPE_ANNOTATION, caps, devices, mounts,
     namespaces, resources, seccomp,
@@ -49,6 +50,7 @@ pub fn spec(wanted: &SandboxSpec<'_>) -> Result<Spec, SpecError> {
     let security = linux_config.security_context.unwrap_or_default();
     let options = namespaces::options(security.namespace_options.as_ref())?;
     check(wanted, &options)?;
+    let users = IdMaps::of(security.namespace_options.as_ref())?;
     let no_capabilities = BTreeSet::new();
     let filter = seccomp::filter(&Profile::RuntimeDefault, &no_capabilities, wanted.node)?;
     let (_, rules) = devices::nodes_and_rules(&[], false)?;
@@ -56,14 +58,24 @@ pub fn spec(wanted: &SandboxSpec<'_>) -> Result<Spec, SpecError> {
     let limits = LinuxResourcesBuilder::default().cpu(cpu).devices(rules).build()?;
     let mut linux = LinuxBuilder::default()
         .cgroups_path(wanted.cgroup)
-        .namespaces(namespaces::for_sandbox(&options, wanted.netns.clone())?)
+        .namespaces(namespaces::for_sandbox(&options, wanted.netns.clone(), users.is_some())?)
         .resources(limits)
-        .sysctl(parameters(wanted))
+        .sysctl(parameters(wanted, users.is_some()))
         .masked_paths(Vec::<String>::new())
         .readonly_paths(Vec::<String>::new())
         .build()?;
     linux.set_seccomp(filter);
-    let user = UserBuilder::default().uid(PAUSE_USER).gid(PAUSE_USER).build()?;
+    if let Some(users) = &users {
+        let (uids, gids) = users.to_oci()?;
+        linux.set_uid_mappings(Some(uids));
+        linux.set_gid_mappings(Some(gids));
+    }
+    // Who is not mapped cannot be; then root of the pod, who is nobody on the node.
+    let mapped = users
+        .as_ref()
+        .is_none_or(|users| users.host_uid(PAUSE_USER).is_some() && users.host_gid(PAUSE_USER).is_some());
+    let id = if mapped { PAUSE_USER } else { 0 };
+    let user = UserBuilder::default().uid(id).gid(id).build()?;
     let mut process = ProcessBuilder::default()
         .args(vec![PAUSE.to_owned()])
         .env(Vec::<String>::new())
@@ -123,11 +135,14 @@ pub(super) fn annotations(
 }
 
 /// The pod's sysctls, over two defaults that let an unprivileged container ping and listen on any port.
-fn parameters(wanted: &SandboxSpec<'_>) -> HashMap<String, String> {
+fn parameters(wanted: &SandboxSpec<'_>, own_users: bool) -> HashMap<String, String> {
     let mut all = HashMap::new();
     if wanted.netns.is_some() {
         all.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());
-        all.insert("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());
+        if !own_users {
+            // Groups that are not mapped cannot be named there.
+            all.insert("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());
+        }
     }
     if let Some(linux) = &wanted.config.linux {
         all.extend(linux.sysctls.clone());
