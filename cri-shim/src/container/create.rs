@@ -287,7 +287,8 @@ impl Runtime {
             node: &self.node_for(plan.handler),
         })?;
         if plan.handler.kind == HandlerKind::Keelson {
-            let socket = OwnShim::socket(&self.paths.state_dir, &plan.sandbox.id).to_string_lossy().into_owned();
+            let socket =
+                OwnShim::socket(&self.paths.state_dir, &plan.sandbox.id).to_string_lossy().into_owned();
             let mut annotations = spec.annotations().clone().unwrap_or_default();
             annotations.insert(SOCKET_ANNOTATION.to_owned(), socket);
             spec.set_annotations(Some(annotations));
