@@ -44,6 +44,14 @@ impl Tree {
         self.add(path, Entry::File(0o644, content.as_bytes().to_vec()));
     }
 
+    /// Content of a file.
+    pub(crate) fn file(&self, path: &str) -> Option<Vec<u8>> {
+        match self.entries.get(path) {
+            Some(Entry::File(_, content)) => Some(content.clone()),
+            _ => None,
+        }
+    }
+
     /// Adds all below `root` whose path `keep` accepts.
     pub(crate) fn add_dir(&mut self, root: &Path, keep: &dyn Fn(&str) -> bool) -> Result<()> {
         self.add_below(root, root, keep)
@@ -114,11 +122,15 @@ pub(crate) struct Layer {
 impl Layer {
     /// Packs a tree.
     pub(crate) fn pack(tree: &Tree) -> Result<Self> {
-        let archive = tree.tar()?;
+        Self::of_archive(&tree.tar()?)
+    }
+
+    /// Compresses an archive made elsewhere.
+    pub(crate) fn of_archive(archive: &[u8]) -> Result<Self> {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
-        encoder.write_all(&archive)?;
+        encoder.write_all(archive)?;
         let compressed = encoder.finish()?;
-        Ok(Self { diff_id: digest(&archive), digest: digest(&compressed), compressed })
+        Ok(Self { diff_id: digest(archive), digest: digest(&compressed), compressed })
     }
 }
 
