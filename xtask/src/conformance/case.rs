@@ -63,6 +63,7 @@ pub(crate) fn skip<V>(reason: impl Into<String>) -> Result<V> {
 }
 
 /// Fails unless both are equal, telling both.
+#[allow(clippy::needless_pass_by_value, reason = "most values are made for the comparison")]
 pub(crate) fn same<A: fmt::Debug + PartialEq<B>, B: fmt::Debug>(
     what: &str,
     found: A,

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::registry::{Objects, Registry};
@@ -77,10 +77,6 @@ fn base(work: &Path) -> Result<Arc<Layer>> {
     tree.text("etc/passwd", PASSWD);
     tree.text("etc/group", GROUP);
     tree.add("home/conf", Entry::Dir(0o755));
-    // For a look at what the set-user-id bit does under no_new_privs.
-    let program = tree.file("bin/busybox").context("busybox is in its own tree")?;
-    tree.add("bin/suid-busybox", Entry::File(0o4755, program));
-    tree.add("bin/suid-id", Entry::Link("suid-busybox".to_owned()));
     Ok(Arc::new(Layer::pack(&tree)?))
 }
 
@@ -163,9 +159,12 @@ impl Maker {
 
     fn bad(&mut self, base: &Arc<Layer>, escape: &Path) -> Result<()> {
         let plain = json!({});
-        self.object("broken/manifest/manifests/latest", MANIFEST, b"{ this is no JSON".to_vec());
-        self.image("broken/missing-blob", &["latest"], &[base], &plain);
-        self.objects.remove(&format!("broken/missing-blob/blobs/{}", base.digest));
+        self.tagged("broken/manifest", MANIFEST, b"{ this is no JSON".to_vec());
+        let mut missing = Tree::default();
+        missing.text("mark", "the layer that is missing");
+        let missing = Layer::pack(&missing)?;
+        self.image("broken/missing-blob", &["latest"], &[&missing], &plain);
+        self.objects.remove(&format!("broken/missing-blob/blobs/{}", missing.digest));
         let mut mark = Tree::default();
         mark.text("mark", "the layer whose bytes are others");
         let mark = Layer::pack(&mark)?;
@@ -230,7 +229,7 @@ impl Maker {
         let docker = name.ends_with("docker");
         let config = self.config(name, layers, runtime, &self.architecture.clone());
         let kind = if docker { DOCKER_MANIFEST } else { MANIFEST };
-        let manifest = self.manifest(name, layers, &config, kind);
+        let manifest = Self::manifest(name, layers, &config, kind);
         let digest = digest(&manifest);
         for version in tags.iter().copied().chain([digest.as_str()]) {
             self.object(&format!("{name}/manifests/{version}"), kind, manifest.clone());
@@ -244,26 +243,26 @@ impl Maker {
             let mut runtime = runtime.clone();
             runtime["Labels"] = json!({"architecture": architecture});
             let config = self.config(name, &[layer], &runtime, &architecture);
-            let manifest = self.manifest(name, &[layer], &config, MANIFEST);
+            let manifest = Self::manifest(name, &[layer], &config, MANIFEST);
             let digest = digest(&manifest);
             self.object(&format!("{name}/manifests/{digest}"), MANIFEST, manifest.clone());
             entries.push(json!({"mediaType": MANIFEST, "digest": digest, "size": manifest.len(),
                 "platform": {"os": "linux", "architecture": architecture}}));
         }
         let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries});
-        self.object(&format!("{name}/manifests/latest"), INDEX, index.to_string().into_bytes());
+        self.tagged(name, INDEX, index.to_string().into_bytes());
     }
 
     /// An index that has nothing for this machine.
     fn other_platform(&mut self, name: &str, layer: &Layer) {
         let config = self.config(name, &[layer], &json!({}), "s390x");
-        let manifest = self.manifest(name, &[layer], &config, MANIFEST);
+        let manifest = Self::manifest(name, &[layer], &config, MANIFEST);
         let digest = digest(&manifest);
         self.object(&format!("{name}/manifests/{digest}"), MANIFEST, manifest.clone());
         let entry = json!({"mediaType": MANIFEST, "digest": digest, "size": manifest.len(),
             "platform": {"os": "linux", "architecture": "s390x"}});
         let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]});
-        self.object(&format!("{name}/manifests/latest"), INDEX, index.to_string().into_bytes());
+        self.tagged(name, INDEX, index.to_string().into_bytes());
     }
 
     /// Stores layers and configuration; gives the configuration's descriptor.
@@ -285,7 +284,7 @@ impl Maker {
         json!({"mediaType": kind, "digest": digest, "size": size})
     }
 
-    fn manifest(&self, name: &str, layers: &[&Layer], config: &Value, kind: &str) -> Vec<u8> {
+    fn manifest(name: &str, layers: &[&Layer], config: &Value, kind: &str) -> Vec<u8> {
         let docker = name.ends_with("docker");
         let layer_kind = if docker { "application/vnd.docker.image.rootfs.diff.tar.gzip" } else { LAYER };
         let layers: Vec<Value> = layers
@@ -295,6 +294,13 @@ impl Maker {
         json!({"schemaVersion": 2, "mediaType": kind, "config": config, "layers": layers})
             .to_string()
             .into_bytes()
+    }
+
+    /// Serves a manifest or index as `latest` and by its digest.
+    fn tagged(&mut self, name: &str, kind: &str, bytes: Vec<u8>) {
+        let digest = digest(&bytes);
+        self.object(&format!("{name}/manifests/{digest}"), kind, bytes.clone());
+        self.object(&format!("{name}/manifests/latest"), kind, bytes);
     }
 
     fn object(&mut self, path: &str, kind: &str, bytes: Vec<u8>) {

@@ -5,6 +5,9 @@
 //! (the promises, a file per group), [`runner`], [`report`], [`list`]; [`images`] and [`registry`] (what is pulled),
 //! [`probe`], [`stream`]; [`start`] (a private containerd or keelson-cri to run against).
 
+#![allow(clippy::large_futures, reason = "a case runs once, and the runner boxes it")]
+#![allow(clippy::assigning_clones, reason = "configurations read as assignments")]
+
 mod case;
 mod cases;
 mod context;

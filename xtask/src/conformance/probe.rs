@@ -12,6 +12,7 @@ use super::case::skip;
 
 /// Findings of one endpoint.
 #[derive(Debug, Default, Clone)]
+#[allow(clippy::struct_excessive_bools, reason = "independent findings")]
 pub(crate) struct Facts {
     /// Name and version as the runtime tells them.
     pub(crate) runtime: String,
@@ -21,8 +22,6 @@ pub(crate) struct Facts {
     pub(crate) userns: bool,
     /// SupplementalGroupsPolicy is understood.
     pub(crate) groups_policy: bool,
-    /// Names of the handlers it offers.
-    pub(crate) handlers: Vec<String>,
     /// Whether cgroups are of version 2.
     pub(crate) cgroup2: bool,
     /// Cgroup paths are slices of systemd.
@@ -31,8 +30,6 @@ pub(crate) struct Facts {
     pub(crate) apparmor: bool,
     /// SELinux is enabled in the kernel.
     pub(crate) selinux: bool,
-    /// The pods' network can map host ports.
-    pub(crate) host_ports: bool,
 }
 
 impl Facts {
@@ -59,13 +56,11 @@ impl Facts {
             rro: features.recursive_read_only_mounts,
             userns: features.user_namespaces,
             groups_policy: status.features.unwrap_or_default().supplemental_groups_policy,
-            handlers: status.runtime_handlers.iter().map(|handler| handler.name.clone()).collect(),
             cgroup2: Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
             systemd: driver == Some(v1::CgroupDriver::Systemd),
             apparmor: std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
                 .is_ok_and(|text| text.trim() == "Y"),
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
-            host_ports: true,
         })
     }
 

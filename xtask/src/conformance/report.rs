@@ -55,10 +55,10 @@ pub(crate) fn line(done: &Done) {
     println!("{word:>8} {seconds:6.2} s  {}: {}", done.group, done.name);
     match &done.outcome {
         Outcome::Failed(why) | Outcome::Skipped(why) | Outcome::Known(why) => {
-            println!("                   {why}")
+            println!("                   {why}");
         }
         Outcome::KnownButPassed(why) => {
-            println!("                   listed as a known failure ({why}), but it passes")
+            println!("                   listed as a known failure ({why}), but it passes");
         }
         Outcome::Passed => {}
     }

@@ -44,14 +44,6 @@ impl Tree {
         self.add(path, Entry::File(0o644, content.as_bytes().to_vec()));
     }
 
-    /// Content of a file.
-    pub(crate) fn file(&self, path: &str) -> Option<Vec<u8>> {
-        match self.entries.get(path) {
-            Some(Entry::File(_, content)) => Some(content.clone()),
-            _ => None,
-        }
-    }
-
     /// Adds all below `root` whose path `keep` accepts.
     pub(crate) fn add_dir(&mut self, root: &Path, keep: &dyn Fn(&str) -> bool) -> Result<()> {
         self.add_below(root, root, keep)

@@ -118,7 +118,9 @@ async fn within(
 ) -> Result<Result<v1::ExecSyncResponse, tonic::Status>> {
     let patience = std::time::Duration::from_secs(30);
     let answer = tokio::time::timeout(patience, t.try_exec(id, command, timeout)).await;
-    answer.map_err(|_| anyhow::anyhow!("no answer after 30 s to a command with a timeout of {timeout} s"))
+    answer.map_err(|_elapsed| {
+        anyhow::anyhow!("no answer after 30 s to a command with a timeout of {timeout} s")
+    })
 }
 
 async fn missing_command(t: T) -> Result<()> {

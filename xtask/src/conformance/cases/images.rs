@@ -36,7 +36,8 @@ pub(crate) fn cases() -> Vec<Case> {
         case(group, "five pulls at once give one id", five_pulls).serial(),
         case(group, "list right after pull and remove is up to date", list_after).serial(),
         case(group, "an image can be removed while a container runs on it", remove_in_use).serial(),
-        case(group, "Image.id, PullImageResponse.image_ref and Container.image_id are one", identifiers).serial(),
+        case(group, "Image.id, PullImageResponse.image_ref and Container.image_id are one", identifiers)
+            .serial(),
     ]);
     let group = "image credentials";
     all.extend([
@@ -56,7 +57,9 @@ pub(crate) fn cases() -> Vec<Case> {
         case(group, "a layer of other bytes than its digest says", |t| broken(t, "broken/digest")),
         case(group, "a layer shorter than its size says", |t| broken(t, "broken/size")),
         case(group, "an index without this platform", |t| broken(t, "broken/platform")),
-        case(group, "a layer cannot write through a symbolic link to outside", |t| hostile(t, "hostile/link")),
+        case(group, "a layer cannot write through a symbolic link to outside", |t| {
+            hostile(t, "hostile/link")
+        }),
         case(group, "a layer cannot write outside with ..", |t| hostile(t, "hostile/dotdot")),
         case(group, "a layer cannot link to a file outside", hard_link),
     ]);
@@ -69,7 +72,8 @@ fn own(t: &T, name: &str) -> Result<String> {
 
 async fn pulled(t: &T, reference: &str) -> Result<(String, v1::Image)> {
     let id = t.try_pull(reference, None).await.with_context(|| format!("PullImage {reference}"))?;
-    let image = t.image(reference).await?.with_context(|| format!("{reference} has no status after its pull"))?;
+    let image =
+        t.image(reference).await?.with_context(|| format!("{reference} has no status after its pull"))?;
     Ok((id, image))
 }
 
@@ -81,7 +85,7 @@ async fn list(t: &T) -> Result<Vec<v1::Image>> {
 async fn by_tag(t: T) -> Result<()> {
     let reference = format!("{}:1", own(&t, "list")?);
     let (id, image) = pulled(&t, &reference).await?;
-    same("repo_tags", &image.repo_tags, vec![reference.clone()])?;
+    same("repo_tags", image.repo_tags.clone(), vec![reference.clone()])?;
     anyhow::ensure!(image.size > 0, "the size is 0");
     let digest = image.repo_digests.first().context("no digest")?;
     holds("repo_digests", digest, &format!("{}@sha256:", own(&t, "list")?))?;
@@ -175,7 +179,7 @@ async fn two_hosts(t: T) -> Result<()> {
     let first = format!("{}:1", own(&t, "two-hosts")?);
     let second = format!("{}/conformance/image-two-hosts:1", t.suite.catalog.other_host);
     let ((one, _), (two, image)) = (pulled(&t, &first).await?, pulled(&t, &second).await?);
-    same("the ids", &one, two.clone())?;
+    same("the ids", one, two.clone())?;
     let mut tags = image.repo_tags;
     tags.sort();
     same("tags", tags, vec![first, second])
@@ -230,7 +234,8 @@ async fn fs_info(t: T) -> Result<()> {
     anyhow::ensure!(std::path::Path::new(&mountpoint).is_dir(), "{mountpoint:?} is no directory");
     anyhow::ensure!(first.timestamp > 0, "no time");
     t.until("bytes and inodes are counted", || async {
-        let answer = t.im().image_fs_info(v1::ImageFsInfoRequest {}).await.context("ImageFsInfo")?.into_inner();
+        let answer =
+            t.im().image_fs_info(v1::ImageFsInfoRequest {}).await.context("ImageFsInfo")?.into_inner();
         let first = answer.image_filesystems.first().cloned().unwrap_or_default();
         let counted = [first.used_bytes, first.inodes_used];
         Ok(counted.iter().all(|count| count.is_some_and(|count| count.value > 0)).then_some(()))
@@ -262,7 +267,9 @@ async fn five_removals(t: T) -> Result<()> {
 
 async fn five_pulls(t: T) -> Result<()> {
     let reference = format!("{}:2", own(&t, "race")?);
-    let mut ids = futures::future::try_join_all((0..5).map(|_| t.try_pull(&reference, None))).await.context("PullImage")?;
+    let mut ids = futures::future::try_join_all((0..5).map(|_| t.try_pull(&reference, None)))
+        .await
+        .context("PullImage")?;
     ids.dedup();
     same("different ids", ids.len(), 1)
 }
@@ -271,7 +278,10 @@ async fn list_after(t: T) -> Result<()> {
     let reference = format!("{}:1", own(&t, "consistency")?);
     for _ in 0..3 {
         let (id, _) = pulled(&t, &reference).await?;
-        anyhow::ensure!(list(&t).await?.iter().any(|image| image.id == id), "not listed right after the pull");
+        anyhow::ensure!(
+            list(&t).await?.iter().any(|image| image.id == id),
+            "not listed right after the pull"
+        );
         t.remove_image(&reference).await?;
         anyhow::ensure!(list(&t).await?.iter().all(|image| image.id != id), "listed right after the removal");
     }
@@ -290,10 +300,10 @@ async fn identifiers(t: T) -> Result<()> {
     let reference = t.suite.catalog.reference("conformance/busybox:1.36")?;
     let pulled = t.pull(&reference).await?;
     let image = t.image(&reference).await?.context("no status")?;
-    same("Image.id", &image.id, pulled.clone())?;
+    same("Image.id", image.id, pulled.clone())?;
     let (_, container) = t.idle_with(|config| config.image = Some(image_spec(&pulled))).await?;
     let status = t.status(&container).await?;
-    same("ContainerStatus.image_id", &status.image_id, pulled.clone())?;
+    same("ContainerStatus.image_id", status.image_id, pulled.clone())?;
     let filter = v1::ContainerFilter { id: container, ..Default::default() };
     let listed = super::container::list(&t, filter).await?;
     same("Container.image_id", listed.first().map(|item| item.image_id.clone()), Some(pulled))
@@ -335,15 +345,21 @@ async fn other_server(t: T) -> Result<()> {
 
 async fn malformed_references(t: T) -> Result<()> {
     let long = format!("a/{}", "b".repeat(5000));
-    for reference in ["", "UPPER/Case", "a b", "a:b:c:d", "name@sha256:short", "http://host/image", "../x", &long] {
-        refused(&format!("{:.40?}", reference), t.try_pull(reference, None).await)?;
+    for reference in
+        ["", "UPPER/Case", "a b", "a:b:c:d", "name@sha256:short", "http://host/image", "../x", &long]
+    {
+        refused(&format!("{reference:.40?}"), t.try_pull(reference, None).await)?;
     }
     Ok(())
 }
 
 async fn unknown_tag(t: T) -> Result<()> {
     let reference = format!("{}:nobody-has-this", own(&t, "list")?);
-    holds("the error", refused("an unknown tag", t.try_pull(&reference, None).await)?.message(), "nobody-has-this")
+    holds(
+        "the error",
+        refused("an unknown tag", t.try_pull(&reference, None).await)?.message(),
+        "nobody-has-this",
+    )
 }
 
 async fn no_registry(t: T) -> Result<()> {

@@ -17,10 +17,18 @@ pub(crate) fn cases() -> Vec<Case> {
         case(group, "the hostname is the configured one, in /etc/hostname too", hostname),
         case(group, "resolv.conf has the configured servers, searches and options", dns),
         case(group, "resolv.conf is the host's when nothing is configured", host_dns),
-        case(group, "/etc/hosts, /etc/hostname and /etc/resolv.conf can be written unless the root is read-only", etc_files),
+        case(
+            group,
+            "/etc/hosts, /etc/hostname and /etc/resolv.conf can be written unless the root is read-only",
+            etc_files,
+        ),
         case(group, "a container port is reached at the pod's address", container_port),
         case(group, "a host port is reached on the host, and is closed after Stop", host_port),
-        case(group, "a pod with the host's network has no address of its own and the host's devices", host_net),
+        case(
+            group,
+            "a pod with the host's network has no address of its own and the host's devices",
+            host_net,
+        ),
         case(group, "the address of a removed pod can be given again", addresses_return).serial(),
         case(group, "the status keeps no address after Stop that another pod may get", no_ip_after_stop),
     ]);
@@ -96,8 +104,12 @@ async fn dns(t: T) -> Result<()> {
     let text = t.output_in(&pod, "cat /etc/resolv.conf", |_| ()).await?;
     let mut lines: Vec<&str> = text.lines().collect();
     lines.sort_unstable();
-    let wanted =
-        ["nameserver 10.10.10.10", "nameserver fd00::10", "options ndots:5 edns0", "search one.example two.example"];
+    let wanted = [
+        "nameserver 10.10.10.10",
+        "nameserver fd00::10",
+        "options ndots:5 edns0",
+        "search one.example two.example",
+    ];
     same("resolv.conf", lines, wanted.to_vec())
 }
 
@@ -109,7 +121,8 @@ async fn host_dns(t: T) -> Result<()> {
 
 async fn etc_files(t: T) -> Result<()> {
     let pod = t.sandbox().await?;
-    let script = "for f in hosts hostname resolv.conf; do echo x >>/etc/$f && echo written $f; done 2>/dev/null; true";
+    let script =
+        "for f in hosts hostname resolv.conf; do echo x >>/etc/$f && echo written $f; done 2>/dev/null; true";
     let text = t.output_in(&pod, script, |_| ()).await?;
     same("a writable root", text.as_str(), "written hosts\nwritten hostname\nwritten resolv.conf\n")?;
     let text = t.output_in(&pod, script, |config| security(config).readonly_rootfs = true).await?;
@@ -196,7 +209,11 @@ async fn safe_sysctl(t: T) -> Result<()> {
 
 async fn unsafe_sysctl(t: T) -> Result<()> {
     same("fs.mqueue.msg_max", sysctl(&t, "fs.mqueue.msg_max", "100").await?.as_str(), "100")?;
-    same("net.ipv4.ip_local_port_range", sysctl(&t, "net.ipv4.ip_local_port_range", "2000 3000").await?.as_str(), "2000\t3000")
+    same(
+        "net.ipv4.ip_local_port_range",
+        sysctl(&t, "net.ipv4.ip_local_port_range", "2000 3000").await?.as_str(),
+        "2000\t3000",
+    )
 }
 
 async fn default_sysctls(t: T) -> Result<()> {
@@ -210,9 +227,11 @@ async fn bad_sysctl(t: T) -> Result<()> {
     let uid = config.metadata.clone().unwrap_or_default().uid;
     let status = refused("an unknown sysctl", t.try_run(&config).await)?;
     holds("the error", status.message(), "nobody_has_this")?;
-    let answer = t.rt().list_pod_sandbox(v1::ListPodSandboxRequest::default()).await.context("ListPodSandbox")?;
+    let answer =
+        t.rt().list_pod_sandbox(v1::ListPodSandboxRequest::default()).await.context("ListPodSandbox")?;
     let left = answer.into_inner().items;
-    let left = left.iter().filter(|item| item.metadata.as_ref().is_some_and(|known| known.uid == uid)).count();
+    let left =
+        left.iter().filter(|item| item.metadata.as_ref().is_some_and(|known| known.uid == uid)).count();
     same("sandboxes left", left, 0)
 }
 
@@ -220,7 +239,11 @@ async fn shared_network(t: T) -> Result<()> {
     let pod = t.sandbox().await?;
     let server = t.launch(&pod, &t.shell(super::streaming::HTTPD)).await?;
     super::streaming::listening(&t, &server, 8080).await?;
-    same("the answer", t.output_in(&pod, "wget -qO- http://127.0.0.1:8080/", |_| ()).await?.as_str(), "served\n")
+    same(
+        "the answer",
+        t.output_in(&pod, "wget -qO- http://127.0.0.1:8080/", |_| ()).await?.as_str(),
+        "served\n",
+    )
 }
 
 async fn shared_ipc(t: T) -> Result<()> {

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use cri_shim_api::v1::{self, ContainerEventType, NamespaceMode};
+use cri_shim_api::v1::ContainerEventType as Kind;
+use cri_shim_api::v1::{self, NamespaceMode};
 
 use super::super::case::{Case, case, holds, refused, same};
 use super::super::context::{T, pod_security, security};
@@ -56,7 +57,7 @@ async fn collect(
     let mut found = Vec::new();
     while found.len() < count {
         let next = tokio::time::timeout(Duration::from_secs(60), stream.message()).await;
-        let next = next.map_err(|_| anyhow::anyhow!("no further event; found {:?}", kinds(&found)))?;
+        let next = next.map_err(|_elapsed| anyhow::anyhow!("no further event; found {:?}", kinds(&found)))?;
         let event = next.context("GetContainerEvents")?.context("the stream ended")?;
         if ids.contains(&event.container_id.as_str()) {
             found.push(event);
@@ -65,7 +66,7 @@ async fn collect(
     Ok(found)
 }
 
-fn kinds(events: &[v1::ContainerEventResponse]) -> Vec<(String, ContainerEventType)> {
+fn kinds(events: &[v1::ContainerEventResponse]) -> Vec<(String, Kind)> {
     events.iter().map(|event| (event.container_id.clone(), event.container_event_type())).collect()
 }
 
@@ -88,7 +89,6 @@ async fn life(t: T) -> Result<()> {
             .filter(|event| event.container_id == *wanted)
             .map(v1::ContainerEventResponse::container_event_type)
             .collect();
-        use ContainerEventType as Kind;
         let all = [
             Kind::ContainerCreatedEvent,
             Kind::ContainerStartedEvent,
@@ -106,10 +106,11 @@ async fn statuses(t: T) -> Result<()> {
     t.stop(&id, 0).await?;
     let events = collect(&mut stream, &[&id], 3).await?;
     let stopped = events.last().context("no event")?;
-    same("the type", stopped.container_event_type(), ContainerEventType::ContainerStoppedEvent)?;
+    same("the type", stopped.container_event_type(), Kind::ContainerStoppedEvent)?;
     anyhow::ensure!(stopped.created_at > 0, "no time");
     same("the sandbox", stopped.pod_sandbox_status.clone().unwrap_or_default().id, pod.id)?;
-    let status = stopped.containers_statuses.iter().find(|status| status.id == id).context("no container status")?;
+    let status =
+        stopped.containers_statuses.iter().find(|status| status.id == id).context("no container status")?;
     same("its state", status.state(), v1::ContainerState::ContainerExited)?;
     same("its exit code", status.exit_code, 137)
 }
@@ -151,7 +152,9 @@ async fn userns_mapped(t: T) -> Result<()> {
 
 async fn userns_rootfs(t: T) -> Result<()> {
     let pod = userns_pod(&t).await?;
-    let text = t.output_in(&pod, "stat -c %u:%g / /bin/busybox /etc/passwd; touch /new && echo written", join).await?;
+    let text = t
+        .output_in(&pod, "stat -c %u:%g / /bin/busybox /etc/passwd; touch /new && echo written", join)
+        .await?;
     same("the owners", text.as_str(), "0:0\n0:0\n0:0\nwritten\n")
 }
 
@@ -256,11 +259,12 @@ async fn cancelled_run(t: T) -> Result<()> {
         })
         .await?;
     let uid = config.metadata.unwrap_or_default().uid;
-    let answer = t.rt().list_pod_sandbox(v1::ListPodSandboxRequest::default()).await.context("ListPodSandbox")?;
+    let answer =
+        t.rt().list_pod_sandbox(v1::ListPodSandboxRequest::default()).await.context("ListPodSandbox")?;
     let items = answer.into_inner().items;
     for item in items.iter().filter(|item| item.metadata.as_ref().is_some_and(|known| known.uid == uid)) {
         t.remember_sandbox(&item.id);
-        same("the only sandbox of the pod", &item.id, pod.id.clone())?;
+        same("the only sandbox of the pod", item.id.clone(), pod.id.clone())?;
     }
     Ok(())
 }
@@ -315,7 +319,9 @@ async fn remove_at_once(t: T) -> Result<()> {
 }
 
 async fn slow_stop(t: T) -> Result<()> {
-    let (pod, slow) = t.idle_with(|config| config.command[2] = "trap '' TERM; sleep 3600 & wait; sleep 3600".to_owned()).await?;
+    let (pod, slow) = t
+        .idle_with(|config| config.command[2] = "trap '' TERM; sleep 3600 & wait; sleep 3600".to_owned())
+        .await?;
     let other = t.launch(&pod, &t.shell(super::super::context::IDLE)).await?;
     let stopping = tokio::spawn({
         let (t, slow) = (t.clone(), slow.clone());

@@ -40,13 +40,13 @@ fn modules() -> Vec<Case> {
     ]
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "the fields it is for are optional")]
 fn profile(kind: ProfileType, file: &str) -> Option<v1::SecurityProfile> {
     Some(v1::SecurityProfile { profile_type: kind.into(), localhost_ref: file.to_owned() })
 }
 
 /// The mode in `/proc/self/status`, and whether a user namespace could be made.
-const FILTER: &str =
-    "grep Seccomp: /proc/self/status; if unshare -m true 2>/dev/null; then echo unshared; else echo refused; fi";
+const FILTER: &str = "grep Seccomp: /proc/self/status; if unshare -m true 2>/dev/null; then echo unshared; else echo refused; fi";
 
 async fn filtered(t: &T, seccomp: Option<v1::SecurityProfile>, add: &[&str]) -> Result<String> {
     let text = t.output(FILTER, |config| {
@@ -108,7 +108,11 @@ async fn with_profile(t: &T, file: &std::path::Path) -> Result<tonic::Status> {
 }
 
 async fn seccomp_missing(t: T) -> Result<()> {
-    holds("the error", with_profile(&t, &t.dir.join("nobody-has-this.json")).await?.message(), "nobody-has-this")
+    holds(
+        "the error",
+        with_profile(&t, &t.dir.join("nobody-has-this.json")).await?.message(),
+        "nobody-has-this",
+    )
 }
 
 async fn seccomp_broken(t: T) -> Result<()> {
@@ -158,7 +162,9 @@ async fn apparmor_absent(t: T) -> Result<()> {
     if t.suite.facts.apparmor {
         return skip("the kernel has AppArmor");
     }
-    t.output("true", |config| security(config).apparmor = profile(ProfileType::RuntimeDefault, "")).await.map(drop)
+    t.output("true", |config| security(config).apparmor = profile(ProfileType::RuntimeDefault, ""))
+        .await
+        .map(drop)
 }
 
 async fn selinux(t: T) -> Result<()> {

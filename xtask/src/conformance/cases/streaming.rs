@@ -21,12 +21,22 @@ pub(crate) fn cases() -> Vec<Case> {
         all.push(case(group, "exec: stdout, stderr and success", move |t| exec_output(t, protocol)));
         all.push(case(group, "exec: the exit code is in the status", move |t| exec_code(t, protocol)));
         all.push(case(group, "exec: 1 MiB of stdout arrives whole", move |t| exec_long(t, protocol)));
-        all.push(case(group, "exec: a terminal echoes, and its size follows resize", move |t| exec_tty(t, protocol)));
-        all.push(case(group, "exec: a command that does not exist is told in the status", move |t| exec_missing(t, protocol)));
-        all.push(case(group, "attach: what the container prints, and what is sent to its stdin", move |t| attach(t, protocol)));
+        all.push(case(group, "exec: a terminal echoes, and its size follows resize", move |t| {
+            exec_tty(t, protocol)
+        }));
+        all.push(case(group, "exec: a command that does not exist is told in the status", move |t| {
+            exec_missing(t, protocol)
+        }));
+        all.push(case(group, "attach: what the container prints, and what is sent to its stdin", move |t| {
+            attach(t, protocol)
+        }));
     }
     for (group, protocol) in [("streaming SPDY", SPDY), ("streaming WebSocket v5", WS5)] {
-        all.push(case(group, "exec: stdin is closed by the client, and the command sees its end", move |t| half_close(t, protocol)));
+        all.push(case(
+            group,
+            "exec: stdin is closed by the client, and the command sees its end",
+            move |t| half_close(t, protocol),
+        ));
     }
     all.extend(urls());
     all.extend(forwards());
@@ -189,7 +199,8 @@ async fn one_shot(t: T) -> Result<()> {
     let (_, id) = t.idle().await?;
     let url = exec_url(&t, &id, &["true"], OUTPUT).await.context("Exec")?;
     Session::open(&url, SPDY, OUTPUT).await?.finish().await?;
-    let again = http::request("POST", &url, "", &[("Connection", "Upgrade"), ("Upgrade", "SPDY/3.1")]).await?;
+    let again =
+        http::request("POST", &url, "", &[("Connection", "Upgrade"), ("Upgrade", "SPDY/3.1")]).await?;
     anyhow::ensure!((400..500).contains(&again.status), "the second use: {}", again.head);
     Ok(())
 }
@@ -307,7 +318,8 @@ pub(super) async fn listening(t: &T, id: &str, port: u16) -> Result<()> {
 }
 
 /// busybox's httpd with one page.
-pub(super) const HTTPD: &str = "mkdir -p /www && echo served >/www/index.html && exec httpd -f -p 8080 -h /www";
+pub(super) const HTTPD: &str =
+    "mkdir -p /www && echo served >/www/index.html && exec httpd -f -p 8080 -h /www";
 const REQUEST: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
 
 async fn ask(forwarder: &mut Forwarder, port: u16) -> Result<()> {

@@ -1,5 +1,7 @@
 //! The HTTP/1.1 upgrade by hand, so that every header a server sees or sends is in the open.
 
+use std::fmt::Write as _;
+
 use anyhow::{Context, Result, bail};
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -39,7 +41,8 @@ pub(crate) async fn request(
     stream.set_nodelay(true)?;
     let mut text = format!("{method} {path}{query} HTTP/1.1\r\nHost: {host}\r\n");
     for (name, value) in headers {
-        text.push_str(&format!("{name}: {value}\r\n"));
+        // Writing to a String cannot fail.
+        write!(text, "{name}: {value}\r\n").ok();
     }
     text.push_str("\r\n");
     stream.write_all(text.as_bytes()).await?;

@@ -25,6 +25,7 @@ pub(crate) enum Protocol {
 
 /// Which streams a client wants.
 #[derive(Debug, Clone, Copy, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "the fields of the requests")]
 pub(crate) struct Wants {
     /// Standard input.
     pub(crate) stdin: bool,

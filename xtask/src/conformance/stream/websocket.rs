@@ -49,11 +49,11 @@ impl Socket {
         match payload.len() {
             short @ 0..126 => wire.push(0x80 | u8::try_from(short)?),
             middle @ 126..=0xffff => {
-                wire.push(0x80 | 126);
+                wire.push(0xfe);
                 wire.extend_from_slice(&u16::try_from(middle)?.to_be_bytes());
             }
             long => {
-                wire.push(0x80 | 127);
+                wire.push(0xff);
                 wire.extend_from_slice(&u64::try_from(long)?.to_be_bytes());
             }
         }
