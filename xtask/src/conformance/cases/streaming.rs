@@ -209,7 +209,8 @@ async fn invented_token(t: T) -> Result<()> {
     let (_, id) = t.idle().await?;
     let url = exec_url(&t, &id, &["true"], OUTPUT).await.context("Exec")?;
     let (before, _) = url.rsplit_once('/').context("a path")?;
-    let answer = http::request("POST", &format!("{before}/AAAAAAAA"), "", &[("Upgrade", "SPDY/3.1")]).await?;
+    let headers = [("Connection", "Upgrade"), ("Upgrade", "SPDY/3.1")];
+    let answer = http::request("POST", &format!("{before}/AAAAAAAA"), "", &headers).await?;
     same("the answer's code", answer.status, 404)
 }
 
