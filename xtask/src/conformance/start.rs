@@ -121,9 +121,11 @@ fn inside(layout: &Layout, target: Target, options: &Options, dir: &Path) -> Res
     let mut options = options.clone();
     options.registry_port = REGISTRY_PORT;
     options.cgroup_parent = Some(cgroup_parent(dir));
-    if target == Target::Containerd && options.known.is_none() {
-        options.known = Some(layout.repo.join("xtask/src/conformance/containerd-1.6.txt"));
-    }
+    let list = match target {
+        Target::Keelson => "keelson.txt",
+        Target::Containerd => "containerd-1.6.txt",
+    };
+    options.known.get_or_insert_with(|| layout.repo.join("xtask/src/conformance").join(list));
     let runtime = super::runtime()?;
     runtime.block_on(async {
         let work = dir.join("suite");

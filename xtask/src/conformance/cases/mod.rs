@@ -53,10 +53,11 @@ mod tests {
     }
 
     #[test]
-    fn the_list_of_the_reference_names_cases_that_exist() {
+    fn the_lists_name_cases_that_exist() {
         let ids: Vec<String> = super::all().iter().map(super::Case::id).collect();
-        let file =
-            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/conformance/containerd-1.6.txt");
-        super::super::list::load(&file, &ids).expect("a list of existing cases");
+        for name in ["containerd-1.6.txt", "keelson.txt"] {
+            let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/conformance").join(name);
+            super::super::list::load(&file, &ids).expect("a list of existing cases");
+        }
     }
 }
