@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use cri_shim_core::cgroup::Driver;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// What `keelson-cri` is started with.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Config {
     /// The CRI socket to serve.
@@ -48,7 +48,7 @@ pub struct Config {
 }
 
 /// A runtime handler, as RuntimeClasses name it.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HandlerConfig {
     /// Its name.
@@ -61,7 +61,7 @@ pub struct HandlerConfig {
 }
 
 /// How a handler runs containers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HandlerKind {
     /// By our own shim.
@@ -71,7 +71,7 @@ pub enum HandlerKind {
 }
 
 /// Where CNI's files are.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Cni {
     /// Network configurations; the first one counts.
@@ -83,7 +83,7 @@ pub struct Cni {
 }
 
 /// Where the streaming server listens.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Streaming {
     /// Address.
@@ -99,7 +99,7 @@ impl Default for Streaming {
 }
 
 /// What a sandbox's first process comes from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PauseImage {
     /// From this executable.
@@ -108,7 +108,7 @@ pub enum PauseImage {
 }
 
 /// Who makes cgroups.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CgroupDriver {
     /// The runtime itself, as directories.

@@ -9,6 +9,7 @@
 //! It knows no Pod, Service or API server: only what CRI requests say.
 
 pub mod attach;
+pub mod checkpoint;
 pub mod clock;
 pub mod config;
 pub mod container;
@@ -22,6 +23,7 @@ pub mod flight;
 pub mod handlers;
 pub mod host;
 pub mod images;
+pub mod info;
 pub mod journal;
 pub mod logs;
 pub mod network;

@@ -60,7 +60,9 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let service = Service::new(runtime, executor, urls, cancel.clone());
     let server = tonic::transport::Server::builder()
         .add_service(RuntimeServiceServer::new(service).max_decoding_message_size(MAX_REQUEST))
-        .add_service(ImageServiceServer::new(images::Service::new(images)))
+        .add_service(
+            ImageServiceServer::new(images::Service::new(images)).max_decoding_message_size(MAX_REQUEST),
+        )
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), cancel.clone().cancelled_owned());
     let mut server = tokio::spawn(server);
     // Cancel-safe: a server that ended is looked at, a signal is kept by its stream.

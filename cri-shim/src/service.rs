@@ -18,6 +18,8 @@ use crate::status;
 
 /// Items per message of a streamed list.
 const BATCH: usize = 100;
+/// Sandboxes per message of streamed metrics: each has some hundred figures.
+const METRICS_BATCH: usize = 10;
 
 type Answer<T> = Result<Response<T>, Status>;
 type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -48,18 +50,18 @@ impl Service {
     }
 }
 
-/// A list in messages of [`BATCH`] items.
-fn batches<T, M>(items: &[T], message: fn(Vec<T>) -> M) -> Response<Messages<M>>
+/// A list in messages of `size` items; each is made when the client takes it.
+fn batches<T, M>(items: Vec<T>, size: usize, message: fn(Vec<T>) -> M) -> Response<Messages<M>>
 where
-    T: Clone,
+    T: Send + 'static,
     M: Send + 'static,
 {
-    let messages: Vec<_> = items.chunks(BATCH).map(|batch| Ok(message(batch.to_vec()))).collect();
+    let mut items = items.into_iter();
+    let messages = std::iter::from_fn(move || {
+        let batch: Vec<_> = items.by_ref().take(size).collect();
+        (!batch.is_empty()).then(|| Ok(message(batch)))
+    });
     Response::new(Box::pin(futures::stream::iter(messages)))
-}
-
-fn unimplemented<T>(reason: &str) -> Result<T, Status> {
-    Err(Status::unimplemented(format!("keelson-cri: {reason}")))
 }
 
 #[tonic::async_trait]
@@ -97,7 +99,12 @@ impl RuntimeService for Service {
         request: Request<v1::PodSandboxStatusRequest>,
     ) -> Answer<v1::PodSandboxStatusResponse> {
         let v1::PodSandboxStatusRequest { pod_sandbox_id, verbose } = request.into_inner();
-        Ok(Response::new(self.runtime().await?.sandbox_status_response(&pod_sandbox_id, verbose)?))
+        let runtime = self.runtime().await?;
+        let mut response = runtime.sandbox_status_response(&pod_sandbox_id, false)?;
+        if verbose {
+            response.info = runtime.sandbox_info(&pod_sandbox_id)?;
+        }
+        Ok(Response::new(response))
     }
 
     async fn list_pod_sandbox(
@@ -115,7 +122,7 @@ impl RuntimeService for Service {
         request: Request<v1::StreamPodSandboxesRequest>,
     ) -> Answer<Self::StreamPodSandboxesStream> {
         let items = self.runtime().await?.list_sandboxes(request.get_ref().filter.as_ref());
-        Ok(batches(&items, |pod_sandboxes| v1::StreamPodSandboxesResponse { pod_sandboxes }))
+        Ok(batches(items, BATCH, |pod_sandboxes| v1::StreamPodSandboxesResponse { pod_sandboxes }))
     }
 
     async fn create_container(
@@ -166,7 +173,7 @@ impl RuntimeService for Service {
         request: Request<v1::StreamContainersRequest>,
     ) -> Answer<Self::StreamContainersStream> {
         let items = self.runtime().await?.list_containers(request.get_ref().filter.as_ref());
-        Ok(batches(&items, |containers| v1::StreamContainersResponse { containers }))
+        Ok(batches(items, BATCH, |containers| v1::StreamContainersResponse { containers }))
     }
 
     async fn container_status(
@@ -174,7 +181,12 @@ impl RuntimeService for Service {
         request: Request<v1::ContainerStatusRequest>,
     ) -> Answer<v1::ContainerStatusResponse> {
         let v1::ContainerStatusRequest { container_id, verbose } = request.into_inner();
-        Ok(Response::new(self.runtime().await?.container_status_response(&container_id, verbose)?))
+        let runtime = self.runtime().await?;
+        let mut response = runtime.container_status_response(&container_id, false)?;
+        if verbose {
+            response.info = runtime.container_info(&container_id).await?;
+        }
+        Ok(Response::new(response))
     }
 
     async fn update_container_resources(
@@ -255,7 +267,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::ListContainerStatsRequest>,
     ) -> Answer<v1::ListContainerStatsResponse> {
-        let stats = self.runtime().await?.list_container_stats(request.get_ref().filter.as_ref()).await;
+        let stats = self.runtime().await?.list_container_stats(request.get_ref().filter.as_ref()).await?;
         Ok(Response::new(v1::ListContainerStatsResponse { stats }))
     }
 
@@ -265,8 +277,8 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        let stats = self.runtime().await?.list_container_stats(request.get_ref().filter.as_ref()).await;
-        Ok(batches(&stats, |container_stats| v1::StreamContainerStatsResponse { container_stats }))
+        let stats = self.runtime().await?.list_container_stats(request.get_ref().filter.as_ref()).await?;
+        Ok(batches(stats, BATCH, |container_stats| v1::StreamContainerStatsResponse { container_stats }))
     }
 
     async fn pod_sandbox_stats(
@@ -281,7 +293,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::ListPodSandboxStatsRequest>,
     ) -> Answer<v1::ListPodSandboxStatsResponse> {
-        let stats = self.runtime().await?.list_sandbox_stats(request.get_ref().filter.as_ref()).await;
+        let stats = self.runtime().await?.list_sandbox_stats(request.get_ref().filter.as_ref()).await?;
         Ok(Response::new(v1::ListPodSandboxStatsResponse { stats }))
     }
 
@@ -291,15 +303,19 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        let stats = self.runtime().await?.list_sandbox_stats(request.get_ref().filter.as_ref()).await;
-        Ok(batches(&stats, |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats }))
+        let stats = self.runtime().await?.list_sandbox_stats(request.get_ref().filter.as_ref()).await?;
+        Ok(batches(stats, BATCH, |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats }))
     }
 
     async fn update_runtime_config(
         &self,
-        _: Request<v1::UpdateRuntimeConfigRequest>,
+        request: Request<v1::UpdateRuntimeConfigRequest>,
     ) -> Answer<v1::UpdateRuntimeConfigResponse> {
-        // Only ever carries a pod CIDR, which the CNI configuration brings.
+        // Only ever carries a pod CIDR, which the CNI configuration brings: it is kept to be shown, and changes nothing.
+        let network = request.into_inner().runtime_config.and_then(|config| config.network_config);
+        if let Some(network) = network {
+            self.runtime.collector.set_pod_cidr(network.pod_cidr)?;
+        }
         Ok(Response::new(v1::UpdateRuntimeConfigResponse {}))
     }
 
@@ -310,9 +326,10 @@ impl RuntimeService for Service {
 
     async fn checkpoint_container(
         &self,
-        _: Request<v1::CheckpointContainerRequest>,
+        request: Request<v1::CheckpointContainerRequest>,
     ) -> Answer<v1::CheckpointContainerResponse> {
-        unimplemented("checkpoints of containers are not offered")
+        self.runtime().await?.checkpoint(request.into_inner()).await?;
+        Ok(Response::new(v1::CheckpointContainerResponse {}))
     }
 
     type GetContainerEventsStream = Messages<v1::ContainerEventResponse>;
@@ -334,14 +351,15 @@ impl RuntimeService for Service {
         &self,
         _: Request<v1::ListMetricDescriptorsRequest>,
     ) -> Answer<v1::ListMetricDescriptorsResponse> {
-        unimplemented("figures are offered as statistics, not as metrics")
+        Ok(Response::new(v1::ListMetricDescriptorsResponse { descriptors: Runtime::metric_descriptors() }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<v1::ListPodSandboxMetricsRequest>,
     ) -> Answer<v1::ListPodSandboxMetricsResponse> {
-        unimplemented("figures are offered as statistics, not as metrics")
+        let pod_metrics = self.runtime().await?.sandbox_metrics().await?;
+        Ok(Response::new(v1::ListPodSandboxMetricsResponse { pod_metrics }))
     }
 
     type StreamPodSandboxMetricsStream = Messages<v1::StreamPodSandboxMetricsResponse>;
@@ -350,7 +368,10 @@ impl RuntimeService for Service {
         &self,
         _: Request<v1::StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        unimplemented("figures are offered as statistics, not as metrics")
+        let metrics = self.runtime().await?.sandbox_metrics().await?;
+        Ok(batches(metrics, METRICS_BATCH, |pod_sandbox_metrics| v1::StreamPodSandboxMetricsResponse {
+            pod_sandbox_metrics,
+        }))
     }
 
     async fn runtime_config(
@@ -364,8 +385,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::UpdatePodSandboxResourcesRequest>,
     ) -> Answer<v1::UpdatePodSandboxResourcesResponse> {
-        // The kubelet has changed the pod's cgroup itself; the pause process has no limits of its own.
-        self.runtime().await?.sandbox(&request.get_ref().pod_sandbox_id)?;
+        self.runtime().await?.update_sandbox_resources(request.into_inner()).await?;
         Ok(Response::new(v1::UpdatePodSandboxResourcesResponse {}))
     }
 }

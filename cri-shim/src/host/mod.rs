@@ -6,6 +6,7 @@
 pub mod cgroup;
 pub mod devices;
 pub mod fifo;
+pub mod figures;
 pub mod files;
 pub mod keeper;
 pub mod mounts;
