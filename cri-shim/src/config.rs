@@ -45,6 +45,9 @@ pub struct Config {
     /// Our own shim; without it `containerd-shim-keelson-v1` beside this executable, or in PATH.
     #[serde(default)]
     pub shim_binary: Option<PathBuf>,
+    /// Where the figures of this process are served.
+    #[serde(default)]
+    pub metrics: Metrics,
 }
 
 /// A runtime handler, as RuntimeClasses name it.
@@ -68,6 +71,24 @@ pub enum HandlerKind {
     Keelson,
     /// By containerd's shim for runc, with runc or a program that takes the same arguments.
     Runc,
+}
+
+/// Where Prometheus finds the figures of this process; nowhere, unless a port or a socket is given.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Address.
+    pub address: std::net::IpAddr,
+    /// Port; 0 lets the kernel choose.
+    pub port: Option<u16>,
+    /// A Unix socket, which only root may use.
+    pub socket: Option<PathBuf>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { address: std::net::Ipv4Addr::LOCALHOST.into(), port: None, socket: None }
+    }
 }
 
 /// Where CNI's files are.
@@ -156,7 +177,8 @@ impl Config {
             ("cni.cacheDir", &config.cni.cache_dir),
             ("registryConfigDir", &config.registry_config_dir),
         ];
-        for (field, path) in absolute {
+        let metrics = config.metrics.socket.iter().map(|path| ("metrics.socket", path));
+        for (field, path) in absolute.into_iter().chain(metrics) {
             anyhow::ensure!(path.is_absolute(), "{field}: {} is not an absolute path", path.display());
         }
         if let Some(shim) = &config.shim_binary {
@@ -218,6 +240,7 @@ cgroupDriver: cgroupfs
                 format!("{GOOD}handlers: [{{ name: runc, kind: runc }}, {{ name: runc, kind: keelson }}]\n"),
                 "handlers[0].name",
             ),
+            (format!("{GOOD}metrics: {{ socket: here.sock }}\n"), "metrics.socket"),
         ];
         for (text, field) in cases {
             let error = format!("{:#}", Config::parse(&text).unwrap_err());

@@ -20,10 +20,11 @@ use crate::config::Config;
 use crate::containerd::Client;
 use crate::containerd::snapshots::SNAPSHOTTER;
 use crate::exec::{Executor, Streamer};
-use crate::images::{self, ImageStore};
-use crate::recovery;
+use crate::images::ImageStore;
 use crate::runtime::Runtime;
 use crate::service::Service;
+use crate::telemetry::rpc::Watch;
+use crate::{images, recovery, telemetry};
 
 /// How long requests under way may go on after a signal.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -56,9 +57,11 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let supervisor = tokio::spawn(recovery::supervise(Arc::clone(&runtime), cancel.clone()));
     tokio::spawn(end_old_execs(Arc::clone(&runtime), executor.clone()));
 
+    serve_metrics(&config, &runtime, &cancel).await?;
     tracing::info!(socket = %config.listen.display(), "serving CRI v1");
     let service = Service::new(runtime, executor, urls, cancel.clone());
     let server = tonic::transport::Server::builder()
+        .layer(Watch)
         .add_service(RuntimeServiceServer::new(service).max_decoding_message_size(MAX_REQUEST))
         .add_service(
             ImageServiceServer::new(images::Service::new(images)).max_decoding_message_size(MAX_REQUEST),
@@ -78,6 +81,26 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     }
     cancel.cancel();
     supervisor.await.context("the supervisor of containerd failed")?;
+    Ok(())
+}
+
+/// Serves what Prometheus reads, where that is wanted.
+async fn serve_metrics(
+    config: &Config,
+    runtime: &Arc<Runtime>,
+    cancel: &CancellationToken,
+) -> anyhow::Result<()> {
+    if let Some(port) = config.metrics.port {
+        let address = (config.metrics.address, port).into();
+        let bound = telemetry::serve::on_address(address, Arc::clone(runtime), cancel.clone()).await;
+        let bound = bound.with_context(|| format!("cannot listen on metrics address {address}"))?;
+        tracing::info!(address = %bound, "serving metrics");
+    }
+    if let Some(path) = &config.metrics.socket {
+        telemetry::serve::on_socket(path, Arc::clone(runtime), cancel.clone())
+            .with_context(|| format!("cannot listen on metrics socket {}", path.display()))?;
+        tracing::info!(socket = %path.display(), "serving metrics");
+    }
     Ok(())
 }
 

@@ -9,12 +9,14 @@ use cri_shim_streaming::runtime::{AttachRequest, ExecRequest, Wanted};
 use cri_shim_streaming::server::Handle;
 use futures::{Stream, StreamExt};
 use tokio_stream::wrappers::BroadcastStream;
+use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::exec::Executor;
 use crate::runtime::Runtime;
 use crate::status;
+use crate::telemetry::{self, rpc};
 
 /// Items per message of a streamed list.
 const BATCH: usize = 100;
@@ -75,6 +77,7 @@ impl RuntimeService for Service {
         request: Request<v1::RunPodSandboxRequest>,
     ) -> Answer<v1::RunPodSandboxResponse> {
         let pod_sandbox_id = self.runtime().await?.run_sandbox(request.into_inner()).await?;
+        rpc::sandbox(&pod_sandbox_id);
         Ok(Response::new(v1::RunPodSandboxResponse { pod_sandbox_id }))
     }
 
@@ -82,6 +85,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::StopPodSandboxRequest>,
     ) -> Answer<v1::StopPodSandboxResponse> {
+        rpc::sandbox(&request.get_ref().pod_sandbox_id);
         self.runtime().await?.stop_sandbox(&request.get_ref().pod_sandbox_id).await?;
         Ok(Response::new(v1::StopPodSandboxResponse {}))
     }
@@ -90,6 +94,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::RemovePodSandboxRequest>,
     ) -> Answer<v1::RemovePodSandboxResponse> {
+        rpc::sandbox(&request.get_ref().pod_sandbox_id);
         self.runtime().await?.remove_sandbox(&request.get_ref().pod_sandbox_id).await?;
         Ok(Response::new(v1::RemovePodSandboxResponse {}))
     }
@@ -98,6 +103,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::PodSandboxStatusRequest>,
     ) -> Answer<v1::PodSandboxStatusResponse> {
+        rpc::sandbox(&request.get_ref().pod_sandbox_id);
         let v1::PodSandboxStatusRequest { pod_sandbox_id, verbose } = request.into_inner();
         let runtime = self.runtime().await?;
         let mut response = runtime.sandbox_status_response(&pod_sandbox_id, false)?;
@@ -129,7 +135,9 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::CreateContainerRequest>,
     ) -> Answer<v1::CreateContainerResponse> {
+        rpc::sandbox(&request.get_ref().pod_sandbox_id);
         let container_id = self.runtime().await?.create_container(request.into_inner()).await?;
+        rpc::container(&container_id);
         Ok(Response::new(v1::CreateContainerResponse { container_id }))
     }
 
@@ -137,6 +145,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::StartContainerRequest>,
     ) -> Answer<v1::StartContainerResponse> {
+        rpc::container(&request.get_ref().container_id);
         self.runtime().await?.start_container(&request.get_ref().container_id).await?;
         Ok(Response::new(v1::StartContainerResponse {}))
     }
@@ -145,6 +154,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::StopContainerRequest>,
     ) -> Answer<v1::StopContainerResponse> {
+        rpc::container(&request.get_ref().container_id);
         let v1::StopContainerRequest { container_id, timeout } = request.into_inner();
         self.runtime().await?.stop_container(&container_id, timeout).await?;
         Ok(Response::new(v1::StopContainerResponse {}))
@@ -154,6 +164,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::RemoveContainerRequest>,
     ) -> Answer<v1::RemoveContainerResponse> {
+        rpc::container(&request.get_ref().container_id);
         self.runtime().await?.remove_container(&request.get_ref().container_id).await?;
         Ok(Response::new(v1::RemoveContainerResponse {}))
     }
@@ -180,6 +191,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::ContainerStatusRequest>,
     ) -> Answer<v1::ContainerStatusResponse> {
+        rpc::container(&request.get_ref().container_id);
         let v1::ContainerStatusRequest { container_id, verbose } = request.into_inner();
         let runtime = self.runtime().await?;
         let mut response = runtime.container_status_response(&container_id, false)?;
@@ -193,6 +205,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::UpdateContainerResourcesRequest>,
     ) -> Answer<v1::UpdateContainerResourcesResponse> {
+        rpc::container(&request.get_ref().container_id);
         self.runtime().await?.update_resources(request.into_inner()).await?;
         Ok(Response::new(v1::UpdateContainerResourcesResponse {}))
     }
@@ -201,11 +214,13 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::ReopenContainerLogRequest>,
     ) -> Answer<v1::ReopenContainerLogResponse> {
+        rpc::container(&request.get_ref().container_id);
         self.runtime().await?.reopen_log(&request.get_ref().container_id).await?;
         Ok(Response::new(v1::ReopenContainerLogResponse {}))
     }
 
     async fn exec_sync(&self, request: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {
+        rpc::container(&request.get_ref().container_id);
         let v1::ExecSyncRequest { container_id, cmd, timeout } = request.into_inner();
         let runtime = self.runtime().await?;
         let container = runtime.running_container(&container_id)?;
@@ -223,6 +238,7 @@ impl RuntimeService for Service {
     }
 
     async fn exec(&self, request: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
+        rpc::container(&request.get_ref().container_id);
         let request = request.into_inner();
         self.runtime().await?.running_container(&request.container_id)?;
         let wanted =
@@ -234,6 +250,7 @@ impl RuntimeService for Service {
     }
 
     async fn attach(&self, request: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
+        rpc::container(&request.get_ref().container_id);
         let request = request.into_inner();
         self.runtime().await?.running_container(&request.container_id)?;
         let wanted =
@@ -248,6 +265,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::PortForwardRequest>,
     ) -> Answer<v1::PortForwardResponse> {
+        rpc::sandbox(&request.get_ref().pod_sandbox_id);
         let id = &request.get_ref().pod_sandbox_id;
         self.runtime().await?.ready_sandbox(id)?;
         let url =
@@ -259,6 +277,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::ContainerStatsRequest>,
     ) -> Answer<v1::ContainerStatsResponse> {
+        rpc::container(&request.get_ref().container_id);
         let stats = self.runtime().await?.container_stats(&request.get_ref().container_id).await?;
         Ok(Response::new(v1::ContainerStatsResponse { stats: Some(stats) }))
     }
@@ -285,6 +304,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::PodSandboxStatsRequest>,
     ) -> Answer<v1::PodSandboxStatsResponse> {
+        rpc::sandbox(&request.get_ref().pod_sandbox_id);
         let stats = self.runtime().await?.sandbox_stats(&request.get_ref().pod_sandbox_id).await?;
         Ok(Response::new(v1::PodSandboxStatsResponse { stats: Some(stats) }))
     }
@@ -328,6 +348,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::CheckpointContainerRequest>,
     ) -> Answer<v1::CheckpointContainerResponse> {
+        rpc::container(&request.get_ref().container_id);
         self.runtime().await?.checkpoint(request.into_inner()).await?;
         Ok(Response::new(v1::CheckpointContainerResponse {}))
     }
@@ -341,7 +362,10 @@ impl RuntimeService for Service {
         let events = BroadcastStream::new(self.runtime().await?.events.follow());
         let messages = events.map(|event| {
             // The client starts over: it follows again, then lists.
-            event.map_err(|missed| Status::data_loss(format!("the client is too slow: {missed}")))
+            event.map_err(|BroadcastStreamRecvError::Lagged(missed)| {
+                telemetry::events_missed(missed);
+                Status::data_loss(format!("the client is too slow: it missed {missed} events"))
+            })
         });
         let messages = messages.take_until(self.cancel.clone().cancelled_owned());
         Ok(Response::new(Box::pin(messages)))
@@ -385,6 +409,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::UpdatePodSandboxResourcesRequest>,
     ) -> Answer<v1::UpdatePodSandboxResourcesResponse> {
+        rpc::sandbox(&request.get_ref().pod_sandbox_id);
         self.runtime().await?.update_sandbox_resources(request.into_inner()).await?;
         Ok(Response::new(v1::UpdatePodSandboxResourcesResponse {}))
     }

@@ -245,3 +245,52 @@ async fn verbose_answers_help_a_person() {
     cri.remove(&sandbox).await;
     cri.assert_nothing_left().await;
 }
+
+/// What Prometheus would read.
+async fn scrape(cri: &Cri) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream =
+        tokio::net::UnixStream::connect(cri.dir().join("metrics.sock")).await.expect("connected");
+    let request = b"GET /metrics HTTP/1.1\r\nHost: keelson\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).await.expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_are_counted_timed_and_logged_with_their_object() {
+    let cri = Cri::start().await;
+    let pod = cri.pod("seen");
+    let sandbox = cri.run(&pod).await.unwrap();
+    let id = cri.script(&sandbox, &pod, "main", "exec sleep 3600").await;
+    let stop = v1::ContainerStatusRequest { container_id: "none".into(), verbose: false };
+    cri.runtime().container_status(stop).await.unwrap_err();
+    let text = scrape(&cri).await;
+    for line in [
+        "keelson_cri_rpc_total{rpc=\"RunPodSandbox\",code=\"Ok\"} 1",
+        "keelson_cri_rpc_total{rpc=\"ContainerStatus\",code=\"NotFound\"} 1",
+        "keelson_cri_rpc_duration_seconds_count{rpc=\"StartContainer\"} 1",
+        "keelson_cri_stage_duration_seconds_count{stage=\"cni_add\"} 1",
+        "keelson_cri_containerd_call_duration_seconds_count{call=\"Snapshots.Prepare\"} 1",
+        "keelson_cri_sandboxes{state=\"ready\"} 1",
+        "keelson_cri_containers{state=\"running\"} 1",
+        "keelson_cri_ready 1",
+        "keelson_cri_process_resident_memory_bytes ",
+    ] {
+        assert!(text.contains(line), "{line} is not in {text}");
+    }
+    let log = std::fs::read_to_string(cri.dir().join("cri.log")).unwrap();
+    let answered = |rpc: &str, object: &str| {
+        let line =
+            log.lines().find(|line| line.contains(&format!("name=\"{rpc}\"")) && line.contains("answered"));
+        let line = line.unwrap_or_else(|| panic!("no outcome of {rpc} in {log}"));
+        assert!(line.contains(object) && line.contains("milliseconds="), "{line}");
+    };
+    answered("RunPodSandbox", &sandbox);
+    answered("StartContainer", &id);
+    assert!(!log.contains("name=\"ContainerStatus\""), "what is asked all the time is not logged");
+    cri.remove(&sandbox).await;
+    cri.assert_nothing_left().await;
+}

@@ -442,6 +442,7 @@ fn configuration(dir: &Path) -> String {
         "registryConfigDir": path("certs.d"),
         // Every test holds for each handler; one is chosen for a run.
         "defaultHandler": std::env::var("KEELSON_TEST_HANDLER").unwrap_or_else(|_| "runc".to_owned()),
+        "metrics": { "socket": path("metrics.sock") },
     })
     .to_string()
 }
