@@ -76,6 +76,11 @@ impl Cri {
         std::fs::rename(new, self.dir().join("net.d/10-test.conflist")).expect("renamed");
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// `kill -9`.
     pub fn kill(&mut self) {
         self.child.kill().expect("killed");
