@@ -13,6 +13,7 @@ use cri_shim_core::record::ContainerRecord;
 use serde_json::json;
 
 use crate::containerd::METADATA_DEADLINE;
+use crate::containerd::containers::RUNC_SHIM;
 use crate::error::RuntimeError;
 use crate::host::blocking;
 use crate::runtime::Runtime;
@@ -20,8 +21,6 @@ use crate::runtime::Runtime;
 const WHAT: &str = "a checkpoint";
 /// How long one may take when the client says nothing.
 const DEFAULT_PATIENCE: Duration = Duration::from_secs(300);
-/// The only shim that hands a checkpoint on to CRIU.
-const RUNC_SHIM: &str = "io.containerd.runc.v2";
 
 impl Runtime {
     /// Writes a checkpoint of a running container to the file that the client names. The container goes on.
@@ -39,7 +38,7 @@ impl Runtime {
         if shim != RUNC_SHIM {
             return Err(unable(format!("the container's shim {shim} cannot make one")));
         }
-        criu_version().await?;
+        criu_works().await?;
         let patience = u64::try_from(request.timeout).ok().filter(|seconds| *seconds > 0);
         let patience = patience.map_or(DEFAULT_PATIENCE, Duration::from_secs);
         let _one_at_a_time = container.operation.lock().await;
@@ -64,14 +63,18 @@ fn unable(reason: String) -> RuntimeError {
     RuntimeError::Unimplemented { what: WHAT, reason }
 }
 
-/// CRIU's version, or why there is none.
-async fn criu_version() -> Result<String, RuntimeError> {
-    let output = tokio::process::Command::new("criu").arg("--version").kill_on_drop(true).output();
+/// Has CRIU look whether it can work on this kernel.
+async fn criu_works() -> Result<(), RuntimeError> {
+    let output = tokio::process::Command::new("criu").arg("check").kill_on_drop(true).output();
     match tokio::time::timeout(METADATA_DEADLINE, output).await {
-        Ok(Ok(output)) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        Ok(Ok(output)) => Err(unable(format!("criu --version ended with {}", output.status))),
+        Ok(Ok(output)) if output.status.success() => Ok(()),
+        Ok(Ok(output)) => {
+            let words = String::from_utf8_lossy(&output.stderr).into_owned();
+            let first = words.lines().find(|line| !line.trim().is_empty()).unwrap_or("it gives no reason");
+            Err(unable(format!("criu cannot work on this kernel: {}", first.trim())))
+        }
         Ok(Err(error)) => Err(unable(format!("criu cannot be run ({error}); install it on this node"))),
-        Err(_) => Err(unable("criu does not answer".to_owned())),
+        Err(_) => Err(unable("criu check does not end".to_owned())),
     }
 }
 
