@@ -423,8 +423,11 @@ mod tests {
     async fn streamed_lists_come_whole_and_in_bounded_messages() {
         for (count, messages) in [(0, 0), (1, 1), (BATCH, 1), (BATCH + 1, 2), (10 * BATCH, 10)] {
             let items: Vec<usize> = (0..count).collect();
-            let got: Vec<Vec<usize>> =
-                batches(items.clone(), BATCH, |batch| batch).into_inner().map(|batch| batch.expect("a message")).collect().await;
+            let got: Vec<Vec<usize>> = batches(items.clone(), BATCH, |batch| batch)
+                .into_inner()
+                .map(|batch| batch.expect("a message"))
+                .collect()
+                .await;
             assert_eq!(got.len(), messages, "{count} items");
             assert!(got.iter().all(|batch| batch.len() <= BATCH));
             assert_eq!(got.concat(), items);

@@ -346,11 +346,14 @@ mod tests {
                 Event::SynStream { id, headers, fin: false }
             )),
             id.clone().prop_map(|id| (Frame::SynReply { id }, Event::Ignored)),
-            (id.clone(), prop::collection::vec(any::<u8>(), 0..300), any::<bool>()).prop_map(|(id, bytes, fin)| {
-                let bytes = Bytes::from(bytes);
-                (Frame::Data { id, bytes: bytes.clone(), fin }, Event::Data { id, bytes, fin })
-            }),
-            (id.clone(), any::<u32>()).prop_map(|(id, status)| (Frame::Reset { id, status }, Event::Reset { id })),
+            (id.clone(), prop::collection::vec(any::<u8>(), 0..300), any::<bool>()).prop_map(
+                |(id, bytes, fin)| {
+                    let bytes = Bytes::from(bytes);
+                    (Frame::Data { id, bytes: bytes.clone(), fin }, Event::Data { id, bytes, fin })
+                }
+            ),
+            (id.clone(), any::<u32>())
+                .prop_map(|(id, status)| (Frame::Reset { id, status }, Event::Reset { id })),
             any::<u32>().prop_map(|id| (Frame::Ping(id), Event::Ping(id))),
             any::<u32>().prop_map(|last| (Frame::GoAway { last }, Event::GoAway)),
             (id, 0_u32..1 << 31).prop_map(|(id, delta)| (
