@@ -197,7 +197,8 @@ fn marked(marker: &str) -> usize {
 async fn vanish(cri: &Cri, sandbox: &str, id: &str, number: usize) {
     match number % 5 {
         kind @ (0 | 1) => {
-            let script = "echo ready; cat; exec sleep 45678";
+            // Its input ends with its client; one that went on regardless would be let run.
+            let script = "echo ready; cat; sleep 0.45678; exit";
             let mut client =
                 Spdy::connect(&exec_url(cri, id, script, kind == 1).await, "v4.channel.k8s.io").await;
             let streams: &[&str] = if kind == 1 {
@@ -248,7 +249,7 @@ async fn a_hundred_clients_that_vanish_leave_nothing() {
     let settled = async |limit: (usize, usize)| {
         let begun = tokio::time::Instant::now();
         loop {
-            let (now, left) = (held(cri.pid()), marked("45678"));
+            let (now, left) = (held(cri.pid()), marked("0.45678"));
             if left == 0 && now.0 <= limit.0 && now.1 <= limit.1 {
                 return now;
             }
@@ -270,7 +271,7 @@ async fn a_hundred_clients_that_vanish_leave_nothing() {
         assert!(begun.elapsed() < PATIENCE, "{:?} and before {state:?}", below(&cri.dir().join("cri/state")));
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let processes = cri.exec(&id, &["/bin/busybox", "pgrep", "-f", "45678"]).await;
+    let processes = cri.exec(&id, &["/bin/busybox", "pgrep", "-f", "0.45678"]).await;
     assert_ne!(processes.exit_code, 0, "a command is left: {}", String::from_utf8_lossy(&processes.stdout));
     cri.remove(&sandbox).await;
     cri.assert_nothing_left().await;

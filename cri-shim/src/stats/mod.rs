@@ -149,8 +149,16 @@ impl Runtime {
         &self,
         containers: &[Arc<Container>],
     ) -> Result<Vec<ContainerStats>, RuntimeError> {
-        let cgroup = |container: &Arc<Container>| container.record.with(|record| record.cgroup.clone());
-        let subjects = containers.iter().map(|one| (vec![cgroup(one)], one.last_figures.clone())).collect();
+        // The cgroup of one that ended stays until its task is deleted, with figures that mean nothing any more.
+        let cgroup = |container: &Arc<Container>| {
+            container
+                .record
+                .with(|record| (record.phase() == ContainerPhase::Running).then(|| record.cgroup.clone()))
+        };
+        let subjects = containers
+            .iter()
+            .map(|one| (cgroup(one).into_iter().collect(), one.last_figures.clone()))
+            .collect();
         let readings = self.readings(subjects);
         let disks = join_all(containers.iter().map(|container| self.writable_layer(container)));
         let (readings, disks) = tokio::join!(readings, disks);
