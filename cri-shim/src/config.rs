@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use cri_shim_core::cgroup::Driver;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::containerd::snapshots::SNAPSHOTTER;
 use crate::images;
 
 /// What `keelson-cri` is started with.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Config {
     /// The CRI socket to serve.
@@ -54,10 +54,13 @@ pub struct Config {
     /// Where files that describe CDI devices are; a later directory has priority.
     #[serde(default = "default_cdi_dirs")]
     pub cdi_dirs: Vec<PathBuf>,
+    /// Where the figures of this process are served.
+    #[serde(default)]
+    pub metrics: Metrics,
 }
 
 /// A runtime handler, as RuntimeClasses name it.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HandlerConfig {
     /// Its name.
@@ -70,7 +73,7 @@ pub struct HandlerConfig {
 }
 
 /// How a handler runs containers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HandlerKind {
     /// By our own shim.
@@ -79,8 +82,26 @@ pub enum HandlerKind {
     Runc,
 }
 
+/// Where Prometheus finds the figures of this process; nowhere, unless a port or a socket is given.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Address.
+    pub address: std::net::IpAddr,
+    /// Port; 0 lets the kernel choose.
+    pub port: Option<u16>,
+    /// A Unix socket, which only root may use.
+    pub socket: Option<PathBuf>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { address: std::net::Ipv4Addr::LOCALHOST.into(), port: None, socket: None }
+    }
+}
+
 /// Where CNI's files are.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Cni {
     /// Network configurations; the first one counts.
@@ -92,7 +113,7 @@ pub struct Cni {
 }
 
 /// Where the streaming server listens.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Streaming {
     /// Address.
@@ -108,7 +129,7 @@ impl Default for Streaming {
 }
 
 /// What a sandbox's first process comes from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PauseImage {
     /// From this executable.
@@ -117,7 +138,7 @@ pub enum PauseImage {
 }
 
 /// Who makes cgroups.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CgroupDriver {
     /// The runtime itself, as directories.
@@ -179,7 +200,8 @@ impl Config {
             ("registryConfigDir", &config.registry_config_dir),
         ];
         let cdi = config.cdi_dirs.iter().map(|path| ("cdiDirs", path));
-        for (field, path) in absolute.into_iter().chain(cdi) {
+        let metrics = config.metrics.socket.iter().map(|path| ("metrics.socket", path));
+        for (field, path) in absolute.into_iter().chain(cdi).chain(metrics) {
             anyhow::ensure!(path.is_absolute(), "{field}: {} is not an absolute path", path.display());
         }
         if let Some(shim) = &config.shim_binary {
@@ -241,6 +263,7 @@ cgroupDriver: cgroupfs
                 format!("{GOOD}handlers: [{{ name: runc, kind: runc }}, {{ name: runc, kind: keelson }}]\n"),
                 "handlers[0].name",
             ),
+            (format!("{GOOD}metrics: {{ socket: here.sock }}\n"), "metrics.socket"),
         ];
         for (text, field) in cases {
             let error = format!("{:#}", Config::parse(&text).unwrap_err());

@@ -100,6 +100,14 @@ pub enum RuntimeError {
     /// A network namespace could not be made or removed.
     #[error(transparent)]
     Netns(#[from] NetnsError),
+    /// Something that this node or handler cannot do.
+    #[error("{what} is not offered: {reason}")]
+    Unimplemented {
+        /// What was asked for.
+        what: &'static str,
+        /// Why it cannot be done.
+        reason: String,
+    },
     /// There is no usable pod network yet.
     #[error("{0}")]
     NetworkNotReady(String),
@@ -165,6 +173,7 @@ impl RuntimeError {
             Self::Containerd(error) => error.code(),
             Self::NetworkNotReady(_) | Self::NotReady(_) => Code::Unavailable,
             Self::Deadline { .. } => Code::DeadlineExceeded,
+            Self::Unimplemented { .. } => Code::Unimplemented,
             Self::Image(_)
             | Self::Netns(_)
             | Self::Network { .. }
@@ -191,8 +200,21 @@ impl From<ImageError> for RuntimeError {
 
 impl From<RuntimeError> for Status {
     fn from(error: RuntimeError) -> Self {
-        Status::new(error.code(), chain(&error))
+        Status::new(error.code(), short(&chain(&error)))
     }
+}
+
+/// The longest message of a status: it travels as a header, and clients refuse long ones.
+const MAX_MESSAGE: usize = 2048;
+
+/// A message that a client will take, however long the name was that it is about.
+pub fn short(message: &str) -> String {
+    if message.len() <= MAX_MESSAGE {
+        return message.to_owned();
+    }
+    let end = message.floor_char_boundary(MAX_MESSAGE / 2);
+    let start = message.ceil_char_boundary(message.len() - MAX_MESSAGE / 2);
+    format!("{} … {}", &message[..end], &message[start..])
 }
 
 /// The error with everything below it, in one line.
@@ -217,6 +239,14 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_giant_name_does_not_make_a_giant_status() {
+        let error = RuntimeError::NotFound { kind: "sandbox", id: "ä".repeat(1 << 20) };
+        let message = Status::from(error).message().to_owned();
+        assert!(message.len() < 2 * MAX_MESSAGE, "{}", message.len());
+        assert!(message.starts_with("sandbox") && message.ends_with("does not exist"));
+    }
 
     #[test]
     fn a_status_tells_the_whole_chain_once() {

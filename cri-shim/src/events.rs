@@ -30,8 +30,39 @@ impl EventHub {
         self.sender.receiver_count() > 0
     }
 
+    /// How many follow.
+    pub fn followers(&self) -> usize {
+        self.sender.receiver_count()
+    }
+
     /// Follows from now on.
     pub fn follow(&self) -> broadcast::Receiver<ContainerEventResponse> {
         self.sender.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::broadcast::error::RecvError;
+
+    fn event(number: usize) -> ContainerEventResponse {
+        ContainerEventResponse { container_id: number.to_string(), ..ContainerEventResponse::default() }
+    }
+
+    #[tokio::test]
+    async fn a_slow_follower_is_told_what_it_missed_and_holds_nobody_up() {
+        let hub = EventHub::default();
+        assert!(!hub.followed());
+        let (mut slow, mut quick) = (hub.follow(), hub.follow());
+        for number in 0..KEPT + 10 {
+            hub.tell(event(number));
+            assert_eq!(quick.recv().await.unwrap().container_id, number.to_string());
+        }
+        assert_eq!(slow.recv().await, Err(RecvError::Lagged(10)));
+        assert_eq!(slow.recv().await.unwrap().container_id, "10", "the oldest that is kept");
+        drop((slow, quick));
+        assert!(!hub.followed(), "nobody is kept for");
+        hub.tell(event(0));
     }
 }

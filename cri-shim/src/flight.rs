@@ -6,6 +6,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
+use tracing::Instrument;
 
 use crate::error::RuntimeError;
 
@@ -51,12 +52,14 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         let (sender, receiver) = watch::channel(None);
         running.insert(key.to_owned(), receiver.clone());
         let landing = Landing { key: key.to_owned(), running: Arc::clone(&self.running) };
-        tokio::spawn(async move {
+        let flight = async move {
             let outcome = work.await.map_err(Arc::new);
             // Leave first: whoever asks after the result is known starts anew.
             drop(landing);
             sender.send_replace(Some(outcome));
-        });
+        };
+        // What it logs belongs to the request that began it.
+        tokio::spawn(flight.in_current_span());
         receiver
     }
 }

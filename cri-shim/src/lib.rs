@@ -2,13 +2,15 @@
 //!
 //! In reading order: [`config`]; [`runtime`] (what every operation works with) over [`state`], [`journal`], [`steps`] and
 //! [`containerd`]; [`sandbox`] and [`container`] (the operations), [`exits`] and [`recovery`] (what happens by itself),
-//! [`handlers`], [`network`], [`logs`], [`stats`], [`host`]; [`images`], [`exec`] with [`attach`]; [`service`] and [`status`] (gRPC), [`serve`].
+//! [`handlers`], [`network`], [`logs`], [`stats`], [`host`]; [`images`], [`exec`] with [`attach`]; [`service`], [`status`], [`info`] and [`checkpoint`] (gRPC), [`telemetry`]
+//! (what can be seen of it), [`serve`].
 //!
 //! Tasks: one supervises containerd's connection and event stream, one follows the CNI configuration, one waits for each
 //! running process, one reads each running container's output; a request is one task of the gRPC server.
 //! It knows no Pod, Service or API server: only what CRI requests say.
 
 pub mod attach;
+pub mod checkpoint;
 pub mod clock;
 pub mod config;
 pub mod container;
@@ -22,6 +24,7 @@ pub mod flight;
 pub mod handlers;
 pub mod host;
 pub mod images;
+pub mod info;
 pub mod journal;
 pub mod logs;
 pub mod network;
@@ -34,3 +37,4 @@ pub mod state;
 pub mod stats;
 pub mod status;
 pub mod steps;
+pub mod telemetry;

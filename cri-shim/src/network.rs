@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Cni;
 use crate::error::{RuntimeError, chain};
 use crate::host::blocking;
+use crate::telemetry;
 
 /// Name of a pod's interface.
 const INTERFACE: &str = "eth0";
@@ -107,9 +108,7 @@ impl Network {
         list: &NetworkConfigList,
         record: &SandboxRecord,
     ) -> Result<Vec<String>, RuntimeError> {
-        let result = self
-            .invoker
-            .add(list, &arguments(record))
+        let result = telemetry::stage("cni_add", self.invoker.add(list, &arguments(record)))
             .await
             .map_err(|error| failed("setup", record, error))?;
         let mut addresses: Vec<IpAddr> = result.ips.iter().map(|ip| ip.address.addr()).collect();
@@ -130,7 +129,8 @@ impl Network {
         if !Path::new(&record.netns).exists() {
             arguments.netns = PathBuf::new();
         }
-        self.invoker.del(&list, &arguments).await.map_err(|error| failed("teardown", record, error))
+        let deleted = telemetry::stage("cni_del", self.invoker.del(&list, &arguments)).await;
+        deleted.map_err(|error| failed("teardown", record, error))
     }
 
     /// Lets the plugins release what belongs to none of these sandboxes.

@@ -29,6 +29,7 @@ use crate::images::ImageStore;
 use crate::journal::{Journal, Journaled};
 use crate::network::Network;
 use crate::state::{Container, Registry, Sandbox, Shared};
+use crate::stats::Collector;
 use crate::{clock, facts, sandbox};
 
 /// Label of everything we make in containerd, with `sandbox` or `container`.
@@ -106,6 +107,8 @@ pub struct Runtime {
     pub hierarchies: Hierarchies,
     /// Every cgroup hierarchy.
     pub cgroups: Roots,
+    /// What is kept of figures.
+    pub collector: Collector,
     /// Where everything else is.
     pub paths: Paths,
     /// Whether we can work.
@@ -164,6 +167,7 @@ impl Runtime {
             cgroup_driver: config.cgroup_driver.into(),
             hierarchies,
             cgroups,
+            collector: Collector::new(config),
             paths,
             readiness: watch::Sender::new(Readiness::NotReady { reason, recovered: false }),
             sandbox_flights: Flights::default(),

@@ -19,10 +19,11 @@ use crate::attach::Attached;
 use crate::config::Config;
 use crate::containerd::Client;
 use crate::exec::{Executor, Streamer};
-use crate::images::{self, ImageStore};
-use crate::recovery;
+use crate::images::ImageStore;
 use crate::runtime::Runtime;
 use crate::service::Service;
+use crate::telemetry::rpc::Watch;
+use crate::{images, recovery, telemetry};
 
 /// How long requests under way may go on after a signal.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -56,11 +57,15 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     tokio::spawn(sweep_images(Arc::clone(&runtime), images.clone(), config.images.progress_deadline()));
     tokio::spawn(end_old_execs(Arc::clone(&runtime), executor.clone()));
 
+    serve_metrics(&config, &runtime, &cancel).await?;
     tracing::info!(socket = %config.listen.display(), "serving CRI v1");
     let service = Service::new(runtime, executor, urls, cancel.clone());
     let server = tonic::transport::Server::builder()
+        .layer(Watch)
         .add_service(RuntimeServiceServer::new(service).max_decoding_message_size(MAX_REQUEST))
-        .add_service(ImageServiceServer::new(images::Service::new(images)))
+        .add_service(
+            ImageServiceServer::new(images::Service::new(images)).max_decoding_message_size(MAX_REQUEST),
+        )
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), cancel.clone().cancelled_owned());
     let mut server = tokio::spawn(server);
     // Cancel-safe: a server that ended is looked at, a signal is kept by its stream.
@@ -90,6 +95,26 @@ async fn sweep_images(runtime: Arc<Runtime>, images: ImageStore, patience: Durat
             );
         }
     }
+}
+
+/// Serves what Prometheus reads, where that is wanted.
+async fn serve_metrics(
+    config: &Config,
+    runtime: &Arc<Runtime>,
+    cancel: &CancellationToken,
+) -> anyhow::Result<()> {
+    if let Some(port) = config.metrics.port {
+        let address = (config.metrics.address, port).into();
+        let bound = telemetry::serve::on_address(address, Arc::clone(runtime), cancel.clone()).await;
+        let bound = bound.with_context(|| format!("cannot listen on metrics address {address}"))?;
+        tracing::info!(address = %bound, "serving metrics");
+    }
+    if let Some(path) = &config.metrics.socket {
+        telemetry::serve::on_socket(path, Arc::clone(runtime), cancel.clone())
+            .with_context(|| format!("cannot listen on metrics socket {}", path.display()))?;
+        tracing::info!(socket = %path.display(), "serving metrics");
+    }
+    Ok(())
 }
 
 /// Processes that an earlier server ran for clients that are gone; containerd must be there to end them.

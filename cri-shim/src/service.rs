@@ -9,15 +9,19 @@ use cri_shim_streaming::runtime::{AttachRequest, ExecRequest, Wanted};
 use cri_shim_streaming::server::Handle;
 use futures::{Stream, StreamExt};
 use tokio_stream::wrappers::BroadcastStream;
+use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::exec::Executor;
 use crate::runtime::Runtime;
 use crate::status;
+use crate::telemetry::{self, rpc};
 
 /// Items per message of a streamed list.
 const BATCH: usize = 100;
+/// Sandboxes per message of streamed metrics: each has some hundred figures.
+const METRICS_BATCH: usize = 10;
 
 type Answer<T> = Result<Response<T>, Status>;
 type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -48,18 +52,18 @@ impl Service {
     }
 }
 
-/// A list in messages of [`BATCH`] items.
-fn batches<T, M>(items: &[T], message: fn(Vec<T>) -> M) -> Response<Messages<M>>
+/// A list in messages of `size` items; each is made when the client takes it.
+fn batches<T, M>(items: Vec<T>, size: usize, message: fn(Vec<T>) -> M) -> Response<Messages<M>>
 where
-    T: Clone,
+    T: Send + 'static,
     M: Send + 'static,
 {
-    let messages: Vec<_> = items.chunks(BATCH).map(|batch| Ok(message(batch.to_vec()))).collect();
+    let mut items = items.into_iter();
+    let messages = std::iter::from_fn(move || {
+        let batch: Vec<_> = items.by_ref().take(size).collect();
+        (!batch.is_empty()).then(|| Ok(message(batch)))
+    });
     Response::new(Box::pin(futures::stream::iter(messages)))
-}
-
-fn unimplemented<T>(reason: &str) -> Result<T, Status> {
-    Err(Status::unimplemented(format!("keelson-cri: {reason}")))
 }
 
 #[tonic::async_trait]
@@ -73,6 +77,7 @@ impl RuntimeService for Service {
         request: Request<v1::RunPodSandboxRequest>,
     ) -> Answer<v1::RunPodSandboxResponse> {
         let pod_sandbox_id = self.runtime().await?.run_sandbox(request.into_inner()).await?;
+        rpc::sandbox(&pod_sandbox_id);
         Ok(Response::new(v1::RunPodSandboxResponse { pod_sandbox_id }))
     }
 
@@ -80,6 +85,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::StopPodSandboxRequest>,
     ) -> Answer<v1::StopPodSandboxResponse> {
+        rpc::sandbox(&request.get_ref().pod_sandbox_id);
         self.runtime().await?.stop_sandbox(&request.get_ref().pod_sandbox_id).await?;
         Ok(Response::new(v1::StopPodSandboxResponse {}))
     }
@@ -88,6 +94,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::RemovePodSandboxRequest>,
     ) -> Answer<v1::RemovePodSandboxResponse> {
+        rpc::sandbox(&request.get_ref().pod_sandbox_id);
         self.runtime().await?.remove_sandbox(&request.get_ref().pod_sandbox_id).await?;
         Ok(Response::new(v1::RemovePodSandboxResponse {}))
     }
@@ -96,8 +103,14 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::PodSandboxStatusRequest>,
     ) -> Answer<v1::PodSandboxStatusResponse> {
+        rpc::sandbox(&request.get_ref().pod_sandbox_id);
         let v1::PodSandboxStatusRequest { pod_sandbox_id, verbose } = request.into_inner();
-        Ok(Response::new(self.runtime().await?.sandbox_status_response(&pod_sandbox_id, verbose)?))
+        let runtime = self.runtime().await?;
+        let mut response = runtime.sandbox_status_response(&pod_sandbox_id, false)?;
+        if verbose {
+            response.info = runtime.sandbox_info(&pod_sandbox_id)?;
+        }
+        Ok(Response::new(response))
     }
 
     async fn list_pod_sandbox(
@@ -115,14 +128,16 @@ impl RuntimeService for Service {
         request: Request<v1::StreamPodSandboxesRequest>,
     ) -> Answer<Self::StreamPodSandboxesStream> {
         let items = self.runtime().await?.list_sandboxes(request.get_ref().filter.as_ref());
-        Ok(batches(&items, |pod_sandboxes| v1::StreamPodSandboxesResponse { pod_sandboxes }))
+        Ok(batches(items, BATCH, |pod_sandboxes| v1::StreamPodSandboxesResponse { pod_sandboxes }))
     }
 
     async fn create_container(
         &self,
         request: Request<v1::CreateContainerRequest>,
     ) -> Answer<v1::CreateContainerResponse> {
+        rpc::sandbox(&request.get_ref().pod_sandbox_id);
         let container_id = self.runtime().await?.create_container(request.into_inner()).await?;
+        rpc::container(&container_id);
         Ok(Response::new(v1::CreateContainerResponse { container_id }))
     }
 
@@ -130,6 +145,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::StartContainerRequest>,
     ) -> Answer<v1::StartContainerResponse> {
+        rpc::container(&request.get_ref().container_id);
         self.runtime().await?.start_container(&request.get_ref().container_id).await?;
         Ok(Response::new(v1::StartContainerResponse {}))
     }
@@ -138,6 +154,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::StopContainerRequest>,
     ) -> Answer<v1::StopContainerResponse> {
+        rpc::container(&request.get_ref().container_id);
         let v1::StopContainerRequest { container_id, timeout } = request.into_inner();
         self.runtime().await?.stop_container(&container_id, timeout).await?;
         Ok(Response::new(v1::StopContainerResponse {}))
@@ -147,6 +164,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::RemoveContainerRequest>,
     ) -> Answer<v1::RemoveContainerResponse> {
+        rpc::container(&request.get_ref().container_id);
         self.runtime().await?.remove_container(&request.get_ref().container_id).await?;
         Ok(Response::new(v1::RemoveContainerResponse {}))
     }
@@ -166,21 +184,28 @@ impl RuntimeService for Service {
         request: Request<v1::StreamContainersRequest>,
     ) -> Answer<Self::StreamContainersStream> {
         let items = self.runtime().await?.list_containers(request.get_ref().filter.as_ref());
-        Ok(batches(&items, |containers| v1::StreamContainersResponse { containers }))
+        Ok(batches(items, BATCH, |containers| v1::StreamContainersResponse { containers }))
     }
 
     async fn container_status(
         &self,
         request: Request<v1::ContainerStatusRequest>,
     ) -> Answer<v1::ContainerStatusResponse> {
+        rpc::container(&request.get_ref().container_id);
         let v1::ContainerStatusRequest { container_id, verbose } = request.into_inner();
-        Ok(Response::new(self.runtime().await?.container_status_response(&container_id, verbose)?))
+        let runtime = self.runtime().await?;
+        let mut response = runtime.container_status_response(&container_id, false)?;
+        if verbose {
+            response.info = runtime.container_info(&container_id).await?;
+        }
+        Ok(Response::new(response))
     }
 
     async fn update_container_resources(
         &self,
         request: Request<v1::UpdateContainerResourcesRequest>,
     ) -> Answer<v1::UpdateContainerResourcesResponse> {
+        rpc::container(&request.get_ref().container_id);
         self.runtime().await?.update_resources(request.into_inner()).await?;
         Ok(Response::new(v1::UpdateContainerResourcesResponse {}))
     }
@@ -189,11 +214,13 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::ReopenContainerLogRequest>,
     ) -> Answer<v1::ReopenContainerLogResponse> {
+        rpc::container(&request.get_ref().container_id);
         self.runtime().await?.reopen_log(&request.get_ref().container_id).await?;
         Ok(Response::new(v1::ReopenContainerLogResponse {}))
     }
 
     async fn exec_sync(&self, request: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {
+        rpc::container(&request.get_ref().container_id);
         let v1::ExecSyncRequest { container_id, cmd, timeout } = request.into_inner();
         let runtime = self.runtime().await?;
         let container = runtime.running_container(&container_id)?;
@@ -211,6 +238,7 @@ impl RuntimeService for Service {
     }
 
     async fn exec(&self, request: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
+        rpc::container(&request.get_ref().container_id);
         let request = request.into_inner();
         self.runtime().await?.running_container(&request.container_id)?;
         let wanted =
@@ -222,6 +250,7 @@ impl RuntimeService for Service {
     }
 
     async fn attach(&self, request: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
+        rpc::container(&request.get_ref().container_id);
         let request = request.into_inner();
         self.runtime().await?.running_container(&request.container_id)?;
         let wanted =
@@ -236,6 +265,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::PortForwardRequest>,
     ) -> Answer<v1::PortForwardResponse> {
+        rpc::sandbox(&request.get_ref().pod_sandbox_id);
         let id = &request.get_ref().pod_sandbox_id;
         self.runtime().await?.ready_sandbox(id)?;
         let url =
@@ -247,6 +277,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::ContainerStatsRequest>,
     ) -> Answer<v1::ContainerStatsResponse> {
+        rpc::container(&request.get_ref().container_id);
         let stats = self.runtime().await?.container_stats(&request.get_ref().container_id).await?;
         Ok(Response::new(v1::ContainerStatsResponse { stats: Some(stats) }))
     }
@@ -255,7 +286,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::ListContainerStatsRequest>,
     ) -> Answer<v1::ListContainerStatsResponse> {
-        let stats = self.runtime().await?.list_container_stats(request.get_ref().filter.as_ref()).await;
+        let stats = self.runtime().await?.list_container_stats(request.get_ref().filter.as_ref()).await?;
         Ok(Response::new(v1::ListContainerStatsResponse { stats }))
     }
 
@@ -265,14 +296,15 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        let stats = self.runtime().await?.list_container_stats(request.get_ref().filter.as_ref()).await;
-        Ok(batches(&stats, |container_stats| v1::StreamContainerStatsResponse { container_stats }))
+        let stats = self.runtime().await?.list_container_stats(request.get_ref().filter.as_ref()).await?;
+        Ok(batches(stats, BATCH, |container_stats| v1::StreamContainerStatsResponse { container_stats }))
     }
 
     async fn pod_sandbox_stats(
         &self,
         request: Request<v1::PodSandboxStatsRequest>,
     ) -> Answer<v1::PodSandboxStatsResponse> {
+        rpc::sandbox(&request.get_ref().pod_sandbox_id);
         let stats = self.runtime().await?.sandbox_stats(&request.get_ref().pod_sandbox_id).await?;
         Ok(Response::new(v1::PodSandboxStatsResponse { stats: Some(stats) }))
     }
@@ -281,7 +313,7 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::ListPodSandboxStatsRequest>,
     ) -> Answer<v1::ListPodSandboxStatsResponse> {
-        let stats = self.runtime().await?.list_sandbox_stats(request.get_ref().filter.as_ref()).await;
+        let stats = self.runtime().await?.list_sandbox_stats(request.get_ref().filter.as_ref()).await?;
         Ok(Response::new(v1::ListPodSandboxStatsResponse { stats }))
     }
 
@@ -291,15 +323,19 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        let stats = self.runtime().await?.list_sandbox_stats(request.get_ref().filter.as_ref()).await;
-        Ok(batches(&stats, |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats }))
+        let stats = self.runtime().await?.list_sandbox_stats(request.get_ref().filter.as_ref()).await?;
+        Ok(batches(stats, BATCH, |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats }))
     }
 
     async fn update_runtime_config(
         &self,
-        _: Request<v1::UpdateRuntimeConfigRequest>,
+        request: Request<v1::UpdateRuntimeConfigRequest>,
     ) -> Answer<v1::UpdateRuntimeConfigResponse> {
-        // Only ever carries a pod CIDR, which the CNI configuration brings.
+        // Only ever carries a pod CIDR, which the CNI configuration brings: it is kept to be shown, and changes nothing.
+        let network = request.into_inner().runtime_config.and_then(|config| config.network_config);
+        if let Some(network) = network {
+            self.runtime.collector.set_pod_cidr(network.pod_cidr)?;
+        }
         Ok(Response::new(v1::UpdateRuntimeConfigResponse {}))
     }
 
@@ -310,9 +346,11 @@ impl RuntimeService for Service {
 
     async fn checkpoint_container(
         &self,
-        _: Request<v1::CheckpointContainerRequest>,
+        request: Request<v1::CheckpointContainerRequest>,
     ) -> Answer<v1::CheckpointContainerResponse> {
-        unimplemented("checkpoints of containers are not offered")
+        rpc::container(&request.get_ref().container_id);
+        self.runtime().await?.checkpoint(request.into_inner()).await?;
+        Ok(Response::new(v1::CheckpointContainerResponse {}))
     }
 
     type GetContainerEventsStream = Messages<v1::ContainerEventResponse>;
@@ -324,7 +362,10 @@ impl RuntimeService for Service {
         let events = BroadcastStream::new(self.runtime().await?.events.follow());
         let messages = events.map(|event| {
             // The client starts over: it follows again, then lists.
-            event.map_err(|missed| Status::data_loss(format!("the client is too slow: {missed}")))
+            event.map_err(|BroadcastStreamRecvError::Lagged(missed)| {
+                telemetry::events_missed(missed);
+                Status::data_loss(format!("the client is too slow: it missed {missed} events"))
+            })
         });
         let messages = messages.take_until(self.cancel.clone().cancelled_owned());
         Ok(Response::new(Box::pin(messages)))
@@ -334,14 +375,15 @@ impl RuntimeService for Service {
         &self,
         _: Request<v1::ListMetricDescriptorsRequest>,
     ) -> Answer<v1::ListMetricDescriptorsResponse> {
-        unimplemented("figures are offered as statistics, not as metrics")
+        Ok(Response::new(v1::ListMetricDescriptorsResponse { descriptors: Runtime::metric_descriptors() }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<v1::ListPodSandboxMetricsRequest>,
     ) -> Answer<v1::ListPodSandboxMetricsResponse> {
-        unimplemented("figures are offered as statistics, not as metrics")
+        let pod_metrics = self.runtime().await?.sandbox_metrics().await?;
+        Ok(Response::new(v1::ListPodSandboxMetricsResponse { pod_metrics }))
     }
 
     type StreamPodSandboxMetricsStream = Messages<v1::StreamPodSandboxMetricsResponse>;
@@ -350,7 +392,10 @@ impl RuntimeService for Service {
         &self,
         _: Request<v1::StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        unimplemented("figures are offered as statistics, not as metrics")
+        let metrics = self.runtime().await?.sandbox_metrics().await?;
+        Ok(batches(metrics, METRICS_BATCH, |pod_sandbox_metrics| v1::StreamPodSandboxMetricsResponse {
+            pod_sandbox_metrics,
+        }))
     }
 
     async fn runtime_config(
@@ -364,8 +409,28 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::UpdatePodSandboxResourcesRequest>,
     ) -> Answer<v1::UpdatePodSandboxResourcesResponse> {
-        // The kubelet has changed the pod's cgroup itself; the pause process has no limits of its own.
-        self.runtime().await?.sandbox(&request.get_ref().pod_sandbox_id)?;
+        rpc::sandbox(&request.get_ref().pod_sandbox_id);
+        self.runtime().await?.update_sandbox_resources(request.into_inner()).await?;
         Ok(Response::new(v1::UpdatePodSandboxResourcesResponse {}))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn streamed_lists_come_whole_and_in_bounded_messages() {
+        for (count, messages) in [(0, 0), (1, 1), (BATCH, 1), (BATCH + 1, 2), (10 * BATCH, 10)] {
+            let items: Vec<usize> = (0..count).collect();
+            let got: Vec<Vec<usize>> = batches(items.clone(), BATCH, |batch| batch)
+                .into_inner()
+                .map(|batch| batch.expect("a message"))
+                .collect()
+                .await;
+            assert_eq!(got.len(), messages, "{count} items");
+            assert!(got.iter().all(|batch| batch.len() <= BATCH));
+            assert_eq!(got.concat(), items);
+        }
     }
 }

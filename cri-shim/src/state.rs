@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use crate::error::RuntimeError;
 use crate::logs::LogPump;
 use crate::sandbox::pause::Pause;
-use crate::stats::LastReading;
+use crate::stats::LastFigures;
 
 /// A record shared by its readers, with its own place in the order of disk writes. Clones share it.
 #[derive(Clone, Debug)]
@@ -68,8 +68,8 @@ pub struct Sandbox {
     pub watched: AtomicBool,
     /// Its pause process while it is held.
     pause: Mutex<Option<Arc<Pause>>>,
-    /// The last CPU figure, to tell a rate from.
-    pub last_cpu: LastReading,
+    /// Figures of earlier requests, to tell a rate from.
+    pub last_figures: LastFigures,
 }
 
 /// A container.
@@ -93,10 +93,10 @@ pub struct Container {
     pub pump: Mutex<Option<LogPump>>,
     /// Keeps standard input open between two clients that attach.
     stdin: Mutex<Option<pipe::Sender>>,
-    /// The last CPU figure, to tell a rate from.
-    pub last_cpu: LastReading,
     /// The mounts of its root file system, known since it was made; a restart asks for them again.
     rootfs: Mutex<Option<Vec<Mount>>>,
+    /// Figures of earlier requests, to tell a rate from.
+    pub last_figures: LastFigures,
 }
 
 impl Sandbox {
@@ -108,7 +108,7 @@ impl Sandbox {
             operation: tokio::sync::Mutex::default(),
             watched: AtomicBool::default(),
             pause: Mutex::default(),
-            last_cpu: LastReading::default(),
+            last_figures: LastFigures::default(),
         }
     }
 
@@ -154,8 +154,8 @@ impl Container {
             out_of_memory: AtomicBool::default(),
             pump: Mutex::default(),
             stdin: Mutex::default(),
-            last_cpu: LastReading::default(),
             rootfs: Mutex::default(),
+            last_figures: LastFigures::default(),
         }
     }
 

@@ -45,6 +45,16 @@ pub fn status(runtime: &Runtime, verbose: bool) -> StatusResponse {
             condition("RuntimeReady", Some(("ContainerdNotReachable", reason)))
         }
     };
+    if verbose {
+        info.insert("config".to_owned(), runtime.collector.config().to_string());
+        info.insert(
+            "version".to_owned(),
+            serde_json::json!({
+                "keelson-cri": env!("CARGO_PKG_VERSION"), "criAPI": "v1 (1.36)",
+            })
+            .to_string(),
+        );
+    }
     let network = match runtime.network.current() {
         Ok(list) => {
             if verbose {

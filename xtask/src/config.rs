@@ -104,6 +104,7 @@ fn cri(layout: &Layout) -> Value {
         },
         "registryConfigDir": layout.registry_config(),
         "streaming": {"address": "127.0.0.1", "port": 0},
+        "metrics": {"socket": layout.run.join("cri-metrics.sock")},
         "pauseImage": "builtin",
         "cgroupDriver": "cgroupfs",
     })

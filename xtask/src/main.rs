@@ -6,6 +6,7 @@ mod binaries;
 mod build_ebpf;
 mod cmd;
 mod config;
+mod conformance;
 mod cri_hosts;
 mod down;
 mod host;
@@ -61,6 +62,11 @@ enum Command {
         #[command(subcommand)]
         what: bench::What,
     },
+    /// Check an endpoint against the interface it implements; JUnit output, any endpoint.
+    Conformance {
+        #[command(subcommand)]
+        what: conformance::What,
+    },
     /// Check crate edges, purity, module docs and file lengths.
     Tidy,
     /// Make the demo images (`up` does it too).
@@ -112,6 +118,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Status { json } => return status::run(&layout, json),
         Command::Test { tiers } => test::run(&repo, &tiers)?,
         Command::Bench { what } => bench::run(&layout, &what)?,
+        Command::Conformance { what } => return conformance::run(&layout, &what),
         Command::Tidy => tidy::run(&repo)?,
         Command::Images => images::ensure(&layout.images()).map(drop)?,
         Command::Ci => test::run(&repo, &[])?,

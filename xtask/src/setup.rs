@@ -24,6 +24,11 @@ const TOOLS: &[Tool] = &[
     Tool { program: "cc", package: "gcc", needed_for: "linking" },
     Tool { program: "ip", package: "iproute2", needed_for: "looking at the host's routes and links" },
     Tool { program: "nft", package: "nftables", needed_for: "tests that no rule is written" },
+    Tool {
+        program: "/usr/lib/cni/bridge",
+        package: "containernetworking-plugins",
+        needed_for: "the pods' network in conformance runs and benches",
+    },
     Tool { program: "curl", package: "curl", needed_for: "the walk of the README" },
 ];
 

@@ -86,7 +86,21 @@ fn root(repo: &Path) -> Result<()> {
     for package in ROOT_PACKAGES {
         cmd = cmd.args(["--package", package]);
     }
-    cmd.args(["--test", "root_*", "--", "--test-threads=1"]).run()
+    cmd.args(["--test", "root_*", "--", "--test-threads=1"]).run()?;
+    for target in ["keelson", "containerd"] {
+        step(&format!("CRI conformance of {target}"), || conformance(repo, target))?;
+    }
+    Ok(())
+}
+
+/// The suite on a private instance: ours, and the reference that the suite itself is checked on.
+fn conformance(repo: &Path, target: &str) -> Result<()> {
+    let junit = repo.join("target/conformance").join(format!("{target}.xml"));
+    Cmd::new(std::env::current_exe()?)
+        .args(["conformance", "cri", "--no-build", "--start", target, "--junit"])
+        .args([junit])
+        .dir(repo)
+        .run()
 }
 
 fn vm_debian(repo: &Path) -> Result<()> {

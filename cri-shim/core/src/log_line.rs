@@ -120,7 +120,45 @@ mod tests {
         assert_eq!(lines(&[&exact, b"\n"]).len(), 1, "a line of exactly one piece is not split");
     }
 
+    /// The whole output for a stream that arrives in these pieces.
+    fn output<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+        let mut splitter = LineSplitter::new(LogStream::Stdout);
+        let mut out = Vec::new();
+        for piece in pieces {
+            splitter.feed(piece, Timestamp::UNIX_EPOCH, &mut out);
+        }
+        splitter.finish(Timestamp::UNIX_EPOCH, &mut out);
+        out
+    }
+
     proptest! {
+        #[test]
+        fn long_lines_come_out_the_same_however_the_stream_is_cut(
+            runs in proptest::collection::vec((prop_oneof![Just(b'\n'), Just(b'\r'), Just(b'x')], 1_usize..40_000), 0..6),
+            cut in 1_usize..20_000,
+        ) {
+            let times = |(byte, times): (u8, usize)| if byte == b'x' { times } else { 1 + times % 3 };
+            let text: Vec<u8> =
+                runs.into_iter().flat_map(|run| std::iter::repeat_n(run.0, times(run))).collect();
+            let whole = output(std::iter::once(text.as_slice()));
+            prop_assert_eq!(&whole, &output(text.chunks(cut)));
+            let mut rebuilt = Vec::new();
+            for line in whole.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+                let parts: Vec<&[u8]> = line.splitn(4, |byte| *byte == b' ').collect();
+                prop_assert!(parts[3].len() <= MAX_CONTENT);
+                rebuilt.extend_from_slice(parts[3]);
+                if parts[2] == b"F" {
+                    rebuilt.push(b'\n');
+                }
+            }
+            let mut expected = Vec::new();
+            for line in text.split_inclusive(|byte| *byte == b'\n') {
+                let without = line.strip_suffix(b"\r\n").map(|line| [line, b"\n"].concat());
+                expected.extend_from_slice(without.as_deref().unwrap_or(line));
+            }
+            prop_assert!(rebuilt == expected, "{} bytes of {}", rebuilt.len(), expected.len());
+        }
+
         #[test]
         fn no_byte_is_lost_however_the_stream_is_cut(
             text in proptest::collection::vec(prop_oneof![Just(b'\n'), Just(b'a'), Just(b' ')], 0..400),

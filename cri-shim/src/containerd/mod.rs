@@ -13,7 +13,7 @@ pub mod snapshots;
 pub mod tasks;
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use containerd_client::services::v1::containers_client::ContainersClient;
 use containerd_client::services::v1::events_client::EventsClient;
@@ -30,6 +30,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 pub use error::ContainerdError;
+
+use crate::telemetry;
 
 /// Deadline of calls that only read or write containerd's metadata.
 pub const METADATA_DEADLINE: Duration = Duration::from_secs(10);
@@ -142,7 +144,10 @@ async fn call<T>(
     deadline: Duration,
     answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
 ) -> Result<T, ContainerdError> {
-    match tokio::time::timeout(deadline, answer).await {
+    let begun = Instant::now();
+    let answer = tokio::time::timeout(deadline, answer).await;
+    telemetry::containerd_call(name, begun.elapsed(), !matches!(answer, Ok(Ok(_))));
+    match answer {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(ContainerdError::call(name, object, status)),
         Err(_) => Err(ContainerdError::Deadline { call: name, object: object.to_owned(), deadline }),

@@ -16,3 +16,23 @@ pub struct RuncOptions {
     #[prost(bool, tag = "9")]
     pub systemd_cgroup: bool,
 }
+
+/// How the runc shim makes a checkpoint.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CheckpointOptions {
+    /// Open connections are kept.
+    #[prost(bool, tag = "2")]
+    pub open_tcp: bool,
+    /// Unix sockets that lead outside are allowed.
+    #[prost(bool, tag = "3")]
+    pub external_unix_sockets: bool,
+    /// File locks are kept.
+    #[prost(bool, tag = "5")]
+    pub file_locks: bool,
+    /// Directory for CRIU's images.
+    #[prost(string, tag = "8")]
+    pub image_path: String,
+    /// Directory for CRIU's log.
+    #[prost(string, tag = "9")]
+    pub work_path: String,
+}

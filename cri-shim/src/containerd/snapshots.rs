@@ -1,7 +1,10 @@
 //! Snapshots: the layered file systems below containers and images.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 
+use containerd_client::services::v1::PluginsRequest;
+use containerd_client::services::v1::introspection_client::IntrospectionClient;
 use containerd_client::services::v1::snapshots::{
     Info, ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, UsageRequest,
     UsageResponse,
@@ -54,6 +57,16 @@ impl Client {
     pub async fn snapshot_usage(&self, key: &str) -> Result<UsageResponse, ContainerdError> {
         let request = UsageRequest { snapshotter: SNAPSHOTTER.to_owned(), key: key.to_owned() };
         call("Snapshots.Usage", key, METADATA_DEADLINE, self.snapshots_client().usage(request)).await
+    }
+
+    /// The directory that the snapshotter keeps its snapshots in, where it tells.
+    pub async fn snapshot_directory(&self) -> Result<Option<PathBuf>, ContainerdError> {
+        let filters = vec![format!("type==io.containerd.snapshotter.v1,id=={SNAPSHOTTER}")];
+        let mut client = IntrospectionClient::new(self.service());
+        let request = PluginsRequest { filters };
+        let answer =
+            call("Introspection.Plugins", SNAPSHOTTER, METADATA_DEADLINE, client.plugins(request)).await?;
+        Ok(answer.plugins.into_iter().find_map(|plugin| plugin.exports.get("root").map(PathBuf::from)))
     }
 
     /// Every snapshot that matches one of `filters` (all, when there is none).

@@ -1,20 +1,24 @@
 //! Tasks: the processes of containers, run by the shim.
 
+use std::path::Path;
 use std::time::Duration;
 
 use containerd_client::services::v1::{
-    CloseIoRequest, CreateTaskRequest, DeleteProcessRequest, DeleteTaskRequest, ExecProcessRequest,
-    GetRequest, KillRequest, ListPidsRequest, ListTasksRequest, ResizePtyRequest, StartRequest,
-    UpdateTaskRequest, WaitRequest,
+    CheckpointTaskRequest, CloseIoRequest, CreateTaskRequest, DeleteProcessRequest, DeleteTaskRequest,
+    ExecProcessRequest, GetRequest, KillRequest, ListPidsRequest, ListTasksRequest, ResizePtyRequest,
+    StartRequest, UpdateTaskRequest, WaitRequest,
 };
 use containerd_client::types::Mount;
 use containerd_client::types::v1::Process;
+use prost::Message;
 use prost_types::{Any, Timestamp};
 
 use super::error::gone;
+use super::options::CheckpointOptions;
 use super::{Client, ContainerdError, METADATA_DEADLINE, TASK_DEADLINE, call};
 
 const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+const CHECKPOINT_TYPE: &str = "containerd.runc.v1.CheckpointOptions";
 const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 
 /// Paths of a process's FIFOs; empty means none.
@@ -163,6 +167,29 @@ impl Client {
             ..UpdateTaskRequest::default()
         };
         call("Tasks.Update", id, TASK_DEADLINE, self.tasks_client().update(request)).await
+    }
+
+    /// Has CRIU write images of the running task into the directory `images`, with its log in `work`. The task goes on.
+    pub async fn checkpoint_task(
+        &self,
+        id: &str,
+        images: &Path,
+        work: &Path,
+        deadline: Duration,
+    ) -> Result<(), ContainerdError> {
+        let options = CheckpointOptions {
+            open_tcp: true,
+            external_unix_sockets: true,
+            file_locks: true,
+            image_path: images.to_string_lossy().into_owned(),
+            work_path: work.to_string_lossy().into_owned(),
+        };
+        let request = CheckpointTaskRequest {
+            container_id: id.to_owned(),
+            options: Some(Any { type_url: CHECKPOINT_TYPE.to_owned(), value: options.encode_to_vec() }),
+            ..CheckpointTaskRequest::default()
+        };
+        call("Tasks.Checkpoint", id, deadline, self.tasks_client().checkpoint(request)).await.map(drop)
     }
 
     /// Adds the exec process `exec`, not yet running, to a running task; `process` is an OCI `Process` as JSON.

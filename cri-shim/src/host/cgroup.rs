@@ -1,10 +1,16 @@
 //! Where the cgroup hierarchies are mounted, and the files of one cgroup.
+//!
+//! One reader for version 1, hybrid and version 2 nodes. Files are opened for each reading: an open file would pin a removed
+//! cgroup, and on a node of 110 pods all of it takes a few milliseconds per request.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cri_shim_core::stats::{self, CgroupUsage, V1Files, V2Files};
+use cri_shim_core::stats::{self, CgroupDetails, CgroupUsage};
+
+/// The version 2 tree that is mounted beside version 1 controllers, as the name of a controller.
+const UNIFIED: &str = "unified";
 
 use super::process;
 use crate::error::RuntimeError;
@@ -12,7 +18,7 @@ use crate::error::RuntimeError;
 /// The mounted hierarchies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hierarchies {
-    /// One directory per controller (also when a bare version 2 tree is mounted beside them).
+    /// One directory per controller; a version 2 tree mounted beside them is called `unified`.
     V1(BTreeMap<String, PathBuf>),
     /// A single tree.
     V2(PathBuf),
@@ -28,6 +34,9 @@ impl Hierarchies {
             let (Some(point), mut tail) = (head.split(' ').nth(4), tail.split(' ')) else { continue };
             match tail.next() {
                 Some("cgroup2") if point == "/sys/fs/cgroup" => return Self::V2(PathBuf::from(point)),
+                Some("cgroup2") => {
+                    controllers.entry(UNIFIED.to_owned()).or_insert_with(|| PathBuf::from(point));
+                }
                 Some("cgroup") => {
                     for option in tail.nth(1).unwrap_or_default().split(',') {
                         controllers.entry(option.to_owned()).or_insert_with(|| PathBuf::from(point));
@@ -41,36 +50,71 @@ impl Hierarchies {
 
     /// What the cgroup uses; zeros for files that are gone.
     pub fn usage(&self, cgroup: &str) -> CgroupUsage {
+        let directory = directory(cgroup);
+        let read = |controller: &str, file: &str| self.read(controller, &directory, file);
         match self {
-            Self::V1(_) => stats::v1(V1Files {
-                cpuacct_usage: &self.read("cpuacct", cgroup, "cpuacct.usage"),
-                memory_usage: &self.read("memory", cgroup, "memory.usage_in_bytes"),
-                memory_limit: &self.read("memory", cgroup, "memory.limit_in_bytes"),
-                memory_stat: &self.read("memory", cgroup, "memory.stat"),
-                pids_current: &self.read("pids", cgroup, "pids.current"),
-            }),
-            Self::V2(_) => stats::v2(V2Files {
-                cpu_stat: &self.read("", cgroup, "cpu.stat"),
-                memory_current: &self.read("", cgroup, "memory.current"),
-                memory_max: &self.read("", cgroup, "memory.max"),
-                memory_stat: &self.read("", cgroup, "memory.stat"),
-                memory_swap_current: &self.read("", cgroup, "memory.swap.current"),
-                pids_current: &self.read("", cgroup, "pids.current"),
-            }),
+            Self::V1(_) => stats::usage_v1(&read),
+            Self::V2(_) => stats::usage_v2(&read),
         }
+    }
+
+    /// What only metrics need of the cgroup; zeros for files that are gone.
+    pub fn details(&self, cgroup: &str) -> CgroupDetails {
+        let directory = directory(cgroup);
+        let read = |controller: &str, file: &str| self.read(controller, &directory, file);
+        let sizes = self.page_sizes();
+        match self {
+            Self::V1(_) => stats::details_v1(&read, &sizes),
+            Self::V2(_) => stats::details_v2(&read, &sizes),
+        }
+    }
+
+    /// The processes directly in the cgroup.
+    pub fn processes(&self, cgroup: &str) -> Vec<i32> {
+        let controller = if self.root("pids").is_some() { "pids" } else { "memory" };
+        let text = self.read(controller, &directory(cgroup), "cgroup.procs");
+        text.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    /// Whether the cgroup is there.
+    pub fn exists(&self, cgroup: &str) -> bool {
+        let directory = directory(cgroup);
+        ["cpuacct", "memory", "pids"]
+            .into_iter()
+            .filter_map(|controller| self.root(controller))
+            .any(|root| root.join(&directory).is_dir())
     }
 
     /// How many processes of the cgroup the kernel killed for memory.
     pub fn oom_kills(&self, cgroup: &str) -> u64 {
+        let directory = directory(cgroup);
         match self {
-            Self::V1(_) => stats::oom_kills(&self.read("memory", cgroup, "memory.oom_control")),
-            Self::V2(_) => stats::oom_kills(&self.read("", cgroup, "memory.events")),
+            Self::V1(_) => stats::oom_kills(&self.read("memory", &directory, "memory.oom_control")),
+            Self::V2(_) => stats::oom_kills(&self.read("", &directory, "memory.events")),
         }
     }
 
     /// Whether a file exists in the root of a controller.
     pub fn root_has(&self, controller: &str, file: &str) -> bool {
         self.root(controller).is_some_and(|root| root.join(file).exists())
+    }
+
+    /// The sizes of huge pages that are counted, as in `2MB`.
+    fn page_sizes(&self) -> Vec<String> {
+        let counted = match self {
+            Self::V1(controllers) => controllers.contains_key("hugetlb"),
+            Self::V2(root) => {
+                let enabled = std::fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+                enabled.split_ascii_whitespace().any(|controller| controller == "hugetlb")
+            }
+        };
+        let pools = if counted { std::fs::read_dir("/sys/kernel/mm/hugepages").ok() } else { None };
+        pools
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|pool| page_size(&pool.file_name().to_string_lossy()))
+            .collect()
     }
 
     /// The directory of a controller.
@@ -81,9 +125,9 @@ impl Hierarchies {
         }
     }
 
-    fn read(&self, controller: &str, cgroup: &str, file: &str) -> String {
+    fn read(&self, controller: &str, directory: &Path, file: &str) -> String {
         let Some(root) = self.root(controller) else { return String::new() };
-        std::fs::read_to_string(root.join(cgroup.trim_start_matches('/')).join(file)).unwrap_or_default()
+        std::fs::read_to_string(root.join(directory).join(file)).unwrap_or_default()
     }
 }
 
@@ -171,6 +215,21 @@ fn children(directory: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
+/// A cgroup below a controller's directory.
+fn directory(cgroup: &str) -> PathBuf {
+    PathBuf::from(cgroup.trim_start_matches('/'))
+}
+
+/// `hugepages-2048kB` as cgroup files are named: `2MB`.
+fn page_size(pool: &str) -> Option<String> {
+    let kilobytes: u64 = pool.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+    Some(match kilobytes {
+        size if size >= 1 << 20 => format!("{}GB", size >> 20),
+        size if size >= 1 << 10 => format!("{}MB", size >> 10),
+        size => format!("{size}KB"),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,6 +241,7 @@ mod tests {
             32 30 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
         let Hierarchies::V1(found) = Hierarchies::from_mountinfo(text) else { panic!("version 1") };
         assert_eq!(found["cpuacct"], Path::new("/sys/fs/cgroup/cpu,cpuacct"));
+        assert_eq!(found["unified"], Path::new("/sys/fs/cgroup/unified"));
         let text = "31 30 0:27 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
         assert_eq!(Hierarchies::from_mountinfo(text), Hierarchies::V2("/sys/fs/cgroup".into()));
     }
@@ -202,5 +262,13 @@ mod tests {
         for path in ["/", "", "/pod/../.."] {
             assert!(roots.clear(path, Duration::ZERO).is_err(), "{path:?}");
         }
+    }
+
+    #[test]
+    fn pools_of_huge_pages_are_named_as_the_kernel_names_files() {
+        assert_eq!(page_size("hugepages-2048kB").as_deref(), Some("2MB"));
+        assert_eq!(page_size("hugepages-1048576kB").as_deref(), Some("1GB"));
+        assert_eq!(page_size("hugepages-64kB").as_deref(), Some("64KB"));
+        assert_eq!(page_size("other"), None);
     }
 }

@@ -8,6 +8,7 @@ pub mod cgroup;
 pub mod copy;
 pub mod devices;
 pub mod fifo;
+pub mod figures;
 pub mod files;
 pub mod idmap;
 pub mod keeper;

@@ -150,7 +150,7 @@ fn candidates(config_dir: &Path, registry: &str) -> Vec<PathBuf> {
     names.into_iter().map(|name| config_dir.join(name)).collect()
 }
 
-/// Reads the text of a `hosts.toml` at `path`, for `registry`.
+/// The hosts that the text of a `hosts.toml` at `path` names, the registry itself last.
 pub fn parse(text: &str, path: &Path, registry: &str) -> Result<Vec<Host>, HostsError> {
     let wrong = |source| HostsError::Parse { path: path.to_owned(), source: Box::new(source) };
     let file: File = toml::from_str(text).map_err(wrong)?;

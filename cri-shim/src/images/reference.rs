@@ -195,6 +195,38 @@ fn is_tag(tag: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_text_is_refused_or_has_a_normal_form(text in "\\PC{0,80}", likely in "[a-zA-Z0-9./:@_-]{0,80}") {
+            for text in [text, likely] {
+                id_prefix(&text);
+                if let Ok(reference) = Reference::parse(&text) {
+                    let written = reference.to_string();
+                    let again = Reference::parse(&written);
+                    prop_assert!(again.is_ok(), "{text} became {written}");
+                    prop_assert_eq!(again.map(|again| again.to_string()).ok(), Some(written));
+                }
+            }
+        }
+
+        #[test]
+        fn the_parts_of_a_name_are_found(
+            host in "[a-z]{1,8}\\.[a-z]{2,3}(:[1-9][0-9]{1,3})?",
+            path in "[a-z0-9]{1,8}(/[a-z0-9]{1,8}){0,3}",
+            tag in "[A-Za-z0-9_][A-Za-z0-9._-]{0,20}",
+            digest in "[0-9a-f]{64}",
+        ) {
+            let tagged = Reference::parse(&format!("{host}/{path}:{tag}")).unwrap();
+            prop_assert_eq!((tagged.registry(), tagged.repository(), tagged.version()), (host.as_str(), path.as_str(), tag.as_str()));
+            prop_assert_eq!(tagged.digest(), None);
+            let digest = format!("sha256:{digest}");
+            let pinned = Reference::parse(&format!("{host}/{path}@{digest}")).unwrap();
+            prop_assert_eq!((pinned.registry(), pinned.repository(), pinned.digest()), (host.as_str(), path.as_str(), Some(digest.as_str())));
+            prop_assert_eq!(pinned.version(), digest);
+        }
+    }
 
     const DIGEST: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 

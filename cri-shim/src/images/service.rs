@@ -20,6 +20,8 @@ use super::store::{Image, ImageError, ImageStore};
 use super::unpack::UnpackError;
 use super::untar::ApplyError;
 use super::usage::Meter;
+use crate::error::short;
+use crate::telemetry::rpc;
 
 /// Images per message of a streamed listing.
 const STREAM_BATCH: usize = 100;
@@ -79,6 +81,7 @@ impl v1::image_service_server::ImageService for Service {
         &self,
         request: Request<v1::ImageStatusRequest>,
     ) -> Result<Response<v1::ImageStatusResponse>, Status> {
+        note(request.get_ref().image.as_ref());
         let request = request.into_inner();
         let image = match self.store.resolve(&named(request.image)?).await {
             Ok(image) => Some(image),
@@ -96,6 +99,7 @@ impl v1::image_service_server::ImageService for Service {
         &self,
         request: Request<v1::PullImageRequest>,
     ) -> Result<Response<v1::PullImageResponse>, Status> {
+        note(request.get_ref().image.as_ref());
         let request = request.into_inner();
         let image = named(request.image)?;
         let reference =
@@ -112,6 +116,7 @@ impl v1::image_service_server::ImageService for Service {
         &self,
         request: Request<v1::RemoveImageRequest>,
     ) -> Result<Response<v1::RemoveImageResponse>, Status> {
+        note(request.get_ref().image.as_ref());
         let image = named(request.into_inner().image)?;
         self.store.remove(&image).await.map_err(|error| status(&error))?;
         Ok(Response::new(v1::RemoveImageResponse {}))
@@ -146,7 +151,7 @@ pub fn status(error: &ImageError) -> Status {
         ImageError::Containerd(source) => source.code(),
         ImageError::Lost(_) => Code::Internal,
     };
-    Status::new(code, chain(error))
+    Status::new(code, short(&chain(error)))
 }
 
 fn pull_code(error: &PullError) -> Code {
@@ -210,7 +215,12 @@ fn mount_code(error: &MountError) -> Code {
 }
 
 fn call_status(error: &CallError) -> Status {
-    Status::new(error.code(), chain(error))
+    Status::new(error.code(), short(&chain(error)))
+}
+
+/// Says in the request's span which image it is about.
+fn note(spec: Option<&v1::ImageSpec>) {
+    rpc::image(spec.map(|spec| spec.image.as_str()).unwrap_or_default());
 }
 
 fn named(spec: Option<v1::ImageSpec>) -> Result<String, Status> {

@@ -4,3 +4,4 @@ pub mod pause;
 pub mod run;
 pub mod status;
 pub mod stop;
+pub mod update;

@@ -9,6 +9,8 @@
 //! that vanishes is noticed by its connection's end or, when we were waiting for somebody else, by a ping.
 
 mod exec_spdy;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod port_forward;
 pub mod relay;
 pub mod runtime;

@@ -76,6 +76,11 @@ impl Cri {
         std::fs::rename(new, self.dir().join("net.d/10-test.conflist")).expect("renamed");
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// `kill -9`.
     pub fn kill(&mut self) {
         self.child.kill().expect("killed");
@@ -485,6 +490,7 @@ fn configuration(dir: &Path) -> String {
         // Every test holds for each handler; one is chosen for a run.
         "defaultHandler": std::env::var("KEELSON_TEST_HANDLER").unwrap_or_else(|_| "runc".to_owned()),
         "cdiDirs": [path("cdi")],
+        "metrics": { "socket": path("metrics.sock") },
     })
     .to_string()
 }

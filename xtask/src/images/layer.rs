@@ -114,11 +114,15 @@ pub(crate) struct Layer {
 impl Layer {
     /// Packs a tree.
     pub(crate) fn pack(tree: &Tree) -> Result<Self> {
-        let archive = tree.tar()?;
+        Self::of_archive(&tree.tar()?)
+    }
+
+    /// Compresses an archive made elsewhere.
+    pub(crate) fn of_archive(archive: &[u8]) -> Result<Self> {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
-        encoder.write_all(&archive)?;
+        encoder.write_all(archive)?;
         let compressed = encoder.finish()?;
-        Ok(Self { diff_id: digest(&archive), digest: digest(&compressed), compressed })
+        Ok(Self { diff_id: digest(archive), digest: digest(&compressed), compressed })
     }
 }
 

@@ -17,7 +17,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::process::write_atomic;
-use layer::{Layer, Tree};
+pub(crate) use deb::{Packages, architecture};
+pub(crate) use layer::{Entry, Layer, Tree, digest};
+pub(crate) use rootfs::busybox;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";

@@ -336,7 +336,67 @@ mod tests {
         assert_eq!(event, Some(Event::Settings { initial_window: Some(256) }));
     }
 
+    /// Any frame, with the event it must be understood as.
+    fn frame() -> impl Strategy<Value = (Frame, Event)> {
+        let id = 1_u32..1 << 31;
+        let headers = prop::collection::vec(("[a-z-]{1,12}", "[ -~]{0,40}"), 0..8);
+        prop_oneof![
+            (id.clone(), headers).prop_map(|(id, headers)| (
+                Frame::SynStream { id, headers: headers.clone() },
+                Event::SynStream { id, headers, fin: false }
+            )),
+            id.clone().prop_map(|id| (Frame::SynReply { id }, Event::Ignored)),
+            (id.clone(), prop::collection::vec(any::<u8>(), 0..300), any::<bool>()).prop_map(
+                |(id, bytes, fin)| {
+                    let bytes = Bytes::from(bytes);
+                    (Frame::Data { id, bytes: bytes.clone(), fin }, Event::Data { id, bytes, fin })
+                }
+            ),
+            (id.clone(), any::<u32>())
+                .prop_map(|(id, status)| (Frame::Reset { id, status }, Event::Reset { id })),
+            any::<u32>().prop_map(|id| (Frame::Ping(id), Event::Ping(id))),
+            any::<u32>().prop_map(|last| (Frame::GoAway { last }, Event::GoAway)),
+            (id, 0_u32..1 << 31).prop_map(|(id, delta)| (
+                Frame::WindowUpdate { id, delta },
+                Event::WindowUpdate { id, delta }
+            )),
+        ]
+    }
+
+    /// Events with the pieces of data put together, wherever they were cut.
+    fn merged(events: Vec<Event>) -> Vec<Event> {
+        let mut all: Vec<Event> = Vec::new();
+        for event in events {
+            match (all.last_mut(), event) {
+                (Some(Event::Data { id: last, bytes: have, fin: ended }), Event::Data { id, bytes, fin })
+                    if *last == id && !*ended =>
+                {
+                    *have = [&have[..], &bytes[..]].concat().into();
+                    *ended = fin;
+                }
+                (_, event) => all.push(event),
+            }
+        }
+        all
+    }
+
     proptest! {
+        #[test]
+        fn any_frames_are_understood_however_the_wire_is_cut(
+            frames in prop::collection::vec(frame(), 0..12), cut in 1_usize..400,
+        ) {
+            let (mut encoder, mut wire) = (Encoder::default(), BytesMut::new());
+            for (frame, _) in &frames {
+                encoder.encode(frame, &mut wire).expect("encoded");
+            }
+            let (mut decoder, mut buffer, mut got) = (Decoder::default(), BytesMut::new(), Vec::new());
+            for piece in wire.chunks(cut) {
+                buffer.extend_from_slice(piece);
+                got.extend(decode_all(&mut decoder, &mut buffer).expect("decoded"));
+            }
+            prop_assert_eq!(merged(got), merged(frames.into_iter().map(|(_, event)| event).collect()));
+        }
+
         #[test]
         fn data_survives_any_split(data in prop::collection::vec(any::<u8>(), 0..100_000), cut in 1_usize..5000) {
             let mut wire = BytesMut::new();

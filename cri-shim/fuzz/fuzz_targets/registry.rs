@@ -1,0 +1,18 @@
+//! What a registry answers: manifests, indexes, challenges, tokens of pages.
+#![no_main]
+
+use keelson_cri::images::auth::Challenge;
+use keelson_cri::images::manifest::{self, Parsed};
+use libfuzzer_sys::fuzz_target;
+
+const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+fuzz_target!(|input: (&str, &[u8])| {
+    let (header, body) = input;
+    drop(Challenge::parse(header));
+    for media_type in [header, "application/vnd.oci.image.index.v1+json", "application/vnd.oci.image.manifest.v1+json", ""] {
+        if let Ok(Parsed::Index(index)) = manifest::parse(body, media_type, DIGEST) {
+            drop(manifest::select(&index));
+        }
+    }
+});

@@ -1,0 +1,193 @@
+//! CheckpointContainer: CRIU's images of a running container, its specification and what it changed in its root, in one file.
+//!
+//! containerd's runc shim does the work where CRIU is installed; everywhere else the answer is `Unimplemented` with the reason.
+//! The file is a tar: `checkpoint/` (CRIU's images), `spec.dump`, `config.dump`, `rootfs-diff.tar`.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use containerd_client::types::Mount;
+use cri_shim_api::v1::CheckpointContainerRequest;
+use cri_shim_core::record::ContainerRecord;
+use serde_json::json;
+
+use crate::containerd::METADATA_DEADLINE;
+use crate::containerd::containers::RUNC_SHIM;
+use crate::error::RuntimeError;
+use crate::host::blocking;
+use crate::runtime::Runtime;
+
+const WHAT: &str = "a checkpoint";
+/// How long one may take when the client says nothing.
+const DEFAULT_PATIENCE: Duration = Duration::from_secs(300);
+
+impl Runtime {
+    /// Writes a checkpoint of a running container to the file that the client names. The container goes on.
+    pub async fn checkpoint(&self, request: CheckpointContainerRequest) -> Result<(), RuntimeError> {
+        let location = PathBuf::from(&request.location);
+        if !location.is_absolute() || location.file_name().is_none() {
+            let problem = format!("{:?} is not the absolute path of a file", request.location);
+            return Err(RuntimeError::Invalid { field: "location", problem });
+        }
+        let container = self.running_container(&request.container_id)?;
+        let stored = self.client.container(&container.id).await?;
+        let stored =
+            stored.ok_or_else(|| RuntimeError::NotFound { kind: "container", id: container.id.clone() })?;
+        let shim = stored.runtime.map(|runtime| runtime.name).unwrap_or_default();
+        if shim != RUNC_SHIM {
+            return Err(unable(format!("the container's shim {shim} cannot make one")));
+        }
+        criu_works().await?;
+        let patience = u64::try_from(request.timeout).ok().filter(|seconds| *seconds > 0);
+        let patience = patience.map_or(DEFAULT_PATIENCE, Duration::from_secs);
+        let _one_at_a_time = container.operation.lock().await;
+        let work = self.paths.state_dir.join("checkpoints").join(&container.id);
+        let images = work.join("checkpoint");
+        let made = images.clone();
+        blocking(move || std::fs::create_dir_all(&made).map_err(RuntimeError::host("make", &made))).await?;
+        let spec = stored.spec.map(|spec| spec.value).unwrap_or_default();
+        let result = async {
+            self.client.checkpoint_task(&container.id, &images, &work, patience).await?;
+            let mounts = self.client.snapshot_mounts(&container.id).await?;
+            let (record, work) = (container.record.get(), work.clone());
+            blocking(move || pack(&location, &work, &spec, &record, &mounts)).await
+        }
+        .await;
+        blocking(move || std::fs::remove_dir_all(&work).map_err(RuntimeError::host("remove", &work))).await?;
+        result
+    }
+}
+
+fn unable(reason: String) -> RuntimeError {
+    RuntimeError::Unimplemented { what: WHAT, reason }
+}
+
+/// Has CRIU look whether it can work on this kernel.
+async fn criu_works() -> Result<(), RuntimeError> {
+    let output = tokio::process::Command::new("criu").arg("check").kill_on_drop(true).output();
+    match tokio::time::timeout(METADATA_DEADLINE, output).await {
+        Ok(Ok(output)) if output.status.success() => Ok(()),
+        Ok(Ok(output)) => {
+            let words = String::from_utf8_lossy(&output.stderr).into_owned();
+            let first = words.lines().find(|line| !line.trim().is_empty()).unwrap_or("it gives no reason");
+            Err(unable(format!("criu cannot work on this kernel: {}", first.trim())))
+        }
+        Ok(Err(error)) => Err(unable(format!("criu cannot be run ({error}); install it on this node"))),
+        Err(_) => Err(unable("criu check does not end".to_owned())),
+    }
+}
+
+/// Puts everything into the file: written beside it first, so that a half-written one never has its name.
+fn pack(
+    location: &Path,
+    work: &Path,
+    spec: &[u8],
+    record: &ContainerRecord,
+    mounts: &[Mount],
+) -> Result<(), RuntimeError> {
+    let part = location.with_extension("part");
+    let written = write_tar(&part, work, spec, record, mounts);
+    let written = written.and_then(|()| std::fs::rename(&part, location));
+    written.map_err(|error| {
+        drop(std::fs::remove_file(&part));
+        RuntimeError::host("write checkpoint", location)(error)
+    })
+}
+
+fn write_tar(
+    part: &Path,
+    work: &Path,
+    spec: &[u8],
+    record: &ContainerRecord,
+    mounts: &[Mount],
+) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(part)?;
+    let mut archive = tar::Builder::new(file);
+    archive.follow_symlinks(false);
+    archive.append_dir_all("checkpoint", work.join("checkpoint"))?;
+    let config = json!({
+        "id": record.id,
+        "name": record.config.metadata.as_ref().map(|metadata| metadata.name.clone()),
+        "rootfsImage": record.config.image.as_ref().map(|image| image.image.clone()),
+        "rootfsImageRef": record.image_ref,
+        "createdTime": jiff::Timestamp::from_nanosecond(i128::from(record.created_at)).ok(),
+        "runtime": "runc",
+    });
+    for (name, bytes) in [("spec.dump", spec), ("config.dump", config.to_string().as_bytes())] {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o600);
+        archive.append_data(&mut header, name, bytes)?;
+    }
+    if let Some(upper) = upper_directory(mounts) {
+        let diff = work.join("rootfs-diff.tar");
+        let mut inner = tar::Builder::new(File::create(&diff)?);
+        inner.follow_symlinks(false);
+        inner.append_dir_all(".", upper)?;
+        inner.finish()?;
+        archive.append_path_with_name(&diff, "rootfs-diff.tar")?;
+    }
+    archive.into_inner()?.sync_all()
+}
+
+/// Where an overlay keeps what was changed.
+fn upper_directory(mounts: &[Mount]) -> Option<PathBuf> {
+    let options = mounts.iter().filter(|mount| mount.r#type == "overlay").flat_map(|mount| &mount.options);
+    options.filter_map(|option| option.strip_prefix("upperdir=")).map(PathBuf::from).next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_holds_images_specification_and_changes() {
+        let directory = tempfile::tempdir().unwrap();
+        let (work, upper) = (directory.path().join("work"), directory.path().join("upper"));
+        std::fs::create_dir_all(work.join("checkpoint")).unwrap();
+        std::fs::write(work.join("checkpoint/core-1.img"), "core").unwrap();
+        std::fs::create_dir_all(upper.join("etc")).unwrap();
+        std::fs::write(upper.join("etc/changed"), "new").unwrap();
+        std::os::unix::fs::symlink("/nowhere", upper.join("etc/link")).unwrap();
+        let mount = Mount {
+            r#type: "overlay".into(),
+            options: vec!["index=off".into(), format!("upperdir={}", upper.display())],
+            ..Mount::default()
+        };
+        let location = directory.path().join("checkpoint.tar");
+        pack(&location, &work, b"{}", &ContainerRecord::default(), &[mount]).unwrap();
+        let mut archive = tar::Archive::new(File::open(&location).unwrap());
+        let mut names = Vec::new();
+        let mut inner = Vec::new();
+        for entry in archive.entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let name = entry.path().unwrap().display().to_string();
+            if name == "rootfs-diff.tar" {
+                std::io::Read::read_to_end(&mut entry, &mut inner).unwrap();
+            }
+            names.push(name);
+        }
+        for wanted in ["checkpoint/core-1.img", "spec.dump", "config.dump", "rootfs-diff.tar"] {
+            assert!(names.iter().any(|name| name == wanted), "{wanted} is not in {names:?}");
+        }
+        let mut archive = tar::Archive::new(inner.as_slice());
+        let inside: Vec<_> = archive
+            .entries()
+            .unwrap()
+            .map(|entry| entry.unwrap().path().unwrap().display().to_string())
+            .collect();
+        assert!(inside.iter().any(|name| name.ends_with("etc/changed")), "{inside:?}");
+        assert!(!directory.path().join("checkpoint.part").exists());
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_named_and_keeps_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let location = directory.path().join("missing/checkpoint.tar");
+        let error = pack(&location, directory.path(), b"{}", &ContainerRecord::default(), &[]).unwrap_err();
+        assert!(error.to_string().contains("missing/checkpoint.tar"), "{error}");
+        assert!(std::fs::read_dir(directory.path()).unwrap().next().is_none());
+    }
+}

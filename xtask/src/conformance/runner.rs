@@ -1,0 +1,117 @@
+//! Runs cases: independent ones beside each other, the others one by one; each with a deadline and a clean-up.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::{FutureExt, StreamExt};
+
+use super::case::{Case, Skip};
+use super::context::{Suite, T};
+use super::list::List;
+use super::report::{self, Done, Outcome};
+
+/// Runs all and gives their results in the order of the list.
+pub(crate) async fn run(
+    suite: &Arc<Suite>,
+    cases: Vec<Case>,
+    parallel: usize,
+    known: &List,
+    skipped: &List,
+) -> Vec<Done> {
+    let (serial, beside): (Vec<_>, Vec<_>) = cases.into_iter().enumerate().partition(|(_, case)| case.serial);
+    let mut done: Vec<(usize, Done)> = futures::stream::iter(beside)
+        .map(|(index, case)| async move { (index, one(suite, &case, known, skipped).await) })
+        .buffer_unordered(parallel.max(1))
+        .collect()
+        .await;
+    for (index, case) in serial {
+        done.push((index, one(suite, &case, known, skipped).await));
+    }
+    done.sort_by_key(|(index, _)| *index);
+    done.into_iter().map(|(_, done)| done).collect()
+}
+
+async fn one(suite: &Arc<Suite>, case: &Case, known: &List, skipped: &List) -> Done {
+    let begun = Instant::now();
+    let id = case.id();
+    let outcome = match skipped.get(&id) {
+        Some(reason) => Outcome::Skipped(format!("by the skip list: {reason}")),
+        None => excuse(attempt(suite, case).await, known.get(&id)),
+    };
+    let done =
+        Done { group: case.group.to_owned(), name: case.name.to_owned(), time: begun.elapsed(), outcome };
+    report::line(&done);
+    done
+}
+
+/// Begins the reason of a known failure that is a race: passing is nothing to report.
+const SOMETIMES: &str = "sometimes";
+
+fn excuse(outcome: Outcome, reason: Option<&String>) -> Outcome {
+    match (outcome, reason) {
+        (Outcome::Failed(_), Some(reason)) => Outcome::Known(reason.clone()),
+        (Outcome::Passed, Some(reason)) if reason.starts_with(SOMETIMES) => Outcome::Passed,
+        (Outcome::Passed, Some(reason)) => Outcome::KnownButPassed(reason.clone()),
+        (outcome, _) => outcome,
+    }
+}
+
+async fn attempt(suite: &Arc<Suite>, case: &Case) -> Outcome {
+    let t = match T::new(suite) {
+        Ok(t) => t,
+        Err(error) => return Outcome::Failed(format!("{error:#}")),
+    };
+    let run = AssertUnwindSafe((case.run)(t.clone())).catch_unwind();
+    let result = match tokio::time::timeout(suite.deadline, run).await {
+        Err(_) => Err(anyhow::anyhow!("not finished after {} s", suite.deadline.as_secs())),
+        Ok(Err(_)) => Err(anyhow::anyhow!("the case itself panicked")),
+        Ok(Ok(result)) => result,
+    };
+    let cleaned = match tokio::time::timeout(suite.deadline, t.clean_up()).await {
+        Err(_) => Err(anyhow::anyhow!("cleaning up is not finished after {} s", suite.deadline.as_secs())),
+        Ok(result) => result,
+    };
+    match (result, cleaned) {
+        (Ok(()), Ok(())) => Outcome::Passed,
+        (Err(error), cleaned) => {
+            if let Some(skip) = error.downcast_ref::<Skip>() {
+                return cleaned.map_or_else(
+                    |error| Outcome::Failed(format!("{error:#}")),
+                    |()| Outcome::Skipped(skip.0.clone()),
+                );
+            }
+            let left = cleaned.err().map(|error| format!("; then {error:#}")).unwrap_or_default();
+            Outcome::Failed(format!("{}{left}", chain(&error)))
+        }
+        (Ok(()), Err(error)) => Outcome::Failed(format!("{error:#}")),
+    }
+}
+
+/// The error in one line; of a gRPC status only the code and the text.
+fn chain(error: &anyhow::Error) -> String {
+    let parts: Vec<String> = error
+        .chain()
+        .map(|cause| match cause.downcast_ref::<tonic::Status>() {
+            Some(status) => format!("{:?}: {}", status.code(), status.message()),
+            None => cause.to_string(),
+        })
+        .collect();
+    parts.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_excuses_failures_only() {
+        let reason = "because".to_owned();
+        assert_eq!(excuse(Outcome::Failed("x".to_owned()), Some(&reason)), Outcome::Known(reason.clone()));
+        assert_eq!(excuse(Outcome::Passed, Some(&reason)), Outcome::KnownButPassed(reason.clone()));
+        assert_eq!(excuse(Outcome::Passed, Some(&"sometimes: a race".to_owned())), Outcome::Passed);
+        assert_eq!(excuse(Outcome::Failed("x".to_owned()), None), Outcome::Failed("x".to_owned()));
+        let skipped = Outcome::Skipped("y".to_owned());
+        assert_eq!(excuse(skipped.clone(), Some(&reason)), skipped);
+    }
+}
