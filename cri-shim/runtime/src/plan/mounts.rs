@@ -75,6 +75,13 @@ pub(crate) struct Context<'a> {
     pub(crate) user: Option<&'a UserNamespace>,
 }
 
+impl Context<'_> {
+    /// Whether version 2 cannot be mounted: in a user namespace it takes a cgroup namespace of its own.
+    fn bound_cgroup(&self) -> bool {
+        self.user.is_some() && !self.cgroup_namespace
+    }
+}
+
 /// All mounts, and what has to be done after them.
 #[derive(Debug, Default)]
 pub(crate) struct Mounts {
@@ -140,6 +147,10 @@ pub(crate) fn plan(spec: &Spec, context: &Context<'_>) -> Result<Mounts, Error> 
             plans.list.push(bind(mount, &options, target, context, &field)?);
         } else if kind == "cgroup" && !context.cgroups.v1.is_empty() {
             cgroup_v1(&mut plans, &options, &target, context)?;
+        } else if let Some(own) =
+            context.cgroups.unified.as_deref().filter(|_| kind == "cgroup" && context.bound_cgroup())
+        {
+            plans.list.push(cgroup_v2_bound(own, &options, target, context)?);
         } else {
             new(&mut plans, mount, &options, target, context, &field)?;
         }
@@ -349,6 +360,26 @@ pub(crate) fn empty_tmpfs(label: Option<&str>) -> Result<FsPlan, Error> {
         fs.parameters.push((c"context".to_owned(), Some(c_string(label.as_bytes(), "linux.mountLabel")?)));
     }
     Ok(fs)
+}
+
+/// The container's own cgroup, where the hierarchy itself cannot be mounted.
+fn cgroup_v2_bound(
+    own: &Path,
+    options: &Options,
+    target: CString,
+    context: &Context<'_>,
+) -> Result<MountPlan, Error> {
+    let step = || Error::step(format!("mount the cgroup {}", own.display()));
+    let tree = detached(own, true).map_err(step())?;
+    adjust(&tree, options, context).map_err(step())?;
+    Ok(MountPlan {
+        target,
+        directory: true,
+        no_links: false,
+        inside_proc: false,
+        source: Source::Tree(tree),
+        what: own.display().to_string(),
+    })
 }
 
 /// On hosts with version 1 controllers: a tmpfs with one directory for each hierarchy, and links for joint ones. `ro` is for
