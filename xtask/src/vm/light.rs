@@ -34,7 +34,7 @@ const SUITES: &[Suite] = &[
         programs: &["ip", "nft"],
         arguments: &[],
     },
-    Suite { package: "cri-shim-runtime", modules: &["overlay"], programs: &[], arguments: &[] },
+    Suite { package: "cri-shim-runtime", modules: &["overlay"], programs: &["runc"], arguments: &[] },
 ];
 
 /// Needed by all.
