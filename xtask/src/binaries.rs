@@ -6,18 +6,22 @@ use anyhow::Result;
 
 use crate::cmd::{Cmd, step};
 
-/// Packages whose executables a node runs.
-const PACKAGES: &[&str] = &["keelson-control", "keelson-cri", "keelson-shim", "keelson-agent", "keelson-cni"];
+/// What a node runs.
+const EXECUTABLES: &[&str] =
+    &["keelson-control", "keelson-cri", "containerd-shim-keelson-v1", "keelson-agent", "keelson-cni"];
 
-/// BPF programs first: the agent embeds them. The whole workspace is named, so that cargo chooses the same features
-/// as for the tests and builds nothing twice.
+/// BPF programs first: the agent embeds them.
 pub(crate) fn build(repo: &Path) -> Result<()> {
     step("building the BPF programs", || crate::build_ebpf::run(repo))?;
-    step("building release binaries (some minutes the first time)", || {
-        let mut cmd = Cmd::new("cargo").args(["build", "--release"]);
-        for package in PACKAGES {
-            cmd = cmd.args(["--package", package]);
-        }
-        cmd.dir(repo).run()
-    })
+    step("building release binaries (some minutes the first time)", || build_only(repo, EXECUTABLES))
+}
+
+/// Executables by their names and not by their packages: with a package named, cargo would choose other features for what
+/// it depends on than a whole build does, and build all of that once more.
+pub(crate) fn build_only(repo: &Path, executables: &[&str]) -> Result<()> {
+    let mut cmd = Cmd::new("cargo").args(["build", "--release"]);
+    for name in executables {
+        cmd = cmd.args(["--bin", name]);
+    }
+    cmd.dir(repo).run()
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 
 use crate::cmd::{Cmd, step};
+use crate::images::Packages;
 use crate::{binaries, setup, tidy};
 
 /// A group of tests with the same needs.
@@ -22,21 +23,23 @@ pub(crate) enum Tier {
     VmLight,
     /// keelson-cri as a service in a Debian 12 guest: systemd, both cgroup drivers, runc, crun and keelson handlers.
     VmDebian,
+    /// The root tests of keelson-cri on the containerds of newer Debians (1.7 and 2.x). Only when named: it downloads them,
+    /// and what those suites hold moves.
+    Compat,
 }
 
-/// All tiers in their order.
-const ALL: &[Tier] = &[Tier::Lint, Tier::Unit, Tier::Root, Tier::E2e];
+/// Debian suites whose containerd the tier `compat` runs: 1.7 and 2.x.
+const COMPAT_SUITES: &[&str] = &["trixie", "forky"];
 
-/// Packages with `tests/root_*.rs`.
-const ROOT_PACKAGES: &[&str] =
-    &["keelson-cri", "cri-shim-runtime", "keelson-shim", "keelson-cni", "keelson-agent", "ebpf-tests"];
+/// What runs when no tier is named, in its order.
+const ALL: &[Tier] = &[Tier::Lint, Tier::Unit, Tier::Root, Tier::E2e];
 
 /// Runs the named tiers, or all.
 pub(crate) fn run(repo: &Path, tiers: &[Tier]) -> Result<()> {
     let chosen: Vec<Tier> = if tiers.is_empty() { ALL.to_vec() } else { tiers.to_vec() };
     let needs_root = chosen.iter().any(|tier| !matches!(tier, Tier::Lint | Tier::Unit));
     if needs_root && !nix::unistd::geteuid().is_root() {
-        bail!("the tiers root, e2e and vm-* need root; without it: `cargo xtask test lint unit`");
+        bail!("the tiers root, e2e, vm-* and compat need root; without it: `cargo xtask test lint unit`");
     }
     setup::run(repo, setup::Scope::Test)?;
     if chosen.iter().any(|tier| matches!(tier, Tier::VmLight | Tier::VmDebian)) {
@@ -53,11 +56,13 @@ pub(crate) fn run(repo: &Path, tiers: &[Tier]) -> Result<()> {
             Tier::E2e => step("end-to-end test", || e2e(repo))?,
             Tier::VmLight => step("tests in a small virtual machine", || crate::vm::light(repo))?,
             Tier::VmDebian => step("tests in a Debian virtual machine", || vm_debian(repo))?,
+            Tier::Compat => compat(repo)?,
         }
     }
     Ok(())
 }
 
+/// No package is ever named: cargo would choose other features for what they depend on, and build all of it once more.
 fn cargo(repo: &Path) -> Cmd {
     Cmd::new("cargo").dir(repo)
 }
@@ -82,11 +87,8 @@ fn unit(repo: &Path) -> Result<()> {
 /// One after the other: they share the kernel.
 fn root(repo: &Path) -> Result<()> {
     binaries::build(repo)?;
-    let mut cmd = cargo(repo).args(["test", "--release", "--no-fail-fast"]);
-    for package in ROOT_PACKAGES {
-        cmd = cmd.args(["--package", package]);
-    }
-    cmd.args(["--test", "root_*", "--", "--test-threads=1"]).run()?;
+    let args = ["test", "--release", "--no-fail-fast", "--test", "root_*", "--", "--test-threads=1"];
+    cargo(repo).args(args).run()?;
     for target in ["keelson", "containerd"] {
         step(&format!("CRI conformance of {target}"), || conformance(repo, target))?;
     }
@@ -108,19 +110,43 @@ fn vm_debian(repo: &Path) -> Result<()> {
     crate::vm::debian(repo)
 }
 
+/// The first containerd on PATH is the one that the tests start.
+fn compat(repo: &Path) -> Result<()> {
+    for suite in COMPAT_SUITES {
+        let dir = repo.join("target/debs").join(suite);
+        let packages = step(&format!("fetching the containerd of Debian {suite}"), || {
+            Packages::fetch_from(suite, &dir, &["containerd"])
+        })?;
+        let bin = packages.tree("containerd").join("usr/bin");
+        let version = Cmd::new(bin.join("containerd")).args(["--version"]).output()?;
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::env::join_paths(std::iter::once(bin).chain(std::env::split_paths(&path)))?;
+        step(&format!("root tests of keelson-cri on {}", version.trim()), || {
+            let mut cmd = cargo(repo).args(["test", "--release", "--no-fail-fast"]);
+            for name in root_tests(&repo.join("cri-shim/tests"))? {
+                cmd = cmd.args(["--test".to_owned(), name]);
+            }
+            cmd.args(["--", "--test-threads=1"]).env("PATH", &path).run()
+        })?;
+    }
+    Ok(())
+}
+
+/// The names of the root tests in a package's `tests`.
+fn root_tests(dir: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with("root_") && path.extension().is_some_and(|extension| extension == "rs") {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
 fn e2e(repo: &Path) -> Result<()> {
     binaries::build(repo)?;
-    cargo(repo)
-        .args([
-            "test",
-            "--release",
-            "--package",
-            "xtask",
-            "--test",
-            "e2e",
-            "--",
-            "--test-threads=1",
-            "--nocapture",
-        ])
-        .run()
+    cargo(repo).args(["test", "--release", "--test", "e2e", "--", "--test-threads=1", "--nocapture"]).run()
 }

@@ -11,12 +11,7 @@ use crate::paths::Layout;
 pub(crate) fn run(layout: &Layout, rounds: u32) -> Result<()> {
     crate::preflight::require_root()?;
     crate::build_ebpf::run(&layout.repo)?;
-    step("building lb-bench", || {
-        Cmd::new("cargo")
-            .args(["build", "--release", "--quiet", "--package", "ebpf-tests", "--bin", "lb-bench"])
-            .dir(&layout.repo)
-            .run()
-    })?;
+    step("building lb-bench", || crate::binaries::build_only(&layout.repo, &["lb-bench"]))?;
     let rounds = rounds.to_string();
     let text = step("measuring", || {
         Cmd::new(layout.binary("lb-bench")).args(["--rounds", rounds.as_str()]).output()

@@ -47,14 +47,8 @@ pub(crate) fn run(layout: &Layout, target: Target, options: &Options) -> Result<
 fn outside(layout: &Layout, target: Target, options: &Options) -> Result<bool> {
     anyhow::ensure!(nix::unistd::geteuid().is_root(), "--start needs root");
     if !options.no_build {
-        step("building keelson-cri", || {
-            let packages = ["keelson-cri", "keelson-shim", "keelson-cni"];
-            let mut cmd = Cmd::new("cargo").args(["build", "--release", "--quiet"]);
-            for package in packages {
-                cmd = cmd.args(["--package", package]);
-            }
-            cmd.dir(&layout.repo).run()
-        })?;
+        let names = ["keelson-cri", "containerd-shim-keelson-v1", "keelson-cni"];
+        step("building keelson-cri", || crate::binaries::build_only(&layout.repo, &names))?;
     }
     // The private network does not reach Debian's mirror.
     super::images::fetch(&layout.repo.join("target/conformance"))?;

@@ -105,11 +105,9 @@ fn install(plugins: Plugins) -> Result<()> {
 }
 
 fn build(layout: &Layout) -> Result<()> {
-    step("building keelson-cri and the CNI plugins", || {
-        Cmd::new("cargo")
-            .args(["build", "--release", "--quiet", "--package", "keelson-cri", "--package", "keelson-cni"])
-            .dir(&layout.repo)
-            .run()
+    let names = ["keelson-cri", "containerd-shim-keelson-v1", "keelson-cni"];
+    step("building keelson-cri, its shim and the CNI plugins", || {
+        crate::binaries::build_only(&layout.repo, &names)
     })
 }
 
