@@ -8,8 +8,6 @@ pub(crate) mod idle;
 mod layer;
 mod rootfs;
 
-pub(crate) use self::deb::Packages;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
