@@ -186,7 +186,9 @@ fn tree(root: &Path, ignored: &[&str]) -> Tree {
         let metadata = path.symlink_metadata().expect("there");
         let kind = metadata.file_type();
         let mut text = format!("{:o} {}:{}", metadata.mode(), metadata.uid(), metadata.gid());
-        if !ignored.iter().any(|one| Path::new(one) == name) {
+        // A whiteout is no file that anybody sees the time of.
+        let whiteout = kind.is_char_device() && metadata.rdev() == 0;
+        if !whiteout && !ignored.iter().any(|one| Path::new(one) == name) {
             text += &format!(" {}.{}", metadata.mtime(), metadata.mtime_nsec());
         }
         if kind.is_char_device() || kind.is_block_device() {

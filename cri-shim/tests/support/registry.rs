@@ -153,7 +153,7 @@ impl Registry {
             "os": "linux", "architecture": "amd64", "config": {},
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
         });
-        let descriptors =
+        let descriptors: Vec<_> =
             layers.iter().map(|(kind, bytes, _)| self.blob(name, kind, bytes.clone())).collect();
         self.finish(name, tag, &document, &descriptors, false)
     }
