@@ -42,8 +42,6 @@ pub fn run(container: &Container, request: &ExecSync, client: &UnixStream) -> Re
     process.set_args(Some(request.args.clone()));
     process.set_terminal(Some(false));
     process.set_console_size(None);
-    // Adjusting needs a capability we may not have, and the container's own value is inherited as it is.
-    process.set_oom_score_adj(None);
     let host = |error: nix::Error| Failure::new(Code::Internal, format!("pipe: {error}"));
     let (stdout, stdout_in) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(host)?;
     let (stderr, stderr_in) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(host)?;

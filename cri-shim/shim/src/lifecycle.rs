@@ -285,10 +285,15 @@ fn spawn_exec(
     names: &Names,
     spec: &oci_spec::runtime::Process,
 ) -> Result<u32, Failure> {
+    let mut spec = spec.clone();
+    if spec.oom_score_adj().is_none() {
+        // Not the shim's own, which is the node's most protected one.
+        spec.set_oom_score_adj(container.bundle.process().ok().and_then(|process| process.oom_score_adj()));
+    }
     let (stdio, held) = names.open().map_err(|error| host("stdio", &error))?;
     let child = container
         .runtime
-        .exec(Exec { process: spec, stdio, subreaper: false })
+        .exec(Exec { process: &spec, stdio, subreaper: false })
         .map_err(|error| Failure::new(Code::Unknown, exec_words(&error)))?;
     let pid = u32::try_from(child.pid).unwrap_or_default();
     {

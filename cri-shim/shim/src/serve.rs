@@ -22,6 +22,8 @@ use crate::{own, task};
 const FIRST_PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is looked for orphans and for whether the shim is still needed.
 const LOOK: Duration = Duration::from_secs(10);
+/// How often once containerd needs it no more.
+const LAST_LOOK: Duration = Duration::from_millis(10);
 /// How long containerd may take for the last events.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 
@@ -38,7 +40,9 @@ pub fn run(options: &Options, listener: UnixListener) -> io::Result<()> {
     let shim = Arc::new(Shim::new(Publisher::new(events, &options.namespace), FIRST_PATIENCE)?);
     shim.watch(Watched::Listener(listener))?;
     while !over(&shim) {
-        for token in shim.next_events(LOOK) {
+        // A shim that is to end waits for its last answers only.
+        let patience = if shim.was_told_idle() { LAST_LOOK } else { LOOK };
+        for token in shim.next_events(patience) {
             if let Some(watched) = shim.take(token) {
                 step(&shim, token, watched);
             }

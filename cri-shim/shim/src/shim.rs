@@ -213,7 +213,8 @@ impl Shim {
 
     /// containerd has no more use for the shim, unless there are containers or one was announced.
     pub fn idle_now(&self) {
-        self.idle.store(true, Ordering::Release);
+        let empty = lock(&self.containers).is_empty();
+        self.idle.store(empty, Ordering::Release);
     }
 
     /// Whether containerd has said so.

@@ -63,9 +63,9 @@ fn in_thread(shim: &Arc<Shim>, method: String, payload: Vec<u8>, responder: Resp
     let (worker, name) = (Arc::clone(shim), method.clone());
     let work = move || {
         let answer = slow(&worker, &method, &payload);
-        // Before the answer: who hears it may ask the shim to end at once.
-        worker.busy.fetch_sub(1, Ordering::AcqRel);
         responder.answer(answer);
+        // Not before: a shim without work may end, and its connections with it.
+        worker.busy.fetch_sub(1, Ordering::AcqRel);
     };
     if threads::spawn(&name, work).is_err() {
         // The responder is gone with the closure; containerd's own deadline tells the caller.
@@ -263,7 +263,7 @@ fn connect(shim: &Shim, request: &msg::ConnectRequest) -> Answer {
     Ok(encode(&msg::ConnectResponse { shim_pid: std::process::id(), task_pid, version }))
 }
 
-/// With containers left, or one announced, the shim is still needed; the main loop looks.
+/// containerd says so after each container; with others left the shim is still needed.
 fn shutdown(shim: &Shim, request: &msg::ShutdownRequest) {
     shim.ending.fetch_or(request.now, Ordering::AcqRel);
     shim.idle_now();

@@ -168,7 +168,12 @@ async fn a_command_is_confined_as_runc_confines_it() {
             let separator = fields.iter().position(|field| *field == "-").expect("a separator");
             // Root, mount point, options; then type, source and options of the file system.
             let (own, shared) = (&fields[3..6], &fields[separator + 1..]);
-            *line = format!("{} - {}", own.join(" "), shared.join(" "));
+            // A masked file is a null device: the container's own with runc, the node's with us.
+            let shown = match own[0] {
+                "/null" => format!("null at {}", own[1]),
+                _ => format!("{} - {}", own.join(" "), shared.join(" ")),
+            };
+            *line = shown;
         }
         parts.get_mut("mountinfo").expect("mounts").sort();
     }

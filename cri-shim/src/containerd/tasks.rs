@@ -127,6 +127,17 @@ impl Client {
 
     /// Deletes the ended task of `id`; gives its exit when it had one, nothing when there was no task.
     pub async fn delete_task(&self, id: &str) -> Result<Option<Exit>, ContainerdError> {
+        for _attempt in 0..SHIM_RETRIES.0 {
+            match self.delete_task_once(id).await {
+                // Another call deletes it just now.
+                Err(error) if error.is_shim_closing() => tokio::time::sleep(SHIM_RETRIES.1).await,
+                outcome => return outcome,
+            }
+        }
+        self.delete_task_once(id).await
+    }
+
+    async fn delete_task_once(&self, id: &str) -> Result<Option<Exit>, ContainerdError> {
         let request = DeleteTaskRequest { container_id: id.to_owned() };
         match call("Tasks.Delete", id, TASK_DEADLINE, self.tasks_client().delete(request)).await {
             Ok(answer) => Ok(Some(Exit::new(answer.exit_status, answer.exited_at))),

@@ -118,8 +118,11 @@ impl Node {
                 "env": ["PATH=/bin", "TERM=xterm"],
                 "cwd": "/",
                 "capabilities": { "bounding": caps, "effective": caps, "permitted": caps },
-                "rlimits": [{ "type": "RLIMIT_NOFILE", "hard": 512, "soft": 256 }],
-                "noNewPrivileges": true
+                // Equal, because runc 1.1 raises the soft limit of an exec to the hard one (Go's runtime does).
+                "rlimits": [{ "type": "RLIMIT_NOFILE", "hard": 512, "soft": 512 }],
+                "noNewPrivileges": true,
+                // Without one runc's shim hands its own on, which it raises.
+                "oomScoreAdj": 100
             },
             "root": { "path": "rootfs", "readonly": false },
             "hostname": "box",
