@@ -212,8 +212,13 @@ async fn probe(
 async fn try_container(binary: &Path, scratch: &Path) -> Result<(), String> {
     let told = |error: std::io::Error| format!("{} cannot be probed: {error}", binary.display());
     let bundle = scratch.join("bundle");
-    tokio::fs::create_dir_all(bundle.join("rootfs")).await.map_err(told)?;
-    let id = format!("keelson-probe-{}", std::process::id());
+    // crun makes no directory for what it mounts.
+    for directory in ["dev", "proc", "sys"] {
+        tokio::fs::create_dir_all(bundle.join("rootfs").join(directory)).await.map_err(told)?;
+    }
+    // Probes run beside each other: one that takes its cgroup back must not end what another has in it.
+    let handler = scratch.file_name().unwrap_or_default().to_string_lossy();
+    let id = format!("keelson-probe-{}-{handler}", std::process::id());
     let spec = json!({
         "ociVersion": "1.0.2",
         "process": { "args": [ABSENT], "cwd": "/", "user": { "uid": 0, "gid": 0 } },
