@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use cri_shim_api::v1::PodSandboxConfig;
 use serde_json::{Value, json};
 
 use crate::error::RuntimeError;
@@ -11,7 +12,6 @@ impl Runtime {
     /// What is known of a sandbox beyond its status.
     pub fn sandbox_info(&self, id: &str) -> Result<BTreeMap<String, String>, RuntimeError> {
         let record = self.sandbox(id)?.record.get();
-        let dns = record.config.dns_config.clone().unwrap_or_default();
         let info = json!({
             "name": record.name,
             "pid": record.pid,
@@ -21,9 +21,8 @@ impl Runtime {
             "runtimeHandler": record.runtime_handler,
             "cgroupParent": record.cgroup_parent(),
             "phase": format!("{:?}", record.phase()),
-            "hostname": record.config.hostname,
-            "logDirectory": record.config.log_directory,
-            "dns": { "servers": dns.servers, "searches": dns.searches, "options": dns.options },
+            "config": config(&record.config),
+            "runtimeSpec": self.pause_spec(&record).ok(),
             "containers": self.registry.containers_of(id).iter().map(|one| one.id.clone()).collect::<Vec<_>>(),
         });
         Ok(one(&info))
@@ -50,6 +49,36 @@ impl Runtime {
         }
         Ok(one(&info))
     }
+}
+
+/// What was asked for, with the names that the CRI gives its fields.
+fn config(config: &PodSandboxConfig) -> Value {
+    let metadata = config.metadata.clone().unwrap_or_default();
+    let dns = config.dns_config.clone().unwrap_or_default();
+    let ports = config.port_mappings.iter().map(|port| {
+        json!({
+            "protocol": port.protocol,
+            "container_port": port.container_port,
+            "host_port": port.host_port,
+            "host_ip": port.host_ip,
+        })
+    });
+    let linux = config.linux.clone().unwrap_or_default();
+    json!({
+        "metadata": {
+            "name": metadata.name,
+            "uid": metadata.uid,
+            "namespace": metadata.namespace,
+            "attempt": metadata.attempt,
+        },
+        "hostname": config.hostname,
+        "log_directory": config.log_directory,
+        "dns_config": { "servers": dns.servers, "searches": dns.searches, "options": dns.options },
+        "port_mappings": ports.collect::<Vec<_>>(),
+        "labels": config.labels,
+        "annotations": config.annotations,
+        "linux": { "cgroup_parent": linux.cgroup_parent, "sysctls": linux.sysctls },
+    })
 }
 
 fn one(info: &Value) -> BTreeMap<String, String> {

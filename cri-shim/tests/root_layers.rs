@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -185,21 +185,21 @@ fn tree(root: &Path, ignored: &[&str]) -> Tree {
         let name = path.strip_prefix(root).expect("below").to_owned();
         let metadata = path.symlink_metadata().expect("there");
         let kind = metadata.file_type();
-        let mut text = format!("{:o} {}:{}", metadata.mode(), metadata.uid(), metadata.gid());
+        let mut text = vec![format!("{:o} {}:{}", metadata.mode(), metadata.uid(), metadata.gid())];
         // A whiteout is no file that anybody sees the time of.
         let whiteout = kind.is_char_device() && metadata.rdev() == 0;
         if !whiteout && !ignored.iter().any(|one| Path::new(one) == name) {
-            text += &format!(" {}.{}", metadata.mtime(), metadata.mtime_nsec());
+            text.push(format!(" {}.{}", metadata.mtime(), metadata.mtime_nsec()));
         }
         if kind.is_char_device() || kind.is_block_device() {
-            text += &format!(" device {:x}", metadata.rdev());
+            text.push(format!(" device {:x}", metadata.rdev()));
         }
         if kind.is_symlink() {
-            text += &format!(" -> {}", std::fs::read_link(&path).expect("a link").display());
+            text.push(format!(" -> {}", std::fs::read_link(&path).expect("a link").display()));
         }
         if kind.is_file() {
             let content = std::fs::read(&path).expect("read");
-            text += &format!(" links {} size {} {}", metadata.nlink(), content.len(), digest(&content));
+            text.push(format!(" links {} size {} {}", metadata.nlink(), content.len(), digest(&content)));
         }
         let mut names = vec![0_u8; 65536];
         let length = rustix::fs::llistxattr(&path, &mut names[..]).expect("listed");
@@ -210,12 +210,12 @@ fn tree(root: &Path, ignored: &[&str]) -> Tree {
             let mut value = vec![0_u8; 65536];
             let length = rustix::fs::lgetxattr(&path, std::ffi::OsStr::from_bytes(attribute), &mut value[..])
                 .expect("read");
-            text += &format!(" {}={:?}", String::from_utf8_lossy(attribute), &value[..length]);
+            text.push(format!(" {}={:?}", String::from_utf8_lossy(attribute), &value[..length]));
         }
         if kind.is_dir() {
             todo.extend(std::fs::read_dir(&path).expect("read").flatten().map(|entry| entry.path()));
         }
-        found.insert(name, text);
+        found.insert(name, text.concat());
     }
     found
 }
@@ -231,7 +231,7 @@ async fn unpacked(containerd: &Containerd, namespace: &str, unpacker: Unpacker, 
     let store = ImageStore::new(client.clone(), places, Settings { unpacker, ..Settings::default() });
     let image = store.pull(image, None).await.expect("pulled");
     let key = format!("look-{}", image.id);
-    let mounts = client.prepare_snapshot(&key, image.chain_id(), Default::default()).await.expect("prepared");
+    let mounts = client.prepare_snapshot(&key, image.chain_id(), HashMap::default()).await.expect("prepared");
     let mut layers = Target::of(&mounts).expect("an overlay").lower;
     layers.reverse();
     layers

@@ -63,7 +63,11 @@ impl Container {
             root: root.ok(),
         };
         let mut warnings = crate::container::missing_capabilities(exec.process);
-        let process = process::plan(exec.process, exec.stdio, common)?;
+        let mut process = process::plan(exec.process, exec.stdio, common)?;
+        if process.oom_score_adj.is_none() {
+            // As runc does: what runs in a container is as dear as its first process.
+            process.oom_score_adj = std::fs::read(format!("/proc/{}/oom_score_adj", self.pid)).ok();
+        }
         let Entry { into, enter } = self.cgroups.entry()?;
         let pids = libc::CLONE_NEWPID.cast_unsigned();
         let plan = JoinPlan { process, enter, init, namespaces: self.namespaces & !pids };

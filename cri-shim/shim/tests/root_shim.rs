@@ -42,7 +42,7 @@ async fn input_ends_when_it_is_closed_and_signals_end_what_runs() {
     let (stdin, stdout) = (node.fifo("in"), node.fifo("out"));
     let out = read_fifo(&stdout);
     let wanted = Wanted { stdin: stdin.clone(), stdout, ..Wanted::default() };
-    let (id, _) = node.run("cat; exec sleep 3600", &wanted).await;
+    let (id, _) = node.run("cat; exit 7", &wanted).await;
     File::options().write(true).open(&stdin).expect("opened").write_all(b"hello").expect("written");
     let request = containerd_client::services::v1::CloseIoRequest {
         container_id: id.clone(),
@@ -52,11 +52,14 @@ async fn input_ends_when_it_is_closed_and_signals_end_what_runs() {
     let mut request = containerd_client::tonic::Request::new(request);
     request.metadata_mut().insert("containerd-namespace", "shimtest".parse().expect("ascii"));
     node.tasks().close_io(request).await.expect("closed");
+    assert_eq!(node.wait(&id, "").await, 7, "the end of its input ends cat");
+    assert!(text(out).await.starts_with("hello"));
+    node.delete(&id).await.expect("deleted");
+    let (id, _) = node.run("exec sleep 3600", &Wanted::default()).await;
     node.kill(&id, "", 9).await.expect("killed");
     assert_eq!(node.wait(&id, "").await, 137);
     let gone = node.kill(&id, "", 9).await.expect_err("it has ended");
     assert_eq!(gone.code(), containerd_client::tonic::Code::NotFound, "{gone}");
-    assert!(text(out).await.starts_with("hello"));
     node.delete(&id).await.expect("deleted");
     node.assert_clean();
 }

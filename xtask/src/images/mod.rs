@@ -5,7 +5,7 @@
 
 pub(crate) mod deb;
 pub(crate) mod idle;
-mod layer;
+pub(crate) mod layer;
 mod rootfs;
 
 use std::collections::BTreeMap;

@@ -195,6 +195,8 @@ pub(crate) fn seal(plan: &ContainerPlan) -> Outcome<()> {
             .and_then(|mount| sys::mount_setattr(mount.as_fd(), false, &readonly))
             .at_index(Step::MountMake, index)?;
     }
+    // As runc does, and before the root becomes read-only. What stands in the way is told when it is entered.
+    let _made = in_root::make(root, &plan.process.cwd, Kind::Directory);
     if plan.root.readonly {
         sys::mount_setattr(root, false, &readonly).at(Step::RootReadonly)?;
     }

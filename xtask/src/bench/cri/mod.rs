@@ -10,6 +10,7 @@ mod driver;
 mod exec;
 mod lifecycle;
 mod memory;
+mod pull;
 mod report;
 mod svg;
 
@@ -31,6 +32,8 @@ pub(crate) enum Part {
     Exec,
     /// Memory per pod, and CPU while nothing happens.
     Memory,
+    /// PullImage of a large image.
+    Pull,
 }
 
 /// The command line.
@@ -133,6 +136,9 @@ async fn measure(layout: &Layout, arguments: &Arguments) -> Result<Report> {
         if arguments.wants(Part::Exec) {
             report.rows.extend(exec::measure(&sides, arguments).await?);
         }
+    }
+    if arguments.wants(Part::Pull) {
+        report.rows.extend(pull::measure(&ground, arguments.quick, arguments.rounds()).await?);
     }
     if arguments.wants(Part::Memory) {
         let (rows, columns) = memory::measure(&ground, arguments).await?;

@@ -35,7 +35,11 @@ fn modules() -> Vec<Case> {
         case(group, "AppArmor RuntimeDefault confines", apparmor_default),
         case(group, "AppArmor Unconfined does not", apparmor_unconfined),
         case(group, "AppArmor Localhost of a profile that is not loaded is refused", apparmor_missing),
-        case(group, "AppArmor RuntimeDefault where the kernel has none is no error", apparmor_absent),
+        case(
+            group,
+            "AppArmor RuntimeDefault where the kernel has none is refused with that reason",
+            apparmor_absent,
+        ),
         case(group, "SELinux labels are set", selinux),
     ]
 }
@@ -162,9 +166,11 @@ async fn apparmor_absent(t: T) -> Result<()> {
     if t.suite.facts.apparmor {
         return skip("the kernel has AppArmor");
     }
-    t.output("true", |config| security(config).apparmor = profile(ProfileType::RuntimeDefault, ""))
-        .await
-        .map(drop)
+    let pod = t.sandbox().await?;
+    let mut config = t.shell("true");
+    security(&mut config).apparmor = profile(ProfileType::RuntimeDefault, "");
+    let status = refused("an AppArmor profile", t.try_create(&pod, &config).await)?;
+    holds("the error", &status.message().to_lowercase(), "apparmor")
 }
 
 async fn selinux(t: T) -> Result<()> {
