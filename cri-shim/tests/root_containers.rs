@@ -233,8 +233,8 @@ async fn devices_of_vendors_come_by_name() {
     end(&cri, all).await;
 }
 
-fn number(value: i64) -> Option<v1::Int64Value> {
-    Some(v1::Int64Value { value })
+fn number(value: i64) -> v1::Int64Value {
+    v1::Int64Value { value }
 }
 
 type Change = Box<dyn Fn(&mut v1::LinuxContainerSecurityContext)>;
@@ -251,8 +251,8 @@ async fn users_and_groups_are_the_ones_told() {
             (
                 "merge",
                 Box::new(|security| {
-                    security.run_as_user = number(33);
-                    security.run_as_group = number(50);
+                    security.run_as_user = Some(number(33));
+                    security.run_as_group = Some(number(50));
                     security.supplemental_groups = vec![60, 50];
                 }),
                 "33\n50\n50 60 77",
@@ -260,13 +260,13 @@ async fn users_and_groups_are_the_ones_told() {
             (
                 "strict",
                 Box::new(|security| {
-                    security.run_as_user = number(33);
+                    security.run_as_user = Some(number(33));
                     security.supplemental_groups = vec![60];
                     security.set_supplemental_groups_policy(v1::SupplementalGroupsPolicy::Strict);
                 }),
                 "33\n33\n33 60",
             ),
-            ("unknown", Box::new(|security| security.run_as_user = number(4711)), "4711\n0\n0"),
+            ("unknown", Box::new(|security| security.run_as_user = Some(number(4711))), "4711\n0\n0"),
             ("number", Box::new(|security| security.run_as_username = "33".into()), "33\n33\n33 77"),
         ];
         for (name, change, expected) in cases {
@@ -502,11 +502,11 @@ async fn impossible_wishes_are_told_by_field_and_leave_nothing() {
     };
     let at = |own: &str| mounted("bad", "true", vec![mount(std::path::Path::new("/usr"), own)]);
     let below_a_file = cri.dir().join("cri.yaml/x");
-    let cases = [
+    let cases = vec![
         (
             bad(|security| {
                 security.capabilities =
-                    Some(v1::Capability { add_capabilities: vec!["FLY".into()], ..Default::default() })
+                    Some(v1::Capability { add_capabilities: vec!["FLY".into()], ..Default::default() });
             }),
             "unknown capability \"FLY\"",
         ),
@@ -529,7 +529,7 @@ async fn impossible_wishes_are_told_by_field_and_leave_nothing() {
         (
             bad(|security| {
                 security.namespace_options.get_or_insert_default().userns_options =
-                    Some(v1::UserNamespace::default())
+                    Some(v1::UserNamespace::default());
             }),
             "userns_options",
         ),

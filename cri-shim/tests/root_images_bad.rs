@@ -133,7 +133,7 @@ async fn documents_that_cannot_be_used_are_refused() {
         "platform":{"os":"plan9","architecture":"vax"}}]}"#,
     );
     changed("sha512", &|document| {
-        document["layers"][0]["digest"] = format!("sha512:{}", "0".repeat(128)).into()
+        document["layers"][0]["digest"] = format!("sha512:{}", "0".repeat(128)).into();
     });
     changed("negative", &|document| document["layers"][0]["size"] = (-1).into());
     changed("overflow", &|document| {
@@ -187,6 +187,9 @@ async fn documents_that_cannot_be_used_are_refused() {
     fixture.store(settings).pull("bad:good", None).await.expect("the registry itself is fine");
 }
 
+/// What it is, the limits, the layer as `push_blobs` takes it, and how the refusal reads.
+type BadLayer = (&'static str, Settings, (&'static str, Vec<u8>, String), Code, &'static [&'static str]);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn layers_that_cannot_be_used_are_refused() {
     let fixture = Fixture::start().await;
@@ -209,7 +212,7 @@ async fn layers_that_cannot_be_used_are_refused() {
     let good_one = (GZIP, gzip(&good[0]), digest(&good[0]));
     let as_layer = |bytes: &[u8]| (GZIP, gzip(bytes), digest(bytes));
     let noise = b"no archive at all".repeat(100);
-    let cases: Vec<(&str, Settings, (&str, Vec<u8>, String), Code, &[&str])> = vec![
+    let cases: Vec<BadLayer> = vec![
         (
             "bomb",
             only(&|all| all.max_layer_bytes = 1 << 20),
