@@ -308,7 +308,7 @@ async fn trees_are_those_that_containerd_makes() {
         }
         assert!(ours.is_empty(), "layer {layer} has more: {ours:?}");
     }
-    assert!(compared > 100, "{compared}");
+    assert!(compared > 90, "{compared}");
     // The corpus did reach the odd corners.
     let lowest = tree(&ours[0], &[]);
     for inside in ["outside", "absolute", "usr/lib/through-link", "var/log/made", "from-above", "by-dots"] {

@@ -87,6 +87,13 @@ impl ContainerdError {
         matches!(self, Self::Call { status, .. } if status.message().contains("ttrpc: closed"))
     }
 
+    /// A pod's shim was just ending when containerd asked it for another container: nothing was made, and the next try
+    /// finds it gone and starts another.
+    pub fn is_shim_gone_at_start(&self) -> bool {
+        matches!(self, Self::Call { status, .. } if status.message().contains("failed to start shim")
+            && status.message().contains("connect: "))
+    }
+
     /// containerd (or the shim behind it) could not be reached: worth another try later.
     pub fn is_unavailable(&self) -> bool {
         // A transport that breaks in the middle of a call is reported as Unknown or Internal by the HTTP/2 layer.

@@ -73,6 +73,14 @@ impl Client {
             terminal: stdio.terminal,
             ..CreateTaskRequest::default()
         };
+        for _attempt in 0..SHIM_RETRIES.0 {
+            let created =
+                call("Tasks.Create", id, TASK_DEADLINE, self.tasks_client().create(request.clone())).await;
+            match created {
+                Err(error) if error.is_shim_gone_at_start() => tokio::time::sleep(SHIM_RETRIES.1).await,
+                outcome => return Ok(outcome?.pid),
+            }
+        }
         let answer = call("Tasks.Create", id, TASK_DEADLINE, self.tasks_client().create(request)).await?;
         Ok(answer.pid)
     }
