@@ -75,6 +75,15 @@ pub(crate) fn schedule(process: &ProcessPlan) -> Outcome<()> {
 /// What needs rights over the host: limits and the out-of-memory score. Gives the warnings.
 pub(crate) fn limits(process: &ProcessPlan) -> Outcome<u32> {
     let mut warnings = 0;
+    // Before the limits: among the descriptors copied from a busy caller, a small one has no room for another file.
+    if let Some(score) = &process.oom_score_adj {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::open(c"/proc/self/oom_score_adj", flags, Mode::empty()).at(Step::OomScore)?;
+        match rustix::io::write(&file, score) {
+            Err(Errno::ACCESS | Errno::PERM) => warnings |= WARN_OOM_SCORE,
+            other => other.map(|_| ()).at(Step::OomScore)?,
+        }
+    }
     for (index, (resource, wanted)) in process.rlimits.iter().enumerate() {
         match setrlimit(*resource, *wanted) {
             Err(Errno::PERM) => {
@@ -87,14 +96,6 @@ pub(crate) fn limits(process: &ProcessPlan) -> Outcome<u32> {
                 setrlimit(*resource, Rlimit { current, maximum }).at_index(Step::Rlimit, index)?;
             }
             other => other.at_index(Step::Rlimit, index)?,
-        }
-    }
-    if let Some(score) = &process.oom_score_adj {
-        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-        let file = rustix::fs::open(c"/proc/self/oom_score_adj", flags, Mode::empty()).at(Step::OomScore)?;
-        match rustix::io::write(&file, score) {
-            Err(Errno::ACCESS | Errno::PERM) => warnings |= WARN_OOM_SCORE,
-            other => other.map(|_| ()).at(Step::OomScore)?,
         }
     }
     Ok(warnings)
