@@ -171,7 +171,13 @@ async fn attach_shows_what_the_container_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ports_of_the_sandbox_are_reached_and_missing_ones_told() {
     let (cri, sandbox, id) = pod("mkdir -p /www; echo served > /www/x; exec httpd -f -p 8080 -h /www").await;
-    cri.answers(&id).await;
+    // A command can be faster than the server that is about to listen.
+    let begun = tokio::time::Instant::now();
+    let ask = ["/bin/busybox", "wget", "-q", "-O", "-", "http://127.0.0.1:8080/x"];
+    while cri.exec(&id, &ask).await.exit_code != 0 {
+        assert!(begun.elapsed() < PATIENCE, "nobody listens");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let request = v1::PortForwardRequest { pod_sandbox_id: sandbox, port: Vec::new() };
     let url = cri.runtime().port_forward(request).await.expect("a URL").into_inner().url;
     let mut socket = connect(&url, "SPDY/3.1+portforward.k8s.io").await;
