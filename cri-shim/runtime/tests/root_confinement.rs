@@ -10,7 +10,7 @@ use cri_shim_runtime::{Created, Exec, Stdio, WindowSize, sealed};
 use oci_spec::runtime::{LinuxResources, Process};
 use serde_json::json;
 
-use support::{Bundle, create, exec, plain, run, start, unique, wait_until};
+use support::{Bundle, Running, create, exec, plain, run, start, unique, wait_until};
 
 /// Reads a terminal until the process on it is gone (then the kernel says EIO).
 fn read_terminal(master: std::os::fd::OwnedFd) -> String {
@@ -42,6 +42,8 @@ fn a_terminal_is_the_controlling_one_and_has_its_size() {
     let size = Some(WindowSize { rows: 33, columns: 99 });
     let Created { container, pending, pidfd, console, .. } =
         create(&bundle, &value, Stdio::Terminal { size }).unwrap_or_else(|error| panic!("{}", error.chain()));
+    // Removed also when a check below fails.
+    let running = Running { container, pidfd, warnings: Vec::new() };
     pending.start().unwrap();
     let master = console.unwrap();
     std::fs::File::from(master.try_clone().unwrap()).write_all(b"hello\n").unwrap();
@@ -50,8 +52,7 @@ fn a_terminal_is_the_controlling_one_and_has_its_size() {
     for line in ["/dev/pts/0", "33 99", "console", "x", "got hello"] {
         assert!(text.lines().any(|printed| printed == line), "{line} in {text}");
     }
-    reap(&pidfd, true).unwrap();
-    container.delete(support::PATIENCE).unwrap();
+    reap(&running.pidfd, true).unwrap();
 }
 
 #[test]

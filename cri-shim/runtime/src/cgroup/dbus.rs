@@ -54,12 +54,7 @@ impl Bus {
     pub(crate) fn systemd() -> io::Result<Self> {
         match Self::connect(Path::new("/run/dbus/system_bus_socket")) {
             Ok(mut bus) => {
-                let hello = Call {
-                    destination: "org.freedesktop.DBus",
-                    path: "/org/freedesktop/DBus",
-                    member: "Hello",
-                };
-                bus.call(&hello, "", &Body::default())?;
+                bus.hello()?;
                 Ok(bus)
             }
             Err(error)
@@ -85,6 +80,13 @@ impl Bus {
         }
         stream.write_all(b"BEGIN\r\n")?;
         Ok(Self { stream, serial: 0 })
+    }
+
+    /// What a bus wants to hear first; systemd's own socket does not.
+    fn hello(&mut self) -> Result<(), Failed> {
+        let call =
+            Call { destination: "org.freedesktop.DBus", path: "/org/freedesktop/DBus", member: "Hello" };
+        self.call(&call, "", &Body::default())
     }
 
     /// Calls a method of systemd's manager.
@@ -387,6 +389,66 @@ mod tests {
         let failed = bus.manager("StopUnit", "s", &body).unwrap_err();
         assert_eq!(io::Error::from(failed).to_string(), "not today (org.Refused)");
         server.join().unwrap();
+    }
+
+    /// A bus of its own, ended with the test.
+    struct Daemon(std::process::Child);
+
+    impl Drop for Daemon {
+        fn drop(&mut self) {
+            drop(self.0.kill());
+            drop(self.0.wait());
+        }
+    }
+
+    /// A bus daemon checks every message it passes on, and hangs up on one that is not well formed.
+    #[test]
+    fn a_real_bus_takes_our_messages() {
+        if !Path::new("/usr/bin/dbus-daemon").exists() {
+            eprintln!("skipped: dbus-daemon is not installed");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("bus");
+        let config = dir.path().join("bus.conf");
+        let text = format!(
+            "<busconfig><type>session</type><listen>unix:path={}</listen><auth>EXTERNAL</auth>\
+             <policy context=\"default\"><allow send_destination=\"*\" eavesdrop=\"true\"/><allow eavesdrop=\"true\"/></policy></busconfig>",
+            socket.display()
+        );
+        std::fs::write(&config, text).unwrap();
+        let mut command = std::process::Command::new("/usr/bin/dbus-daemon");
+        let command = command.arg("--nofork").arg(format!("--config-file={}", config.display()));
+        let _daemon = Daemon(command.spawn().unwrap());
+        let begun = std::time::Instant::now();
+        let mut bus = loop {
+            match Bus::connect(&socket) {
+                Ok(bus) => break bus,
+                Err(error) => assert!(begun.elapsed() < LIMIT, "{error}"),
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        bus.hello().unwrap();
+        let mut body = Body::default();
+        body.text("x.scope");
+        body.text("replace");
+        body.properties(&[
+            ("Delegate", Value::Bool(true)),
+            ("MemoryMax", Value::U64(1 << 40)),
+            ("Slice", Value::Text("a-b.slice".to_owned())),
+            ("PIDs", Value::Ids(vec![1, 2, 3])),
+        ]);
+        body.nothing();
+        let first = bus.manager("StartTransientUnit", "ssa(sv)a(sa(sv))", &body);
+        let mut body = Body::default();
+        body.text("x.scope");
+        body.truth(true);
+        body.properties(&[("TasksMax", Value::U64(u64::MAX))]);
+        let second = bus.manager("SetUnitProperties", "sba(sv)", &body);
+        for answer in [first, second] {
+            let unknown = "org.freedesktop.DBus.Error.ServiceUnknown";
+            assert!(matches!(&answer, Err(Failed::Refused(name, _)) if name == unknown), "{answer:?}");
+        }
     }
 
     proptest! {
