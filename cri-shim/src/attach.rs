@@ -17,7 +17,7 @@ use crate::container::start::pipes;
 use crate::error::{RuntimeError, chain};
 use crate::exec::direct::Output;
 use crate::exec::{ContainerIo, Containers};
-use crate::host::fifo;
+use crate::host::{blocking, fifo, keeper};
 use crate::runtime::Runtime;
 use crate::state::Container;
 
@@ -29,7 +29,7 @@ const PIECES: usize = 32;
 pub struct Attached(pub Arc<Runtime>);
 
 fn told(error: &RuntimeError) -> Told {
-    Told { message: chain(error) }
+    Told::new(chain(error))
 }
 
 impl Containers for Attached {
@@ -38,12 +38,12 @@ impl Containers for Attached {
         let ((to_stdout, stdout), (to_stderr, stderr)) = (mpsc::channel(PIECES), mpsc::channel(PIECES));
         match (self.0.own_shim(&container), container.pump()) {
             (Some(shim), _) => {
-                let output = shim.attach(id).await.map_err(|error| Told { message: error.chain() })?;
+                let output = shim.attach(id).await.map_err(|error| Told::new(error.chain()))?;
                 tokio::spawn(pass_shim_output(output, to_stdout, to_stderr));
             }
             (None, Some(pump)) => drop(tokio::spawn(pass_output(pump.attach(), to_stdout, to_stderr))),
             (None, None) => {
-                return Err(Told { message: format!("the output of container {id} is not being read") });
+                return Err(Told::new(format!("the output of container {id} is not being read")));
             }
         }
         let stdin = self.stdin(&container).map_err(|error| told(&error))?;
@@ -61,7 +61,7 @@ impl Containers for Attached {
 
     async fn resize(&self, id: &str, size: TerminalSize) -> Result<(), Told> {
         let resized = self.0.client.resize_terminal(id, "", size.width.into(), size.height.into()).await;
-        resized.map_err(|error| Told { message: error.to_string() })
+        resized.map_err(|error| Told::new(error.to_string()))
     }
 
     async fn netns(&self, id: &str) -> Result<Option<PathBuf>, Told> {
@@ -92,6 +92,13 @@ impl Attached {
             }
             if record.config.stdin_once {
                 container.set_stdin(None);
+                let program = runtime.paths.keeper.clone();
+                let released =
+                    blocking(move || keeper::release_stdin(&program, &path.to_string_lossy())).await;
+                if let Err(error) = released {
+                    tracing::warn!(container = record.id, error = chain(&error), "standard input stays open");
+                }
+                drop(pipe);
                 if let Err(error) = runtime.client.close_stdin(&record.id, "").await {
                     tracing::debug!(container = record.id, %error, "standard input was closed already");
                 }

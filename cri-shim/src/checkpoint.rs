@@ -36,7 +36,9 @@ impl Runtime {
             stored.ok_or_else(|| RuntimeError::NotFound { kind: "container", id: container.id.clone() })?;
         let shim = stored.runtime.map(|runtime| runtime.name).unwrap_or_default();
         if shim != RUNC_SHIM {
-            return Err(unable(format!("the container's shim {shim} cannot make one")));
+            return Err(unable(format!(
+                "the container's shim {shim} does not drive CRIU; containers of a pod with handler runc can have one"
+            )));
         }
         criu_works().await?;
         let patience = u64::try_from(request.timeout).ok().filter(|seconds| *seconds > 0);

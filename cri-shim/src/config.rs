@@ -45,9 +45,10 @@ pub struct Config {
     /// What may run containers. Without a list: `keelson`, `runc` and `crun`, each where its program is found.
     #[serde(default)]
     pub handlers: Option<Vec<HandlerConfig>>,
-    /// The handler of pods that name none.
-    #[serde(default = "default_handler")]
-    pub default_handler: String,
+    /// The handler of pods that name none. Without one `keelson`, and where that does not work on this node, the next one
+    /// that does.
+    #[serde(default)]
+    pub default_handler: Option<String>,
     /// Our own shim; without it `containerd-shim-keelson-v1` beside this executable, or in PATH.
     #[serde(default)]
     pub shim_binary: Option<PathBuf>,
@@ -165,10 +166,6 @@ fn default_namespace() -> String {
     "keelson".to_owned()
 }
 
-fn default_handler() -> String {
-    "runc".to_owned()
-}
-
 impl Config {
     /// Reads and checks the file.
     pub fn load(path: &Path) -> anyhow::Result<Self> {
@@ -219,8 +216,10 @@ impl Config {
             let same = handlers.iter().filter(|other| other.name == handler.name).count();
             anyhow::ensure!(same == 1, "handlers[{index}].name: {:?} is there {same} times", handler.name);
         }
-        let named = handlers.iter().any(|handler| handler.name == self.default_handler);
-        anyhow::ensure!(named, "defaultHandler: {:?} is none of the handlers", self.default_handler);
+        if let Some(default) = &self.default_handler {
+            let named = handlers.iter().any(|handler| handler.name == *default);
+            anyhow::ensure!(named, "defaultHandler: {default:?} is none of the handlers");
+        }
         Ok(())
     }
 }
@@ -258,7 +257,10 @@ cgroupDriver: cgroupfs
             (format!("{GOOD}streaming: {{ port: many }}\n"), "streaming.port"),
             (format!("{GOOD}shimBinary: shim\n"), "shimBinary"),
             (format!("{GOOD}handlers: [{{ name: a, kind: kata }}]\n"), "handlers[0].kind"),
-            (format!("{GOOD}handlers: [{{ name: a, kind: runc }}]\n"), "defaultHandler"),
+            (
+                format!("{GOOD}handlers: [{{ name: a, kind: runc }}]\ndefaultHandler: runc\n"),
+                "defaultHandler",
+            ),
             (
                 format!("{GOOD}handlers: [{{ name: runc, kind: runc }}, {{ name: runc, kind: keelson }}]\n"),
                 "handlers[0].name",

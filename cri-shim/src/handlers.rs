@@ -22,6 +22,8 @@ const PROBE_DEADLINE: Duration = Duration::from_secs(20);
 const ABSENT: &str = "/keelson-probe";
 /// The handler of sandboxes made before handlers were recorded.
 const FIRST: &str = "runc";
+/// The handlers of pods that name none, where the configuration names none either: the first one that works.
+const PREFERRED: [&str; 2] = ["keelson", FIRST];
 /// The kernel that can make bind mounts read-only with everything below them (`mount_setattr`).
 const RECURSIVE_READONLY_KERNEL: (u32, u32) = (5, 12);
 /// The kernel that can map owners on overlay mounts, which volumes of pods with a user namespace need.
@@ -63,9 +65,19 @@ impl Handler {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Handlers {
     offered: Vec<Handler>,
-    /// Names that are not offered, each with the reason.
-    refused: Vec<(String, String)>,
+    refused: Vec<Refused>,
     default: String,
+}
+
+/// A handler that is not offered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Its name.
+    pub name: String,
+    /// How it would run containers.
+    pub kind: HandlerKind,
+    /// Why it is not offered.
+    pub reason: String,
 }
 
 impl Handlers {
@@ -73,8 +85,7 @@ impl Handlers {
     pub async fn find(config: &Config, scratch: &Path) -> Self {
         let wanted = config.handlers.clone().unwrap_or_else(defaults);
         let probes = wanted.iter().map(|handler| probe(handler, config, scratch));
-        let mut found =
-            Self { offered: Vec::new(), refused: Vec::new(), default: config.default_handler.clone() };
+        let mut found = Self { offered: Vec::new(), refused: Vec::new(), default: String::new() };
         for (handler, outcome) in wanted.iter().zip(join_all(probes).await) {
             match outcome {
                 Ok((binary, features)) => {
@@ -90,10 +101,12 @@ impl Handlers {
                 }
                 Err(reason) => {
                     tracing::warn!(handler = handler.name, reason, "handler is not offered");
-                    found.refused.push((handler.name.clone(), reason));
+                    let (name, kind) = (handler.name.clone(), handler.kind);
+                    found.refused.push(Refused { name, kind, reason });
                 }
             }
         }
+        found.choose_default(config.default_handler.as_deref(), &wanted);
         if let Some(problem) = found.default_problem() {
             tracing::error!(problem, "pods without a runtime class cannot run");
         }
@@ -114,14 +127,36 @@ impl Handlers {
         self.get(if name.is_empty() { FIRST } else { name })
     }
 
+    /// How the handler that a record names runs containers, also when it is not offered any more: what it started lives on.
+    pub fn kind_of_record(&self, name: &str) -> Option<HandlerKind> {
+        let name = if name.is_empty() { FIRST } else { name };
+        let offered = self.offered.iter().find(|handler| handler.name == name).map(|handler| handler.kind);
+        offered
+            .or_else(|| self.refused.iter().find(|handler| handler.name == name).map(|handler| handler.kind))
+    }
+
+    /// Settles which handler runs pods that name none.
+    fn choose_default(&mut self, configured: Option<&str>, wanted: &[HandlerConfig]) {
+        if let Some(name) = configured {
+            name.clone_into(&mut self.default);
+            return;
+        }
+        let is_wanted = |name: &&str| wanted.iter().any(|handler| handler.name == *name);
+        let others = wanted.iter().map(|handler| handler.name.as_str());
+        let mut candidates = PREFERRED.into_iter().filter(is_wanted).chain(others).peekable();
+        let best = candidates.peek().copied().unwrap_or_default();
+        let works = |name: &&str| self.offered.iter().any(|handler| handler.name == *name);
+        let chosen = candidates.find(works).unwrap_or(best).to_owned();
+        if let Some(refused) = self.refused.iter().find(|handler| handler.name == best && chosen != best) {
+            let (instead, reason) = (&chosen, &refused.reason);
+            tracing::warn!(handler = best, instead, reason, "the default handler does not work on this node");
+        }
+        self.default = chosen;
+    }
+
     /// The handlers that are offered.
     pub fn offered(&self) -> &[Handler] {
         &self.offered
-    }
-
-    /// The names that are not offered, each with the reason.
-    pub fn refused(&self) -> &[(String, String)] {
-        &self.refused
     }
 
     /// Why pods that name no handler cannot run, if so.
@@ -138,7 +173,8 @@ impl Handlers {
             };
             json!({ "name": handler.name, "kind": kind, "binary": handler.binary })
         });
-        let refused = self.refused.iter().map(|(name, reason)| json!({ "name": name, "reason": reason }));
+        let refused =
+            self.refused.iter().map(|handler| json!({ "name": handler.name, "reason": handler.reason }));
         json!({
             "default": self.default,
             "offered": offered.collect::<Vec<_>>(),
@@ -153,8 +189,8 @@ impl Handlers {
         } else {
             format!("there are {}", names.join(", "))
         };
-        match self.refused.iter().find(|(refused, _)| refused == name) {
-            Some((_, reason)) => {
+        match self.refused.iter().find(|refused| refused.name == name) {
+            Some(Refused { reason, .. }) => {
                 format!("runtime handler {name:?} does not work on this node: {reason}; {there}")
             }
             None => format!("runtime handler {name:?} is not configured; {there}"),
@@ -191,6 +227,7 @@ async fn probe(
             }
             // A shim of another machine or with a missing library does not get as far as this.
             run(&shim, &["-v"]).await?;
+            try_container(&shim, handler.kind, &scratch.join(&handler.name)).await?;
             let recursive_readonly = kernel_is(RECURSIVE_READONLY_KERNEL);
             Ok((shim, Features { recursive_readonly, user_namespaces: user_namespaces() }))
         }
@@ -198,7 +235,7 @@ async fn probe(
             let name = handler.binary.clone().unwrap_or_else(|| PathBuf::from(&handler.name));
             let binary = in_path(&name).ok_or_else(|| format!("{} is not in PATH", name.display()))?;
             run(&binary, &["--version"]).await?;
-            try_container(&binary, &scratch.join(&handler.name)).await?;
+            try_container(&binary, handler.kind, &scratch.join(&handler.name)).await?;
             let told = run(&binary, &["features"]).await.unwrap_or_default();
             let recursive_readonly = told.contains("\"rro\"") && kernel_is(RECURSIVE_READONLY_KERNEL);
             Ok((binary, Features { recursive_readonly, user_namespaces: user_namespaces() }))
@@ -208,8 +245,8 @@ async fn probe(
 
 /// Has the program make a container up to the point where the command would run, which does not exist; so nothing runs
 /// and the program itself takes everything back. This finds what no version number tells, such as crun's refusal of
-/// hybrid cgroups.
-async fn try_container(binary: &Path, scratch: &Path) -> Result<(), String> {
+/// hybrid cgroups, or a kernel or a library that our own runtime cannot work with.
+async fn try_container(binary: &Path, kind: HandlerKind, scratch: &Path) -> Result<(), String> {
     let told = |error: std::io::Error| format!("{} cannot be probed: {error}", binary.display());
     let bundle = scratch.join("bundle");
     // crun makes no directory for what it mounts.
@@ -219,17 +256,24 @@ async fn try_container(binary: &Path, scratch: &Path) -> Result<(), String> {
     // Probes run beside each other: one that takes its cgroup back must not end what another has in it.
     let handler = scratch.file_name().unwrap_or_default().to_string_lossy();
     let id = format!("keelson-probe-{}-{handler}", std::process::id());
-    let spec = json!({
+    let mut spec = json!({
         "ociVersion": "1.0.2",
         "process": { "args": [ABSENT], "cwd": "/", "user": { "uid": 0, "gid": 0 } },
         "root": { "path": "rootfs" },
         "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
         "linux": { "cgroupsPath": format!("/{id}"), "namespaces": [{ "type": "mount" }, { "type": "pid" }] },
     });
+    if kind == HandlerKind::Keelson {
+        // It loads libseccomp only when a profile has to be compiled.
+        spec["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW" });
+    }
     tokio::fs::write(bundle.join("config.json"), spec.to_string()).await.map_err(told)?;
     let (root, directory) = (scratch.join("root"), bundle.to_string_lossy().into_owned());
-    let arguments = ["--root", &root.to_string_lossy(), "run", "--bundle", &directory, &id];
-    let outcome = run(binary, &arguments).await;
+    let root = root.to_string_lossy();
+    let outcome = match kind {
+        HandlerKind::Runc => run(binary, &["--root", &root, "run", "--bundle", &directory, &id]).await,
+        HandlerKind::Keelson => run(binary, &["-id", &id, "-bundle", &directory, "probe"]).await,
+    };
     drop(tokio::fs::remove_dir_all(scratch).await);
     match outcome {
         Ok(_) => Ok(()),
@@ -306,7 +350,37 @@ mod tests {
             features: Features::default(),
         };
         let reason = "crun: cgroups in hybrid mode not supported".to_owned();
-        Handlers { offered: vec![runc], refused: vec![("crun".into(), reason)], default: default.into() }
+        let crun = Refused { name: "crun".into(), kind: HandlerKind::Runc, reason };
+        Handlers { offered: vec![runc], refused: vec![crun], default: default.into() }
+    }
+
+    #[test]
+    fn pods_that_name_none_get_the_best_handler_that_works() {
+        let chosen = |mut all: Handlers, configured: Option<&str>, wanted: &[HandlerConfig]| {
+            all.choose_default(configured, wanted);
+            all.default
+        };
+        let broken = || {
+            let mut all = handlers("");
+            let (name, reason) = ("keelson".to_owned(), "no libseccomp".to_owned());
+            all.refused.push(Refused { name, kind: HandlerKind::Keelson, reason });
+            all
+        };
+        let whole = || {
+            let mut all = handlers("");
+            let mut own = all.offered[0].clone();
+            own.name = "keelson".to_owned();
+            all.offered.push(own);
+            all
+        };
+        assert_eq!(chosen(whole(), None, &defaults()), "keelson");
+        assert_eq!(chosen(broken(), None, &defaults()), "runc");
+        assert_eq!(chosen(broken(), Some("keelson"), &defaults()), "keelson", "as asked, to be told");
+        let only = [HandlerConfig { name: "crun".into(), kind: HandlerKind::Runc, binary: None }];
+        assert_eq!(chosen(handlers(""), None, &only), "crun", "nothing else was configured");
+        assert_eq!(broken().kind_of_record("keelson"), Some(HandlerKind::Keelson));
+        assert_eq!(broken().kind_of_record(""), Some(HandlerKind::Runc));
+        assert_eq!(broken().kind_of_record("gone"), None);
     }
 
     #[test]

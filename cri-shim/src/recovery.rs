@@ -70,6 +70,8 @@ async fn follow(runtime: &Arc<Runtime>, recovered: &mut bool, pause: &mut Durati
         let events = runtime.client.subscribe().await?;
         if *recovered {
             runtime.resync().await?;
+            // A containerd that dies may leave a shim that it was just starting.
+            runtime.end_forgotten_shims().await?;
         } else {
             runtime.recover().await?;
         }
@@ -194,46 +196,67 @@ impl Runtime {
         Ok(())
     }
 
-    /// Ends shims that containerd does not know, because we died while it was starting them.
+    /// Ends shims that containerd does not know, because it or we died while it was starting them.
     async fn end_forgotten_shims(self: &Arc<Self>) -> Result<(), RuntimeError> {
         let begun = tokio::time::Instant::now();
         loop {
-            let tasks = self.client.tasks().await?;
-            let known: HashSet<String> = tasks.iter().map(|task| task_id(task).to_owned()).collect();
-            let group = |id: &String| self.registry.container(id).map(|found| found.sandbox_id.clone());
-            let groups: HashSet<String> = known.iter().filter_map(group).collect();
-            let lost = |shim: &Shim| {
-                !known.contains(&shim.id) && group(&shim.id).is_none_or(|sandbox| !groups.contains(&sandbox))
-            };
             let (socket, namespace) =
                 (self.paths.containerd_socket.clone(), self.client.namespace().to_owned());
             let found = blocking(move || shims::list(&socket, &namespace)).await?;
+            let known = self.known_tasks().await?;
             let mut waiting = false;
-            for shim in found.into_iter().filter(lost) {
-                if shim.has_children() {
-                    // A later container of the pod whose first one is gone, or runc still at work for nobody.
-                    waiting |= !shim.serves_any(&known);
-                    if let Some(container) = self.registry.container(&shim.id) {
-                        self.clear_runtime(&container).await?;
-                    }
-                } else {
-                    tracing::warn!(
-                        pid = shim.pid,
-                        container = shim.id,
-                        "ending a shim that containerd has forgotten"
-                    );
-                    blocking(move || shims::end(&shim)).await?;
-                }
+            for shim in found.into_iter().filter(|shim| self.is_forgotten(shim, &known)) {
+                waiting |= !self.end_forgotten_shim(shim).await?;
             }
             if !waiting {
                 return Ok(());
             }
             if begun.elapsed() > SHIM_PATIENCE {
-                tracing::error!("a shim that containerd has forgotten still has processes; it stays");
+                tracing::error!("a shim that containerd has forgotten is still in use; it stays");
                 return Ok(());
             }
             tokio::time::sleep(SHORTEST_PAUSE).await;
         }
+    }
+
+    /// The ids of everything that containerd runs.
+    async fn known_tasks(&self) -> Result<HashSet<String>, RuntimeError> {
+        Ok(self.client.tasks().await?.iter().map(|task| task_id(task).to_owned()).collect())
+    }
+
+    /// Whether containerd knows neither the container that a shim was started for nor another one of its pod.
+    fn is_forgotten(&self, shim: &Shim, known: &HashSet<String>) -> bool {
+        let group = |id: &String| self.registry.container(id).map(|found| found.sandbox_id.clone());
+        let sandbox = group(&shim.id);
+        !known.contains(&shim.id) && (sandbox.is_none() || !known.iter().any(|id| group(id) == sandbox))
+    }
+
+    /// Ends one, or what it works at for nobody; says whether there is nothing to wait for.
+    async fn end_forgotten_shim(self: &Arc<Self>, shim: Shim) -> Result<bool, RuntimeError> {
+        let container = self.registry.container(&shim.id);
+        let sandbox = container.as_ref().map(|container| container.sandbox_id.clone()).unwrap_or_default();
+        let containers = self.registry.containers_of(&sandbox);
+        let nothing_starts: Result<Vec<_>, _> =
+            containers.iter().map(|container| container.operation.try_lock()).collect();
+        if nothing_starts.is_err() {
+            return Ok(false);
+        }
+        // What was started until a moment ago is known by now.
+        let known = self.known_tasks().await?;
+        if !self.is_forgotten(&shim, &known) {
+            return Ok(true);
+        }
+        if shim.has_children() {
+            // A later container of the pod whose first one is gone, or runc still at work for nobody.
+            let done = shim.serves_any(&known);
+            if let Some(container) = container {
+                self.clear_runtime(&container).await?;
+            }
+            return Ok(done);
+        }
+        tracing::warn!(pid = shim.pid, container = shim.id, "ending a shim that containerd has forgotten");
+        blocking(move || shims::end(&shim)).await?;
+        Ok(true)
     }
 
     /// Removes what no record explains.

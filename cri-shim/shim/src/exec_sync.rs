@@ -17,17 +17,24 @@ use nix::unistd::pipe2;
 use crate::lifecycle::exec_words;
 use crate::own;
 use crate::protocol::{ExecSync, Kind, MAX_OUTPUT};
-use crate::shim::Container;
+use crate::shim::{Container, Shim};
 use crate::tree;
 use crate::ttrpc::{Code, Failure};
 
 /// How long output may stand still after the command's end, while something it started holds the stream open.
 const QUIET: Duration = Duration::from_millis(250);
+/// How long a command may wait until others have begun.
+const TURN: Duration = Duration::from_secs(60);
 /// Bytes moved at once.
 const PIECE: usize = 16 * 1024;
 
 /// Runs the command and sends what it says and how it ends.
-pub fn run(container: &Container, request: &ExecSync, client: &UnixStream) -> Result<(), Failure> {
+pub fn run(
+    shim: &Shim,
+    container: &Container,
+    request: &ExecSync,
+    client: &UnixStream,
+) -> Result<(), Failure> {
     let begun = Instant::now();
     let deadline = (request.timeout_ms > 0).then(|| begun + Duration::from_millis(request.timeout_ms));
     if !container.lock().init.is_alive() || container.lock().pending.is_some() {
@@ -42,6 +49,14 @@ pub fn run(container: &Container, request: &ExecSync, client: &UnixStream) -> Re
     process.set_args(Some(request.args.clone()));
     process.set_terminal(Some(false));
     process.set_console_size(None);
+    shim.files.keep(&mut process);
+    let Some(turn) = shim.files.turn(deadline.unwrap_or(begun + TURN).min(begun + TURN)) else {
+        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return Err(Failure::new(Code::DeadlineExceeded, "the command timed out before it began"));
+        }
+        let words = format!("other commands of the pod have not begun after {TURN:?}; try again");
+        return Err(Failure::new(Code::ResourceExhausted, words));
+    };
     let host = |error: nix::Error| Failure::new(Code::Internal, format!("pipe: {error}"));
     let (stdout, stdout_in) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(host)?;
     let (stderr, stderr_in) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(host)?;
@@ -55,7 +70,7 @@ pub fn run(container: &Container, request: &ExecSync, client: &UnixStream) -> Re
         .runtime
         .exec(Exec { process: &process, stdio, subreaper: true })
         .map_err(|error| Failure::new(Code::Unknown, exec_words(&error)))?;
-    drop(process);
+    drop((process, turn));
     let outputs = [Output::new(Kind::Stdout, stdout), Output::new(Kind::Stderr, stderr)];
     Running { child, outputs, client, deadline, ended: None }.follow()
 }

@@ -3,7 +3,8 @@
 //!
 //! `containerd-shim-keelson-v1 start` ([`start`]) finds or makes the shim of a pod; that serves ([`serve`]) the task service
 //! ([`task`] over [`lifecycle`], [`ttrpc`]) and its own service for `keelson-cri` ([`own`], [`protocol`]): ExecSync
-//! ([`exec_sync`]), log reopening, attach. `delete` ([`remove`]) cleans up after a shim that died.
+//! ([`exec_sync`]), log reopening, attach. `delete` ([`remove`]) cleans up after a shim that died. `probe` ([`probe`])
+//! tells whether the runtime works on this node.
 //!
 //! One thread waits for everything ([`shim`]); what may block runs in short threads with small stacks; one more thread
 //! per container moves its output ([`pump`]) when it goes to a CRI log or comes from a terminal; events are sent by a thread
@@ -12,12 +13,14 @@
 pub mod bundle;
 pub mod exec_sync;
 pub mod figures;
+pub mod files;
 pub mod follower;
 pub mod host;
 pub mod lifecycle;
 pub mod log_file;
 pub mod options;
 pub mod own;
+pub mod probe;
 pub mod process;
 pub mod proto;
 pub mod protocol;
@@ -61,6 +64,7 @@ pub fn run(options: &Options) -> Result<(), String> {
     match options.action.as_str() {
         "start" => start::run(options).map_err(told),
         "delete" => remove::run(options).map_err(told),
+        "probe" => probe::run(options),
         "" => {
             // `start` gave the listening socket as standard input.
             let socket = std::io::stdin().as_fd().try_clone_to_owned().map_err(told)?;
@@ -68,6 +72,6 @@ pub fn run(options: &Options) -> Result<(), String> {
             nix::unistd::dup2_stdin(null).map_err(|errno| errno.to_string())?;
             serve::run(options, UnixListener::from(socket)).map_err(told)
         }
-        other => Err(format!("unknown action {other:?}; there are start and delete")),
+        other => Err(format!("unknown action {other:?}; there are start, delete and probe")),
     }
 }

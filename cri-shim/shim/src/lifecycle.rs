@@ -66,7 +66,10 @@ pub fn create(shim: &Arc<Shim>, request: msg::CreateTaskRequest) -> Result<msg::
 
 fn make(shim: &Arc<Shim>, request: &msg::CreateTaskRequest) -> Result<u32, Failure> {
     let bundle = Bundle::at(&request.bundle);
-    let spec = bundle.spec().map_err(|error| host("bundle", &error))?;
+    let mut spec = bundle.spec().map_err(|error| host("bundle", &error))?;
+    if let Some(process) = spec.process_mut() {
+        shim.files.keep(process);
+    }
     let root = root(&bundle, &spec, request);
     let annotations = spec.annotations().as_ref();
     if let Some(path) = annotations.and_then(|annotations| annotations.get(SOCKET_ANNOTATION)) {
@@ -286,6 +289,7 @@ fn spawn_exec(
     spec: &oci_spec::runtime::Process,
 ) -> Result<u32, Failure> {
     let mut spec = spec.clone();
+    shim.files.keep(&mut spec);
     if spec.oom_score_adj().is_none() {
         // Not the shim's own, which is the node's most protected one.
         spec.set_oom_score_adj(container.bundle.process().ok().and_then(|process| process.oom_score_adj()));

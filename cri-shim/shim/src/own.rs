@@ -16,16 +16,16 @@ use crate::ttrpc::{Code, Failure};
 
 /// How long a client may take to ask, and for each piece of an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Most requests at once; attached clients do not count.
-const MOST: usize = 512;
 
-/// Serves one connection.
+/// Serves one connection. As many at once as there may be files open; attached clients do not count.
 pub fn accept(shim: &Arc<Shim>, client: UnixStream) {
-    if shim.busy.fetch_add(1, Ordering::AcqRel) >= MOST {
+    if shim.busy.fetch_add(1, Ordering::AcqRel) >= shim.files.most {
         shim.busy.fetch_sub(1, Ordering::AcqRel);
         // Not to be held up by a client that does not read.
         if client.set_nonblocking(true).is_ok() {
-            fail(&client, &Failure::new(Code::ResourceExhausted, "too many requests at once"));
+            let most = shim.files.most;
+            let words = format!("the pod runs {most} commands already, as many as its shim can; try again");
+            fail(&client, &Failure::new(Code::ResourceExhausted, words));
         }
         return;
     }
@@ -46,7 +46,7 @@ fn serve(shim: &Arc<Shim>, client: &UnixStream) -> Result<(), Failure> {
     let request = read_request(client).map_err(broken)?;
     let container = shim.container(&request.container)?;
     match request.call {
-        Some(Call::ExecSync(exec)) => exec_sync::run(&container, &exec, client),
+        Some(Call::ExecSync(exec)) => exec_sync::run(shim, &container, &exec, client),
         Some(Call::ReopenLog(_)) => {
             let pump = container.lock().init.pump.clone();
             let missing =

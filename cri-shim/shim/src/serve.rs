@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -79,10 +79,24 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Takes the next connection. Without room for another one whoever connects waits.
+fn accept(listener: &UnixListener) -> Option<UnixStream> {
+    match listener.accept() {
+        Ok((socket, _)) => Some(socket),
+        Err(error) => {
+            if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+                // It stays ready: others need the time to close theirs.
+                std::thread::sleep(LAST_LOOK);
+            }
+            None
+        }
+    }
+}
+
 fn step(shim: &Arc<Shim>, token: u64, mut watched: Watched) {
     let stays = match &mut watched {
         Watched::Listener(listener) => {
-            if let Ok((socket, _)) = listener.accept()
+            if let Some(socket) = accept(listener)
                 && let Ok(connection) = Connection::new(socket)
                 && shim.watch(Watched::Connection(Arc::new(connection), Incoming::default())).is_ok()
             {
@@ -91,7 +105,7 @@ fn step(shim: &Arc<Shim>, token: u64, mut watched: Watched) {
             true
         }
         Watched::OwnListener(listener) => {
-            if let Ok((socket, _)) = listener.accept() {
+            if let Some(socket) = accept(listener) {
                 own::accept(shim, socket);
             }
             true

@@ -16,6 +16,7 @@ use cri_shim_runtime::{Pending, wait};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use crate::bundle::Bundle;
+use crate::files::Files;
 use crate::process::{Exit, Phase, Process};
 use crate::proto;
 use crate::proto::events::{TaskExit, TaskOom};
@@ -157,6 +158,8 @@ impl Watched {
 pub struct Shim {
     /// Events for containerd.
     pub events: Publisher,
+    /// How many files may be open.
+    pub files: Files,
     /// Threads of requests that run.
     pub busy: AtomicUsize,
     /// Connections of containerd.
@@ -191,6 +194,7 @@ impl Shim {
     pub fn new(events: Publisher, patience: Duration) -> std::io::Result<Self> {
         Ok(Self {
             events,
+            files: Files::raise(),
             busy: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             ending: AtomicBool::new(false),

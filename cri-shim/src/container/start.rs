@@ -124,8 +124,7 @@ impl Runtime {
     pub fn own_shim(&self, container: &Container) -> Option<OwnShim> {
         let sandbox = self.registry.sandbox(&container.sandbox_id)?;
         let handler = sandbox.record.with(|record| record.handler.clone());
-        let ours =
-            self.handlers.of_record(&handler).is_ok_and(|handler| handler.kind == HandlerKind::Keelson);
+        let ours = self.handlers.kind_of_record(&handler) == Some(HandlerKind::Keelson);
         ours.then(|| OwnShim::of(&self.paths.state_dir, &container.sandbox_id))
     }
 

@@ -76,7 +76,7 @@ impl<C: Containers> Runtime for Streamer<C> {
         let started = ExecProcess::start(&self.executor, container, command, wanted.stdin, wanted.tty).await;
         let (process, ends) = match started {
             Ok(started) => started,
-            Err(error) => return refuse(&error, &mut streams, wanted.tty).await,
+            Err(error) => return Err(refuse(&error, &mut streams, wanted.tty).await),
         };
         let gone = streams.gone.clone();
         let mut session = tokio::spawn(Session { process, terminal: wanted.tty }.run(ends, streams));
@@ -125,28 +125,27 @@ impl<C: Containers> Runtime for Streamer<C> {
     }
 
     async fn port_forward(&self, sandbox: &str, port: u16, stream: PortStream) -> Result<(), RuntimeError> {
-        let failed =
-            |error: port::PortError| RuntimeError { message: crate::images::registry::chain(&error) };
+        let failed = |error: port::PortError| RuntimeError::new(crate::images::registry::chain(&error));
         let netns = self.containers.netns(sandbox).await?;
         let connection = port::connect(netns.as_deref(), port).await.map_err(failed)?;
         port::copy(connection, stream).await.map_err(failed)
     }
 }
 
-/// A command that could not be run is told as a shell tells it; anything else is the server's failure.
-async fn refuse(error: &ExecError, streams: &mut Streams, terminal: bool) -> Result<u32, RuntimeError> {
-    let Some((code, reason)) = error.shell_code() else { return Err(told(error)) };
+/// A command that could not be run is told as a shell tells it, and in the status; anything else is the server's failure.
+async fn refuse(error: &ExecError, streams: &mut Streams, terminal: bool) -> RuntimeError {
+    let Some((code, reason)) = error.shell_code() else { return told(error) };
     let text = if terminal { format!("{reason}\r\n") } else { format!("{reason}\n") };
     if let Some(output) = streams.stderr.take().or_else(|| streams.stdout.take())
         && output.send(Bytes::from(text)).await.is_err()
     {
         tracing::debug!(reason, "a client left before it could be told");
     }
-    Ok(code)
+    RuntimeError { message: reason.to_owned(), exit_code: Some(code) }
 }
 
 fn told(error: &ExecError) -> RuntimeError {
-    RuntimeError { message: error.chain() }
+    RuntimeError::new(error.chain())
 }
 
 /// One interactive command.

@@ -4,11 +4,14 @@
 //! container ends; so without a keeper the last output of a container that ends while we are away would be lost, and a
 //! container that reads standard input would see its end. See `bare/keeper.rs` for when it ends.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::Stdio as Inherited;
 
+use nix::sys::signal::Signal;
+
+use super::{files, process};
 use crate::containerd::tasks::Stdio;
 use crate::error::RuntimeError;
 
@@ -30,6 +33,29 @@ pub fn start(program: &Path, stdio: &Stdio) -> Result<(), RuntimeError> {
         // How it ended does not matter: it holds nothing that is needed by then.
         child.wait().await.ok();
     });
+    Ok(())
+}
+
+/// Makes the keeper of a container, if there is one, let go of the container's standard input, so that it can end. Reads
+/// `/proc`, so not for async code.
+pub fn release_stdin(program: &Path, stdin: &str) -> Result<(), RuntimeError> {
+    let proc = Path::new("/proc");
+    for name in files::names_in(proc)? {
+        let Ok(pid) = name.parse::<u32>() else { continue };
+        let place = proc.join(&name);
+        let Some(began) = process::start_time(pid) else { continue };
+        // One that was replaced by another version since has a mark behind its path.
+        let runs =
+            |path: std::path::PathBuf| path.to_string_lossy().starts_with(program.to_string_lossy().as_ref());
+        let holds = fs::read_link(place.join("fd/0")).is_ok_and(|open| open == Path::new(stdin));
+        if !holds || !fs::read_link(place.join("exe")).is_ok_and(runs) {
+            continue;
+        }
+        let keeper = process::open(pid, began);
+        let told =
+            keeper.and_then(|keeper| keeper.map_or(Ok(()), |keeper| process::send(&keeper, Signal::SIGUSR1)));
+        told.map_err(RuntimeError::host("signal the keeper", &place))?;
+    }
     Ok(())
 }
 

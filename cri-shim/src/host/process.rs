@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
+use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -46,10 +47,16 @@ pub fn watched(process: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 
 /// Kills the process; one that has ended is fine.
 pub fn kill(process: &impl AsFd) -> io::Result<()> {
+    send(process, Signal::SIGKILL)
+}
+
+/// Sends a signal to the process; one that has ended is fine.
+pub fn send(process: &impl AsFd, signal: Signal) -> io::Result<()> {
+    let number = signal as libc::c_int;
     let fd = process.as_fd().as_raw_fd();
     // SAFETY: the descriptor is open for the time of the call, and a null `siginfo` is what the call takes for "as kill".
     let result = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, fd, libc::SIGKILL, std::ptr::null::<libc::siginfo_t>(), 0)
+        libc::syscall(libc::SYS_pidfd_send_signal, fd, number, std::ptr::null::<libc::siginfo_t>(), 0)
     };
     if result == 0 {
         return Ok(());

@@ -1,9 +1,12 @@
 //! Figures in CRI's messages.
 
+use std::path::Path;
+
 use containerd_client::services::v1::snapshots::UsageResponse;
 use cri_shim_api::v1::{
-    ContainerAttributes, ContainerStats, CpuUsage, FilesystemUsage, IoUsage, MemoryUsage,
-    NetworkInterfaceUsage, NetworkUsage, PodSandboxAttributes, PsiData, PsiStats, SwapUsage, UInt64Value,
+    ContainerAttributes, ContainerStats, CpuUsage, FilesystemIdentifier, FilesystemUsage, IoUsage,
+    MemoryUsage, NetworkInterfaceUsage, NetworkUsage, PodSandboxAttributes, PsiData, PsiStats, SwapUsage,
+    UInt64Value,
 };
 use cri_shim_core::record::{ContainerRecord, SandboxRecord};
 use cri_shim_core::stats::{CgroupUsage, InterfaceCounters, Pressure, Stall};
@@ -95,11 +98,13 @@ pub(super) fn network(now: i64, counters: &[InterfaceCounters]) -> NetworkUsage 
     NetworkUsage { timestamp: now, default_interface: default, interfaces: all }
 }
 
-pub(super) fn layer(now: i64, disk: &UsageResponse) -> FilesystemUsage {
+/// The size of a writable layer, which the snapshotter keeps in `directory`.
+pub(super) fn layer(now: i64, disk: &UsageResponse, directory: Option<&Path>) -> FilesystemUsage {
+    let mountpoint = |directory: &Path| directory.to_string_lossy().into_owned();
     FilesystemUsage {
         timestamp: now,
-        // Where the snapshotter keeps it is containerd's business; ImageFsInfo tells.
-        fs_id: None,
+        // The same as ImageFsInfo's, by which clients tell which file system it is.
+        fs_id: directory.map(|directory| FilesystemIdentifier { mountpoint: mountpoint(directory) }),
         used_bytes: value(u64::try_from(disk.size).unwrap_or_default()),
         inodes_used: value(u64::try_from(disk.inodes).unwrap_or_default()),
     }

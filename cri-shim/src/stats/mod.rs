@@ -286,11 +286,12 @@ impl Runtime {
         if let Some(known) = last.layer(FRESH) {
             return Some(known);
         }
+        let directory = self.snapshot_directory().await;
         let (client, id, keep) = (self.client.clone(), container.id.clone(), last.clone());
         // One at a time; it goes on when nobody waits any more, so that the next request finds it.
         let measuring = last.measure_layer(async move {
             let disk = client.snapshot_usage(&id).await.ok()?;
-            Some(convert::layer(clock::now(), &disk))
+            Some(convert::layer(clock::now(), &disk, directory.as_deref()))
         })?;
         drop(tokio::time::timeout(DISK_PATIENCE, measuring).await);
         keep.layer(Duration::MAX)

@@ -37,6 +37,16 @@ pub trait Runtime: Send + Sync + 'static {
 pub struct RuntimeError {
     /// The whole chain of causes, for people.
     pub message: String,
+    /// What a shell's exit code would be, when the cause is a command that cannot be run: none of that name, or not
+    /// allowed. Clients then end as if it had run and failed.
+    pub exit_code: Option<u32>,
+}
+
+impl RuntimeError {
+    /// A failure of the server.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), exit_code: None }
+    }
 }
 
 /// Which of a process's streams the client wants.

@@ -44,7 +44,7 @@ impl Runtime for Fake {
                 stdout.send(Bytes::from(format!("{width}x{height}"))).await.expect("sent");
                 Ok(0)
             }
-            _ => Err(RuntimeError { message: "no such file".to_owned() }),
+            _ => Err(RuntimeError::new("no such file")),
         }
     }
 
@@ -60,7 +60,7 @@ impl Runtime for Fake {
         mut stream: PortStream,
     ) -> Result<(), RuntimeError> {
         if port == 1 {
-            return Err(RuntimeError { message: "connection refused".to_owned() });
+            return Err(RuntimeError::new("connection refused"));
         }
         while let Some(bytes) = stream.input.recv().await {
             drop(stream.output.send(bytes).await);

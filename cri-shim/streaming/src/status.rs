@@ -13,13 +13,8 @@ pub type Outcome = Result<u32, RuntimeError>;
 pub fn json(outcome: &Outcome, doing: &str) -> Vec<u8> {
     let status = match outcome {
         Ok(0) => json!({"metadata": {}, "status": "Success"}),
-        Ok(code) => json!({
-            "metadata": {},
-            "status": "Failure",
-            "message": exit_text(*code),
-            "reason": "NonZeroExitCode",
-            "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]},
-        }),
+        Ok(code) => json_exit(*code, &exit_text(*code)),
+        Err(RuntimeError { message, exit_code: Some(code) }) => json_exit(*code, &not_run(*code, message)),
         Err(error) => json!({
             "metadata": {},
             "status": "Failure",
@@ -32,11 +27,22 @@ pub fn json(outcome: &Outcome, doing: &str) -> Vec<u8> {
     status.to_string().into_bytes()
 }
 
+fn json_exit(code: u32, message: &str) -> serde_json::Value {
+    json!({
+        "metadata": {},
+        "status": "Failure",
+        "message": message,
+        "reason": "NonZeroExitCode",
+        "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]},
+    })
+}
+
 /// The status as protocol versions 1 to 3 want it; empty for success.
 pub fn text(outcome: &Outcome, doing: &str) -> Vec<u8> {
     match outcome {
         Ok(0) => String::new(),
         Ok(code) => exit_text(*code),
+        Err(RuntimeError { message, exit_code: Some(code) }) => not_run(*code, message),
         Err(error) => format!("Internal error occurred: {doing}: {error}"),
     }
     .into_bytes()
@@ -44,6 +50,10 @@ pub fn text(outcome: &Outcome, doing: &str) -> Vec<u8> {
 
 fn exit_text(code: u32) -> String {
     format!("command terminated with non-zero exit code: exit status {code}")
+}
+
+fn not_run(code: u32, message: &str) -> String {
+    format!("{}: {message}", exit_text(code))
 }
 
 #[cfg(test)]
@@ -63,7 +73,7 @@ mod tests {
 
     #[test]
     fn failures_carry_their_cause() {
-        let outcome = Err(RuntimeError { message: "no such container".to_owned() });
+        let outcome = Err(RuntimeError::new("no such container"));
         let status: serde_json::Value =
             serde_json::from_slice(&json(&outcome, "error executing command in container")).expect("JSON");
         assert_eq!(
@@ -71,5 +81,21 @@ mod tests {
             "Internal error occurred: error executing command in container: no such container"
         );
         assert_eq!(status["code"], 500);
+    }
+
+    #[test]
+    fn a_command_that_cannot_be_run_is_named_beside_its_code() {
+        let message = r#"exec: "nope": executable file not found in $PATH"#.to_owned();
+        let outcome = Err(RuntimeError { message, exit_code: Some(127) });
+        let status: serde_json::Value = serde_json::from_slice(&json(&outcome, "")).expect("JSON");
+        assert_eq!(status["reason"], "NonZeroExitCode");
+        assert_eq!(status["details"]["causes"][0]["message"], "127");
+        for text in [status["message"].as_str().unwrap_or_default().to_owned(), text_of(&outcome)] {
+            assert!(text.contains("exit status 127") && text.contains(r#""nope""#), "{text}");
+        }
+    }
+
+    fn text_of(outcome: &Outcome) -> String {
+        String::from_utf8(text(outcome, "")).expect("text")
     }
 }

@@ -487,8 +487,8 @@ fn configuration(dir: &Path) -> String {
         "netnsDir": path("cri/netns"),
         "cni": { "confDir": path("net.d"), "binDir": path("bin"), "cacheDir": path("cni-cache") },
         "registryConfigDir": path("certs.d"),
-        // Every test holds for each handler; one is chosen for a run.
-        "defaultHandler": std::env::var("KEELSON_TEST_HANDLER").unwrap_or_else(|_| "runc".to_owned()),
+        // Every test holds for each handler; one is chosen for a run. Named, so that nothing falls back to another.
+        "defaultHandler": std::env::var("KEELSON_TEST_HANDLER").unwrap_or_else(|_| "keelson".to_owned()),
         "cdiDirs": [path("cdi")],
         "metrics": { "socket": path("metrics.sock") },
     })

@@ -7,6 +7,7 @@ use core::arch::{asm, global_asm};
 /// System call numbers.
 #[cfg(target_arch = "x86_64")]
 pub mod nr {
+    pub const CLOSE: usize = 3;
     pub const RT_SIGACTION: usize = 13;
     pub const RT_SIGPROCMASK: usize = 14;
     pub const IOCTL: usize = 16;
@@ -15,13 +16,16 @@ pub mod nr {
     pub const RT_SIGTIMEDWAIT: usize = 128;
     pub const EXIT_GROUP: usize = 231;
     pub const PPOLL: usize = 271;
+    pub const SIGNALFD4: usize = 289;
 }
 
 /// System call numbers.
 #[cfg(target_arch = "aarch64")]
 pub mod nr {
     pub const IOCTL: usize = 29;
+    pub const CLOSE: usize = 57;
     pub const PPOLL: usize = 73;
+    pub const SIGNALFD4: usize = 74;
     pub const EXIT_GROUP: usize = 94;
     pub const NANOSLEEP: usize = 101;
     pub const RT_SIGACTION: usize = 134;
