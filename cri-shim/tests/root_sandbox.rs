@@ -196,6 +196,22 @@ async fn handlers_are_offered_where_they_work() {
     let id = cri.script(&sandbox, &pod, "main", "exec sleep 3600").await;
     cri.answers(&id).await;
     cri.remove(&sandbox).await;
+
+    // Nothing chosen, and our own does not work: the next one does, and it is told once why.
+    let handlers = json!([
+        { "name": "ordinary", "kind": "runc", "binary": "runc" },
+        { "name": "keelson", "kind": "keelson", "binary": "/no/such/shim" },
+    ]);
+    cri.reconfigure(&json!({ "handlers": handlers, "defaultHandler": null })).await;
+    let told = status(&cri).await;
+    assert!(told.info["handlers"].contains(r#""default":"ordinary""#), "{}", told.info["handlers"]);
+    let sandbox = cri.run(&pod).await.unwrap();
+    let id = cri.script(&sandbox, &pod, "main", "exec sleep 3600").await;
+    cri.answers(&id).await;
+    let log = std::fs::read_to_string(cri.dir().join("cri.log")).unwrap();
+    let warned = log.lines().filter(|line| line.contains("the default handler does not work on this node"));
+    assert_eq!(warned.filter(|line| line.contains("/no/such/shim")).count(), 1, "{log}");
+    cri.remove(&sandbox).await;
     cri.assert_nothing_left().await;
 }
 
