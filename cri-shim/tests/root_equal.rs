@@ -93,7 +93,7 @@ fn default_profile() -> v1::SecurityProfile {
 const CONTAINERS: [(&str, Change); 5] = [
     ("plain", |_| {}),
     ("restricted", |config| {
-        config.working_dir = "/tmp".to_owned();
+        "/tmp".clone_into(&mut config.working_dir);
         let security = context(config);
         security.run_as_user = Some(v1::Int64Value { value: 33 });
         security.run_as_group = Some(v1::Int64Value { value: 44 });
@@ -141,9 +141,11 @@ async fn execs_are_confined_alike_by_every_handler() {
         for handler in ["keelson", "runc"] {
             let mut pod = cri.pod(&format!("{name}-{handler}"));
             pod.hostname = "same".to_owned();
-            let sandbox = cri.run_with(&pod, handler).await.expect("running");
             let mut config = shell("main", "exec sleep 3600");
             change(&mut config);
+            let linux = pod.linux.get_or_insert_default();
+            linux.security_context.get_or_insert_default().privileged = context(&mut config).privileged;
+            let sandbox = cri.run_with(&pod, handler).await.expect("running");
             let id =
                 cri.create(&sandbox, &pod, config).await.unwrap_or_else(|status| panic!("{name}: {status}"));
             cri.launch(&id).await.unwrap_or_else(|status| panic!("{name}: {status}"));
