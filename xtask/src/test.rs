@@ -92,6 +92,9 @@ fn root(repo: &Path) -> Result<()> {
     for target in ["keelson", "containerd"] {
         step(&format!("CRI conformance of {target}"), || conformance(repo, target))?;
     }
+    for set in ["keelson", "debian"] {
+        step(&format!("CNI conformance of {set}'s plugins"), || cni_conformance(repo, set))?;
+    }
     Ok(())
 }
 
@@ -100,6 +103,16 @@ fn conformance(repo: &Path, target: &str) -> Result<()> {
     let junit = repo.join("target/conformance").join(format!("{target}.xml"));
     Cmd::new(std::env::current_exe()?)
         .args(["conformance", "cri", "--no-build", "--start", target, "--junit"])
+        .args([junit])
+        .dir(repo)
+        .run()
+}
+
+/// The suite on our plugins, and on the reference that the suite itself is checked on.
+fn cni_conformance(repo: &Path, set: &str) -> Result<()> {
+    let junit = repo.join("target/conformance").join(format!("cni-{set}.xml"));
+    Cmd::new(std::env::current_exe()?)
+        .args(["conformance", "cni", "--no-build", "--set", set, "--junit"])
         .args([junit])
         .dir(repo)
         .run()

@@ -11,8 +11,8 @@ use super::context::T;
 /// The future of one run.
 pub(crate) type Run = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
-/// One promise of the CRI.
-pub(crate) struct Case {
+/// One promise of an interface; `C` is what its check works with.
+pub(crate) struct Case<C = T> {
     /// What users look under.
     pub(crate) group: &'static str,
     /// The promise in words; with the group it is the case's id.
@@ -20,10 +20,10 @@ pub(crate) struct Case {
     /// Must not run beside other cases, since it changes or counts what all share.
     pub(crate) serial: bool,
     /// Checks it.
-    pub(crate) run: Box<dyn Fn(T) -> Run + Send + Sync>,
+    pub(crate) run: Box<dyn Fn(C) -> Run + Send + Sync>,
 }
 
-impl Case {
+impl<C> Case<C> {
     /// How the case is called in lists, filters and reports.
     pub(crate) fn id(&self) -> String {
         format!("{}: {}", self.group, self.name)
@@ -37,9 +37,9 @@ impl Case {
 }
 
 /// Makes a case of an async function.
-pub(crate) fn case<F, Fut>(group: &'static str, name: &'static str, run: F) -> Case
+pub(crate) fn case<C, F, Fut>(group: &'static str, name: &'static str, run: F) -> Case<C>
 where
-    F: Fn(T) -> Fut + Send + Sync + 'static,
+    F: Fn(C) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<()>> + Send + 'static,
 {
     Case { group, name, serial: false, run: Box::new(move |t| Box::pin(run(t))) }

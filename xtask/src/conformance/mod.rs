@@ -1,4 +1,5 @@
-//! `cargo xtask conformance cri`: our own suite over CRI v1, one case per promised behaviour.
+//! `cargo xtask conformance cri`: our own suite over CRI v1, one case per promised behaviour; [`cni`] is the same for
+//! CNI plugins and shares the runner, the lists and the reports.
 //!
 //! It takes any endpoint: a case uses gRPC over the endpoint's unix socket, the streaming URLs it gives, the logs it
 //! writes and, inside containers, busybox. In reading order: [`case`], [`context`] (what a case works with), `cases`
@@ -10,6 +11,7 @@
 
 mod case;
 mod cases;
+mod cni;
 mod context;
 mod images;
 mod list;
@@ -40,6 +42,8 @@ use crate::paths::Layout;
 pub(crate) enum What {
     /// A CRI v1 endpoint: keelson-cri, containerd, CRI-O.
     Cri(Box<Options>),
+    /// CNI plugins: any executable, Debian's, ours.
+    Cni(Box<cni::Options>),
 }
 
 /// How to check a CRI.
@@ -109,7 +113,10 @@ pub(crate) enum Images {
 
 /// Runs what was asked for; `false` when a case failed.
 pub(crate) fn run(layout: &Layout, what: &What) -> Result<bool> {
-    let What::Cri(options) = what;
+    let options = match what {
+        What::Cri(options) => options,
+        What::Cni(options) => return cni::run(layout, options),
+    };
     if !options.compare.is_empty() {
         return report::compare(&options.compare).map(|()| true);
     }
@@ -179,7 +186,7 @@ async fn check(
     start::remove_cgroups(&suite.cgroup_parent);
     if let Some(file) = &options.junit {
         let file = if file.is_absolute() { file.clone() } else { layout.repo.join(file) };
-        report::junit(&file, &suite.facts.runtime, &done)?;
+        report::junit(&file, &format!("CRI v1: {}", suite.facts.runtime), &done)?;
         println!("JUnit: {}", file.display());
     }
     Ok(report::table(&suite.facts.runtime, &done, begun.elapsed()))

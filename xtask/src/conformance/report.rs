@@ -113,7 +113,7 @@ fn junit_text(runtime: &str, all: &[Done]) -> String {
         groups.entry(&done.group).or_default().push(done);
     }
     let mut text = format!(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites name=\"CRI v1: {}\" {}>\n",
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites name=\"{}\" {}>\n",
         escape(runtime),
         counts(&all.iter().collect::<Vec<_>>())
     );

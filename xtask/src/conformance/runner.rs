@@ -2,8 +2,9 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use anyhow::Result;
 use futures::{FutureExt, StreamExt};
 
 use super::case::{Case, Skip};
@@ -11,10 +12,41 @@ use super::context::{Suite, T};
 use super::list::List;
 use super::report::{self, Done, Outcome};
 
+/// What the cases of one suite share, and how a run of one gets what it works with.
+pub(crate) trait World: Send + Sync + 'static {
+    /// What a case works with.
+    type Context: Clone + Send;
+
+    /// A context for one run.
+    fn context(self: &Arc<Self>) -> Result<Self::Context>;
+
+    /// How long one case, and its clean-up, may take.
+    fn deadline(&self) -> Duration;
+
+    /// Removes what the run made.
+    fn clean_up(context: Self::Context) -> impl Future<Output = Result<()>> + Send;
+}
+
+impl World for Suite {
+    type Context = T;
+
+    fn context(self: &Arc<Self>) -> Result<T> {
+        T::new(self)
+    }
+
+    fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    async fn clean_up(context: T) -> Result<()> {
+        context.clean_up().await
+    }
+}
+
 /// Runs all and gives their results in the order of the list.
-pub(crate) async fn run(
-    suite: &Arc<Suite>,
-    cases: Vec<Case>,
+pub(crate) async fn run<W: World>(
+    suite: &Arc<W>,
+    cases: Vec<Case<W::Context>>,
     parallel: usize,
     known: &List,
     skipped: &List,
@@ -32,7 +64,7 @@ pub(crate) async fn run(
     done.into_iter().map(|(_, done)| done).collect()
 }
 
-async fn one(suite: &Arc<Suite>, case: &Case, known: &List, skipped: &List) -> Done {
+async fn one<W: World>(suite: &Arc<W>, case: &Case<W::Context>, known: &List, skipped: &List) -> Done {
     let begun = Instant::now();
     let id = case.id();
     let outcome = match skipped.get(&id) {
@@ -57,19 +89,19 @@ fn excuse(outcome: Outcome, reason: Option<&String>) -> Outcome {
     }
 }
 
-async fn attempt(suite: &Arc<Suite>, case: &Case) -> Outcome {
-    let t = match T::new(suite) {
+async fn attempt<W: World>(suite: &Arc<W>, case: &Case<W::Context>) -> Outcome {
+    let t = match suite.context() {
         Ok(t) => t,
         Err(error) => return Outcome::Failed(format!("{error:#}")),
     };
     let run = AssertUnwindSafe((case.run)(t.clone())).catch_unwind();
-    let result = match tokio::time::timeout(suite.deadline, run).await {
-        Err(_) => Err(anyhow::anyhow!("not finished after {} s", suite.deadline.as_secs())),
+    let result = match tokio::time::timeout(suite.deadline(), run).await {
+        Err(_) => Err(anyhow::anyhow!("not finished after {} s", suite.deadline().as_secs())),
         Ok(Err(_)) => Err(anyhow::anyhow!("the case itself panicked")),
         Ok(Ok(result)) => result,
     };
-    let cleaned = match tokio::time::timeout(suite.deadline, t.clean_up()).await {
-        Err(_) => Err(anyhow::anyhow!("cleaning up is not finished after {} s", suite.deadline.as_secs())),
+    let cleaned = match tokio::time::timeout(suite.deadline(), W::clean_up(t)).await {
+        Err(_) => Err(anyhow::anyhow!("cleaning up is not finished after {} s", suite.deadline().as_secs())),
         Ok(result) => result,
     };
     match (result, cleaned) {

@@ -1,0 +1,95 @@
+//! Rate limits: what the kernel's shapers say, and what is refused.
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+use super::super::super::case::Case;
+use super::super::context::{T, with, without};
+use super::super::subject::Kind;
+use super::{check, group, need, ready};
+
+pub(super) fn cases(kind: Kind) -> Vec<Case<T>> {
+    let area = group(kind, "limits");
+    let refused = group(kind, "limits refused");
+    vec![
+        check(area, "both directions are shaped after ADD and not after DEL", shaped),
+        check(area, "the capability bandwidth gives the rates", capability),
+        check(area, "CHECK sees a removed shaper", check_damage),
+        check(refused, "a rate without burst", |t| bad(t, &json!({"ingressRate": 8000, "ingressBurst": 0}))),
+        check(refused, "a burst without rate", |t| bad(t, &json!({"egressBurst": 8000}))),
+        check(refused, "a negative rate", |t| bad(t, &json!({"ingressRate": -8000, "ingressBurst": 8000}))),
+        check(refused, "a rate that is no number", |t| {
+            bad(t, &json!({"ingressRate": "8M", "ingressBurst": 8000}))
+        }),
+        check(refused, "a burst beyond 4 GiB", |t| {
+            bad(t, &json!({"ingressRate": 8_000_000, "ingressBurst": 1_u64 << 40}))
+        }),
+    ]
+}
+
+/// Queueing disciplines of the host that shape.
+fn shapers(t: &T) -> Result<Vec<String>> {
+    let text = t.inside(t.host(), "tc", &["qdisc", "show"])?;
+    let shaping = ["tbf", "htb", "clsact", "ingress", "fq"];
+    Ok(text
+        .lines()
+        .filter(|line| shaping.iter().any(|kind| line.contains(&format!("qdisc {kind} "))))
+        .map(str::to_owned)
+        .collect())
+}
+
+fn shaped(t: &T) -> Result<()> {
+    let (pod, config) = ready(t)?;
+    let before = shapers(t)?;
+    let result = t.add(&pod, &config)?;
+    let during = shapers(t)?;
+    ensure!(during.len() >= before.len() + 2, "not two shapers more: {during:?}");
+    t.del(&pod, &with(&config, "prevResult", result))?;
+    t.gone(|| Ok(shapers(t)? == before), "shapers are left")
+}
+
+fn capability(t: &T) -> Result<()> {
+    let (pod, config) = ready(t)?;
+    let mut config = plain(config);
+    config["runtimeConfig"] = json!({"bandwidth": {
+        "ingressRate": 1_000_000, "ingressBurst": 1_000_000, "egressRate": 2_000_000, "egressBurst": 2_000_000,
+    }});
+    t.add(&pod, &config)?;
+    let shown = shapers(t)?.join("\n");
+    ensure!(
+        shown.contains("1Mbit") && shown.contains("2Mbit"),
+        "the capability's rates are not there: {shown}"
+    );
+    Ok(())
+}
+
+fn check_damage(t: &T) -> Result<()> {
+    need(t, "0.4.0")?;
+    let (pod, config) = ready(t)?;
+    let result = t.add(&pod, &config)?;
+    t.check(&pod, &config, &result)?.ok_silent()?;
+    for pair in t.pairs()? {
+        for place in ["root", "clsact", "ingress"] {
+            // The one that is there goes.
+            t.inside(t.host(), "tc", &["qdisc", "del", "dev", &pair, place]).ok();
+        }
+    }
+    t.check(&pod, &config, &result)?.refused_somehow()?;
+    Ok(())
+}
+
+/// The configuration without rates of its own.
+fn plain(config: Value) -> Value {
+    let rates = ["ingressRate", "ingressBurst", "egressRate", "egressBurst"];
+    rates.into_iter().fold(config, |config, key| without(&config, key))
+}
+
+fn bad(t: &T, keys: &Value) -> Result<()> {
+    let (pod, config) = ready(t)?;
+    let mut config = plain(config);
+    super::super::subject::merge(&mut config, keys.clone());
+    let before = shapers(t)?;
+    t.ask("ADD", &pod, &config)?.refused_somehow()?.names(&["rate", "burst"])?;
+    ensure!(shapers(t)? == before, "a shaper is left");
+    Ok(())
+}
