@@ -89,8 +89,15 @@ fn root(repo: &Path) -> Result<()> {
     binaries::build(repo)?;
     let args = ["test", "--release", "--no-fail-fast", "--test", "root_*", "--", "--test-threads=1"];
     cargo(repo).args(args).run()?;
-    for target in ["keelson", "containerd"] {
-        step(&format!("CRI conformance of {target}"), || conformance(repo, target))?;
+    step("root tests of keelson-cri with handler runc", || {
+        let mut cmd = cargo(repo).args(["test", "--release", "--no-fail-fast"]);
+        for name in root_tests(&repo.join("cri-shim/tests"))? {
+            cmd = cmd.args(["--test".to_owned(), name]);
+        }
+        cmd.args(["--", "--test-threads=1"]).env("KEELSON_TEST_HANDLER", "runc").run()
+    })?;
+    for (target, handler) in [("keelson", "keelson"), ("keelson", "runc"), ("containerd", "")] {
+        step(&format!("CRI conformance of {target} {handler}"), || conformance(repo, target, handler))?;
     }
     for set in ["keelson", "debian"] {
         step(&format!("CNI conformance of {set}'s plugins"), || cni_conformance(repo, set))?;
@@ -99,10 +106,11 @@ fn root(repo: &Path) -> Result<()> {
 }
 
 /// The suite on a private instance: ours, and the reference that the suite itself is checked on.
-fn conformance(repo: &Path, target: &str) -> Result<()> {
-    let junit = repo.join("target/conformance").join(format!("{target}.xml"));
+fn conformance(repo: &Path, target: &str, handler: &str) -> Result<()> {
+    let name = format!("{target}-{handler}");
+    let junit = repo.join("target/conformance").join(format!("{}.xml", name.trim_end_matches('-')));
     Cmd::new(std::env::current_exe()?)
-        .args(["conformance", "cri", "--no-build", "--start", target, "--junit"])
+        .args(["conformance", "cri", "--no-build", "--start", target, "--handler", handler, "--junit"])
         .args([junit])
         .dir(repo)
         .run()

@@ -25,8 +25,8 @@ use crate::ttrpc::{Code, Failure};
 
 /// How long killed processes may take to go when a container is deleted.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
-/// Where compiled seccomp profiles are kept, for all shims of the host.
-pub const SECCOMP_CACHE: &str = "/run/keelson/seccomp";
+/// Where compiled seccomp profiles are kept when no keelson-cri has named its directory, for all shims of the host.
+const SECCOMP_CACHE: &str = "/run/keelson/seccomp";
 
 fn host(what: &str, error: &io::Error) -> Failure {
     let code =
@@ -71,9 +71,8 @@ fn make(shim: &Arc<Shim>, request: &msg::CreateTaskRequest) -> Result<u32, Failu
         shim.files.keep(process);
     }
     let root = root(&bundle, &spec, request);
-    let annotations = spec.annotations().as_ref();
-    if let Some(path) = annotations.and_then(|annotations| annotations.get(SOCKET_ANNOTATION)) {
-        shim.serve_own(Path::new(path)).map_err(|error| host(SOCKET_ANNOTATION, &error))?;
+    if let Some(path) = own_socket(&spec) {
+        shim.serve_own(path).map_err(|error| host(SOCKET_ANNOTATION, &error))?;
     }
     if !request.rootfs.is_empty() {
         rootfs::make(&request.rootfs, &root).map_err(|error| host("root file system", &error))?;
@@ -114,7 +113,7 @@ fn make_on(
         rootfs: root,
         stdio,
         cgroups: driver(request.options.as_ref())?,
-        seccomp_cache: seccomp_cache(),
+        seccomp_cache: seccomp_cache(own_socket(spec)).as_deref(),
     }
     .create()
     .map_err(|error| Failure::new(Code::Unknown, format!("OCI runtime create failed: {}", error.chain())))?;
@@ -172,11 +171,18 @@ pub fn driver(options: Option<&prost_types::Any>) -> Result<CgroupDriver, Failur
     Ok(if options.systemd_cgroup { CgroupDriver::Systemd } else { CgroupDriver::Cgroupfs })
 }
 
-/// Where compiled profiles are kept, when that folder can be had.
-pub fn seccomp_cache() -> Option<&'static Path> {
+/// Where keelson-cri wants to reach the shim.
+fn own_socket(spec: &Spec) -> Option<&Path> {
+    spec.annotations().as_ref()?.get(SOCKET_ANNOTATION).map(Path::new)
+}
+
+/// Where compiled profiles are kept: in keelson-cri's directory of volatile state (its sockets are in a folder there). `None`
+/// when that cannot be had.
+fn seccomp_cache(own_socket: Option<&Path>) -> Option<PathBuf> {
     use std::os::unix::fs::DirBuilderExt;
-    let path = Path::new(SECCOMP_CACHE);
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).ok()?;
+    let state = own_socket.and_then(|socket| socket.parent()?.parent());
+    let path = state.map_or_else(|| PathBuf::from(SECCOMP_CACHE), |state| state.join("seccomp"));
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).ok()?;
     Some(path)
 }
 

@@ -5,7 +5,8 @@ mod support;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use keelson_shim::protocol::{Call, ExecSync, Kind, Nothing};
+use keelson_shim::protocol::{Call, ExecSync, Failed, Kind, Nothing};
+use prost::Message;
 use support::node::{Node, Wanted};
 use support::own::{ask, exec_sync, frame};
 use support::{processes_with, wait_for};
@@ -21,7 +22,7 @@ struct Own {
 impl Own {
     async fn start(script: &str, adapt: Option<fn(&mut serde_json::Value)>) -> Self {
         let node = Node::start().await;
-        let (socket, log) = (node.dir().join("own.sock"), node.dir().join("pod/0.log"));
+        let (socket, log) = (node.dir().join("shims/own.sock"), node.dir().join("pod/0.log"));
         let stdout = format!("keelson-log://{}", log.display());
         let wanted = Wanted {
             pod: Some("pod-own"),
@@ -86,20 +87,29 @@ async fn a_deadline_ends_the_whole_tree_and_so_does_a_client_that_leaves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hundred_commands_at_once() {
+async fn hundreds_of_commands_at_once_and_a_clear_word_for_one_too_many() {
     let own = Own::start("sleep 3600", None).await;
-    let threads: Vec<_> = (0..100)
-        .map(|number: u32| {
-            let (socket, id) = (own.socket.clone(), own.id.clone());
-            std::thread::spawn(move || {
-                let said = exec_sync(&socket, &id, &["echo", &number.to_string()], 0).expect("run");
-                assert_eq!(said, (format!("{number}\n"), String::new(), 0));
-            })
-        })
-        .collect();
-    for thread in threads {
-        thread.join().expect("one command failed");
+    let mut clients = Vec::new();
+    let mut refused = Vec::new();
+    for _ in 0..600 {
+        let args = ["sh", "-c", "echo up; exec sleep 87657"].map(str::to_owned).to_vec();
+        let mut client = ask(&own.socket, &own.id, Call::ExecSync(ExecSync { args, timeout_ms: 0 }));
+        match frame(&mut client) {
+            (Kind::Stdout, _) => clients.push(client),
+            (Kind::Failed, bytes) => refused.push(Failed::decode(bytes.as_slice()).expect("a failure")),
+            (kind, bytes) => panic!("{kind:?} {}", String::from_utf8_lossy(&bytes)),
+        }
     }
+    assert!(clients.len() >= 300, "{} run, then {:?}", clients.len(), refused.first());
+    assert_eq!(processes_with("sleep\x0087657").len(), clients.len());
+    let words = format!("the pod runs {} commands already", clients.len());
+    for failed in &refused {
+        assert!(failed.code == 8 && failed.message.contains(&words), "{failed:?}");
+    }
+    assert!(!refused.is_empty());
+    drop(clients);
+    wait_for("they end with their clients", || processes_with("87657").is_empty());
+    wait_for("there is room again", || own.exec(&["true"], 0).is_ok());
     own.end().await;
 }
 

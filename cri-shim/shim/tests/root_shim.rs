@@ -178,7 +178,7 @@ async fn a_new_containerd_finds_its_containers_and_hears_what_it_missed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_shim_takes_its_containers_along_and_leaves_nothing() {
     let node = Node::start().await;
-    let own_socket = Some(node.dir().join("own.sock"));
+    let own_socket = Some(node.dir().join("shims/own.sock"));
     let wanted = Wanted { pod: Some("pod-dead"), own_socket: own_socket.clone(), ..Wanted::default() };
     let (one, first) = node.run("sleep 3600", &wanted).await;
     let (_two, second) = node.run("sleep 3600", &wanted).await;
@@ -241,7 +241,7 @@ async fn a_kill_by_the_memory_limit_is_told() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_shim_is_small() {
     let node = Node::start().await;
-    let own_socket = Some(node.dir().join("own.sock"));
+    let own_socket = Some(node.dir().join("shims/own.sock"));
     let stdout = format!("keelson-log://{}", node.dir().join("pod/0.log").display());
     let wanted =
         Wanted { pod: Some("pod-small"), own_socket, stderr: stdout.clone(), stdout, ..Wanted::default() };

@@ -133,9 +133,15 @@ impl OwnShim {
         let request = Request { container: container.to_owned(), call: Some(call) }.encode_to_vec();
         let work = async {
             let mut stream = UnixStream::connect(&self.socket).await?;
-            stream.write_all(&header(Kind::Request, request.len())).await?;
-            stream.write_all(&request).await?;
-            Ok::<_, std::io::Error>(stream)
+            let sent = async {
+                stream.write_all(&header(Kind::Request, request.len())).await?;
+                stream.write_all(&request).await
+            };
+            match sent.await {
+                // One that takes no more requests says so without reading any.
+                Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error),
+                _ => Ok(stream),
+            }
         };
         match tokio::time::timeout(PATIENCE, work).await {
             Ok(Ok(stream)) => Ok(Connection { shim: self.clone(), stream }),
@@ -218,6 +224,28 @@ mod tests {
         let request = served.await.unwrap();
         let call = Call::ExecSync(ExecSync { args: command.to_vec(), timeout_ms: 2000 });
         assert_eq!(request, Request { container: "c".to_owned(), call: Some(call) });
+    }
+
+    #[tokio::test]
+    async fn a_shim_that_takes_no_more_requests_says_why() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("shims")).unwrap();
+        let listener = UnixListener::bind(OwnShim::socket(dir.path(), "pod")).unwrap();
+        let words = "the pod runs 512 commands already";
+        let served = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let failed = Failed { code: Code::ResourceExhausted as i32, message: words.to_owned() };
+            let failed = failed.encode_to_vec();
+            stream.write_all(&header(Kind::Failed, failed.len())).await.unwrap();
+            stream.write_all(&failed).await.unwrap();
+        });
+        let shim = OwnShim::of(dir.path(), "pod");
+        // Longer than a socket's buffer: whatever the timing, it cannot all be sent.
+        let command = ["x".repeat(900_000)];
+        let error = shim.exec_sync("c", &command, None).await.unwrap_err();
+        served.await.unwrap();
+        let status = tonic::Status::from(&error);
+        assert!(status.code() == Code::ResourceExhausted && status.message().contains(words), "{status}");
     }
 
     #[tokio::test]

@@ -137,11 +137,15 @@ async fn exec_tty(t: T, protocol: Protocol) -> Result<()> {
     let (_, id) = t.idle().await?;
     let mut session = exec(&t, &id, "while read line; do stty size; done", TERMINAL, protocol).await?;
     session.resize(91, 37).await?;
-    // The size and the line come on two streams.
+    // The size and the line come on two streams. The echo comes at once, the answer when the command has begun.
+    let answers = |all: &str| all.lines().filter(|line| !matches!(*line, "" | "go")).count();
     let mut all = String::new();
     for _ in 0..200 {
+        let before = answers(&all);
         session.send(b"go\n").await?;
-        all.push_str(&session.read_until("\n").await?);
+        while answers(&all) == before || !all.ends_with('\n') {
+            all.push_str(&session.read_until("\n").await?);
+        }
         if all.contains("37 91") {
             break;
         }
