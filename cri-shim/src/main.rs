@@ -45,6 +45,9 @@ enum ImageCommand {
     Import {
         /// The archive, which may be compressed with gzip or zstd.
         file: PathBuf,
+        /// Names images that the archive names by a tag only, or not at all: `REPOSITORY` or `REPOSITORY:TAG`.
+        #[arg(long)]
+        name: Option<String>,
     },
     /// Pulls an image, as a CRI client would ask for it.
     Pull {
@@ -108,8 +111,14 @@ async fn image(config: &config::Config, command: &ImageCommand) -> anyhow::Resul
     client.ensure_namespace().await?;
     let images = ImageStore::new(client, config.image_places(), config.images.clone());
     match command {
-        ImageCommand::Import { file } => {
-            for image in images.import(file).await? {
+        ImageCommand::Import { file, name } => {
+            for image in images.import(file, name.as_deref()).await? {
+                if image.repo_tags.is_empty() && image.repo_digests.is_empty() {
+                    tracing::warn!(
+                        id = image.id,
+                        "the archive gives this image no name; --name gives it one"
+                    );
+                }
                 print(&format!("{} {}", image.id, image.repo_tags.join(" ")))?;
             }
         }

@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 use crate::exec::Executor;
 use crate::runtime::Runtime;
 use crate::status;
-use crate::telemetry::{self, rpc};
+use crate::telemetry::{self, rpc, stage};
 
 /// Items per message of a streamed list.
 const BATCH: usize = 100;
@@ -226,8 +226,8 @@ impl RuntimeService for Service {
         let container = runtime.running_container(&container_id)?;
         let limit = u64::try_from(timeout).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs);
         let output = match runtime.own_shim(&container) {
-            Some(shim) => shim.exec_sync(&container_id, &cmd, limit).await,
-            None => self.executor.exec_sync(&container_id, &cmd, limit).await,
+            Some(shim) => stage("exec", shim.exec_sync(&container_id, &cmd, limit)).await,
+            None => stage("exec", self.executor.exec_sync(&container_id, &cmd, limit)).await,
         };
         let output = output.map_err(|error| Status::from(&error))?;
         Ok(Response::new(v1::ExecSyncResponse {

@@ -210,17 +210,17 @@ async fn archives_are_imported_as_if_pulled() {
     let file = fixture.containerd.dir().join("image.tar.gz");
     let (archive, id) = docker_archive(&layers(), &["saved:1", "saved:2"]);
     std::fs::write(&file, gzip(&archive)).expect("written");
-    let images = fixture.store.import(&file).await.expect("imported");
+    let images = fixture.store.import(&file, None).await.expect("imported");
     assert_eq!(images.iter().map(|image| image.id.as_str()).collect::<Vec<_>>(), [id.as_str()]);
     assert_eq!(images[0].repo_tags, ["docker.io/library/saved:1", "docker.io/library/saved:2"]);
     assert_eq!(fixture.rootfs_files(), [PathBuf::from("first"), PathBuf::from("second")]);
-    fixture.store.import(&file).await.expect("importing again is fine");
+    fixture.store.import(&file, None).await.expect("importing again is fine");
     fixture.store.ensure_unpacked(&images[0]).await.expect("unpacked");
     fixture.store.remove("saved:1").await.expect("removed");
     assert!(fixture.store.list().await.expect("listed").is_empty());
 
     std::fs::write(&file, layer(&[("readme", b"no image", 0o644)])).expect("written");
-    let error = fixture.store.import(&file).await.expect_err("refused");
+    let error = fixture.store.import(&file, None).await.expect_err("refused");
     assert!(error.to_string().contains("image.tar.gz is no image archive"), "{error}");
 }
 

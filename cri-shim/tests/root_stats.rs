@@ -267,13 +267,32 @@ async fn requests_are_counted_timed_and_logged_with_their_object() {
     let id = cri.script(&sandbox, &pod, "main", "exec sleep 3600").await;
     let stop = v1::ContainerStatusRequest { container_id: "none".into(), verbose: false };
     cri.runtime().container_status(stop).await.unwrap_err();
+    cri.exec(&id, &["/bin/echo"]).await;
     let text = scrape(&cri).await;
+    for stage in [
+        "netns",
+        "cni_add",
+        "pause",
+        "task_create",
+        "task_start",
+        "exec",
+        "pull_resolve",
+        "pull",
+        "layer_fetch",
+        "layer_place",
+    ] {
+        let name = format!("keelson_cri_stage_duration_seconds_count{{stage=\"{stage}\"}} ");
+        let count =
+            text.lines().find_map(|line| line.strip_prefix(&name)).and_then(|count| count.parse().ok());
+        assert!(count.is_some_and(|count: u32| count > 0), "{stage} is not in {text}");
+    }
     for line in [
         "keelson_cri_rpc_total{rpc=\"RunPodSandbox\",code=\"Ok\"} 1",
         "keelson_cri_rpc_total{rpc=\"ContainerStatus\",code=\"NotFound\"} 1",
         "keelson_cri_rpc_duration_seconds_count{rpc=\"StartContainer\"} 1",
         "keelson_cri_stage_duration_seconds_count{stage=\"cni_add\"} 1",
         "keelson_cri_containerd_call_duration_seconds_count{call=\"Snapshots.Prepare\"} 1",
+        "keelson_cri_containerd_call_duration_seconds_count{call=\"prepare snapshot\"} ",
         "keelson_cri_sandboxes{state=\"ready\"} 1",
         "keelson_cri_containers{state=\"running\"} 1",
         "keelson_cri_ready 1",
@@ -291,6 +310,15 @@ async fn requests_are_counted_timed_and_logged_with_their_object() {
     answered("RunPodSandbox", &sandbox);
     answered("StartContainer", &id);
     assert!(!log.contains("name=\"ContainerStatus\""), "what is asked all the time is not logged");
+    // Work that goes on in a task of its own still belongs to its request.
+    for (event, rpc) in [
+        ("sandbox is ready", "RunPodSandbox"),
+        ("container is started", "StartContainer"),
+        ("pulled an image", "PullImage"),
+    ] {
+        let line = log.lines().find(|line| line.contains(event)).expect("logged");
+        assert!(line.contains(&format!("rpc{{name=\"{rpc}\"")), "{line}");
+    }
     cri.remove(&sandbox).await;
     cri.assert_nothing_left().await;
 }

@@ -9,6 +9,7 @@ use cri_shim_core::exit;
 use cri_shim_core::record::{ContainerPhase, ContainerRecord};
 use keelson_shim::protocol::LOG_SCHEME;
 use tokio::net::unix::pipe;
+use tracing::Instrument;
 
 use crate::clock;
 use crate::config::HandlerKind;
@@ -21,6 +22,7 @@ use crate::logs::LogPump;
 use crate::runtime::Runtime;
 use crate::state::Container;
 use crate::steps::{Step, reached};
+use crate::telemetry::stage;
 
 /// How long a task that was made but could not be started may take to go.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
@@ -31,12 +33,14 @@ impl Runtime {
         let container = self.container(id)?;
         // The work goes on when the caller goes away: a half-started container would help nobody.
         let runtime = Arc::clone(self);
-        let work = tokio::spawn(async move {
+        let work = async move {
             let _one_at_a_time = container.operation.lock().await;
             container.must_be(ContainerPhase::Created)?;
             runtime.ready_sandbox(&container.sandbox_id)?;
             runtime.run_task(&container).await
-        });
+        };
+        // What it logs belongs to the request.
+        let work = tokio::spawn(work.in_current_span());
         work.await.unwrap_or(Err(RuntimeError::Interrupted("starting the container")))
     }
 
@@ -85,7 +89,7 @@ impl Runtime {
             stdio.stdout = log;
         }
         let root = self.rootfs_of(container).await?;
-        let pid = self.client.create_task(&record.id, root, stdio.clone()).await?;
+        let pid = stage("task_create", self.client.create_task(&record.id, root, stdio.clone())).await?;
         reached(Step::ContainerTask);
         if !own_shim {
             keeper::start(&self.paths.keeper, &stdio)?;
@@ -94,7 +98,7 @@ impl Runtime {
         container.record.change(|record| record.started(pid, clock::now()));
         self.save(&container.record).await?;
         reached(Step::ContainerRunning);
-        self.client.start_task(&record.id, "").await?;
+        stage("task_start", self.client.start_task(&record.id, "")).await?;
         reached(Step::ContainerStarted);
         Ok(())
     }

@@ -8,10 +8,12 @@ use std::time::Duration;
 use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
 
 use super::Executor;
 use super::error::ExecError;
 use super::process::{ExecProcess, Moved, read_piece};
+use crate::telemetry::stage;
 
 /// Most bytes kept of each stream.
 pub const MAX_OUTPUT: usize = 16 << 20;
@@ -46,7 +48,8 @@ impl Executor {
         let guard = abandoned.clone().drop_guard();
         let (executor, container, command) = (self.clone(), container.to_owned(), command.to_vec());
         let work = async move { executor.run(&container, &command, limit, abandoned).await };
-        let result = tokio::spawn(work).await?;
+        // What it logs belongs to the request.
+        let result = tokio::spawn(work.in_current_span()).await?;
         drop(guard.disarm());
         result
     }
@@ -59,7 +62,7 @@ impl Executor {
         abandoned: CancellationToken,
     ) -> Result<ExecOutput, ExecError> {
         let begun = tokio::time::Instant::now();
-        let started = ExecProcess::start(self, container, command, false, false).await;
+        let started = stage("exec_start", ExecProcess::start(self, container, command, false, false)).await;
         let (process, ends) = started?;
         let moved = Moved::default();
         let stdout = collect(ends.stdout, moved.clone());

@@ -21,22 +21,31 @@ use super::digest;
 use super::manifest::{self, ManifestError, Parsed};
 use super::pull::{PullError, Shared};
 use super::records::{self, Details};
-use super::reference::Reference;
+use super::reference::{Reference, ReferenceError};
 use super::session::{CallError, Session};
 use super::store::{Image, ImageError, ImageStore};
 
-/// The annotations that name an image of an OCI layout, best first.
-const NAME_ANNOTATIONS: [&str; 2] = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
+/// The annotation of an OCI layout that holds an image's full name.
+const NAME_ANNOTATION: &str = "io.containerd.image.name";
+
+/// The one that holds a full name or, as the specification has it, only what tells the images of one archive apart.
+const REF_ANNOTATION: &str = "org.opencontainers.image.ref.name";
 
 /// Why an archive was not imported.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
+    /// The name that images are to get is none.
+    #[error("--name")]
+    Name(#[source] ReferenceError),
     /// It cannot be read.
     #[error("cannot import")]
     Archive(#[from] ArchiveError),
     /// It has neither an `index.json` nor a `manifest.json`.
     #[error("{} is no image archive: it has neither index.json nor manifest.json", .0.display())]
     NoImages(PathBuf),
+    /// Two images would get the same name.
+    #[error("the archive has several images for the name {0}")]
+    SameName(String),
     /// A part that its documents name is missing.
     #[error("the archive has no {0}")]
     Missing(String),
@@ -78,11 +87,13 @@ struct Planned {
 }
 
 impl ImageStore {
-    /// Imports all images of an archive; gives them with the names they have now.
-    pub async fn import(&self, path: &Path) -> Result<Vec<Arc<Image>>, ImportError> {
+    /// Imports all images of an archive; gives them with the names they have now. `base` is the repository (and tag) of
+    /// images that the archive names by a tag only, or not at all.
+    pub async fn import(&self, path: &Path, base: Option<&str>) -> Result<Vec<Arc<Image>>, ImportError> {
+        let base = base.map(Reference::parse).transpose().map_err(ImportError::Name)?;
         let owned = path.to_owned();
         let survey = Arc::new(tokio::task::spawn_blocking(move || archive::survey(&owned)).await??);
-        let planned = plan(path, &survey, self.snapshotter())?;
+        let planned = plan(path, &survey, self.snapshotter(), base.as_ref())?;
         let work = super::pull::leased(self.shared(), async |shared: &Shared, threads: &TaskTracker| {
             carry_out(shared, threads, path, survey, &planned).await
         });
@@ -191,24 +202,44 @@ fn read_layers(
 }
 
 /// Decides what to import: images of the OCI index, or else of docker's manifest.
-fn plan(path: &Path, survey: &Survey, snapshotter: &str) -> Result<Vec<Planned>, ImportError> {
+fn plan(
+    path: &Path,
+    survey: &Survey,
+    snapshotter: &str,
+    base: Option<&Reference>,
+) -> Result<Vec<Planned>, ImportError> {
     let by_digest: BTreeMap<&str, &str> =
         survey.iter().map(|(name, entry)| (entry.digest.as_str(), name.as_str())).collect();
-    let archive = Archive { survey, by_digest, snapshotter };
+    let archive = Archive { survey, by_digest, snapshotter, base };
     let docker: Vec<DockerImage> =
         if survey.contains_key("manifest.json") { archive.parse("manifest.json")? } else { Vec::new() };
     if survey.contains_key("index.json") {
         let index: ImageIndex = archive.parse("index.json")?;
         let mut planned = Vec::new();
-        for descriptor in index.manifests() {
+        let all = index.manifests();
+        // One that is alone is taken as it is, and refused by name where it cannot be run.
+        for descriptor in all.iter().filter(|one| all.len() == 1 || manifest::fits(one)) {
             planned.push(archive.oci(descriptor, &docker)?);
         }
-        return Ok(planned);
+        return one_each(planned);
     }
     if docker.is_empty() {
         return Err(ImportError::NoImages(path.to_owned()));
     }
-    docker.iter().map(|image| archive.docker(image)).collect()
+    one_each(docker.iter().map(|image| archive.docker(image)).collect::<Result<_, _>>()?)
+}
+
+/// Refuses a name for two images.
+fn one_each(planned: Vec<Planned>) -> Result<Vec<Planned>, ImportError> {
+    let mut seen = BTreeMap::new();
+    for one in &planned {
+        for name in &one.names {
+            if seen.insert(name, &one.details.id).is_some_and(|id| *id != one.details.id) {
+                return Err(ImportError::SameName(name.to_string()));
+            }
+        }
+    }
+    Ok(planned)
 }
 
 #[derive(Deserialize)]
@@ -230,6 +261,8 @@ struct Archive<'a> {
     survey: &'a Survey,
     by_digest: BTreeMap<&'a str, &'a str>,
     snapshotter: &'a str,
+    /// What images without a full name are called.
+    base: Option<&'a Reference>,
 }
 
 impl Archive<'_> {
@@ -272,9 +305,7 @@ impl Archive<'_> {
                 *manifest
             }
         };
-        let annotated =
-            NAME_ANNOTATIONS.iter().filter_map(|key| descriptor.annotations().as_ref()?.get(*key));
-        let mut names: Vec<_> = annotated.filter_map(|name| Reference::parse(name).ok()).take(1).collect();
+        let mut names: Vec<_> = self.annotated(descriptor).into_iter().collect();
         if names.is_empty() || !docker.is_empty() {
             let config = manifest.config().digest().to_string();
             let same =
@@ -283,8 +314,24 @@ impl Archive<'_> {
             names.sort();
             names.dedup();
         }
+        if names.is_empty() {
+            names.extend(self.base.cloned());
+        }
         let target = super::unpack::descriptor(descriptor);
         self.finish(names, target, manifest, documents)
+    }
+
+    /// The name that the index gives an image.
+    fn annotated(&self, descriptor: &Descriptor) -> Option<Reference> {
+        let annotation = |key: &str| descriptor.annotations().as_ref()?.get(key).map(String::as_str);
+        if let Some(name) = annotation(NAME_ANNOTATION).and_then(|name| Reference::parse(name).ok()) {
+            return Some(name);
+        }
+        match annotation(REF_ANNOTATION)? {
+            full if full.contains(['/', ':']) => Reference::parse(full).ok(),
+            // skopeo and buildx write only the tag; taken as a name it would be somebody else's.
+            tag => self.base?.with_tag(tag),
+        }
     }
 
     /// An image of docker's layout, with a manifest made for it.
@@ -310,7 +357,11 @@ impl Archive<'_> {
         let digest = digest::of(&bytes);
         let target = describe(MediaType::ImageManifest, bytes.len() as u64, &digest)?;
         let documents = BTreeMap::from([(digest, (bytes, records::manifest_labels(&manifest)))]);
-        self.finish(image.names(), super::unpack::descriptor(&target), manifest, documents)
+        let mut names = image.names();
+        if names.is_empty() {
+            names.extend(self.base.cloned());
+        }
+        self.finish(names, super::unpack::descriptor(&target), manifest, documents)
     }
 
     fn finish(

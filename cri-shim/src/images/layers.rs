@@ -22,6 +22,7 @@ use super::registry::{FetchError, HostError, Registry};
 use super::settings::Unpacker;
 use super::unpack::{self, Layer, Staged, UnpackError};
 use super::untar::{Applied, ApplyError};
+use crate::telemetry;
 
 /// Tries per host for a layer whose transfer breaks; each goes on where the last one stopped.
 const TRIES: u32 = 4;
@@ -123,7 +124,8 @@ impl Job {
             let (staged, applied) = self.download_and_apply(&layer, staged).await?;
             wait(below).await;
             if let Some(applied) = applied {
-                unpack::finish(session, snapshotter, &layer, staged, applied).await?;
+                let placed = unpack::finish(session, snapshotter, &layer, staged, applied);
+                telemetry::stage("layer_place", placed).await?;
                 true
             } else {
                 unpack::discard(session, snapshotter, staged).await;
@@ -136,7 +138,7 @@ impl Job {
         };
         if !applied {
             let unpacked = unpack::by_containerd(session, snapshotter, &layer);
-            self.progress.patiently(unpacked).await?;
+            telemetry::stage("layer_unpack", self.progress.patiently(unpacked)).await?;
         }
         self.progress.tick();
         // Nobody waits for the topmost one.
@@ -150,7 +152,7 @@ impl Job {
         layer: &Layer,
         mut staged: Staged,
     ) -> Result<(Staged, Option<Applied>), PullError> {
-        let mut feed = self.fetch(layer, Some(&staged)).await?;
+        let mut feed = self.fetched(layer, Some(&staged)).await?;
         if let Some(open) = feed.take_if(|open| !open.has_all_of(layer.descriptor.size())) {
             let written = open.given() > 0;
             open.give_up().await?;
@@ -159,13 +161,13 @@ impl Job {
             }
         }
         let outcome = if let Some(open) = feed {
-            open.end().await?
+            telemetry::stage("layer_unpack", open.end()).await?
         } else {
             // It came from somewhere else, or not from the first byte in one go.
             let _turn = self.turn().await;
             let mut feed = self.feed(layer, &staged);
             content::read_into(&self.shared.session, &layer.digest(), &mut feed).await?;
-            feed.end().await?
+            telemetry::stage("layer_unpack", feed.end()).await?
         };
         match outcome {
             Ok(applied) => Ok((staged, Some(applied))),
@@ -197,7 +199,12 @@ impl Job {
     }
 
     async fn download(&self, layer: &Layer) -> Result<(), PullError> {
-        self.fetch(layer, None).await.map(drop)
+        self.fetched(layer, None).await.map(drop)
+    }
+
+    async fn fetched(&self, layer: &Layer, staged: Option<&Staged>) -> Result<Option<Feed>, PullError> {
+        // Boxed: the future is large, and measuring it would keep it twice.
+        telemetry::stage("layer_fetch", Box::pin(self.fetch(layer, staged))).await
     }
 
     /// Brings the blob into the content store. What comes over the network is unpacked into `staged` at the same time.

@@ -147,8 +147,14 @@ pub fn select(index: &ImageIndex) -> Result<&Descriptor, ManifestError> {
     select_for(index, architecture())
 }
 
-fn select_for<'a>(index: &'a ImageIndex, wanted: &'static str) -> Result<&'a Descriptor, ManifestError> {
-    let rank = |descriptor: &Descriptor| match descriptor.platform() {
+/// Whether an entry may be for this machine.
+pub fn fits(descriptor: &Descriptor) -> bool {
+    rank(descriptor, architecture()).is_some()
+}
+
+/// How well an entry fits a machine, 0 best; `None` when it is for another one.
+fn rank(descriptor: &Descriptor, wanted: &str) -> Option<u8> {
+    match descriptor.platform() {
         None => Some(3),
         Some(platform) if platform.os().to_string() != "linux" => None,
         Some(platform) if platform.architecture().to_string() != wanted => None,
@@ -158,9 +164,12 @@ fn select_for<'a>(index: &'a ImageIndex, wanted: &'static str) -> Result<&'a Des
             // Other variants need a processor that this one may not be.
             _ => None,
         },
-    };
-    let best =
-        index.manifests().iter().filter_map(|one| Some((rank(one)?, one))).min_by_key(|(rank, _)| *rank);
+    }
+}
+
+fn select_for<'a>(index: &'a ImageIndex, wanted: &'static str) -> Result<&'a Descriptor, ManifestError> {
+    let ranked = index.manifests().iter().filter_map(|one| Some((rank(one, wanted)?, one)));
+    let best = ranked.min_by_key(|(rank, _)| *rank);
     let chosen = best
         .map(|(_, one)| one)
         .ok_or_else(|| ManifestError::Platform { wanted, offered: offered(index) })?;

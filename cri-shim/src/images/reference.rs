@@ -115,6 +115,11 @@ impl Reference {
         }
     }
 
+    /// The same repository with `tag`, when that can be one.
+    pub fn with_tag(&self, tag: &str) -> Option<Self> {
+        is_tag(tag).then(|| Self { version: Version::Tag(tag.to_owned()), ..self.clone() })
+    }
+
     /// The same repository, pinned to `digest`.
     pub fn with_digest(&self, digest: &str) -> Self {
         Self { version: Version::Digest(digest.to_owned()), ..self.clone() }

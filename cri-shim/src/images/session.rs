@@ -3,13 +3,14 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use containerd_client::services::v1 as services;
 use containerd_client::services::v1::leases_client::LeasesClient;
 use tonic::{Code, Request, Response, Status};
 
 use crate::containerd::Client;
+use crate::telemetry;
 
 /// How long containerd may take for one metadata call (a database write may wait for the disk).
 pub const CALL_DEADLINE: Duration = Duration::from_secs(30);
@@ -147,7 +148,12 @@ pub async fn call<T>(
     subject: &str,
     call: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T, CallError> {
-    call.await.map(Response::into_inner).map_err(|status| failed(step, subject, status))
+    let begun = Instant::now();
+    let answer = call.await;
+    // What is looked for and is not there is an answer.
+    let failure = answer.as_ref().is_err_and(|status| status.code() != Code::NotFound);
+    telemetry::containerd_call(step, begun.elapsed(), failure);
+    answer.map(Response::into_inner).map_err(|status| failed(step, subject, status))
 }
 
 /// The error of a step.

@@ -14,6 +14,7 @@ use oci_spec::image::ImageConfiguration;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use tonic::Code;
+use tracing::Instrument;
 
 use super::auth::Credentials;
 use super::hosts;
@@ -28,6 +29,7 @@ use super::session::{CallError, Session};
 use super::settings::{Places, Settings};
 use super::unpack;
 use crate::containerd::Client;
+use crate::telemetry::stage;
 
 /// One image with everything that names it.
 #[derive(Clone, Debug)]
@@ -273,11 +275,13 @@ impl ImageStore {
     ) -> Flight {
         let store = self.clone();
         let name = reference.to_string();
-        let task = tokio::spawn(async move {
+        let pull = async move {
             let result = Box::pin(store.pull_now(&reference, credentials)).await;
             store.0.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
             result.map_err(Arc::new)
-        });
+        };
+        // What it logs belongs to the request that began it.
+        let task = tokio::spawn(pull.in_current_span());
         let joined = async move { task.await.unwrap_or_else(|_lost| Err(Arc::new(ImageError::Lost(name)))) };
         joined.boxed().shared()
     }
@@ -295,13 +299,15 @@ impl ImageStore {
         let hosts = hosts.map_err(|lost| failed(lost.into()))?.map_err(|error| failed(error.into()))?;
         let registry = Arc::new(Registry::new(reference.clone(), hosts, credentials));
         let deadline = self.0.shared.settings.progress_deadline();
-        let asked = Progress::default().watch(deadline, Resolved::ask(&registry, reference)).await;
+        let progress = Progress::default();
+        let asked = progress.watch(deadline, Resolved::ask(&registry, reference));
+        let asked = stage("pull_resolve", asked).await;
         let resolved = asked.map_err(failed)?;
         if let Some(image) = self.current(reference, resolved.digest()).await? {
             return Ok(image);
         }
-        let details =
-            Box::pin(pull::pull(&self.0.shared, registry, reference, resolved)).await.map_err(failed)?;
+        let pulled = Box::pin(pull::pull(&self.0.shared, registry, reference, resolved));
+        let details = stage("pull", pulled).await.map_err(failed)?;
         let (id, size) = (details.id, details.size);
         tracing::info!(image = %reference, %id, bytes = size, elapsed = ?begun.elapsed(), "pulled an image");
         self.resolve(&id).await

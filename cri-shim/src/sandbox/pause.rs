@@ -21,6 +21,7 @@ use crate::host::{blocking, process};
 use crate::runtime::Runtime;
 use crate::state::Sandbox;
 use crate::steps::{Step, reached};
+use crate::telemetry::stage;
 
 /// How long a killed pause process may take to go.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
@@ -77,7 +78,7 @@ impl Runtime {
             Driver::Cgroupfs => CgroupDriver::Cgroupfs,
             Driver::Systemd => CgroupDriver::Systemd,
         };
-        blocking(move || {
+        let made = blocking(move || {
             std::fs::create_dir_all(&cache).map_err(RuntimeError::host("make", &cache))?;
             let failed = |source| RuntimeError::Pause { id: id.clone(), source: Box::new(source) };
             let make = |spec: &Spec| {
@@ -102,8 +103,8 @@ impl Runtime {
                 return Err(failed(error));
             }
             Ok(Started { pid, began: created.container.start_time, descriptor: Some(created.pidfd) })
-        })
-        .await
+        });
+        stage("pause", made).await
     }
 
     /// Ends the pause process, if there is one, and removes its cgroup with whatever else is in it.

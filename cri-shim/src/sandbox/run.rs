@@ -22,6 +22,7 @@ use crate::host::blocking;
 use crate::runtime::{Runtime, random};
 use crate::state::{Sandbox, sandbox_word};
 use crate::steps::{Step, reached};
+use crate::telemetry::stage;
 
 impl Runtime {
     /// Makes a sandbox and gives its id.
@@ -150,10 +151,10 @@ impl Runtime {
             Some(path) if has_own_users(&record.config) => {
                 let pause = self.paused(sandbox, record).await?;
                 let made_by = PathBuf::from(format!("/proc/{}/ns/net", pause.pid));
-                blocking(move || pin_netns(&path, Some(&made_by))).await?;
+                stage("netns", blocking(move || pin_netns(&path, Some(&made_by)))).await?;
                 early = Some(pause);
             }
-            Some(path) => blocking(move || pin_netns(&path, None)).await?,
+            Some(path) => stage("netns", blocking(move || pin_netns(&path, None))).await?,
             None => {}
         }
         reached(Step::SandboxNetns);

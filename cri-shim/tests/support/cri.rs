@@ -114,6 +114,12 @@ impl Cri {
 
     /// Changes a part of the configuration and restarts with it.
     pub async fn reconfigure(&mut self, changes: &serde_json::Value) {
+        self.kill();
+        self.reconfigure_stopped(changes).await;
+    }
+
+    /// Changes a part of the configuration of a server that was killed, and starts it again.
+    pub async fn reconfigure_stopped(&mut self, changes: &serde_json::Value) {
         let path = self.dir().join("cri.yaml");
         let text = std::fs::read_to_string(&path).expect("read");
         let mut all: serde_json::Value = serde_json::from_str(&text).expect("JSON is YAML");
@@ -121,7 +127,7 @@ impl Cri {
             all[key] = value.clone();
         }
         std::fs::write(&path, all.to_string()).expect("written");
-        self.restart().await;
+        self.start_again().await;
     }
 
     /// What a sandbox's verbose status says of its pause process.
@@ -195,6 +201,18 @@ impl Cri {
             linux: Some(linux),
             ..v1::PodSandboxConfig::default()
         }
+    }
+
+    /// The registry that it pulls from as docker.io.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Runs the program beside the server, with the same configuration.
+    pub fn command(&self, arguments: &[&str]) -> std::process::Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_keelson-cri"));
+        command.arg("--config").arg(self.dir().join("cri.yaml")).args(arguments);
+        command.output().expect("keelson-cri runs")
     }
 
     /// Serves an image and pulls it.

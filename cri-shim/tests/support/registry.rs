@@ -31,6 +31,8 @@ struct State {
     protected: Option<String>,
     /// Ask for it at once instead of sending to a token server.
     basic: bool,
+    /// The refresh token that the token server takes, and the access token that is asked for.
+    tokens: Option<(String, String)>,
     requests: Vec<String>,
     headers: Vec<http::HeaderMap>,
 }
@@ -100,9 +102,14 @@ impl Registry {
             loop {
                 let (stream, _) = listener.accept().await.expect("accepted");
                 let server = server.clone();
-                let service = service_fn(move |request| {
-                    let answer = server.answer(&request);
-                    async move { Ok::<_, Infallible>(answer) }
+                let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+                    let server = server.clone();
+                    async move {
+                        let (head, body) = request.into_parts();
+                        let body =
+                            body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+                        Ok::<_, Infallible>(server.answer(&Request::from_parts(head, body)))
+                    }
                 });
                 let tls = tls.clone();
                 tokio::spawn(async move {
@@ -238,6 +245,12 @@ impl Registry {
         self.state.lock().expect("unpoisoned").protected = Some(pair);
     }
 
+    /// Asks for an access token, which the token server gives only for a refresh token.
+    pub fn protect_tokens(&self, refresh: &str, access: &str) {
+        self.protect("nobody", "at all");
+        self.state.lock().expect("unpoisoned").tokens = Some((refresh.to_owned(), access.to_owned()));
+    }
+
     /// Every request so far: path, query and range.
     pub fn requests(&self) -> Vec<String> {
         self.state.lock().expect("unpoisoned").requests.clone()
@@ -263,7 +276,7 @@ impl Registry {
     }
 
     #[allow(clippy::too_many_lines, reason = "one answer with all that can be wrong with it")]
-    fn answer<B>(&self, request: &Request<B>) -> Response<BoxBody<Bytes, std::io::Error>> {
+    fn answer(&self, request: &Request<Bytes>) -> Response<BoxBody<Bytes, std::io::Error>> {
         let full = |bytes: Bytes| Full::new(bytes).map_err(|never| match never {}).boxed();
         let text = |name: header::HeaderName| {
             request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
@@ -274,16 +287,26 @@ impl Registry {
         state.headers.push(request.headers().clone());
         let path = request.uri().path();
         if path == "/token" {
-            let allowed =
-                state.protected.as_ref().is_some_and(|pair| authorization == format!("Basic {pair}"));
+            let allowed = match &state.tokens {
+                Some((refresh, _)) => {
+                    let form = String::from_utf8_lossy(request.body()).into_owned();
+                    request.method() == http::Method::POST
+                        && form.split('&').any(|field| field == "grant_type=refresh_token")
+                        && form.split('&').any(|field| field == format!("refresh_token={refresh}"))
+                }
+                None => state.protected.as_ref().is_some_and(|pair| authorization == format!("Basic {pair}")),
+            };
             let status = if allowed { StatusCode::OK } else { StatusCode::UNAUTHORIZED };
-            return Response::builder()
-                .status(status)
-                .body(full(r#"{"token":"secret"}"#.into()))
-                .expect("formed");
+            let answer = match &state.tokens {
+                // OAuth 2 calls it so.
+                Some((_, access)) => serde_json::json!({ "access_token": access }),
+                None => serde_json::json!({ "token": "secret" }),
+            };
+            return Response::builder().status(status).body(full(answer.to_string().into())).expect("formed");
         }
         let basic = state.protected.clone().filter(|_| state.basic).map(|pair| format!("Basic {pair}"));
-        let wanted = basic.clone().unwrap_or_else(|| "Bearer secret".to_owned());
+        let token = state.tokens.as_ref().map_or("secret", |(_, access)| access);
+        let wanted = basic.clone().unwrap_or_else(|| format!("Bearer {token}"));
         if state.protected.is_some() && authorization != wanted {
             let challenge = match basic {
                 Some(_) => "Basic realm=\"test\"".to_owned(),
