@@ -9,6 +9,7 @@ mod config;
 mod conformance;
 mod cri_hosts;
 mod down;
+mod fuzz;
 mod host;
 mod images;
 mod paths;
@@ -67,6 +68,8 @@ enum Command {
         #[command(subcommand)]
         what: conformance::What,
     },
+    /// Fuzz the CRI server's parsers of foreign bytes; needs nightly Rust.
+    Fuzz(fuzz::Options),
     /// Check crate edges, purity, module docs and file lengths.
     Tidy,
     /// Make the demo images (`up` does it too).
@@ -119,6 +122,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Test { tiers } => test::run(&repo, &tiers)?,
         Command::Bench { what } => bench::run(&layout, &what)?,
         Command::Conformance { what } => return conformance::run(&layout, &what),
+        Command::Fuzz(options) => fuzz::run(&repo, &options)?,
         Command::Tidy => tidy::run(&repo)?,
         Command::Images => images::ensure(&layout.images()).map(drop)?,
         Command::Ci => test::run(&repo, &[])?,

@@ -32,6 +32,13 @@ const TOOLS: &[Tool] = &[
     Tool { program: "curl", package: "curl", needed_for: "the walk of the README" },
 ];
 
+/// What is loaded while running, by its name for the loader.
+const LIBRARIES: &[Tool] = &[Tool {
+    program: "libseccomp.so.2",
+    package: "libseccomp2",
+    needed_for: "seccomp profiles of containers",
+}];
+
 /// What the virtual-machine tiers need beside the rest.
 const VM_TOOLS: &[Tool] = &[
     Tool { program: "qemu-system-x86_64", package: "qemu-system-x86", needed_for: "virtual machines" },
@@ -53,7 +60,7 @@ const BPF_LINKER: &str = "0.10.4";
 
 /// Installs what `scope` lacks; tells what it does.
 pub(crate) fn run(repo: &Path, scope: Scope) -> Result<()> {
-    debian_packages(TOOLS)?;
+    debian_packages(TOOLS.iter().chain(LIBRARIES))?;
     bpf_toolchain(repo)?;
     if scope == Scope::Test {
         cargo_tool("cargo-deny", &["--locked"])?;
@@ -61,13 +68,23 @@ pub(crate) fn run(repo: &Path, scope: Scope) -> Result<()> {
     Ok(())
 }
 
+/// Installs cargo-fuzz, and the nightly toolchain that it builds with; `false` where there is no rustup to get one.
+pub(crate) fn fuzzing() -> Result<bool> {
+    if which("rustup").is_none() {
+        return Ok(false);
+    }
+    nightly_sources()?;
+    cargo_tool("cargo-fuzz", &["--locked"])?;
+    Ok(true)
+}
+
 /// Installs what virtual machines need.
 pub(crate) fn virtual_machines() -> Result<()> {
     debian_packages(VM_TOOLS)
 }
 
-fn debian_packages(tools: &[Tool]) -> Result<()> {
-    let missing: Vec<&Tool> = tools.iter().filter(|tool| which(tool.program).is_none()).collect();
+fn debian_packages<'a>(tools: impl IntoIterator<Item = &'a Tool>) -> Result<()> {
+    let missing: Vec<&Tool> = tools.into_iter().filter(|tool| !is_there(tool.program)).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -87,6 +104,17 @@ fn debian_packages(tools: &[Tool]) -> Result<()> {
         args.extend(&packages);
         apt(&args)
     })
+}
+
+/// A program on PATH, or a library in one of the directories that the loader looks in.
+fn is_there(name: &str) -> bool {
+    if !name.contains(".so.") {
+        return which(name).is_some();
+    }
+    let triple = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+    [triple.as_str(), "/usr/lib64", "/usr/lib", "/lib64", "/lib"]
+        .iter()
+        .any(|directory| Path::new(directory).join(name).exists())
 }
 
 fn apt(args: &[&str]) -> Result<()> {

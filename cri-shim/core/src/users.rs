@@ -57,10 +57,16 @@ fn passwd_entries(text: &str) -> impl Iterator<Item = PasswdEntry<'_>> {
     text.lines().filter_map(|line| {
         let mut fields = line.split(':');
         let name = fields.next().filter(|name| !name.is_empty())?;
-        let uid = fields.nth(1)?.parse().ok()?;
-        let gid = fields.next()?.parse().ok()?;
+        let uid = id(fields.nth(1)?)?;
+        let gid = id(fields.next()?)?;
         Some(PasswdEntry { name, uid, gid })
     })
+}
+
+/// A user or group id of such a file.
+fn id(text: &str) -> Option<u32> {
+    // The highest value means "unchanged" to the kernel: an image must not keep root's identity under another name.
+    text.parse().ok().filter(|id| *id < u32::MAX)
 }
 
 /// Lines of a group file as name, id and members.
@@ -68,7 +74,7 @@ fn group_entries(text: &str) -> impl Iterator<Item = (&str, u32, &str)> {
     text.lines().filter_map(|line| {
         let mut fields = line.split(':');
         let name = fields.next().filter(|name| !name.is_empty())?;
-        let gid = fields.nth(1)?.parse().ok()?;
+        let gid = id(fields.nth(1)?)?;
         Some((name, gid, fields.next().unwrap_or_default()))
     })
 }
@@ -182,6 +188,15 @@ mod tests {
         };
         let identity = resolve(&security, "www-data", PASSWD, GROUP).unwrap();
         assert_eq!(identity, Identity { uid: 1000, gid: 2000, groups: vec![2000, 3000] });
+    }
+
+    #[test]
+    fn no_entry_of_the_image_keeps_the_identity_of_root() {
+        let passwd = "sly:x:4294967295:4294967295::/:\n";
+        assert_eq!(resolve(&context(), "sly", passwd, "").unwrap_err(), UserError::NoUser("sly".into()));
+        let group = "sly:x:4294967295:www-data\n";
+        assert_eq!(resolve(&context(), "0:sly", "", group).unwrap_err(), UserError::NoGroup("sly".into()));
+        assert_eq!(resolve(&context(), "www-data", PASSWD, group).unwrap().groups, [33]);
     }
 
     #[test]

@@ -138,7 +138,7 @@ impl Job {
         };
         if !applied {
             let unpacked = unpack::by_containerd(session, snapshotter, &layer);
-            telemetry::stage("layer_unpack", self.progress.patiently(unpacked)).await?;
+            telemetry::stage("layer_unpack", Box::pin(self.progress.patiently(unpacked))).await?;
         }
         self.progress.tick();
         // Nobody waits for the topmost one.
