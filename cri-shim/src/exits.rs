@@ -156,8 +156,11 @@ impl Runtime {
         self.tell(ContainerEventType::ContainerStoppedEvent, &container.sandbox_id, &container.id);
         tracing::info!(container = container.id, code, reason, "container has ended");
         // Deleting also ends what the first process left behind, which lets go of the pipes.
-        if let Err(error) = self.client.delete_task(&container.id).await {
-            tracing::warn!(container = container.id, %error, "its task stays until the container is removed");
+        match self.client.delete_task(&container.id).await {
+            Ok(_) => container.task_deleted.store(true, Ordering::Release),
+            Err(error) => {
+                tracing::warn!(container = container.id, %error, "its task stays until the container is removed");
+            }
         }
         reached(Step::ContainerTaskDeleted);
         if let Some(pump) = container.pump() {

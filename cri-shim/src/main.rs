@@ -67,6 +67,7 @@ enum ImageCommand {
 }
 
 fn main() -> ExitCode {
+    keelson_cri::host::memory::economize();
     let arguments = Arguments::parse();
     let log = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)

@@ -19,6 +19,7 @@ use crate::attach::Attached;
 use crate::config::Config;
 use crate::containerd::Client;
 use crate::exec::{Executor, Streamer};
+use crate::host::memory;
 use crate::images::ImageStore;
 use crate::runtime::Runtime;
 use crate::service::Service;
@@ -57,6 +58,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     tokio::spawn(sweep_images(Arc::clone(&runtime), images.clone(), config.images.progress_deadline()));
     tokio::spawn(end_old_execs(Arc::clone(&runtime), executor.clone()));
 
+    tokio::spawn(memory::keep_small(cancel.clone()));
     serve_metrics(&config, &runtime, &cancel).await?;
     tracing::info!(socket = %config.listen.display(), "serving CRI v1");
     let service = Service::new(runtime, executor, urls, cancel.clone());

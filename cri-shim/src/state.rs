@@ -85,6 +85,8 @@ pub struct Container {
     pub operation: tokio::sync::Mutex<()>,
     /// Held while its end is taken up and its task deleted: two deletions side by side can cost containerd 1.6 the shim.
     pub(crate) ending: tokio::sync::Mutex<()>,
+    /// Whether its task was deleted after its end, so that none is left to look for.
+    pub(crate) task_deleted: AtomicBool,
     /// Whether somebody waits for its first process to end.
     pub watched: AtomicBool,
     /// Whether the kernel reported an OOM kill in it.
@@ -150,6 +152,7 @@ impl Container {
             record: Shared::new(record),
             operation: tokio::sync::Mutex::default(),
             ending: tokio::sync::Mutex::default(),
+            task_deleted: AtomicBool::default(),
             watched: AtomicBool::default(),
             out_of_memory: AtomicBool::default(),
             pump: Mutex::default(),

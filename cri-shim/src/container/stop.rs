@@ -1,6 +1,10 @@
 //! StopContainer and RemoveContainer. Both may be repeated and continued after a crash.
+//!
+//! A removal is answered once it is written down and nobody sees the container any more. What the container was made of is
+//! taken away behind the answer: deleting its task and its snapshot waits for a shim, a runtime and disk writes of containerd.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cri_shim_api::v1::ContainerEventType;
@@ -8,7 +12,7 @@ use cri_shim_core::record::{ContainerPhase, ContainerRecord};
 use cri_shim_core::signal::SIGKILL;
 
 use crate::containerd::ContainerdError;
-use crate::error::RuntimeError;
+use crate::error::{RuntimeError, chain};
 use crate::host::{blocking, files};
 use crate::runtime::Runtime;
 use crate::state::Container;
@@ -16,6 +20,8 @@ use crate::steps::{Step, reached};
 
 /// How long a killed process may take to go.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
+/// First and longest pause before what could not be taken away is tried again.
+const ERASE_PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(60));
 
 impl Runtime {
     /// Asks a container to stop and kills it after `grace` seconds. An unknown one, or one that does not run, is fine.
@@ -30,22 +36,63 @@ impl Runtime {
                 return Ok(());
             }
         }
+        if container.phase() >= ContainerPhase::Exited {
+            return Ok(());
+        }
         // A start that is under way ends first; then there is something to kill, or nothing.
         let _one_at_a_time = container.operation.lock().await;
         self.kill(&container).await
     }
 
-    /// Removes a container; a running one is killed. An unknown one is fine. Its log file stays.
+    /// Removes a container; a running one is killed. An unknown one is fine. Its log file stays. What it was made of is taken
+    /// away behind the answer.
     pub async fn remove_container(self: &Arc<Self>, id: &str) -> Result<(), RuntimeError> {
         let Some(container) = self.registry.container(id) else { return Ok(()) };
+        {
+            let _one_at_a_time = container.operation.lock().await;
+            // Somebody else may have removed it while we waited.
+            if self.registry.container(id).is_none() || container.phase() == ContainerPhase::Removing {
+                return Ok(());
+            }
+            self.kill(&container).await?;
+            self.begin_removal(&container).await?;
+        }
+        let (runtime, layers) = (Arc::clone(self), self.images.use_layers());
+        tokio::spawn(async move {
+            let mut pause = ERASE_PAUSES.0;
+            let mut layers = Some(layers);
+            while let Err(error) = runtime.remove_container_wholly(&container).await {
+                tracing::warn!(container = container.id, error = %chain(&error), ?pause, "its removal goes on later");
+                // An image is not waited for because of a container that cannot be removed.
+                drop(layers.take());
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(ERASE_PAUSES.1);
+            }
+        });
+        Ok(())
+    }
+
+    /// Removes a container and waits until nothing of it is left.
+    pub(crate) async fn remove_container_wholly(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+    ) -> Result<(), RuntimeError> {
         let _one_at_a_time = container.operation.lock().await;
-        if self.registry.container(id).is_none() {
-            // Somebody else removed it while we waited.
+        if self.registry.container(&container.id).is_none() {
             return Ok(());
         }
-        self.kill(&container).await?;
-        self.erase_container(&container).await?;
-        tracing::info!(container = id, "container is removed");
+        self.kill(container).await?;
+        self.erase_container(container).await?;
+        tracing::info!(container = container.id, "container is removed");
+        Ok(())
+    }
+
+    /// Writes down that a container that does not run is removed; from here on nobody sees it.
+    async fn begin_removal(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), RuntimeError> {
+        container.record.change(ContainerRecord::removing);
+        self.save(&container.record).await?;
+        reached(Step::ContainerRemoving);
+        self.tell(ContainerEventType::ContainerDeletedEvent, &container.sandbox_id, &container.id);
         Ok(())
     }
 
@@ -54,20 +101,39 @@ impl Runtime {
         self: &Arc<Self>,
         container: &Arc<Container>,
     ) -> Result<(), RuntimeError> {
-        container.record.change(ContainerRecord::removing);
-        self.save(&container.record).await?;
-        reached(Step::ContainerRemoving);
+        if container.phase() != ContainerPhase::Removing {
+            self.begin_removal(container).await?;
+        }
         {
             let _one_at_a_time = container.ending.lock().await;
-            self.client.force_delete_task(&container.id, KILL_PATIENCE).await?;
+            if !container.task_deleted.load(Ordering::Acquire) {
+                self.client.force_delete_task(&container.id, KILL_PATIENCE).await?;
+            }
         }
         self.clear_runtime(container).await?;
         if let Some(pump) = container.pump() {
             pump.stop().await;
             container.set_pump(None);
         }
+        // Two writes of containerd's that do not see each other.
+        let (forgotten, released) =
+            tokio::join!(self.delete_container_record(container), self.release_root(container));
+        forgotten?;
+        released?;
+        self.forget(&container.id, &container.record).await?;
+        reached(Step::ContainerForgotten);
+        self.registry.drop_container(&container.id);
+        Ok(())
+    }
+
+    async fn delete_container_record(&self, container: &Container) -> Result<(), RuntimeError> {
         self.client.delete_container(&container.id).await?;
         reached(Step::ContainerRecordDeleted);
+        Ok(())
+    }
+
+    /// Takes the container's directories, mounts and snapshot away.
+    async fn release_root(&self, container: &Container) -> Result<(), RuntimeError> {
         // Mounts of the state directory go before what they show.
         let directories = [self.container_state(&container.id), self.container_root(&container.id)];
         blocking(move || directories.iter().try_for_each(|directory| files::remove_tree(directory))).await?;
@@ -75,10 +141,6 @@ impl Runtime {
         // After its mounts, which hold it.
         self.client.remove_snapshot(&container.id).await?;
         reached(Step::ContainerSnapshotRemoved);
-        self.forget(&container.id, &container.record).await?;
-        reached(Step::ContainerForgotten);
-        self.registry.drop_container(&container.id);
-        self.tell(ContainerEventType::ContainerDeletedEvent, &container.sandbox_id, &container.id);
         Ok(())
     }
 

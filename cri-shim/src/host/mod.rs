@@ -12,6 +12,7 @@ pub mod figures;
 pub mod files;
 pub mod idmap;
 pub mod keeper;
+pub mod memory;
 pub mod mounts;
 pub mod pause;
 pub mod process;

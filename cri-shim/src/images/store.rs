@@ -6,12 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use containerd_client::services::v1::Image as Record;
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared as SharedFuture};
 use oci_spec::image::ImageConfiguration;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 use tonic::Code;
 use tracing::Instrument;
@@ -30,6 +31,9 @@ use super::settings::{Places, Settings};
 use super::unpack;
 use crate::containerd::Client;
 use crate::telemetry::stage;
+
+/// How long the removal of an image waits for containers that are being removed.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// One image with everything that names it.
 #[derive(Clone, Debug)]
@@ -134,6 +138,18 @@ struct Inner {
     details: Mutex<HashMap<String, Arc<Details>>>,
     /// Bounded by the distinct images being pulled.
     flights: Mutex<HashMap<(Reference, Option<Credentials>), Flight>>,
+    /// How many containers are being taken off their layers.
+    releases: watch::Sender<usize>,
+}
+
+/// Somebody is about to take a container off its image's layers; until this is dropped the removal of an image waits, so
+/// that it frees what it is thought to free.
+pub struct LayerUse(Arc<Inner>);
+
+impl Drop for LayerUse {
+    fn drop(&mut self) {
+        self.0.releases.send_modify(|releases| *releases = releases.saturating_sub(1));
+    }
 }
 
 impl ImageStore {
@@ -152,7 +168,14 @@ impl ImageStore {
             transfers: Arc::new(Semaphore::new(settings.parallel_transfers.max(1))),
             settings: Arc::new(settings),
         };
-        Self(Arc::new(Inner { shared, places, pinned, details: Mutex::default(), flights: Mutex::default() }))
+        Self(Arc::new(Inner {
+            shared,
+            places,
+            pinned,
+            details: Mutex::default(),
+            flights: Mutex::default(),
+            releases: watch::Sender::new(0),
+        }))
     }
 
     /// Where layers are unpacked.
@@ -239,8 +262,17 @@ impl ImageStore {
         flight.await
     }
 
+    /// Tells that a container is being taken off its image's layers.
+    pub fn use_layers(&self) -> LayerUse {
+        self.0.releases.send_modify(|releases| *releases += 1);
+        LayerUse(Arc::clone(&self.0))
+    }
+
     /// Removes an image with all its names. One that is not here is fine.
     pub async fn remove(&self, text: &str) -> Result<(), ImageError> {
+        // Also when it takes longer: what a container still holds is collected later.
+        let mut releases = self.0.releases.subscribe();
+        drop(tokio::time::timeout(RELEASE_PATIENCE, releases.wait_for(|releases| *releases == 0)).await);
         let image = match self.resolve(text).await {
             Err(ImageError::NotPresent(_)) => return Ok(()),
             other => other?,

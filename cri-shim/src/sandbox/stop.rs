@@ -52,7 +52,9 @@ impl Runtime {
         self.save(&sandbox.record).await?;
         reached(Step::SandboxRemoving);
         let containers = self.registry.containers_of(&sandbox.id);
-        for result in join_all(containers.iter().map(|container| self.remove_container(&container.id))).await
+        // Also those that are being removed already: when the pod is gone, nothing of it is left.
+        for result in
+            join_all(containers.iter().map(|container| self.remove_container_wholly(container))).await
         {
             result?;
         }

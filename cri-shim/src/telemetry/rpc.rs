@@ -14,6 +14,7 @@ use tower::{Layer, Service};
 use tracing::{Instrument, Span, field};
 
 use super::{METRICS, Rpc, RpcOutcome, milliseconds};
+use crate::host::memory;
 
 /// Longest part of an object's name in a span; ids have 64 digits.
 const MAX_NAME: usize = 128;
@@ -213,6 +214,7 @@ impl Call {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
+        memory::after_work();
         let time = self.begun.elapsed();
         METRICS.rpcs_in_flight.dec();
         METRICS.rpc_times.get_or_create(&Rpc { rpc: self.rpc }).observe(time.as_secs_f64());

@@ -164,7 +164,10 @@ fn layers(bytes: usize) -> Result<Vec<Layer>> {
 async fn serve(objects: Objects, certs: &Path) -> Result<()> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.context("binding a loopback port")?;
     let address = listener.local_addr()?;
-    let hosts = format!("server = \"http://{address}\"\n");
+    // containerd 1.6 reads no file without a host of its own.
+    let hosts = format!(
+        "server = \"http://{address}\"\n\n[host.\"http://{address}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
+    );
     crate::process::write_atomic(&certs.join(REGISTRY).join("hosts.toml"), hosts.as_bytes())?;
     let objects = Arc::new(objects);
     // It ends with the process; a connection that breaks ends by itself.
