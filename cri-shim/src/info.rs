@@ -30,7 +30,12 @@ impl Runtime {
 
     /// What is known of a container beyond its status: also what containerd knows, when it answers.
     pub async fn container_info(&self, id: &str) -> Result<BTreeMap<String, String>, RuntimeError> {
-        let record = self.container(id)?.record.get();
+        let container = self.container(id)?;
+        let record = container.record.get();
+        if record.registration.is_some() {
+            // It is just being made.
+            drop(container.operation.lock().await);
+        }
         let mut info = json!({
             "name": record.name,
             "pid": record.pid,

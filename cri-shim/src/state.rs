@@ -82,7 +82,7 @@ pub struct Container {
     /// Its record.
     pub record: Shared<ContainerRecord>,
     /// One operation at a time.
-    pub operation: tokio::sync::Mutex<()>,
+    pub operation: Arc<tokio::sync::Mutex<()>>,
     /// Held while its end is taken up and its task deleted: two deletions side by side can cost containerd 1.6 the shim.
     pub(crate) ending: tokio::sync::Mutex<()>,
     /// Whether its task was deleted after its end, so that none is left to look for.
@@ -150,7 +150,7 @@ impl Container {
             id: record.id.clone(),
             sandbox_id: record.sandbox_id.clone(),
             record: Shared::new(record),
-            operation: tokio::sync::Mutex::default(),
+            operation: Arc::default(),
             ending: tokio::sync::Mutex::default(),
             task_deleted: AtomicBool::default(),
             watched: AtomicBool::default(),

@@ -1,9 +1,10 @@
 //! The steps of the operations: each one is a point between two side effects at which `kill -9` may come.
 //!
 //! A test names one in [`ABORT_AT`] and the process ends there, as a crash would end it; so every step that is added to the
-//! list is tested without another line. Without the variable a step costs one load.
+//! list is tested without another line. `name:2` means the second time. Without the variable a step costs one load.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The environment variable that names the step to end at. For tests only.
 pub const ABORT_AT: &str = "KEELSON_CRI_ABORT_AT";
@@ -91,9 +92,15 @@ steps! {
 
 /// Says that a step is reached.
 pub fn reached(step: Step) {
-    static ABORT: OnceLock<Option<String>> = OnceLock::new();
-    let abort = ABORT.get_or_init(|| std::env::var(ABORT_AT).ok());
-    if abort.as_deref() == Some(step.name()) {
+    static ABORT: OnceLock<Option<(String, usize)>> = OnceLock::new();
+    static TIMES: AtomicUsize = AtomicUsize::new(0);
+    let abort = ABORT.get_or_init(|| {
+        let wanted = std::env::var(ABORT_AT).ok()?;
+        let (name, times) = wanted.split_once(':').unwrap_or((&wanted, "1"));
+        Some((name.to_owned(), times.parse().ok()?))
+    });
+    let Some((name, times)) = abort else { return };
+    if name == step.name() && TIMES.fetch_add(1, Ordering::AcqRel) + 1 == *times {
         tracing::error!(step = step.name(), "ending here, as the environment asks");
         std::process::abort();
     }

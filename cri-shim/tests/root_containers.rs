@@ -3,10 +3,11 @@
 mod support;
 
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 use cri_shim_api::v1;
 use cri_shim_api::v1::security_profile::ProfileType;
-use support::cri::{Cri, busybox_layers, shell};
+use support::cri::{Cri, PATIENCE, busybox_layers, shell};
 use tonic::Code;
 
 /// A pod with a sandbox for each handler; `change` sees the pod's configuration first.
@@ -134,7 +135,12 @@ async fn volumes_of_images_hold_the_images_content() {
 
         let remove = v1::RemoveContainerRequest { container_id: status.id.clone() };
         cri.runtime().remove_container(remove).await.unwrap();
-        assert!(!volumes.exists(), "a volume goes with its container");
+        let gone = async {
+            while volumes.exists() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, gone).await.expect("a volume goes with its container");
     }
     end(&cri, all).await;
 }
@@ -722,7 +728,7 @@ impl OtherUsers {
         let own = std::fs::read_link("/proc/self/ns/user").expect("a namespace");
         let begun = std::time::Instant::now();
         while std::fs::read_link(process.join("ns/user")).expect("a namespace") == own {
-            assert!(begun.elapsed() < support::cri::PATIENCE, "it stays in our namespace");
+            assert!(begun.elapsed() < PATIENCE, "it stays in our namespace");
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
         for file in ["uid_map", "gid_map"] {

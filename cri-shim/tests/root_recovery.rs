@@ -68,6 +68,21 @@ impl Life {
         Ok(())
     }
 
+    /// Makes calls, in one of which the server dies.
+    async fn go_on(&mut self, cri: &mut Cri, calls: &[Call], step: &str) {
+        let mut died = false;
+        for call in calls {
+            if let Err(status) = self.call(cri, *call).await {
+                assert!(!died, "{call:?} after the restart at {step}: {status}");
+                assert_eq!(cri.died().await, Some(Signal::SIGABRT as i32), "{call:?}: {status}");
+                died = true;
+                cri.start_again().await;
+                Box::pin(self.repeat(cri, *call)).await;
+            }
+        }
+        assert!(died, "no call reaches the step {step}");
+    }
+
     /// Makes the call that was cut off once more. Nobody repeats a start without looking first.
     async fn repeat(&mut self, cri: &Cri, call: Call) {
         if call == Call::Start {
@@ -88,17 +103,29 @@ async fn it_may_die_at_every_step_of_every_call() {
     for step in Step::ALL {
         cri.restart_to_die_at(step.name()).await;
         let mut life = Life { pod: cri.pod(step.name()), sandbox: String::new(), container: String::new() };
-        let mut died = false;
-        for call in CALLS {
-            if let Err(status) = life.call(&cri, call).await {
-                assert!(!died, "{call:?} after the restart at {}: {status}", step.name());
-                assert_eq!(cri.died().await, Some(Signal::SIGABRT as i32), "{call:?}: {status}");
-                died = true;
-                cri.start_again().await;
-                Box::pin(life.repeat(&cri, call)).await;
-            }
-        }
-        assert!(died, "no call reaches the step {}", step.name());
+        life.go_on(&mut cri, &CALLS, step.name()).await;
+        cri.assert_nothing_left().await;
+    }
+}
+
+/// All but the first container of an image come to be behind the answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn it_may_die_while_a_later_container_is_made() {
+    let mut cri = Cri::start().await;
+    for step in [
+        Step::ContainerIntent,
+        Step::ContainerCreated,
+        Step::ContainerSnapshot,
+        Step::ContainerRecord,
+        Step::ContainerTask,
+    ] {
+        let name = format!("{}:2", step.name());
+        cri.restart_to_die_at(&name).await;
+        let pod = cri.pod(&format!("later-{}", step.name()));
+        let sandbox = cri.run(&pod).await.unwrap();
+        cri.script(&sandbox, &pod, "first", "exec sleep 3600").await;
+        let mut life = Life { pod, sandbox, container: String::new() };
+        life.go_on(&mut cri, &[Call::Create, Call::Start, Call::Stop, Call::Remove], &name).await;
         cri.assert_nothing_left().await;
     }
 }

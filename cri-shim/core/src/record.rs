@@ -158,6 +158,20 @@ pub struct ContainerRecord {
     /// Its cgroup below each controller's mount.
     #[prost(string, tag = "19")]
     pub cgroup: String,
+    /// What containerd may not have yet of a created container.
+    #[prost(message, optional, tag = "20")]
+    pub registration: Option<Registration>,
+}
+
+/// What containerd must be told before a created container can start. Telling it twice is fine.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Registration {
+    /// The OCI specification as JSON.
+    #[prost(bytes = "vec", tag = "1")]
+    pub spec: Vec<u8>,
+    /// The snapshot that its writable one is made on.
+    #[prost(string, tag = "2")]
+    pub chain_id: String,
 }
 
 /// The life of a container.

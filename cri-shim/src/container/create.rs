@@ -1,4 +1,8 @@
-//! CreateContainer: intent → writable snapshot on the image → OCI specification → container record in containerd.
+//! CreateContainer: intent → OCI specification → writable snapshot on the image beside the container record in containerd.
+//!
+//! For the first container of an image the snapshot comes first, since the image's accounts are read from it. For later ones
+//! everything that can be refused is looked at, the specification is written down, and the rest is made behind the answer:
+//! what operates on the container waits for it, and after a crash its start does it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +13,7 @@ use cri_shim_core::ids::ContainerId;
 use cri_shim_core::oci::container::{ContainerSpec, check, spec};
 use cri_shim_core::oci::process::ImageDefaults;
 use cri_shim_core::oci::resources;
-use cri_shim_core::record::{ContainerPhase, ContainerRecord, SandboxRecord};
+use cri_shim_core::record::{ContainerPhase, ContainerRecord, Registration, SandboxRecord};
 use cri_shim_core::users::Identity;
 use cri_shim_core::{names, signal};
 use keelson_shim::protocol::SOCKET_ANNOTATION;
@@ -143,41 +147,45 @@ impl Runtime {
         let users = inputs::users(&record.config, pod.pid)?.map(Arc::new);
         let handler = self.handlers.of_record(&pod.handler)?;
         let plan = Plan { sandbox, pod: &pod, record: &record, image, handler, users: users.clone() };
-        let (mounts, identity) = if let Some(accounts) = self.accounts.get(image.chain_id()) {
-            // Nothing that is in the snapshot has to be looked at, so it can be made beside the rest. Both are waited for,
-            // so that undoing never runs beside one of them.
-            let snapshot = async {
-                let mounts = self.prepare_rootfs(&record.id, image).await;
-                reached(Step::ContainerSnapshot);
-                mounts
-            };
-            let (mounts, identity) = tokio::join!(snapshot, self.register(&plan, &accounts));
-            (mounts?, identity?)
+        let known = self.accounts.get(image.chain_id()).filter(|_| users.is_none());
+        let identity = if let Some(accounts) = known {
+            // Nothing that is in the snapshot has to be looked at: that it and the record come to be is written down, and
+            // containerd's disk writes are not waited for.
+            let (identity, spec) = self.specify(&plan, &accounts).await?;
+            let registration = Registration { spec, chain_id: image.chain_id().to_owned() };
+            container.record.change(|record| record.registration = Some(registration));
+            identity
         } else {
-            let mounts = self.prepare_rootfs(&record.id, image).await?;
+            let mounts = self.prepare_rootfs(&record.id, &record.image_id, image.chain_id()).await?;
             reached(Step::ContainerSnapshot);
             let accounts = Arc::new(Accounts::read(mounts.clone()).await?);
             self.accounts.put(image.chain_id(), &accounts);
-            (mounts, self.register(&plan, &accounts).await?)
+            let (identity, spec) = self.specify(&plan, &accounts).await?;
+            self.make_record(&record, plan.handler, spec).await?;
+            container.set_rootfs(match users {
+                Some(users) => self.shifted_root(&record.id, mounts, users).await?,
+                None => mounts,
+            });
+            identity
         };
-        let mounts = match users {
-            Some(users) => self.shifted_root(&record.id, mounts, users).await?,
-            None => mounts,
-        };
-        container.set_rootfs(mounts);
         container.record.change(|record| {
             record.user = Some(identity.to_cri());
             record.set_phase(ContainerPhase::Created);
         });
         self.save(&container.record).await?;
         reached(Step::ContainerCreated);
+        self.register_behind(container).await;
         self.tell(ContainerEventType::ContainerCreatedEvent, &sandbox.id, &record.id);
         tracing::info!(container = record.id, name = record.name, "container is created");
         Ok(())
     }
 
-    /// Makes the container's mount sources, its specification and its record in containerd.
-    async fn register(&self, plan: &Plan<'_>, accounts: &Accounts) -> Result<Identity, RuntimeError> {
+    /// Makes the container's mount sources and its specification.
+    async fn specify(
+        &self,
+        plan: &Plan<'_>,
+        accounts: &Accounts,
+    ) -> Result<(Identity, Vec<u8>), RuntimeError> {
         let record = plan.record;
         let defaults = image_defaults(plan.image);
         let identity = accounts.identity(&record.config, &defaults.user)?;
@@ -185,18 +193,71 @@ impl Runtime {
             self.declared_volumes(&record.id, plan.image, &defaults.volumes, &record.config.mounts).await?;
         let images = self.image_volumes(&record.id, &record.config.mounts).await?;
         let spec = self.container_spec(plan, &defaults, &identity, Made { declared, images }).await?;
+        Ok((identity, spec))
+    }
+
+    /// Makes the container's record in containerd; one that is there is its own.
+    async fn make_record(
+        &self,
+        record: &ContainerRecord,
+        handler: &Handler,
+        spec: Vec<u8>,
+    ) -> Result<(), RuntimeError> {
         let new = NewContainer {
             id: record.id.clone(),
             labels: [(KIND_LABEL.to_owned(), "container".to_owned())].into(),
             image: record.image_ref.clone(),
             snapshot: record.id.clone(),
             spec,
-            shim: plan.handler.shim(),
-            options: self.shim_options(plan.handler),
+            shim: handler.shim(),
+            options: self.shim_options(handler),
         };
-        self.client.create_container(new).await?;
+        match self.client.create_container(new).await {
+            Err(error) if !error.is_already_exists() => return Err(error.into()),
+            _ => {}
+        }
         reached(Step::ContainerRecord);
-        Ok(identity)
+        Ok(())
+    }
+
+    /// Makes what containerd must have of a created container behind the answer. Every operation on it waits for that.
+    async fn register_behind(self: &Arc<Self>, container: &Arc<Container>) {
+        if container.record.with(|record| record.registration.is_none()) {
+            return;
+        }
+        let (runtime, container) = (Arc::clone(self), Arc::clone(container));
+        let one_at_a_time = Arc::clone(&container.operation).lock_owned().await;
+        let layers = self.images.use_layers();
+        tokio::spawn(async move {
+            let _until_done = (one_at_a_time, layers);
+            if let Err(error) = runtime.register(&container).await {
+                let error = chain(&error);
+                tracing::warn!(container = container.id, error, "it is prepared again when it is started");
+            }
+        });
+    }
+
+    /// Makes what containerd does not have yet of a created container: its snapshot and its record. The caller holds the
+    /// container's operation.
+    pub(super) async fn register(&self, container: &Container) -> Result<(), RuntimeError> {
+        let record = container.record.get();
+        let Some(registration) = &record.registration else { return Ok(()) };
+        let sandbox = self.sandbox(&record.sandbox_id)?;
+        let handler = sandbox.record.with(|record| record.handler.clone());
+        let handler = self.handlers.of_record(&handler)?;
+        let snapshot = async {
+            let mounts = self.prepare_rootfs(&record.id, &record.image_id, &registration.chain_id).await;
+            reached(Step::ContainerSnapshot);
+            mounts
+        };
+        // Both are waited for, so that a removal never runs beside one of them.
+        let (mounts, made) =
+            tokio::join!(snapshot, self.make_record(&record, handler, registration.spec.clone()));
+        made?;
+        container.set_rootfs(mounts?);
+        // On disk with whatever is written next; until then it would only be told twice.
+        container.record.change(|record| record.registration = None);
+        Ok(())
     }
 
     /// The container's root file system with the owners of its pod's user namespace.
@@ -226,8 +287,14 @@ impl Runtime {
         Ok(self.client.snapshot_mounts(&container.id).await?)
     }
 
-    /// Makes the container's writable snapshot; an image whose layers were collected is unpacked again first.
-    async fn prepare_rootfs(&self, id: &str, image: &Image) -> Result<Vec<Mount>, RuntimeError> {
+    /// Makes the container's writable snapshot, or finds the one it has; an image whose layers were collected is unpacked
+    /// again first.
+    async fn prepare_rootfs(
+        &self,
+        id: &str,
+        image: &str,
+        chain_id: &str,
+    ) -> Result<Vec<Mount>, RuntimeError> {
         let labels = || {
             [
                 (KIND_LABEL.to_owned(), "container".to_owned()),
@@ -235,11 +302,13 @@ impl Runtime {
             ]
             .into()
         };
-        match self.client.prepare_snapshot(id, image.chain_id(), labels()).await {
+        match self.client.prepare_snapshot(id, chain_id, labels()).await {
             Err(error) if error.is_not_found() => {
-                self.images.ensure_unpacked(image).await?;
-                Ok(self.client.prepare_snapshot(id, image.chain_id(), labels()).await?)
+                let image = self.images.resolve(image).await?;
+                self.images.ensure_unpacked(&image).await?;
+                Ok(self.client.prepare_snapshot(id, chain_id, labels()).await?)
             }
+            Err(error) if error.is_already_exists() => Ok(self.client.snapshot_mounts(id).await?),
             other => Ok(other?),
         }
     }

@@ -88,6 +88,7 @@ impl Runtime {
             stdio.stderr = if stdio.terminal { String::new() } else { log.clone() };
             stdio.stdout = log;
         }
+        self.register(container).await?;
         let root = self.rootfs_of(container).await?;
         let pid = stage("task_create", self.client.create_task(&record.id, root, stdio.clone())).await?;
         reached(Step::ContainerTask);

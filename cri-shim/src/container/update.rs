@@ -35,6 +35,7 @@ impl Runtime {
                 }
             }
             ContainerPhase::Created => {
+                self.register(&container).await?;
                 let score = resources::oom_score(new.oom_score_adj, &self.node);
                 self.update_spec(&container, resources::limits(&new, &self.node)?, score).await?;
             }

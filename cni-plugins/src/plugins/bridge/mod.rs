@@ -12,7 +12,9 @@ mod config;
 mod ipam;
 mod names;
 
-use cni_plugins_host::netlink::Netlink;
+use std::time::Duration;
+
+use cni_plugins_host::{netlink::Netlink, unlink};
 use cni_plugins_types::{CniResult, ErrorCode};
 
 use self::config::BridgeConfig;
@@ -20,6 +22,9 @@ use crate::{
     call::{Call, Command},
     failure::Failure,
 };
+
+/// How long a link may take to go: the kernel serves one change of links at a time.
+const UNLINK_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Carries out one call.
 pub(crate) async fn run(call: &Call) -> Result<Option<CniResult>, Failure> {
@@ -41,9 +46,8 @@ pub(crate) async fn run(call: &Call) -> Result<Option<CniResult>, Failure> {
 /// Removes the pair by the name of its host end, then the addresses; either being gone is success. The
 /// pair first: a released address must not be in use any more.
 async fn del(call: &Call, config: &BridgeConfig) -> Result<(), Failure> {
-    let netlink = Netlink::open()?;
     let name = names::host_interface(&call.network, &call.container_id, &call.ifname);
-    let deleted = netlink.delete_link(&name).await;
+    let deleted = unlink::delete(&name, UNLINK_PATIENCE);
     let released = ipam::delegate(call, config).await;
     deleted?;
     released.map(|_| ())
