@@ -141,6 +141,12 @@ pub(crate) fn run(layout: &Layout, what: &What) -> Result<bool> {
     result
 }
 
+/// Fetches what the images are made from, for a run where there is no network.
+pub(crate) fn prepare(work: &Path) -> Result<()> {
+    std::fs::create_dir_all(work).with_context(|| format!("creating {}", work.display()))?;
+    images::fetch(work).map(drop)
+}
+
 fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting tokio")
 }

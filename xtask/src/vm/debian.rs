@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use super::cpio::Archive;
 use super::guest::{self, Job};
 use super::kernel::Kernel;
-use super::programs::{Program, of_package};
+use super::programs::{self, Program};
 use super::qemu::Machine;
 use super::{cache, output};
 use crate::cmd::{Cmd, step};
@@ -30,18 +30,27 @@ const PACKAGES: &str = "systemd-sysv,udev,dbus,kmod,iproute2,nftables,procps,app
                         runc,crun";
 /// Modules of the first stage: enough to reach the disk.
 const BOOT_MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_rng", "ext4", "crc32c_generic"];
-/// Packages whose root tests are run in the guest, too.
-const TESTED: &[&str] = &["cri-shim-runtime", "keelson-cri"];
+/// Folders of packages whose root tests are run in the guest, too.
+const TESTED: &[&str] = &["cri-shim/runtime", "cri-shim"];
 /// Longest that one test program may take.
 const TEST_LIMIT: u64 = 900;
-/// Handlers of keelson-cri that are checked.
-const HANDLERS: &[&str] = &["runc", "crun", "keelson"];
 /// cgroup drivers of keelson-cri that are checked, each by a service of its own.
 const DRIVERS: &[&str] = &["systemd", "cgroupfs"];
-/// Images that the suite serves, below the checkout: the guest has no network to make them from.
+/// Images that the suite serves, below the checkout: the guest has no network to fetch what they are made from.
 const SUITE_IMAGES: &str = "target/conformance";
-/// What of the suite is run: the parts that differ between runtimes, cgroup versions and kernels.
-const CASES: &str = "cgroup|resources|AppArmor|seccomp|capabilities|exec|namespaces";
+/// What of the suite is run: the groups that differ between runtimes, cgroup versions and kernels.
+const MOST: &str = "security:|resources:|container process:|exec sync:|user namespaces:|mounts:";
+/// What depends on the cgroup driver.
+const CGROUPS: &str = "resources:|stats:|container exit:";
+/// cgroup driver, handler and cases of each run of the suite.
+const CELLS: &[(&str, &str, &str)] = &[
+    ("systemd", "runc", MOST),
+    ("systemd", "crun", MOST),
+    ("systemd", "keelson", MOST),
+    ("cgroupfs", "runc", CGROUPS),
+    ("cgroupfs", "crun", CGROUPS),
+    ("cgroupfs", "keelson", CGROUPS),
+];
 /// Longest that the suite may take with one handler and driver.
 const SUITE_LIMIT: u64 = 600;
 /// Longest that the machine may run.
@@ -52,15 +61,9 @@ pub(crate) fn run(repo: &Path) -> Result<()> {
     let kernel = step("fetching Debian's kernel for clouds", || Kernel::fetch(&cache(repo)))?;
     let image = image(repo, &kernel)?;
     let directory = output(repo, "debian");
-    let programs = step("building the tests for the guest", || {
-        TESTED.iter().map(|package| of_package(repo, package)).collect::<Result<Vec<_>>>()
-    })?;
-    let programs: Vec<Program> = programs.into_iter().flatten().collect();
-    let suite = repo.join(SUITE_IMAGES).is_dir();
-    if !suite {
-        println!("    the conformance suite is left out: there are no images for it in {SUITE_IMAGES}");
-    }
-    let jobs = jobs(&programs, suite);
+    let programs = step("building the tests for the guest", || programs::root_tests(repo, TESTED))?;
+    crate::conformance::prepare(&repo.join(SUITE_IMAGES))?;
+    let jobs = jobs(&programs);
     let payload = directory.join("payload.img");
     step("packing what the guest runs", || {
         payload_disk(repo, &jobs, &programs, &directory.join("payload"), &payload)
@@ -88,7 +91,7 @@ pub(crate) fn run(repo: &Path) -> Result<()> {
 }
 
 /// The checks, in their order.
-fn jobs(programs: &[Program], suite: bool) -> Vec<Job> {
+fn jobs(programs: &[Program]) -> Vec<Job> {
     let links: BTreeMap<PathBuf, PathBuf> = programs
         .iter()
         .filter_map(|program| {
@@ -118,22 +121,16 @@ fn jobs(programs: &[Program], suite: bool) -> Vec<Job> {
         let command = vec![program.file.to_string_lossy().into_owned(), "--test-threads=1".to_owned()];
         jobs.push(job(format!("root test {}", program.name), command, TEST_LIMIT, vec![]));
     }
-    for driver in DRIVERS.iter().filter(|_| suite) {
-        for handler in HANDLERS {
-            let junit = PathBuf::from(format!("/tmp/cri-{driver}-{handler}.xml"));
-            let mut command = words(&format!(
-                "/keelson/bin/xtask conformance cri --endpoint unix:///run/keelson/{driver}/cri.sock --handler \
-                 {handler} --parallel 2 --deadline 300 --junit {} --filter",
-                junit.display()
-            ));
-            command.push(CASES.to_owned());
-            jobs.push(job(
-                format!("conformance cri, {driver} driver, {handler}"),
-                command,
-                SUITE_LIMIT,
-                vec![junit],
-            ));
-        }
+    for (driver, handler, cases) in CELLS {
+        let junit = PathBuf::from(format!("/tmp/cri-{driver}-{handler}.xml"));
+        let mut command = words(&format!(
+            "/keelson/bin/xtask conformance cri --endpoint unix:///run/keelson/{driver}/cri.sock --handler {handler} \
+             --known /keelson/known.txt --parallel 4 --deadline 300 --junit {} --filter",
+            junit.display()
+        ));
+        command.push((*cases).to_owned());
+        let name = format!("conformance cri, {driver} driver, {handler}");
+        jobs.push(job(name, command, SUITE_LIMIT, vec![junit]));
     }
     jobs
 }
@@ -284,10 +281,12 @@ fn payload_disk(repo: &Path, jobs: &[Job], programs: &[Program], tree: &Path, di
     // What makes the suite take this for a checkout, with its images made already.
     fs::write(tree.join("Cargo.toml"), "")?;
     fs::write(tree.join("xtask/Cargo.toml"), "")?;
-    let images = repo.join(SUITE_IMAGES);
-    if images.is_dir() {
-        Cmd::new("cp").args(["-a".as_ref(), images.as_os_str(), tree.join("target").as_os_str()]).output()?;
-    }
+    fs::copy(repo.join("xtask/src/conformance/keelson.txt"), tree.join("known.txt"))?;
+    let packages = Path::new(SUITE_IMAGES).join("debs");
+    fs::create_dir_all(tree.join(SUITE_IMAGES))?;
+    Cmd::new("cp")
+        .args(["-a".as_ref(), repo.join(&packages).as_os_str(), tree.join(SUITE_IMAGES).as_os_str()])
+        .output()?;
     for name in ["keelson-bridge", "keelson-ipam", "keelson-loopback"] {
         symlink("/keelson/bin/keelson-cni", tree.join("cni/bin").join(name))?;
     }

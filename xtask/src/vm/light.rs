@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use super::cpio::Archive;
 use super::guest::{self, Job};
 use super::kernel::Kernel;
-use super::programs::{Program, of_package};
+use super::programs::{self, Program};
 use super::qemu::Machine;
 use super::{cache, output};
 use crate::cmd::{Cmd, step, which};
@@ -20,6 +20,7 @@ use crate::images::deb::Packages;
 
 /// The tests of one package.
 struct Suite {
+    /// Its folder.
     package: &'static str,
     modules: &'static [&'static str],
     programs: &'static [&'static str],
@@ -29,12 +30,12 @@ struct Suite {
 
 const SUITES: &[Suite] = &[
     Suite {
-        package: "keelson-cni",
+        package: "cni-plugins",
         modules: &["bridge", "veth", "dummy", "br_netfilter", "8021q", "sctp", "wireguard"],
         programs: &["ip", "nft"],
         arguments: &[],
     },
-    Suite { package: "cri-shim-runtime", modules: &["overlay"], programs: &["runc"], arguments: &[] },
+    Suite { package: "cri-shim/runtime", modules: &["overlay"], programs: &["runc"], arguments: &[] },
 ];
 
 /// Needed by all.
@@ -50,10 +51,9 @@ pub(crate) fn run(repo: &Path) -> Result<()> {
     let mut archive = Archive::default();
     let mut jobs = Vec::new();
     step("building the tests for the guest", || {
-        for suite in SUITES {
-            add_suite(repo, suite, &mut archive, &mut jobs)?;
-        }
-        Ok(())
+        let folders: Vec<&str> = SUITES.iter().map(|suite| suite.package).collect();
+        let programs = programs::root_tests(repo, &folders)?;
+        SUITES.iter().try_for_each(|suite| add_suite(suite, &programs, &mut archive, &mut jobs))
     })?;
     add_system(repo, &kernel, &mut archive)?;
     archive.content(guest::JOBS, 0o644, &serde_json::to_vec_pretty(&jobs)?)?;
@@ -77,10 +77,10 @@ pub(crate) fn run(repo: &Path) -> Result<()> {
 }
 
 /// The test programs of a package, as jobs, with everything that they call.
-fn add_suite(repo: &Path, suite: &Suite, archive: &mut Archive, jobs: &mut Vec<Job>) -> Result<()> {
-    for Program { name, file, is_test } in of_package(repo, suite.package)? {
-        archive.program(&file.to_string_lossy(), &file)?;
-        if is_test {
+fn add_suite(suite: &Suite, programs: &[Program], archive: &mut Archive, jobs: &mut Vec<Job>) -> Result<()> {
+    for Program { name, file, is_test, .. } in programs.iter().filter(|found| found.folder == suite.package) {
+        archive.program(&file.to_string_lossy(), file)?;
+        if *is_test {
             let mut command = vec![file.to_string_lossy().into_owned(), "--test-threads=1".to_owned()];
             command.extend(suite.arguments.iter().map(|argument| (*argument).to_owned()));
             jobs.push(Job {
