@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use containerd_client::types::v1::{Process, Status};
 use cri_shim_api::v1::ContainerEventType;
+use cri_shim_core::cgroup::Driver;
 use cri_shim_core::exit;
 use cri_shim_core::record::{ContainerPhase, Ending, SandboxPhase};
 
@@ -57,6 +58,8 @@ impl Runtime {
         if sandbox.watched.swap(true, Ordering::AcqRel) {
             return;
         }
+        // What was counted before its containers run is not theirs.
+        self.pod_kills_grew(&sandbox.id);
         let (runtime, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
         tokio::spawn(async move {
             if let Some(pause) = sandbox.pause() {
@@ -81,6 +84,8 @@ impl Runtime {
             TaskEvent::OutOfMemory { container } => {
                 if let Some(container) = self.registry.container(&container) {
                     container.out_of_memory.store(true, Ordering::Release);
+                    // Told, so no other container's.
+                    self.pod_kills_grew(&container.sandbox_id);
                 }
             }
             TaskEvent::Exit { container: id, exit } => {
@@ -130,12 +135,32 @@ impl Runtime {
         }
         let mut out_of_memory = container.out_of_memory.load(Ordering::Acquire);
         if !out_of_memory && exit.status == KILLED {
-            // The event may still be on its way; the kernel's own counter is there as long as the task is not deleted.
-            let cgroup = container.record.with(|record| record.cgroup.clone());
-            let hierarchies = self.hierarchies.clone();
-            out_of_memory = blocking(move || Ok(hierarchies.oom_kills(&cgroup) > 0)).await.unwrap_or(false);
+            // The event may still be on its way.
+            let (runtime, container) = (Arc::clone(self), Arc::clone(container));
+            out_of_memory =
+                blocking(move || Ok(runtime.killed_for_memory(&container))).await.unwrap_or(false);
         }
         self.finish(container, exit::ran(exit.status, exit.at, out_of_memory)).await;
+    }
+
+    /// Whether the kernel counted kills by the memory limit. A container's own counter is there as long as its task is not
+    /// deleted; but systemd removes a scope with its last process. Then the pod's counter tells, which in version 2 is
+    /// its containers' sum and stays.
+    fn killed_for_memory(&self, container: &Container) -> bool {
+        let cgroup = container.record.with(|record| record.cgroup.clone());
+        let counted = self.hierarchies.oom_kills(&cgroup) > 0;
+        let counted_for_pod = self.pod_kills_grew(&container.sandbox_id);
+        counted || (counted_for_pod && !self.hierarchies.exists(&cgroup))
+    }
+
+    /// Whether the memory limit has killed in a pod since this was asked last. Only where systemd has the pod's cgroup.
+    fn pod_kills_grew(&self, sandbox: &str) -> bool {
+        let sandbox = self.registry.sandbox(sandbox).filter(|_| self.cgroup_driver == Driver::Systemd);
+        let Some(sandbox) = sandbox else { return false };
+        let pod = sandbox.record.with(|record| self.cgroup_driver.pod_directory(record.cgroup_parent()));
+        let Some(pod) = pod else { return false };
+        let kills = self.hierarchies.oom_kills(&pod);
+        sandbox.memory_kills.swap(kills, Ordering::AcqRel) < kills
     }
 
     /// Notes and tells a container's end, once, and deletes its task.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use containerd_client::types::Mount;
@@ -66,6 +66,8 @@ pub struct Sandbox {
     pub operation: tokio::sync::Mutex<()>,
     /// Whether somebody waits for its pause process to end.
     pub watched: AtomicBool,
+    /// Kills by the memory limit that were counted in the pod's cgroup and are accounted for.
+    pub(crate) memory_kills: AtomicU64,
     /// Its pause process while it is held.
     pause: Mutex<Option<Arc<Pause>>>,
     /// Figures of earlier requests, to tell a rate from.
@@ -109,6 +111,7 @@ impl Sandbox {
             record: Shared::new(record),
             operation: tokio::sync::Mutex::default(),
             watched: AtomicBool::default(),
+            memory_kills: AtomicU64::default(),
             pause: Mutex::default(),
             last_figures: LastFigures::default(),
         }

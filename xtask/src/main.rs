@@ -57,6 +57,8 @@ enum Command {
     Test {
         /// Tiers to run.
         tiers: Vec<test::Tier>,
+        #[command(flatten)]
+        guests: vm::Choice,
     },
     /// Measure, interleaved with the peer; tables on the terminal, JSON below target/bench/.
     Bench {
@@ -83,11 +85,7 @@ enum Command {
     VmInit,
     /// Runs the jobs of a test guest.
     #[command(hide = true)]
-    VmGuest {
-        /// The list of jobs.
-        #[arg(long, default_value = "/jobs.json")]
-        jobs: std::path::PathBuf,
-    },
+    VmGuest,
 }
 
 fn main() -> ExitCode {
@@ -105,7 +103,7 @@ fn run(command: Command) -> Result<bool> {
     // In a test guest there is no checkout.
     match &command {
         Command::VmInit => return vm::guest::init().map(|()| true),
-        Command::VmGuest { jobs } => return vm::guest::run(jobs).map(|()| true),
+        Command::VmGuest => return vm::guest::run().map(|()| true),
         _ => {}
     }
     let repo = paths::repo_root()?;
@@ -119,15 +117,15 @@ fn run(command: Command) -> Result<bool> {
         Command::Up(options) => up::run(&layout, &options)?,
         Command::Down => down::run(&layout)?,
         Command::Status { json } => return status::run(&layout, json),
-        Command::Test { tiers } => test::run(&repo, &tiers)?,
+        Command::Test { tiers, guests } => test::run(&repo, &tiers, &guests)?,
         Command::Bench { what } => bench::run(&layout, &what)?,
         Command::Conformance { what } => return conformance::run(&layout, &what),
         Command::Fuzz(options) => fuzz::run(&repo, &options)?,
         Command::Tidy => tidy::run(&repo)?,
         Command::Images => images::ensure(&layout.images()).map(drop)?,
-        Command::Ci => test::run(&repo, &[])?,
+        Command::Ci => test::run(&repo, &[], &vm::Choice::default())?,
         Command::Supervise => supervise::run(&layout)?,
-        Command::VmInit | Command::VmGuest { .. } => {}
+        Command::VmInit | Command::VmGuest => {}
     }
     Ok(true)
 }

@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 
 use crate::cmd::{Cmd, step};
 use crate::images::Packages;
+use crate::vm::Choice;
 use crate::{binaries, setup, tidy};
 
 /// A group of tests with the same needs.
@@ -28,6 +29,12 @@ pub(crate) enum Tier {
     Compat,
 }
 
+impl Tier {
+    fn has_guest(self) -> bool {
+        matches!(self, Self::VmLight | Self::VmDebian)
+    }
+}
+
 /// Debian suites whose containerd the tier `compat` runs: 1.7 and 2.x.
 const COMPAT_SUITES: &[&str] = &["trixie", "forky"];
 
@@ -35,17 +42,28 @@ const COMPAT_SUITES: &[&str] = &["trixie", "forky"];
 const ALL: &[Tier] = &[Tier::Lint, Tier::Unit, Tier::Root, Tier::E2e];
 
 /// Runs the named tiers, or all.
-pub(crate) fn run(repo: &Path, tiers: &[Tier]) -> Result<()> {
+pub(crate) fn run(repo: &Path, tiers: &[Tier], guests: &Choice) -> Result<()> {
     let chosen: Vec<Tier> = if tiers.is_empty() { ALL.to_vec() } else { tiers.to_vec() };
+    if guests.list && !chosen.iter().all(|tier| tier.has_guest()) {
+        bail!("--list prints the jobs of vm-light and vm-debian: name them");
+    }
+    if guests.list {
+        return chosen.iter().try_for_each(|tier| match tier {
+            Tier::VmLight => crate::vm::light(repo, guests),
+            _ => crate::vm::debian(repo, guests),
+        });
+    }
     let needs_root = chosen.iter().any(|tier| !matches!(tier, Tier::Lint | Tier::Unit));
     if needs_root && !nix::unistd::geteuid().is_root() {
         bail!("the tiers root, e2e, vm-* and compat need root; without it: `cargo xtask test lint unit`");
     }
-    setup::run(repo, setup::Scope::Test)?;
-    if chosen.iter().any(|tier| matches!(tier, Tier::VmLight | Tier::VmDebian)) {
+    if !guests.no_build {
+        setup::run(repo, setup::Scope::Test)?;
+    }
+    if chosen.iter().any(|tier| tier.has_guest()) {
         setup::virtual_machines()?;
     }
-    if chosen.iter().any(|tier| *tier != Tier::VmLight) {
+    if chosen.iter().any(|tier| *tier != Tier::VmLight) && !guests.no_build {
         step("building the BPF programs", || crate::build_ebpf::run(repo))?;
     }
     for tier in chosen {
@@ -54,8 +72,12 @@ pub(crate) fn run(repo: &Path, tiers: &[Tier]) -> Result<()> {
             Tier::Unit => step("unit tests", || unit(repo))?,
             Tier::Root => step("root tests", || root(repo))?,
             Tier::E2e => step("end-to-end test", || e2e(repo))?,
-            Tier::VmLight => step("tests in a small virtual machine", || crate::vm::light(repo))?,
-            Tier::VmDebian => step("tests in a Debian virtual machine", || vm_debian(repo))?,
+            Tier::VmLight => {
+                step("tests in a small virtual machine", || crate::vm::light(repo, guests))?;
+            }
+            Tier::VmDebian => {
+                step("tests in a Debian virtual machine", || crate::vm::debian(repo, guests))?;
+            }
             Tier::Compat => compat(repo)?,
         }
     }
@@ -124,11 +146,6 @@ fn cni_conformance(repo: &Path, set: &str) -> Result<()> {
         .args([junit])
         .dir(repo)
         .run()
-}
-
-fn vm_debian(repo: &Path) -> Result<()> {
-    binaries::build(repo)?;
-    crate::vm::debian(repo)
 }
 
 /// The first containerd on PATH is the one that the tests start.

@@ -57,6 +57,18 @@ impl Archive {
         Ok(())
     }
 
+    /// Adds a file or a directory of this machine, with everything in it, at its own path.
+    pub(super) fn tree(&mut self, source: &Path) -> Result<()> {
+        if !source.is_dir() {
+            return self.file(&source.to_string_lossy(), source);
+        }
+        self.directory(&source.to_string_lossy())?;
+        let entries = fs::read_dir(source).with_context(|| format!("reading {}", source.display()))?;
+        let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        paths.sort();
+        paths.iter().try_for_each(|path| self.tree(path))
+    }
+
     /// Adds a symbolic link.
     pub(super) fn link(&mut self, path: &str, target: &str) -> Result<()> {
         self.add(path, LINK, target.as_bytes())

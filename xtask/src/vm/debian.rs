@@ -1,346 +1,294 @@
-//! The lane *vm-debian*: Debian 12 with systemd and cgroup v2 only, containerd, runc and crun from its packages, and
-//! keelson-cri as a service with each cgroup driver, checked by our own conformance suite with every handler.
+//! The lane *vm-debian*: Debian 12 with systemd, containerd, runc and crun from its packages, and keelson-cri as a service
+//! with each cgroup driver, checked by root tests and by our own conformance suite with every handler.
 //!
-//! The image is made once by mmdebstrap and kept until a package list or the recipe changes; what was built from this
-//! checkout comes on a second disk that is made for each run. To add a check: add a [`Job`] to [`jobs`].
+//! The same disks are booted once for each layout of cgroups that systemd can mount ([`BOOTS`]). To add a package's root
+//! tests, see [`super::suites`]; to add a run of the suite, add a [`Cell`]; any other check is a [`Job`] in [`jobs`].
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::fs::symlink;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
-use serde_json::json;
-use sha2::{Digest, Sha256};
+use anyhow::{Result, bail};
 
-use super::cpio::Archive;
+use super::disks::{self, DRIVERS, SUITE_IMAGES};
 use super::guest::{self, Job};
 use super::kernel::Kernel;
 use super::programs::{self, Program};
 use super::qemu::Machine;
-use super::{cache, output};
-use crate::cmd::{Cmd, step};
-use crate::images::deb::Packages;
+use super::suites::{Lane, Suite};
+use super::{Choice, cache, output};
+use crate::cmd::step;
 
-/// Raised whenever [`build_image`] changes.
-const RECIPE: u32 = 1;
-/// What the guest has beside Debian's minimal system.
-const PACKAGES: &str = "systemd-sysv,udev,dbus,kmod,iproute2,nftables,procps,apparmor,busybox-static,containerd,\
-                        runc,crun";
-/// Modules of the first stage: enough to reach the disk.
-const BOOT_MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_rng", "ext4", "crc32c_generic"];
-/// Folders of packages whose root tests are run in the guest, too.
-const TESTED: &[&str] = &["cri-shim/runtime", "cri-shim"];
+/// One start of the guest.
+struct Boot {
+    /// The layout of cgroups, and the first word of its jobs' names.
+    name: &'static str,
+    /// What has systemd mount them so.
+    parameters: &'static str,
+    /// Succeeds where they are so.
+    check: &'static str,
+    /// Whether the root tests are run, too.
+    tests: bool,
+    cells: &'static [Cell],
+}
+
+/// One run of the conformance suite.
+struct Cell {
+    driver: &'static str,
+    handler: &'static str,
+    /// Cases, as the suite's `--filter` takes them.
+    cases: &'static str,
+}
+
+const fn cell(driver: &'static str, handler: &'static str, cases: &'static str) -> Cell {
+    Cell { driver, handler, cases }
+}
+
+/// The groups that differ between runtimes and kernels.
+const MOST: &str = "security:|resources:|container process:|exec sync:|user namespaces:|mounts:|checkpoint";
+/// What depends on cgroups and their driver.
+const CGROUPS: &str = "resources:|stats:|container exit:";
+
+const BOOTS: &[Boot] = &[
+    Boot {
+        name: "v2",
+        parameters: "systemd.unified_cgroup_hierarchy=1",
+        check: "test -f /sys/fs/cgroup/cgroup.controllers",
+        tests: true,
+        cells: &[
+            cell("systemd", "keelson", ""),
+            cell("systemd", "runc", MOST),
+            cell("systemd", "crun", MOST),
+            cell("cgroupfs", "keelson", CGROUPS),
+            cell("cgroupfs", "runc", CGROUPS),
+            cell("cgroupfs", "crun", CGROUPS),
+        ],
+    },
+    Boot {
+        name: "hybrid",
+        parameters: "systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=0",
+        check: "test -f /sys/fs/cgroup/unified/cgroup.controllers -a -d /sys/fs/cgroup/memory",
+        tests: false,
+        cells: &[
+            cell("systemd", "keelson", CGROUPS),
+            cell("systemd", "runc", CGROUPS),
+            cell("cgroupfs", "keelson", CGROUPS),
+            cell("cgroupfs", "runc", CGROUPS),
+        ],
+    },
+    Boot {
+        name: "v1",
+        parameters: "systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=1",
+        check: "test -d /sys/fs/cgroup/memory -a ! -e /sys/fs/cgroup/unified",
+        tests: false,
+        cells: &[
+            cell("systemd", "keelson", CGROUPS),
+            cell("systemd", "runc", CGROUPS),
+            cell("systemd", "crun", CGROUPS),
+            cell("cgroupfs", "keelson", CGROUPS),
+        ],
+    },
+];
+
 /// Longest that one test program may take.
 const TEST_LIMIT: u64 = 900;
-/// cgroup drivers of keelson-cri that are checked, each by a service of its own.
-const DRIVERS: &[&str] = &["systemd", "cgroupfs"];
-/// Images that the suite serves, below the checkout: the guest has no network to fetch what they are made from.
-const SUITE_IMAGES: &str = "target/conformance";
-/// What of the suite is run: the groups that differ between runtimes, cgroup versions and kernels.
-const MOST: &str = "security:|resources:|container process:|exec sync:|user namespaces:|mounts:";
-/// What depends on the cgroup driver.
-const CGROUPS: &str = "resources:|stats:|container exit:";
-/// cgroup driver, handler and cases of each run of the suite.
-const CELLS: &[(&str, &str, &str)] = &[
-    ("systemd", "runc", MOST),
-    ("systemd", "crun", MOST),
-    ("systemd", "keelson", MOST),
-    ("cgroupfs", "runc", CGROUPS),
-    ("cgroupfs", "crun", CGROUPS),
-    ("cgroupfs", "keelson", CGROUPS),
-];
 /// Longest that the suite may take with one handler and driver.
-const SUITE_LIMIT: u64 = 600;
+const SUITE_LIMIT: u64 = 2400;
+/// Longest that one case of the suite may take.
+const CASE_LIMIT: u64 = 300;
 /// Longest that the machine may run.
-const DEADLINE: Duration = Duration::from_secs(3600);
+const DEADLINE: Duration = Duration::from_secs(7200);
 
-/// Makes the disks, boots, and tells the outcome of each check.
-pub(crate) fn run(repo: &Path) -> Result<()> {
-    let kernel = step("fetching Debian's kernel for clouds", || Kernel::fetch(&cache(repo)))?;
-    let image = image(repo, &kernel)?;
+/// Makes the disks, boots once for each layout of cgroups, and tells the outcome of each check.
+pub(crate) fn run(repo: &Path, choice: &Choice) -> Result<()> {
+    let boots = chosen(repo, choice)?;
+    if choice.list {
+        for name in boots.iter().flat_map(|(_, jobs)| jobs).map(|job| &job.name) {
+            println!("{name}");
+        }
+        return Ok(());
+    }
+    if !choice.no_build {
+        crate::binaries::build(repo)?;
+    }
     let directory = output(repo, "debian");
-    let programs = step("building the tests for the guest", || programs::root_tests(repo, TESTED))?;
+    let programs = step("building the tests for the guest", || {
+        let wanted: BTreeSet<_> =
+            boots.iter().flat_map(|(_, jobs)| jobs).filter_map(|job| job.test.clone()).collect();
+        programs::root_tests(repo, &wanted)
+    })?;
+    let (kernel, system) = {
+        let _alone = super::lock(&cache(repo).join("lock"), "makes the guest's disks")?;
+        let kernel = step("fetching Debian's kernel for clouds", || Kernel::fetch(&cache(repo)))?;
+        let system = disks::system(repo, &kernel)?;
+        (kernel, system)
+    };
     crate::conformance::prepare(&repo.join(SUITE_IMAGES))?;
-    let jobs = jobs(&programs);
     let payload = directory.join("payload.img");
     step("packing what the guest runs", || {
-        payload_disk(repo, &jobs, &programs, &directory.join("payload"), &payload)
+        let lists = boots.iter().map(|(boot, jobs)| {
+            let jobs: Vec<Job> = jobs.iter().map(|planned| planned.job(&programs)).collect();
+            Ok((list_name(boot), serde_json::to_vec_pretty(&jobs)?))
+        });
+        let lists = lists.collect::<Result<Vec<_>>>()?;
+        disks::payload(repo, &programs, &lists, &directory.join("payload"), &payload)
     })?;
     let initramfs = directory.join("initramfs.cpio");
-    crate::process::write_atomic(&initramfs, &boot_archive(repo, &kernel)?)?;
-    let begin = Instant::now();
-    let outcomes = step(&format!("{} checks in Debian 12 on Linux {}", jobs.len(), kernel.version), || {
-        Machine {
-            kernel: &kernel.image,
-            initramfs: &initramfs,
-            command_line: &format!(
-                "rdinit={} {}/dev/vda systemd.show_status=1 apparmor=1 security=apparmor -- vm-init",
-                guest::SELF,
-                guest::ROOT_PARAMETER
-            ),
-            disks: &[image, payload],
-            memory: 3072,
-            deadline: DEADLINE,
-            output: &directory,
+    crate::process::write_atomic(&initramfs, &disks::first_stage(repo, &kernel)?)?;
+    let mut failed = Vec::new();
+    for (boot, jobs) in &boots {
+        let title =
+            format!("{} checks in Debian 12 on Linux {}, cgroups {}", jobs.len(), kernel.version, boot.name);
+        let directory = directory.join(boot.name);
+        let run = step(&title, || {
+            Machine {
+                kernel: &kernel.image,
+                initramfs: &initramfs,
+                command_line: &format!(
+                    "rdinit={} {}/dev/vda {}/keelson/{} systemd.show_status=1 apparmor=1 security=apparmor {} -- vm-init",
+                    guest::SELF,
+                    guest::ROOT_PARAMETER,
+                    guest::JOBS_PARAMETER,
+                    list_name(boot),
+                    boot.parameters,
+                ),
+                disks: &[system.clone(), payload.clone()],
+                memory: 3072,
+                deadline: DEADLINE,
+                output: &directory,
+            }
+            .run()
+        })?;
+        // The other layouts are of interest, too.
+        if let Err(error) = super::report(&run, &directory) {
+            println!("    {error:#}");
+            failed.push(boot.name);
         }
-        .run()
-    })?;
-    super::report(&outcomes, begin.elapsed(), &directory)
+    }
+    if failed.is_empty() { Ok(()) } else { bail!("failed with cgroups {}", failed.join(", ")) }
 }
 
-/// The checks, in their order.
-fn jobs(programs: &[Program]) -> Vec<Job> {
-    let links: BTreeMap<PathBuf, PathBuf> = programs
-        .iter()
-        .filter_map(|program| {
-            Some((program.file.clone(), Path::new("/keelson/bin").join(program.file.file_name()?)))
-        })
-        .collect();
-    let job = |name: String, command: Vec<String>, seconds, collect| Job {
-        name,
-        command,
-        env: BTreeMap::from([("KEELSON_VM".to_owned(), "debian".to_owned())]),
-        directory: PathBuf::from("/keelson"),
-        links: links.clone(),
-        seconds,
-        collect,
-    };
-    let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+fn list_name(boot: &Boot) -> String {
+    format!("jobs-{}.json", boot.name)
+}
+
+/// A job before its programs are built.
+struct Planned {
+    name: String,
+    command: Vec<String>,
+    seconds: u64,
+    collect: Vec<PathBuf>,
+    /// The test program that it runs instead of a command: its package's folder, and its name.
+    test: Option<(String, String)>,
+    modules: &'static [&'static str],
+    env: &'static [(&'static str, &'static str)],
+}
+
+impl Planned {
+    fn new(name: String, command: &str, seconds: u64) -> Self {
+        let command = command.split(' ').map(str::to_owned).collect();
+        Self { name, command, seconds, collect: Vec::new(), test: None, modules: &[], env: &[] }
+    }
+
+    /// Tests name executables by where cargo built them: the guest gets the same paths as links.
+    fn job(&self, programs: &[Program]) -> Job {
+        let in_guest = |file: &Path| Path::new("/keelson/bin").join(file.file_name().unwrap_or_default());
+        let links = programs.iter().map(|program| (program.file.clone(), in_guest(&program.file))).collect();
+        let program = programs.iter().find(|program| {
+            program.is_test
+                && self
+                    .test
+                    .as_ref()
+                    .is_some_and(|(folder, name)| *folder == program.folder && *name == program.name)
+        });
+        let program = program.map(|program| program.file.to_string_lossy().into_owned());
+        let mut env = BTreeMap::from([("KEELSON_VM".to_owned(), "debian".to_owned())]);
+        env.extend(self.env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        Job {
+            name: self.name.clone(),
+            command: program.into_iter().chain(self.command.iter().cloned()).collect(),
+            env,
+            directory: PathBuf::from("/keelson"),
+            modules: self.modules.iter().map(|name| (*name).to_owned()).collect(),
+            links,
+            seconds: self.seconds,
+            collect: self.collect.clone(),
+        }
+    }
+}
+
+/// The boots in which something is chosen, with their jobs. The checks that the guest is as it should be always run.
+fn chosen(repo: &Path, choice: &Choice) -> Result<Vec<(&'static Boot, Vec<Planned>)>> {
+    let mut found = Vec::new();
+    for boot in BOOTS {
+        let all = jobs(repo, boot, choice.cases.as_deref())?;
+        let (always, others): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|job| job.name.contains("guest is"));
+        let others: Vec<_> = others.into_iter().filter(|job| choice.takes(&job.name)).collect();
+        if !others.is_empty() {
+            found.push((boot, always.into_iter().chain(others).collect()));
+        }
+    }
+    anyhow::ensure!(!found.is_empty(), "no job is chosen; `--list` prints their names");
+    Ok(found)
+}
+
+/// The checks of a boot, in their order; `other_cases` take the place of what each run of the suite checks.
+fn jobs(repo: &Path, boot: &Boot, other_cases: Option<&str>) -> Result<Vec<Planned>> {
+    let services: Vec<String> = DRIVERS.iter().map(|driver| format!("keelson-cri@{driver}")).collect();
     let mut jobs = vec![
-        job(
-            "systemd is up".into(),
-            words("systemctl is-active containerd keelson-cri@systemd keelson-cri@cgroupfs"),
+        Planned::new(
+            format!("{}: the guest is up with systemd and keelson-cri", boot.name),
+            &format!("systemctl is-active containerd {}", services.join(" ")),
             120,
-            vec![],
         ),
-        job("cgroup v2 only".into(), words("test -f /sys/fs/cgroup/cgroup.controllers"), 10, vec![]),
+        Planned::new(format!("{}: the guest is one with these cgroups", boot.name), boot.check, 10),
     ];
-    for program in programs.iter().filter(|program| program.is_test) {
-        let command = vec![program.file.to_string_lossy().into_owned(), "--test-threads=1".to_owned()];
-        jobs.push(job(format!("root test {}", program.name), command, TEST_LIMIT, vec![]));
+    for suite in Suite::of(Lane::Debian).filter(|_| boot.tests) {
+        for test in suite.names(repo)? {
+            let name = format!("{}: {} {test}", boot.name, suite.folder);
+            let mut job = Planned::new(name, "--test-threads=1", TEST_LIMIT);
+            job.command.extend(suite.arguments.iter().map(|argument| (*argument).to_owned()));
+            (job.modules, job.env) = (suite.modules, suite.env);
+            job.test = Some((suite.folder.to_owned(), test));
+            jobs.push(job);
+        }
     }
-    for (driver, handler, cases) in CELLS {
+    for Cell { driver, handler, cases } in boot.cells {
         let junit = PathBuf::from(format!("/tmp/cri-{driver}-{handler}.xml"));
-        let mut command = words(&format!(
+        let command = format!(
             "/keelson/bin/xtask conformance cri --endpoint unix:///run/keelson/{driver}/cri.sock --handler {handler} \
-             --known /keelson/known.txt --parallel 4 --deadline 300 --junit {} --filter",
+             --known /keelson/known.txt --parallel 4 --deadline {CASE_LIMIT} --junit {} --filter",
             junit.display()
-        ));
-        command.push((*cases).to_owned());
-        let name = format!("conformance cri, {driver} driver, {handler}");
-        jobs.push(job(name, command, SUITE_LIMIT, vec![junit]));
+        );
+        let name = format!("{}: conformance cri, {driver} driver, {handler}", boot.name);
+        let mut job = Planned::new(name, &command, SUITE_LIMIT);
+        job.command.push(other_cases.unwrap_or(cases).to_owned());
+        job.collect.push(junit);
+        jobs.push(job);
     }
-    jobs
+    Ok(jobs)
 }
 
-/// The first stage: modules for the disk, and our program.
-fn boot_archive(repo: &Path, kernel: &Kernel) -> Result<Vec<u8>> {
-    let mut archive = Archive::default();
-    super::add_modules(kernel, BOOT_MODULES, &mut archive)?;
-    archive.program(guest::SELF, &std::env::current_exe()?)?;
-    let packages = Packages::fetch(&cache(repo).join("debs"), &["busybox-static"])?;
-    archive.file(guest::BUSYBOX, &packages.tree("busybox-static").join("bin/busybox"))?;
-    archive.finish()
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The system disk, made when there is none of this recipe.
-fn image(repo: &Path, kernel: &Kernel) -> Result<PathBuf> {
-    let key = Sha256::digest(format!("{RECIPE} {PACKAGES} {}", kernel.version));
-    let name: String = key.iter().take(6).map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
-    let image = cache(repo).join(format!("debian-{name}.img"));
-    if !image.is_file() {
-        step("making the Debian image (two minutes)", || build_image(repo, kernel, &image))?;
+    #[test]
+    fn a_choice_keeps_the_checks_of_the_guest() {
+        let repo = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let choice = Choice { only: "hybrid systemd runc".to_owned(), ..Choice::default() };
+        let boots = chosen(repo, &choice).unwrap();
+        let names: Vec<_> = boots.iter().flat_map(|(_, jobs)| jobs).map(|job| job.name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "hybrid: the guest is up with systemd and keelson-cri",
+                "hybrid: the guest is one with these cgroups",
+                "hybrid: conformance cri, systemd driver, runc",
+            ]
+        );
+        let choice = Choice { only: "no such job".to_owned(), ..Choice::default() };
+        assert!(chosen(repo, &choice).is_err());
     }
-    Ok(image)
-}
-
-fn build_image(repo: &Path, kernel: &Kernel, image: &Path) -> Result<()> {
-    for old in fs::read_dir(cache(repo))?.flatten() {
-        if old.file_name().to_string_lossy().starts_with("debian-") && old.path().is_file() {
-            fs::remove_file(old.path())?;
-        }
-    }
-    let root = cache(repo).join("rootfs");
-    if root.exists() {
-        fs::remove_dir_all(&root).with_context(|| format!("removing {}", root.display()))?;
-    }
-    let excluded =
-        ["man", "doc", "locale", "info"].map(|dir| format!("--dpkgopt=path-exclude=/usr/share/{dir}/*"));
-    Cmd::new("mmdebstrap")
-        .args(["--quiet", "--mode=root", "--variant=minbase"])
-        .args([format!("--include={PACKAGES}")])
-        .args(excluded)
-        .args(["bookworm".as_ref(), root.as_os_str()])
-        .args(apt_sources())
-        .output()?;
-    Cmd::new("cp")
-        .args(["-a".as_ref(), kernel.tree.join("lib/modules").as_os_str(), root.join("lib").as_os_str()])
-        .output()?;
-    Cmd::new("chroot").args([root.as_os_str(), "depmod".as_ref(), kernel.version.as_ref()]).output()?;
-    configure(&root)?;
-    let partial = image.with_extension("partial");
-    fs::remove_file(&partial).ok();
-    Cmd::new("mkfs.ext4")
-        .args(["-q", "-F", "-L", "root", "-O", "^has_journal", "-d"])
-        .args([&root, &partial])
-        .args(["3G"])
-        .output()?;
-    fs::rename(&partial, image)?;
-    fs::remove_dir_all(&root).with_context(|| format!("removing {}", root.display()))
-}
-
-/// The host's own sources, so that its mirror and keys are used.
-fn apt_sources() -> Vec<PathBuf> {
-    ["/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list"]
-        .into_iter()
-        .map(PathBuf::from)
-        .filter(|file| file.is_file())
-        .take(1)
-        .collect()
-}
-
-/// Services and mounts of the guest; everything that changes between runs is on the second disk.
-fn configure(root: &Path) -> Result<()> {
-    let write = |path: &str, text: &str| -> Result<()> {
-        let file = root.join(path);
-        if let Some(parent) = file.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        fs::write(&file, text).with_context(|| format!("writing {}", file.display()))
-    };
-    write("etc/fstab", "/dev/vda / ext4 rw 0 0\n/dev/vdb /keelson ext4 rw 0 0\n")?;
-    write("etc/hostname", "keelson-vm\n")?;
-    write("etc/hosts", "127.0.0.1 localhost\n127.0.1.1 keelson-vm\n")?;
-    write(
-        "etc/systemd/system/containerd.service.d/keelson.conf",
-        "[Unit]\nRequiresMountsFor=/keelson\n[Service]\nEnvironment=PATH=/keelson/bin:/usr/sbin:/usr/bin:/sbin:/bin\n",
-    )?;
-    write(
-        "etc/systemd/system/keelson-cri@.service",
-        "[Unit]\nAfter=containerd.service\nRequires=containerd.service\nRequiresMountsFor=/keelson\n\
-         [Service]\nEnvironment=PATH=/keelson/bin:/usr/sbin:/usr/bin:/sbin:/bin\nKillMode=process\nDelegate=yes\n\
-         ExecStartPre=/bin/mkdir -p /run/keelson/%i\n\
-         ExecStart=/keelson/bin/keelson-cri --config /keelson/etc/cri-%i.yaml\n\
-         StandardError=journal+console\n[Install]\nWantedBy=multi-user.target\n",
-    )?;
-    write(
-        "etc/systemd/system/keelson-vm.service",
-        "[Unit]\nAfter=keelson-cri@systemd.service keelson-cri@cgroupfs.service\nRequiresMountsFor=/keelson\n\
-         [Service]\nType=oneshot\nExecStart=/keelson/bin/xtask vm-guest --jobs /keelson/jobs.json\n\
-         ExecStopPost=/sbin/poweroff -f\nStandardOutput=tty\nStandardError=tty\nTTYPath=/dev/ttyS0\n\
-         [Install]\nWantedBy=multi-user.target\n",
-    )?;
-    let wants = root.join("etc/systemd/system/multi-user.target.wants");
-    fs::create_dir_all(&wants)?;
-    for (unit, link) in [
-        ("keelson-vm.service", "keelson-vm.service"),
-        ("keelson-cri@.service", "keelson-cri@systemd.service"),
-        ("keelson-cri@.service", "keelson-cri@cgroupfs.service"),
-    ] {
-        symlink(Path::new("/etc/systemd/system").join(unit), wants.join(link))?;
-    }
-    // Nobody logs in, nothing is updated, and no network is waited for.
-    for unit in [
-        "getty.target",
-        "apt-daily.timer",
-        "apt-daily-upgrade.timer",
-        "dpkg-db-backup.timer",
-        "e2scrub_all.timer",
-        "systemd-timesyncd.service",
-        "systemd-networkd-wait-online.service",
-    ] {
-        let link = root.join("etc/systemd/system").join(unit);
-        fs::remove_file(&link).ok();
-        symlink("/dev/null", &link).with_context(|| format!("masking {unit}"))?;
-    }
-    fs::create_dir_all(root.join("keelson"))?;
-    Ok(())
-}
-
-/// The second disk: our executables, the images that the suite serves, configuration, and the list of checks.
-fn payload_disk(repo: &Path, jobs: &[Job], programs: &[Program], tree: &Path, disk: &Path) -> Result<()> {
-    if tree.exists() {
-        fs::remove_dir_all(tree)?;
-    }
-    for dir in ["bin", "etc", "cni/bin", "xtask", "target"] {
-        fs::create_dir_all(tree.join(dir))?;
-    }
-    for name in ["keelson-cri", "keelson-cni", "containerd-shim-keelson-v1"] {
-        let file = repo.join("target/release").join(name);
-        fs::copy(&file, tree.join("bin").join(name))
-            .with_context(|| format!("copying {}", file.display()))?;
-    }
-    fs::copy(std::env::current_exe()?, tree.join("bin/xtask"))?;
-    // Tests name executables by where cargo built them: the guest gets the same paths as links (see `Job::links`).
-    for program in programs {
-        let name = program.file.file_name().context("a program without a name")?;
-        fs::copy(&program.file, tree.join("bin").join(name))?;
-    }
-    // What makes the suite take this for a checkout, with its images made already.
-    fs::write(tree.join("Cargo.toml"), "")?;
-    fs::write(tree.join("xtask/Cargo.toml"), "")?;
-    fs::copy(repo.join("xtask/src/conformance/keelson.txt"), tree.join("known.txt"))?;
-    let packages = Path::new(SUITE_IMAGES).join("debs");
-    fs::create_dir_all(tree.join(SUITE_IMAGES))?;
-    Cmd::new("cp")
-        .args(["-a".as_ref(), repo.join(&packages).as_os_str(), tree.join(SUITE_IMAGES).as_os_str()])
-        .output()?;
-    for name in ["keelson-bridge", "keelson-ipam", "keelson-loopback"] {
-        symlink("/keelson/bin/keelson-cni", tree.join("cni/bin").join(name))?;
-    }
-    for (index, driver) in DRIVERS.iter().enumerate() {
-        let config = serde_norway::to_string(&cri_config(driver))?;
-        fs::write(tree.join("etc").join(format!("cri-{driver}.yaml")), config)?;
-        let networks = tree.join("etc").join(format!("net-{driver}"));
-        fs::create_dir_all(&networks)?;
-        fs::write(networks.join("10-pods.conflist"), serde_json::to_vec_pretty(&network(driver, index))?)?;
-    }
-    fs::write(tree.join("jobs.json"), serde_json::to_vec_pretty(jobs)?)?;
-    fs::remove_file(disk).ok();
-    Cmd::new("mkfs.ext4")
-        .args(["-q", "-F", "-L", "keelson", "-O", "^has_journal", "-d"])
-        .args([tree, disk])
-        .args(["1G"])
-        .output()?;
-    fs::remove_dir_all(tree).context("removing the payload's tree")
-}
-
-fn cri_config(driver: &str) -> serde_json::Value {
-    json!({
-        "listen": format!("/run/keelson/{driver}/cri.sock"),
-        "containerdSocket": "/run/containerd/containerd.sock",
-        "containerdNamespace": format!("keelson-{driver}"),
-        "stateDir": format!("/run/keelson/{driver}/cri"),
-        "rootDir": format!("/var/lib/keelson/{driver}/cri"),
-        "netnsDir": format!("/run/keelson/{driver}/netns"),
-        "cni": {
-            "confDir": format!("/keelson/etc/net-{driver}"),
-            "binDir": "/keelson/cni/bin",
-            "cacheDir": format!("/run/keelson/{driver}/cni-cache"),
-        },
-        "registryConfigDir": "/etc/containerd/certs.d",
-        "streaming": {"address": "127.0.0.1", "port": 0},
-        "cgroupDriver": driver,
-    })
-}
-
-fn network(driver: &str, index: usize) -> serde_json::Value {
-    json!({
-        "cniVersion": "1.1.0",
-        "name": format!("pods-{driver}"),
-        "plugins": [{
-            "type": "keelson-bridge",
-            "bridge": format!("kvm{index}"),
-            "isGateway": true,
-            "isDefaultGateway": true,
-            "hairpinMode": true,
-            "ipam": {
-                "type": "keelson-ipam",
-                "dataDir": format!("/run/keelson/{driver}/ipam"),
-                "ranges": [[{"subnet": format!("10.8{index}.0.0/16")}]],
-            },
-        }],
-    })
 }

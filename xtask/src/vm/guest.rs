@@ -27,10 +27,12 @@ pub(super) const BUSYBOX: &str = "/bin/busybox";
 pub(super) const SELF: &str = "/bin/xtask";
 /// Modules to load, one path a line, in their order.
 pub(super) const MODULES: &str = "/modules.list";
-/// What to run, where no other file is named.
+/// What to run, where no parameter names another file.
 pub(super) const JOBS: &str = "/jobs.json";
 /// Name of the kernel parameter that tells the disk to continue on.
 pub(super) const ROOT_PARAMETER: &str = "keelson.root=";
+/// Name of the kernel parameter that tells the list of jobs.
+pub(super) const JOBS_PARAMETER: &str = "keelson.jobs=";
 /// The serial line for results.
 const RESULTS: &str = "/dev/ttyS1";
 /// The new root before it is one.
@@ -47,6 +49,8 @@ pub(super) struct Job {
     pub(super) env: BTreeMap<String, String>,
     /// Working directory.
     pub(super) directory: PathBuf,
+    /// Kernel modules to load first, where modprobe finds them.
+    pub(super) modules: Vec<String>,
     /// Symbolic links to make first: where, and where to.
     pub(super) links: BTreeMap<PathBuf, PathBuf>,
     /// Longest it may take.
@@ -88,12 +92,15 @@ enum Line {
 /// Reads what a guest wrote; the second value tells whether it got to its end.
 pub(super) fn read_outcomes(text: &str) -> Result<(Vec<Outcome>, bool)> {
     let mut outcomes = Vec::new();
-    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        match serde_json::from_str(line)
-            .with_context(|| format!("a result line that is none: {line:.200}"))?
-        {
-            Line::Outcome(outcome) => outcomes.push(outcome),
-            Line::End { end } => return Ok((outcomes, end)),
+    for line in text.split_inclusive('\n').filter(|line| !line.trim().is_empty()) {
+        match serde_json::from_str(line.trim()) {
+            Ok(Line::Outcome(outcome)) => outcomes.push(outcome),
+            Ok(Line::End { end }) => return Ok((outcomes, end)),
+            // The guest was ended while it wrote.
+            Err(_) if !line.ends_with('\n') => break,
+            Err(error) => {
+                return Err(error).with_context(|| format!("a result line that is none: {line:.200}"));
+            }
         }
     }
     Ok((outcomes, false))
@@ -112,11 +119,9 @@ pub(crate) fn init() -> Result<()> {
         }
     }
     fs::create_dir_all(NEW_ROOT)?;
-    let command_line = fs::read_to_string("/proc/cmdline")?;
-    let disk = command_line.split_whitespace().find_map(|word| word.strip_prefix(ROOT_PARAMETER));
-    let next: &[&str] = if let Some(disk) = disk {
-        wait_for(Path::new(disk))?;
-        mount(Some(disk), NEW_ROOT, Some("ext4"), MsFlags::empty(), None::<&str>)
+    let next: &[&str] = if let Some(disk) = parameter(ROOT_PARAMETER)? {
+        wait_for(Path::new(&disk))?;
+        mount(Some(disk.as_str()), NEW_ROOT, Some("ext4"), MsFlags::empty(), None::<&str>)
             .context("mounting the root")?;
         &["/sbin/init"]
     } else {
@@ -140,13 +145,20 @@ pub(crate) fn init() -> Result<()> {
     Err(error).context("switch_root")
 }
 
-/// Runs the jobs of a file, tells their outcomes, and switches the machine off.
-pub(crate) fn run(jobs: &Path) -> Result<()> {
+/// The value of a kernel parameter.
+fn parameter(name: &str) -> Result<Option<String>> {
+    let command_line = fs::read_to_string("/proc/cmdline")?;
+    Ok(command_line.split_whitespace().find_map(|word| word.strip_prefix(name)).map(str::to_owned))
+}
+
+/// Runs the jobs, tells their outcomes, and switches the machine off.
+pub(crate) fn run() -> Result<()> {
     if std::process::id() == 1 {
         mounts()?;
     }
+    let list = parameter(JOBS_PARAMETER)?.unwrap_or_else(|| JOBS.to_owned());
     let jobs: Vec<Job> =
-        serde_json::from_slice(&fs::read(jobs).with_context(|| format!("reading {}", jobs.display()))?)?;
+        serde_json::from_slice(&fs::read(&list).with_context(|| format!("reading {list}"))?)?;
     let mut results = fs::OpenOptions::new().write(true).open(RESULTS).context("opening the result line")?;
     for job in &jobs {
         println!("vm: == {}", job.name);
@@ -187,8 +199,8 @@ fn execute(job: &Job) -> Outcome {
         Ok(other) => (None, Some(format!("{other:?}"))),
         Err(error) => (None, Some(format!("{error:#}"))),
     };
-    let files =
-        job.collect.iter().filter_map(|path| Some((path.clone(), fs::read_to_string(path).ok()?))).collect();
+    let files = job.collect.iter().filter_map(|path| Some((path.clone(), fs::read_to_string(path).ok()?)));
+    let files = files.collect();
     Outcome { name: job.name.clone(), status, seconds: begin.elapsed().as_secs_f64(), problem, files }
 }
 
@@ -199,6 +211,11 @@ fn start_and_wait(job: &Job) -> Result<WaitStatus> {
             fs::create_dir_all(link.parent().context("a link at the root")?)?;
             symlink(target, link).with_context(|| format!("linking {}", link.display()))?;
         }
+    }
+    if !job.modules.is_empty() {
+        let loaded = Command::new("modprobe").arg("-a").args(&job.modules).stdin(Stdio::null()).status();
+        // One that is not there is missed by the test that needs it, which says so.
+        println!("vm: modprobe {}: {loaded:?}", job.modules.join(" "));
     }
     let (program, arguments) = job.command.split_first().context("a job without a program")?;
     let child = Command::new(program)
@@ -292,6 +309,8 @@ mod tests {
         assert_eq!(found[0].files[Path::new("/x.xml")], "<x/>\n");
         let (found, complete) = read_outcomes(&line).unwrap();
         assert!(!complete && found.len() == 1, "a guest that died midway is told from one that ended");
-        assert!(read_outcomes("{\"name\":").is_err());
+        let (found, complete) = read_outcomes(&format!("{line}\n{{\"name\":")).unwrap();
+        assert!(!complete && found.len() == 1, "half a line is no outcome");
+        assert!(read_outcomes("{\"name\":\n").is_err());
     }
 }

@@ -2,14 +2,16 @@
 //!
 //! Two lanes. *vm-light*: the kernel, an initramfs that we pack, and test programs as they come out of cargo; it boots in
 //! seconds. *vm-debian*: a guest with systemd, containerd, runc and crun, in which keelson-cri runs as a service.
-//! In reading order: [`kernel`] and [`modules`] (Debian's kernel package, unpacked), [`programs`], [`cpio`] and [`libraries`] (what
-//! goes into an initramfs), [`qemu`] (one run, from boot to result), [`guest`] (our program inside, as the first process
-//! or as a service), [`light`] and [`debian`] (the lanes, with the tables to which a test is added).
+//! In reading order: [`suites`] (the table to which a package's root tests are added), [`kernel`] and [`modules`] (Debian's
+//! kernel package, unpacked), [`programs`], [`cpio`] and [`libraries`] (what goes into an initramfs), [`qemu`] (one run,
+//! from boot to result), [`guest`] (our program inside, as the first process or as a service), [`light`] and [`debian`]
+//! (the lanes), [`disks`] (what the Debian guest boots from).
 //!
 //! Kept between runs: the kernel and the image below `.cache/vm`; consoles and results are below `target/vm`.
 
 mod cpio;
 mod debian;
+mod disks;
 pub(crate) mod guest;
 mod kernel;
 mod libraries;
@@ -17,27 +19,69 @@ mod light;
 mod modules;
 mod programs;
 mod qemu;
+mod suites;
 
 pub(crate) use debian::run as debian;
 pub(crate) use light::run as light;
 
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use self::cpio::Archive;
-use self::guest::Outcome;
 use self::kernel::Kernel;
+use self::qemu::Run;
+
+/// Names another place for kernels and images, which several checkouts may share.
+const CACHE: &str = "KEELSON_VM_CACHE";
+
+/// What of a lane is run, and how.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct Choice {
+    /// Virtual machines: only jobs whose name holds these words; `|` separates alternatives.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Virtual machines: run these cases of the conformance suite in each chosen run of it, instead of its own choice.
+    #[arg(long)]
+    cases: Option<String>,
+    /// Virtual machines: take the release executables as they are; only the chosen tests are built.
+    #[arg(long)]
+    pub(crate) no_build: bool,
+    /// Virtual machines: print the names of the jobs and end.
+    #[arg(long)]
+    pub(crate) list: bool,
+}
+
+impl Choice {
+    /// Whether a job is chosen.
+    fn takes(&self, name: &str) -> bool {
+        let words = |part: &str| part.split_whitespace().all(|word| name.contains(word));
+        self.only.split('|').any(words)
+    }
+}
 
 /// Where kernels and images are kept.
 fn cache(repo: &Path) -> PathBuf {
-    repo.join(".cache/vm")
+    std::env::var_os(CACHE).map_or_else(|| repo.join(".cache/vm"), PathBuf::from)
 }
 
 /// Where the console and the results of a lane are left.
 fn output(repo: &Path, lane: &str) -> PathBuf {
     repo.join("target/vm").join(lane)
+}
+
+/// Waits until no other process holds the lock; `does` says what one that holds it does.
+fn lock(path: &Path, does: &str) -> Result<File> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
+    }
+    let file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
+    if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
+        println!("    another process {does} and holds {}: waiting for its end", path.display());
+        file.lock().with_context(|| format!("locking {}", path.display()))?;
+    }
+    Ok(file)
 }
 
 /// Puts modules, and the list in which the guest's first process finds them, into an initramfs.
@@ -54,25 +98,42 @@ fn add_modules(kernel: &Kernel, names: &[&str], archive: &mut Archive) -> Result
     archive.content(guest::MODULES, 0o644, list.as_bytes())
 }
 
-/// Prints the outcomes, keeps the files that came back, and fails when a job did.
-fn report(outcomes: &[Outcome], took: Duration, directory: &Path) -> Result<()> {
-    for outcome in outcomes {
+/// Prints the outcomes, keeps the files that came back, and fails when a job did or the guest did not get to its end.
+fn report(run: &Run, directory: &Path) -> Result<()> {
+    for outcome in &run.outcomes {
         let state = if outcome.passed() { "ok" } else { "FAILED" };
         let problem = outcome.problem.as_deref().unwrap_or_default();
-        println!("    {:<60} {state:<7} {:>6.1} s {problem}", outcome.name, outcome.seconds);
+        println!("    {:<64} {state:<7} {:>6.1} s {problem}", outcome.name, outcome.seconds);
         for (path, content) in &outcome.files {
             let name = path.file_name().unwrap_or_default();
             crate::process::write_atomic(&directory.join(name), content.as_bytes())?;
         }
     }
-    println!("    boot to power-off: {:.1} s", took.as_secs_f64());
-    let failed = outcomes.iter().filter(|outcome| !outcome.passed()).count();
-    if failed > 0 || outcomes.is_empty() {
+    println!("    boot to power-off: {:.1} s", run.took.as_secs_f64());
+    if let Some(problem) = &run.problem {
+        bail!("{problem}");
+    }
+    let failed = run.outcomes.iter().filter(|outcome| !outcome.passed()).count();
+    if failed > 0 || run.outcomes.is_empty() {
         bail!(
             "{failed} of {} failed in the guest; see {}",
-            outcomes.len(),
+            run.outcomes.len(),
             directory.join("console.log").display()
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_are_chosen_by_words() {
+        let choice = |only: &str| Choice { only: only.to_owned(), ..Choice::default() };
+        let name = "v2: conformance cri, systemd driver, crun";
+        assert!(choice("").takes(name));
+        assert!(choice("v2 crun").takes(name) && choice("hybrid|systemd").takes(name));
+        assert!(!choice("hybrid crun").takes(name) && !choice("hybrid|v1").takes(name));
+    }
 }

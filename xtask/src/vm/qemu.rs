@@ -1,6 +1,7 @@
 //! One run of a virtual machine: boot, watch the console for a crash, collect results from a second serial line.
 //!
-//! QEMU's own processor (TCG) is used, since the development machine lends no KVM; KVM is used where it works.
+//! QEMU's own processor (TCG) is used, since the development machine lends no KVM; KVM is used where it works. It runs at
+//! a low priority, one guest at a time on a machine, and ends with us however we end.
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
@@ -34,6 +35,16 @@ pub(super) struct Machine<'a> {
     pub(super) output: &'a Path,
 }
 
+/// What came of a run.
+pub(super) struct Run {
+    /// The jobs that ended.
+    pub(super) outcomes: Vec<Outcome>,
+    /// Why there are not all of them.
+    pub(super) problem: Option<String>,
+    /// From boot to power-off.
+    pub(super) took: Duration,
+}
+
 /// A started QEMU, ended when dropped.
 struct Running(Child);
 
@@ -46,32 +57,37 @@ impl Drop for Running {
 }
 
 impl Machine<'_> {
-    /// Boots it and waits for its end. The guest's console goes to a file, its last lines into an error.
-    pub(super) fn run(&self) -> Result<Vec<Outcome>> {
+    /// Boots it and waits for its end. The guest's console goes to a file, its last lines into the problem.
+    pub(super) fn run(&self) -> Result<Run> {
+        // Guests of several checkouts take turns: two would slow each other beyond their deadlines.
+        let _alone = super::lock(&std::env::temp_dir().join("keelson-vm.lock"), "runs a guest")?;
         fs::create_dir_all(self.output).with_context(|| format!("creating {}", self.output.display()))?;
         let (console, results) = (self.output.join("console.log"), self.output.join("results.jsonl"));
         for file in [&console, &results] {
             fs::write(file, "").with_context(|| format!("emptying {}", file.display()))?;
         }
         let mut machine = Running(self.start(&console, &results)?);
+        let begin = Instant::now();
         let ended = self.watch(&mut machine.0, &console);
         drop(machine);
-        ended.with_context(|| format!("the console's end ({}):\n{}", console.display(), tail(&console)))?;
         let (outcomes, complete) = super::guest::read_outcomes(&fs::read_to_string(&results)?)?;
-        if !complete {
-            bail!(
-                "the guest ended before its last test; the console's end ({}):\n{}",
-                console.display(),
-                tail(&console)
-            );
-        }
-        Ok(outcomes)
+        let problem = match ended {
+            Err(error) => Some(format!("{error:#}")),
+            Ok(()) if !complete => Some("the guest ended before its last job".to_owned()),
+            Ok(()) => None,
+        };
+        let problem = problem.map(|problem| {
+            format!("{problem}; the console's end ({}):\n{}", console.display(), tail(&console))
+        });
+        Ok(Run { outcomes, problem, took: begin.elapsed() })
     }
 
     fn start(&self, console: &Path, results: &Path) -> Result<Child> {
         let accelerator = if kvm_works() { "kvm" } else { "tcg,thread=multi" };
-        let mut command = Command::new("qemu-system-x86_64");
+        let mut command = Command::new("nice");
         command
+            // Killed when this process is, also without a chance to clean up.
+            .args(["-n", "10", "setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "pc"])
             .args(["-cpu", "max", "-smp", "2", "-accel", accelerator, "-m", &self.memory.to_string()])
             .args(["-device", "virtio-rng-pci"])

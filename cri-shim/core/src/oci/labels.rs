@@ -72,10 +72,10 @@ pub fn apparmor(
     let wish = apparmor_wish(security)?;
     let name = match wish.as_ref().map(|wish| (wish.profile_type(), wish.localhost_ref.as_str())) {
         Some((ProfileType::Unconfined, _)) => return Ok(None),
-        // A privileged process is confined by nothing.
-        _ if security.privileged => return Ok(None),
-        // Where the kernel has AppArmor every container is confined unless somebody says otherwise.
-        None if node.apparmor && node.apparmor_default => DEFAULT_PROFILE_NAME,
+        // A privileged process is confined by nothing but what somebody asked for by name.
+        Some((ProfileType::RuntimeDefault, _)) if security.privileged => return Ok(None),
+        // Where the kernel has AppArmor every other container is confined unless somebody says otherwise.
+        None if node.apparmor && node.apparmor_default && !security.privileged => DEFAULT_PROFILE_NAME,
         None => return Ok(None),
         Some((ProfileType::RuntimeDefault, _)) if node.apparmor && !node.apparmor_default => {
             let problem = "the default profile could not be loaded; the log of the start says why".to_owned();
@@ -150,7 +150,21 @@ mod tests {
             (old("runtime/default"), Some(DEFAULT_PROFILE_NAME)),
             (old("localhost/web"), Some("web")),
             (old("unconfined"), None),
-            (LinuxContainerSecurityContext { privileged: true, ..wish(ProfileType::Localhost, "web") }, None),
+            (
+                LinuxContainerSecurityContext { privileged: true, ..wish(ProfileType::RuntimeDefault, "") },
+                None,
+            ),
+            (
+                LinuxContainerSecurityContext { privileged: true, ..wish(ProfileType::Localhost, "web") },
+                Some("web"),
+            ),
+            (
+                LinuxContainerSecurityContext {
+                    privileged: true,
+                    ..LinuxContainerSecurityContext::default()
+                },
+                None,
+            ),
         ];
         for (security, expected) in cases {
             assert_eq!(apparmor(&security, &node()).unwrap().as_deref(), expected, "{security:?}");

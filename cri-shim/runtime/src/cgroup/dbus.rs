@@ -22,8 +22,11 @@ pub(crate) enum Value {
     Bool(bool),
     U64(u64),
     Text(String),
+    Bytes(Vec<u8>),
     /// A list of process ids.
     Ids(Vec<u32>),
+    /// A list of pairs of texts.
+    Pairs(Vec<(String, String)>),
 }
 
 /// A failed call.
@@ -244,6 +247,21 @@ impl Body {
                 self.signature("s");
                 self.text(text);
             }
+            Value::Bytes(bytes) => {
+                self.signature("ay");
+                self.number(length(bytes));
+                self.bytes.extend(bytes);
+            }
+            Value::Pairs(pairs) => {
+                self.signature("a(ss)");
+                self.array(|body| {
+                    for (first, second) in pairs {
+                        body.align(8);
+                        body.text(first);
+                        body.text(second);
+                    }
+                });
+            }
             Value::Ids(ids) => {
                 self.signature("au");
                 self.number(u32::try_from(ids.len() * 4).unwrap_or(u32::MAX));
@@ -342,6 +360,15 @@ mod tests {
         assert_eq!(&body.bytes[..12], [1, 0, 0, 0, b'a', 0, 0, 0, 60, 0, 0, 0]);
         assert_eq!(&body.bytes[16..32], [1, 0, 0, 0, b'B', 0, 1, b'b', 0, 0, 0, 0, 1, 0, 0, 0]);
         assert_eq!(&body.bytes[32..48], [1, 0, 0, 0, b'T', 0, 1, b't', 0, 0, 0, 0, 0, 0, 0, 0]);
+        let mut pairs = Body::default();
+        pairs.value(&Value::Pairs(vec![("a".to_owned(), "b".to_owned())]));
+        assert_eq!(&pairs.bytes[..7], b"\x05a(ss)\0");
+        // The length counts from the first pair, which begins at a multiple of eight.
+        assert_eq!(&pairs.bytes[8..16], [14, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(&pairs.bytes[16..], b"\x01\0\0\0a\0\0\0\x01\0\0\0b\0");
+        let mut mask = Body::default();
+        mask.value(&Value::Bytes(vec![3]));
+        assert_eq!(mask.bytes, b"\x02ay\0\x01\0\0\0\x03");
         let call = Call { destination: "d", path: "/", member: "M" };
         let message = call.message(5, "s", &body.bytes);
         assert_eq!(&message[..4], [b'l', 1, 0, 1]);

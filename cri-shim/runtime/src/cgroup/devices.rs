@@ -6,6 +6,8 @@ use std::path::Path;
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
 use super::Paths;
+use super::dbus::Value;
+use super::properties::Property;
 use crate::error::Error;
 use crate::host::bpf::{self, Insn};
 
@@ -58,6 +60,24 @@ pub(crate) fn set(paths: &Paths, rules: &[LinuxDeviceCgroup]) -> Result<(), Erro
         Some(directory) => bpf::attach_device_filter(directory, &rules.program()),
         None => Ok(()),
     }
+}
+
+/// The rules as properties of a unit.
+pub(crate) fn properties(rules: &[LinuxDeviceCgroup]) -> Result<Vec<Property>, Error> {
+    let rules = Rules::new(rules)?;
+    if rules.allow_by_default {
+        return Ok(Vec::new());
+    }
+    let drivers = std::fs::read_to_string("/proc/devices").unwrap_or_default();
+    let allowed = rules.exceptions.iter().enumerate().filter(|(at, rule)| {
+        let later = rules.exceptions.iter().skip(at + 1);
+        rule.allow && !later.filter(|later| !later.allow).any(|later| later.covers(rule))
+    });
+    let list = allowed.filter_map(|(_, rule)| Some((rule.unit_name(&drivers)?, rule.access())));
+    Ok(vec![
+        ("DevicePolicy", Value::Text("strict".to_owned())),
+        ("DeviceAllow", Value::Pairs(list.collect())),
+    ])
 }
 
 impl Rules {
@@ -153,12 +173,38 @@ impl Rule {
     /// As the files of version 1 take it.
     fn line(&self) -> String {
         let number = |value: Option<u32>| value.map_or("*".to_owned(), |value| value.to_string());
-        let mut access = String::new();
-        for (letter, given) in [('r', self.read), ('w', self.write), ('m', self.mknod)] {
-            access.extend(given.then_some(letter));
-        }
-        format!("{} {}:{} {access}", self.kind, number(self.major), number(self.minor))
+        format!("{} {}:{} {}", self.kind, number(self.major), number(self.minor), self.access())
     }
+
+    fn access(&self) -> String {
+        let letters = [('r', self.read), ('w', self.write), ('m', self.mknod)];
+        letters.into_iter().filter(|(_, given)| *given).map(|(letter, _)| letter).collect()
+    }
+
+    /// Whether it is about every device that another is about.
+    fn covers(&self, other: &Self) -> bool {
+        let number = |own: Option<u32>, other: Option<u32>| own.is_none() || own == other;
+        self.kind == other.kind && number(self.major, other.major) && number(self.minor, other.minor)
+    }
+
+    /// The name that systemd has for such devices; none where it has none. `drivers` is `/proc/devices`.
+    fn unit_name(&self, drivers: &str) -> Option<String> {
+        let class = if self.kind == 'b' { "block" } else { "char" };
+        match (self.major, self.minor) {
+            (Some(major), Some(minor)) => Some(format!("/dev/{class}/{major}:{minor}")),
+            (Some(major), None) => driver(drivers, class, major).map(|name| format!("{class}-{name}")),
+            (None, None) => Some(format!("{class}-*")),
+            (None, Some(_)) => None,
+        }
+    }
+}
+
+/// The name of a device number in `/proc/devices`.
+fn driver<'a>(drivers: &'a str, class: &str, major: u32) -> Option<&'a str> {
+    let title = if class == "block" { "Block devices:" } else { "Character devices:" };
+    let lines = drivers.lines().skip_while(|line| *line != title).skip(1);
+    let mut lines = lines.take_while(|line| !line.is_empty()).filter_map(|line| line.trim().split_once(' '));
+    lines.find(|(number, _)| number.parse() == Ok(major)).map(|(_, name)| name)
 }
 
 #[cfg(test)]
@@ -201,6 +247,26 @@ mod tests {
         );
         let error = Rules::new(&[rule(true, LinuxDeviceType::C, 1, 1, "rx")]).unwrap_err();
         assert_eq!(error.to_string(), "linux.resources.devices[0].access: 'x' is not r, w or m");
+    }
+
+    #[test]
+    fn devices_as_systemd_names_them() {
+        let drivers = "Character devices:\n  1 mem\n136 pts\n\nBlock devices:\n  8 sd\n";
+        let rules = [
+            deny_all(),
+            rule(true, LinuxDeviceType::C, 10, 229, "rw"),
+            rule(true, LinuxDeviceType::B, 8, -1, "r"),
+            rule(true, LinuxDeviceType::B, 9, -1, "r"),
+            rule(true, LinuxDeviceType::C, 4, 1, "rw"),
+            rule(false, LinuxDeviceType::C, 4, -1, "rw"),
+        ];
+        let rules = Rules::new(&rules).unwrap();
+        let names: Vec<_> = rules.exceptions.iter().take(3).map(|rule| rule.unit_name(drivers)).collect();
+        let texts: Vec<_> = names.iter().map(Option::as_deref).collect();
+        assert_eq!(texts, [Some("/dev/char/10:229"), Some("block-sd"), None]);
+        assert!(rules.exceptions[4].covers(&rules.exceptions[3]), "a denial takes back what it is about");
+        assert_eq!(driver(drivers, "char", 136), Some("pts"));
+        assert_eq!(driver(drivers, "block", 136), None);
     }
 
     proptest! {

@@ -15,8 +15,11 @@ impl Paths {
         if resources.devices().as_ref().is_some_and(|rules| !rules.is_empty()) {
             return Err(Error::spec("linux.resources.devices", "cannot be changed in a running container"));
         }
-        self.set_limits(resources)?;
-        self.unit.as_ref().map_or(Ok(()), |unit| systemd::update(unit, resources))
+        self.check(resources)?;
+        if let Some(unit) = &self.unit {
+            systemd::update(unit, resources, self.v1.is_empty())?;
+        }
+        self.set_limits(resources)
     }
 
     /// All limits of a new container.
@@ -25,15 +28,22 @@ impl Paths {
             self,
             resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default(),
         )?;
-        resources.map_or(Ok(()), |resources| self.set_limits(resources))
+        let Some(resources) = resources else { return Ok(()) };
+        self.check(resources)?;
+        self.set_limits(resources)
+    }
+
+    /// Refuses what would end the container, if that is wished.
+    fn check(&self, resources: &LinuxResources) -> Result<(), Error> {
+        match resources.memory() {
+            Some(memory) if memory.check_before_update() == Some(true) => {
+                self.check_usage(memory.limit().unwrap_or(0))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn set_limits(&self, resources: &LinuxResources) -> Result<(), Error> {
-        if let Some(memory) = resources.memory()
-            && memory.check_before_update() == Some(true)
-        {
-            self.check_usage(memory.limit().unwrap_or(0))?;
-        }
         if self.v1.is_empty() {
             let Some(directory) = &self.unified else { return Ok(()) };
             return put_all(convert::version2(resources)?.iter().map(|write| (directory.as_path(), write)));

@@ -6,6 +6,7 @@ mod detect;
 mod devices;
 mod limits;
 mod oom;
+mod properties;
 mod stats;
 mod systemd;
 

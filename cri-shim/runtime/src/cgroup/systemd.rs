@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use oci_spec::runtime::{LinuxMemory, LinuxPids, LinuxResources};
+use oci_spec::runtime::LinuxResources;
 
 use super::dbus::{Body, Bus, Failed, Value};
-use super::{Paths, convert};
+use super::properties::{self, Property};
+use super::{Paths, devices, hierarchies};
 use crate::error::Error;
 use crate::host::fork::Forked;
 use crate::host::idmap;
@@ -87,7 +88,7 @@ pub(crate) fn make(
     let mut bus = connect()?;
     let placeholder = Placeholder(idmap::placeholder()?);
     let pid = placeholder.0.pid;
-    start(&mut bus, &unit, pid, resources)?;
+    start(&mut bus, &unit, pid, &limits(resources)?)?;
     wait_until_inside(pid, &unit)?;
     let mut paths = Paths { unit: Some(unit.name.clone()), ..Paths::default() };
     paths.make_directories(&unit.directory())?;
@@ -101,20 +102,35 @@ fn connect() -> Result<Bus, Error> {
     })
 }
 
-fn start(bus: &mut Bus, unit: &Unit, pid: i32, resources: Option<&LinuxResources>) -> Result<(), Error> {
+/// What systemd is to keep in force.
+fn limits(resources: Option<&LinuxResources>) -> Result<Vec<Property>, Error> {
+    let hierarchies = hierarchies()?;
+    let version2 = hierarchies.iter().all(|hierarchy| hierarchy.unified);
+    let mut list = resources.map(|resources| properties::of(resources, version2)).unwrap_or_default();
+    // In version 2 our program stays beside systemd's own; the list of version 1 is rewritten when systemd reloads.
+    if hierarchies.iter().any(|hierarchy| hierarchy.keys().any(|name| name == "devices")) {
+        let rules = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
+        list.extend(devices::properties(rules)?);
+    }
+    Ok(list)
+}
+
+fn start(bus: &mut Bus, unit: &Unit, pid: i32, limits: &[Property]) -> Result<(), Error> {
     let yes = |name: &'static str| (name, Value::Bool(true));
     let mut properties = vec![
         ("Description", Value::Text(format!("container {}", unit.name))),
         ("Slice", Value::Text(unit.slice.clone())),
         ("PIDs", Value::Ids(vec![pid.unsigned_abs()])),
         ("DefaultDependencies", Value::Bool(false)),
+        // One that failed is not kept for anybody to look at: who runs containers tells their ends.
+        ("CollectMode", Value::Text("inactive-or-failed".to_owned())),
         yes("Delegate"),
         yes("CPUAccounting"),
         yes("MemoryAccounting"),
         yes("TasksAccounting"),
         yes("IOAccounting"),
     ];
-    properties.extend(limits(resources));
+    properties.extend(limits.iter().cloned());
     let mut body = Body::default();
     body.text(&unit.name);
     body.text("replace");
@@ -131,34 +147,6 @@ fn start(bus: &mut Bus, unit: &Unit, pid: i32, resources: Option<&LinuxResources
         }
         other => other.map_err(step()),
     }
-}
-
-/// The limits that systemd would otherwise put back to its own when it reloads.
-fn limits(resources: Option<&LinuxResources>) -> Vec<(&'static str, Value)> {
-    let mut list = Vec::new();
-    let Some(resources) = resources else { return list };
-    let unsigned = |value: i64| u64::try_from(value).unwrap_or(u64::MAX);
-    if let Some(limit) = resources.memory().as_ref().and_then(LinuxMemory::limit).filter(|limit| *limit != 0)
-    {
-        list.push(("MemoryMax", Value::U64(unsigned(limit))));
-    }
-    if let Some(limit) = resources.pids().as_ref().map(LinuxPids::limit).filter(|limit| *limit != 0) {
-        list.push(("TasksMax", Value::U64(unsigned(limit))));
-    }
-    if let Some(cpu) = resources.cpu() {
-        if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
-            list.push(("CPUWeight", Value::U64(convert::shares_to_weight(shares))));
-        }
-        let period = cpu.period().filter(|period| *period != 0).unwrap_or(100_000);
-        if let Some(quota) = cpu.quota().filter(|quota| *quota != 0) {
-            // Rounded up to what systemd can write down: whole hundredths of a second's percent.
-            let per_second = unsigned(quota).checked_mul(1_000_000).map(|value| value / period);
-            let per_second = per_second.filter(|_| quota > 0);
-            let rounded = per_second.map_or(u64::MAX, |value| value.next_multiple_of(10_000));
-            list.push(("CPUQuotaPerSecUSec", Value::U64(rounded)));
-        }
-    }
-    list
 }
 
 /// The call is answered before the scope has begun.
@@ -180,19 +168,25 @@ fn wait_until_inside(pid: i32, unit: &Unit) -> Result<(), Error> {
     }
 }
 
-/// Tells systemd of changed limits; the files themselves are written by the caller.
-pub(crate) fn update(unit: &str, resources: &LinuxResources) -> Result<(), Error> {
-    let limits = limits(Some(resources));
+/// Tells systemd of changed limits, and returns when it has written those that it knows; the caller writes all of them
+/// afterwards.
+pub(crate) fn update(unit: &str, resources: &LinuxResources, version2: bool) -> Result<(), Error> {
+    let limits = properties::of(resources, version2);
     if limits.is_empty() {
         return Ok(());
     }
+    let mut bus = connect()?;
     let mut body = Body::default();
     body.text(unit);
     // Only for as long as the unit lives.
     body.truth(true);
     body.properties(&limits);
-    let step = Error::step(format!("change the unit {unit}"));
-    connect()?.manager("SetUnitProperties", "sba(sv)", &body).map_err(step)
+    let step = || Error::step(format!("change the unit {unit}"));
+    bus.manager("SetUnitProperties", "sba(sv)", &body).map_err(step())?;
+    // The answer comes before the files are written; the next call is looked at after that.
+    let mut body = Body::default();
+    body.text(unit);
+    bus.manager("GetUnit", "s", &body).map_err(step())
 }
 
 /// Lets systemd forget a scope whose cgroup is gone; it may have done so by itself.
@@ -231,18 +225,5 @@ mod tests {
         for path in ["/kubepods/x", "a.slice:b", "a--b.slice:p:n", "a:p:n", "x/y.slice:p:n", "a.slice:p:"] {
             assert!(unit("id", Some(Path::new(path))).is_err(), "{path}");
         }
-    }
-
-    #[test]
-    fn limits_as_systemd_takes_them() {
-        let resources: LinuxResources = serde_json::from_str(
-            r#"{"memory":{"limit":-1},"pids":{"limit":5},"cpu":{"shares":1024,"quota":12345,"period":100000}}"#,
-        )
-        .unwrap();
-        let got = limits(Some(&resources));
-        assert_eq!(got[0], ("MemoryMax", Value::U64(u64::MAX)));
-        assert_eq!(got[1], ("TasksMax", Value::U64(5)));
-        assert_eq!(got[2], ("CPUWeight", Value::U64(39)));
-        assert_eq!(got[3], ("CPUQuotaPerSecUSec", Value::U64(130_000)));
     }
 }

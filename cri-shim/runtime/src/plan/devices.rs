@@ -1,7 +1,7 @@
 //! Device nodes and the usual links of `/dev`.
 
 use std::ffi::CString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -9,8 +9,10 @@ use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, Spec};
 
 use super::LinkPlan;
 use super::mounts::detached;
+use super::options::propagation;
 use super::process::c_string;
 use crate::error::Error;
+use crate::host::sys::{MountAttr, mount_setattr};
 
 /// A node to make.
 #[derive(Debug)]
@@ -92,7 +94,12 @@ fn node(path: &str, mode: u32, number: u64, owner: (u32, u32), bind: bool) -> Re
             feature: "a device in a user namespace",
             reason: format!("the host has no node for {path}"),
         })?;
-        Some(detached(&host, false).map_err(Error::step(format!("clone {}", host.display())))?)
+        let step = || Error::step(format!("clone {}", host.display()));
+        let tree = detached(&host, false).map_err(step())?;
+        // Where the host's mounts are shared the clone would be its peer.
+        let change = MountAttr { propagation: propagation::SLAVE, ..MountAttr::default() };
+        mount_setattr(tree.as_fd(), false, &change).map_err(step())?;
+        Some(tree)
     } else {
         None
     };

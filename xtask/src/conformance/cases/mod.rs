@@ -4,6 +4,7 @@ pub(super) mod container;
 pub(super) mod exec;
 pub(super) mod idempotence;
 pub(super) mod images;
+pub(super) mod labels;
 pub(super) mod logs;
 pub(super) mod mounts;
 pub(super) mod network;
@@ -29,6 +30,7 @@ pub(super) fn all() -> Vec<Case> {
         network::cases(),
         security::cases(),
         seccomp::cases(),
+        labels::cases(),
         mounts::cases(),
         resources::cases(),
         streaming::cases(),

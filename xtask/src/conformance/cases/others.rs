@@ -224,16 +224,32 @@ async fn userns_other(t: T) -> Result<()> {
 
 async fn checkpoint(t: T) -> Result<()> {
     let (_, id) = t.idle().await?;
+    t.sh(&id, "echo changed > /changed").await?;
     let location = t.dir.join("checkpoint.tar");
     let request = v1::CheckpointContainerRequest {
-        container_id: id,
+        container_id: id.clone(),
         location: location.display().to_string(),
         timeout: 60,
     };
     match t.rt().checkpoint_container(request).await {
         Ok(_) => {
-            anyhow::ensure!(location.exists(), "no archive at {}", location.display());
-            Ok(())
+            let file = std::fs::File::open(&location)
+                .with_context(|| format!("no archive at {}", location.display()))?;
+            let mut names = Vec::new();
+            for entry in tar::Archive::new(file).entries()? {
+                names.push(entry?.path()?.display().to_string());
+            }
+            for part in [
+                "checkpoint/inventory.img",
+                "checkpoint/pages-",
+                "spec.dump",
+                "config.dump",
+                "rootfs-diff.tar",
+            ] {
+                anyhow::ensure!(names.iter().any(|name| name.contains(part)), "no {part} in {names:?}");
+            }
+            same("the state afterwards", t.status(&id).await?.state(), v1::ContainerState::ContainerRunning)?;
+            same("its file", t.sh(&id, "cat /changed").await?.as_str(), "changed")
         }
         Err(status) => {
             same("the code", status.code(), tonic::Code::Unimplemented)?;

@@ -1,20 +1,14 @@
-//! Security context: seccomp profiles, AppArmor, SELinux.
+//! Security context: seccomp profiles.
 
 use anyhow::Result;
 use cri_shim_api::v1;
 use cri_shim_api::v1::security_profile::ProfileType;
 
-use super::super::case::{Case, case, holds, refused, same, skip};
+use super::super::case::{Case, case, holds, refused, same};
 use super::super::context::{T, security};
 use super::security::{capability, make_privileged, privileged_pod};
 
 pub(crate) fn cases() -> Vec<Case> {
-    let mut all = seccomp();
-    all.extend(modules());
-    all
-}
-
-fn seccomp() -> Vec<Case> {
     let group = "security: seccomp";
     vec![
         case(group, "RuntimeDefault filters: unshare is refused", seccomp_default),
@@ -29,23 +23,8 @@ fn seccomp() -> Vec<Case> {
     ]
 }
 
-fn modules() -> Vec<Case> {
-    let group = "security: AppArmor and SELinux";
-    vec![
-        case(group, "AppArmor RuntimeDefault confines", apparmor_default),
-        case(group, "AppArmor Unconfined does not", apparmor_unconfined),
-        case(group, "AppArmor Localhost of a profile that is not loaded is refused", apparmor_missing),
-        case(
-            group,
-            "AppArmor RuntimeDefault where the kernel has none is refused with that reason",
-            apparmor_absent,
-        ),
-        case(group, "SELinux labels are set", selinux),
-    ]
-}
-
 #[allow(clippy::unnecessary_wraps, reason = "the fields it is for are optional")]
-fn profile(kind: ProfileType, file: &str) -> Option<v1::SecurityProfile> {
+pub(super) fn profile(kind: ProfileType, file: &str) -> Option<v1::SecurityProfile> {
     Some(v1::SecurityProfile { profile_type: kind.into(), localhost_ref: file.to_owned() })
 }
 
@@ -134,52 +113,4 @@ async fn seccomp_privileged(t: T) -> Result<()> {
         })
         .await?;
     same("the mode", text.as_str(), "Seccomp:\t0\n")
-}
-
-const LABEL: &str = "cat /proc/self/attr/current 2>/dev/null; echo";
-
-async fn apparmor_default(t: T) -> Result<()> {
-    t.suite.facts.need_apparmor()?;
-    let text = t.output(LABEL, |c| security(c).apparmor = profile(ProfileType::RuntimeDefault, "")).await?;
-    holds("the label", &text, "(enforce)")
-}
-
-async fn apparmor_unconfined(t: T) -> Result<()> {
-    t.suite.facts.need_apparmor()?;
-    let text = t.output(LABEL, |c| security(c).apparmor = profile(ProfileType::Unconfined, "")).await?;
-    holds("the label", &text, "unconfined")
-}
-
-async fn apparmor_missing(t: T) -> Result<()> {
-    t.suite.facts.need_apparmor()?;
-    let pod = t.sandbox().await?;
-    let mut config = t.shell("true");
-    security(&mut config).apparmor = profile(ProfileType::Localhost, "nobody-has-this");
-    let result = match t.try_create(&pod, &config).await {
-        Ok(id) => t.try_start(&id).await,
-        Err(status) => Err(status),
-    };
-    refused("a profile that is not loaded", result).map(drop)
-}
-
-async fn apparmor_absent(t: T) -> Result<()> {
-    if t.suite.facts.apparmor {
-        return skip("the kernel has AppArmor");
-    }
-    let pod = t.sandbox().await?;
-    let mut config = t.shell("true");
-    security(&mut config).apparmor = profile(ProfileType::RuntimeDefault, "");
-    let status = refused("an AppArmor profile", t.try_create(&pod, &config).await)?;
-    holds("the error", &status.message().to_lowercase(), "apparmor")
-}
-
-async fn selinux(t: T) -> Result<()> {
-    t.suite.facts.need_selinux()?;
-    let text = t
-        .output(LABEL, |config| {
-            let level = "s0:c4,c5".to_owned();
-            security(config).selinux_options = Some(v1::SeLinuxOption { level, ..Default::default() });
-        })
-        .await?;
-    holds("the label", &text, "s0:c4,c5")
 }
