@@ -260,7 +260,11 @@ async fn try_container(binary: &Path, kind: HandlerKind, scratch: &Path) -> Resu
         "ociVersion": "1.0.2",
         "process": { "args": [ABSENT], "cwd": "/", "user": { "uid": 0, "gid": 0 } },
         "root": { "path": "rootfs" },
-        "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
+        "mounts": [
+            { "destination": "/proc", "type": "proc", "source": "proc" },
+            // Devices cannot be opened below /run, which is mounted `nodev` on most hosts.
+            { "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"] },
+        ],
         "linux": { "cgroupsPath": format!("/{id}"), "namespaces": [{ "type": "mount" }, { "type": "pid" }] },
     });
     if kind == HandlerKind::Keelson {
