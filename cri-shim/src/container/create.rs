@@ -11,6 +11,7 @@ use containerd_client::types::Mount;
 use cri_shim_api::v1::{ContainerConfig, ContainerEventType, CreateContainerRequest};
 use cri_shim_core::ids::ContainerId;
 use cri_shim_core::oci::container::{ContainerSpec, check, spec};
+use cri_shim_core::oci::labels::DEFAULT_PROFILE_NAME;
 use cri_shim_core::oci::process::ImageDefaults;
 use cri_shim_core::oci::resources;
 use cri_shim_core::record::{ContainerPhase, ContainerRecord, Registration, SandboxRecord};
@@ -28,7 +29,7 @@ use crate::containerd::snapshots::GC_ROOT;
 use crate::error::{RuntimeError, chain};
 use crate::exec::OwnShim;
 use crate::handlers::Handler;
-use crate::host::{blocking, idmap};
+use crate::host::{apparmor, blocking, idmap};
 use crate::images::Image;
 use crate::runtime::{KIND_LABEL, Runtime, random};
 use crate::sandbox::run::{host_ipc, to_json};
@@ -355,6 +356,10 @@ impl Runtime {
             cgroup: &cgroup,
             node: &self.node_for(plan.handler),
         })?;
+        let profile = spec.process().as_ref().and_then(|process| process.apparmor_profile().clone());
+        if let Some(profile) = profile.filter(|profile| profile != DEFAULT_PROFILE_NAME) {
+            blocking(move || apparmor::demand(&profile)).await?;
+        }
         if plan.handler.kind == HandlerKind::Keelson {
             let socket =
                 OwnShim::socket(&self.paths.state_dir, &plan.sandbox.id).to_string_lossy().into_owned();
