@@ -71,12 +71,11 @@ pub fn apparmor(
 ) -> Result<Option<String>, SpecError> {
     let wish = apparmor_wish(security)?;
     let name = match wish.as_ref().map(|wish| (wish.profile_type(), wish.localhost_ref.as_str())) {
-        Some((ProfileType::Unconfined, _)) => return Ok(None),
         // A privileged process is confined by nothing but what somebody asked for by name.
         Some((ProfileType::RuntimeDefault, _)) if security.privileged => return Ok(None),
         // Where the kernel has AppArmor every other container is confined unless somebody says otherwise.
         None if node.apparmor && node.apparmor_default && !security.privileged => DEFAULT_PROFILE_NAME,
-        None => return Ok(None),
+        Some((ProfileType::Unconfined, _)) | None => return Ok(None),
         Some((ProfileType::RuntimeDefault, _)) if node.apparmor && !node.apparmor_default => {
             let problem = "the default profile could not be loaded; the log of the start says why".to_owned();
             return Err(SpecError::Unsupported { field: "apparmor", problem });
