@@ -3,10 +3,12 @@
 //! Checks what every plugin needs checked; what is in the object beyond name and version is for the
 //! plugin itself ([`Call::parse`]).
 
+mod blame;
+
 use std::{env, io::Read, path::PathBuf};
 
 use cni_plugins_types::{
-    ErrorCode, Version,
+    CniResult, ErrorCode, Version,
     config::{is_interface_name, is_name},
 };
 use serde::{Deserialize, de::DeserializeOwned};
@@ -16,6 +18,10 @@ use crate::failure::Failure;
 
 /// Bound of the object on standard input; a GC list for thousands of pods fits many times.
 const MAX_INPUT: u64 = 16 << 20;
+/// Bound of a network's name and of a container id: both become part of one file name.
+const MAX_NAME: usize = 100;
+/// Bound of a container id.
+const MAX_CONTAINER_ID: usize = 128;
 
 /// What the runtime wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +78,7 @@ pub(crate) struct Call {
 }
 
 /// An attachment that GC must keep.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
 pub(crate) struct Attachment {
     /// Container id.
     #[serde(rename = "containerID")]
@@ -81,81 +87,166 @@ pub(crate) struct Attachment {
     pub(crate) ifname: String,
 }
 
-impl Call {
+/// A call whose object was read, before it is checked: what a log line needs also when it is refused.
+pub(crate) struct RawCall {
+    command: Command,
+    config: Value,
+}
+
+impl RawCall {
     /// Reads the environment and standard input.
     pub(crate) fn read() -> Result<Self, Failure> {
         let command = read_command()?;
-        if command == Command::Version {
-            return Ok(Self::version());
-        }
         let mut input = Vec::new();
         std::io::stdin()
-            .take(MAX_INPUT)
+            .take(MAX_INPUT + 1)
             .read_to_end(&mut input)
-            .map_err(|error| Failure::io("read standard input", &error))?;
+            .map_err(|error| Failure::io("read the configuration from standard input", &error))?;
+        if u64::try_from(input.len()).is_ok_and(|len| len > MAX_INPUT) {
+            return Err(Failure::new(ErrorCode::Decode, "the configuration is larger than 16 MiB"));
+        }
+        if command == Command::Version && input.iter().all(u8::is_ascii_whitespace) {
+            // Runtimes of before 0.4.0 send nothing.
+            return Ok(Self { command, config: Value::Null });
+        }
         let config: Value = serde_json::from_slice(&input).map_err(|error| {
             Failure::new(ErrorCode::Decode, format!("cannot decode the configuration: {error}"))
         })?;
-        let call = Self {
-            command,
+        if !config.is_object() {
+            return Err(Failure::new(ErrorCode::Decode, "the configuration is not a JSON object"));
+        }
+        Ok(Self { command, config })
+    }
+
+    /// A string of the object.
+    pub(crate) fn string(&self, key: &str) -> Option<&str> {
+        self.config.get(key).and_then(Value::as_str)
+    }
+
+    /// What was asked for.
+    pub(crate) fn command(&self) -> Command {
+        self.command
+    }
+
+    /// The version the answer is to be written in; our newest when the call names none that we know.
+    pub(crate) fn answer_version(&self) -> Version {
+        self.string("cniVersion").and_then(|text| text.parse().ok()).unwrap_or_default()
+    }
+
+    /// The call, if it is as the specification wants it.
+    pub(crate) fn check(self) -> Result<Call, Failure> {
+        let version_asked = parse_version(&self.config);
+        let call = Call {
+            command: self.command,
             container_id: variable("CNI_CONTAINERID"),
             netns: variable("CNI_NETNS").into(),
             ifname: variable("CNI_IFNAME"),
-            args: parse_args(&variable("CNI_ARGS")),
+            args: parse_args(&variable("CNI_ARGS"))?,
             path: variable("CNI_PATH").split(':').filter(|dir| !dir.is_empty()).map(PathBuf::from).collect(),
-            network: config["name"].as_str().unwrap_or_default().to_owned(),
-            cni_version: parse_version(&config)?,
-            config,
+            network: self.string("name").unwrap_or_default().to_owned(),
+            cni_version: version_asked?,
+            config: self.config,
         };
         call.check()?;
         Ok(call)
     }
+}
 
-    /// The object as a plugin's own type.
+impl Call {
+    /// The object as a plugin's own type; the error names the field.
     pub(crate) fn parse<T: DeserializeOwned>(&self) -> Result<T, Failure> {
         serde_json::from_value(self.config.clone()).map_err(|error| {
-            Failure::config(format!("invalid network configuration {:?}: {error}", self.network))
+            let field = blame::field::<T>(&self.config, &error.to_string());
+            Failure::config(format!("invalid configuration of network {:?}: {field}{error}", self.network))
         })
     }
 
     /// The attachments GC must keep.
     pub(crate) fn valid_attachments(&self) -> Result<Vec<Attachment>, Failure> {
         match self.config.get("cni.dev/valid-attachments") {
-            None | Some(Value::Null) => Ok(Vec::new()),
+            // Without a list everything would be stale.
+            None | Some(Value::Null) => Err(Failure::config("cni.dev/valid-attachments is missing")),
             Some(list) => serde_json::from_value(list.clone())
                 .map_err(|error| Failure::config(format!("invalid cni.dev/valid-attachments: {error}"))),
         }
     }
 
-    fn version() -> Self {
-        Self {
-            command: Command::Version,
-            container_id: String::new(),
-            netns: PathBuf::new(),
-            ifname: String::new(),
-            args: Vec::new(),
-            path: Vec::new(),
-            network: String::new(),
-            cni_version: Version::default(),
-            config: Value::Null,
+    /// The result of the plugins before, in whatever version it is.
+    pub(crate) fn prev_result(&self) -> Result<Option<CniResult>, Failure> {
+        let value = match self.config.get("prevResult") {
+            None | Some(Value::Null) => return Ok(None),
+            Some(value) => value,
+        };
+        if let Some(version) = value.get("cniVersion") {
+            let known = version.as_str().unwrap_or_default().parse::<Version>();
+            known.map_err(|error| {
+                Failure::new(ErrorCode::IncompatibleVersion, format!("prevResult: {error}"))
+            })?;
         }
+        CniResult::from_value(value.clone(), self.cni_version)
+            .map(Some)
+            .map_err(|error| Failure::new(ErrorCode::Decode, format!("cannot decode prevResult: {error}")))
+    }
+
+    /// The result of the plugins before, which this plugin cannot do without.
+    pub(crate) fn require_prev_result(&self) -> Result<CniResult, Failure> {
+        self.prev_result()?.ok_or_else(|| {
+            Failure::config(format!(
+                "prevResult is missing: {} needs the result of ADD by the plugins before it in the list",
+                self.config["type"].as_str().unwrap_or("this plugin")
+            ))
+        })
+    }
+
+    /// A value of `CNI_ARGS`.
+    pub(crate) fn arg(&self, key: &str) -> Option<&str> {
+        self.args.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+    }
+
+    /// A value of the object's `args.cni`.
+    pub(crate) fn cni_arg(&self, key: &str) -> Option<&Value> {
+        self.config.get("args").and_then(|args| args.get("cni")).and_then(|cni| cni.get(key))
+    }
+
+    /// Namespace and name of the pod, where the runtime tells.
+    pub(crate) fn pod(&self) -> Option<String> {
+        let namespace = self.arg("K8S_POD_NAMESPACE").filter(|text| !text.is_empty())?;
+        let name = self.arg("K8S_POD_NAME").filter(|text| !text.is_empty())?;
+        Some(format!("{namespace}/{name}"))
     }
 
     fn check(&self) -> Result<(), Failure> {
-        if !is_name(&self.network) {
-            return Err(Failure::config(format!("invalid network name {:?}", self.network)));
+        let is_known = match self.command {
+            Command::Check => self.cni_version.has_check(),
+            Command::Gc | Command::Status => self.cni_version.has_gc_and_status(),
+            Command::Add | Command::Del | Command::Version => true,
+        };
+        if !is_known {
+            return Err(Failure::new(
+                ErrorCode::IncompatibleVersion,
+                format!("cniVersion {} has no {}", self.cni_version, self.command.as_str()),
+            ));
+        }
+        if !is_name(&self.network) || self.network.len() > MAX_NAME {
+            return Err(Failure::config(format!(
+                "name {:?} is missing or not of letters, digits, '_', '.', '-', or longer than {MAX_NAME}",
+                self.network
+            )));
         }
         if matches!(self.command, Command::Gc | Command::Status) {
             return Ok(());
         }
-        if !is_name(&self.container_id) || self.container_id.len() > 128 {
+        if !is_name(&self.container_id) || self.container_id.len() > MAX_CONTAINER_ID {
             return Err(Failure::environment(format!(
                 "CNI_CONTAINERID is missing or invalid: {:?}",
                 self.container_id
             )));
         }
         if !is_interface_name(&self.ifname) {
-            return Err(Failure::environment(format!("CNI_IFNAME is missing or invalid: {:?}", self.ifname)));
+            return Err(Failure::environment(format!(
+                "CNI_IFNAME is missing or not an interface name: {:?}",
+                self.ifname
+            )));
         }
         if self.netns.as_os_str().is_empty() && self.command != Command::Del {
             return Err(Failure::environment("CNI_NETNS is missing"));
@@ -164,9 +255,9 @@ impl Call {
     }
 }
 
-/// The answer to VERSION.
-pub(crate) fn version_answer() -> Value {
-    json!({"cniVersion": Version::default(), "supportedVersions": Version::ALL})
+/// The answer to VERSION, in the version it was asked in.
+pub(crate) fn version_answer(asked: Version) -> Value {
+    json!({"cniVersion": asked, "supportedVersions": Version::ALL})
 }
 
 fn read_command() -> Result<Command, Failure> {
@@ -179,17 +270,23 @@ fn read_command() -> Result<Command, Failure> {
 }
 
 fn parse_version(config: &Value) -> Result<Version, Failure> {
-    config["cniVersion"].as_str().unwrap_or_default().parse().map_err(
-        |error: cni_plugins_types::version::UnsupportedVersion| {
-            Failure::new(ErrorCode::IncompatibleVersion, error.to_string())
-        },
-    )
+    match config.get("cniVersion") {
+        None => Err(Failure::new(ErrorCode::IncompatibleVersion, "cniVersion is missing")),
+        Some(version) => version.as_str().unwrap_or_default().parse().map_err(
+            |error: cni_plugins_types::version::UnsupportedVersion| {
+                Failure::new(ErrorCode::IncompatibleVersion, error.to_string())
+            },
+        ),
+    }
 }
 
-fn parse_args(text: &str) -> Vec<(String, String)> {
-    text.split(';')
-        .filter_map(|pair| pair.split_once('='))
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+fn parse_args(text: &str) -> Result<Vec<(String, String)>, Failure> {
+    let pairs = text.split(';').filter(|pair| !pair.is_empty());
+    pairs
+        .map(|pair| match pair.split_once('=') {
+            Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
+            None => Err(Failure::environment(format!("CNI_ARGS: {pair:?} is not KEY=VALUE"))),
+        })
         .collect()
 }
 

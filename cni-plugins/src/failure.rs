@@ -4,10 +4,19 @@ use std::{error::Error, fmt::Write};
 
 use cni_plugins_host::{invoke::PluginError, netlink::NetlinkError, netns::NetnsError, sysctl::SysctlError};
 use cni_plugins_types::{
-    CniError, ErrorCode,
+    CniError, ErrorCode, Version,
     ipam::{AllocateError, RangeError},
 };
 use serde_json::Value;
+
+/// The pod has an interface of that name already.
+const INTERFACE_EXISTS: ErrorCode = ErrorCode::Other(100);
+/// No address is left to give.
+const NO_ADDRESS: ErrorCode = ErrorCode::Other(101);
+/// CHECK found something other than ADD left.
+const DIFFERENT: ErrorCode = ErrorCode::Other(102);
+/// The address asked for is held by another.
+const ADDRESS_TAKEN: ErrorCode = ErrorCode::Other(103);
 
 /// A failed call, as it is told to the runtime.
 #[derive(Debug)]
@@ -29,22 +38,66 @@ impl Failure {
         Self::new(ErrorCode::InvalidConfig, msg)
     }
 
+    /// A key that is not supported (here, or by this kernel).
+    pub(crate) fn unsupported(key: &str, value: &dyn std::fmt::Display, why: &str) -> Self {
+        Self::new(ErrorCode::UnsupportedField, format!("{key}: {value} is not supported: {why}"))
+    }
+
+    /// What CHECK found.
+    pub(crate) fn different(msg: impl Into<String>) -> Self {
+        Self::new(DIFFERENT, msg)
+    }
+
+    /// The pod's interface is there already.
+    pub(crate) fn interface_exists(msg: impl Into<String>) -> Self {
+        Self::new(INTERFACE_EXISTS, msg)
+    }
+
+    /// Something that should not happen.
+    pub(crate) fn bug(msg: impl Into<String>) -> Self {
+        Self::new(ErrorCode::INTERNAL, msg)
+    }
+
     /// A file or stream that could not be used.
     pub(crate) fn io(step: &str, error: &std::io::Error) -> Self {
-        Self::new(ErrorCode::Io, format!("cannot {step}: {error}"))
+        let code = match error.kind() {
+            std::io::ErrorKind::TimedOut => ErrorCode::TryAgainLater,
+            _ => ErrorCode::Io,
+        };
+        Self::new(code, format!("cannot {step}: {error}"))
     }
 
     /// The same failure with steps that could not be taken back.
     pub(crate) fn with_undo_failures(mut self, failures: &[String]) -> Self {
         if !failures.is_empty() {
-            self.0.details = format!("not undone: {}", failures.join("; "));
+            let told = format!("not undone: {}", failures.join("; "));
+            self.0.details =
+                if self.0.details.is_empty() { told } else { format!("{}; {told}", self.0.details) };
         }
         self
     }
 
+    /// The same failure under another code.
+    pub(crate) fn as_code(mut self, code: ErrorCode) -> Self {
+        self.0.code = code;
+        self
+    }
+
+    /// Its code.
+    pub(crate) fn code(&self) -> ErrorCode {
+        self.0.code
+    }
+
+    /// What went wrong, without the code.
+    pub(crate) fn message(&self) -> &str {
+        &self.0.msg
+    }
+
     /// The object for standard output.
-    pub(crate) fn to_value(&self) -> Value {
-        serde_json::to_value(&self.0).unwrap_or_default()
+    pub(crate) fn to_value(&self, version: Version) -> Value {
+        let mut error = self.0.clone();
+        error.cni_version = version.to_string();
+        serde_json::to_value(&error).unwrap_or_default()
     }
 
     fn internal(error: &dyn Error) -> Self {
@@ -68,6 +121,9 @@ impl From<NetlinkError> for Failure {
     fn from(error: NetlinkError) -> Self {
         match &error {
             NetlinkError::Netns(netns) => netns_failure(netns),
+            NetlinkError::Request { source, .. } if source.kind() == std::io::ErrorKind::TimedOut => {
+                Self::new(ErrorCode::TryAgainLater, chain(&error))
+            }
             NetlinkError::Request { .. } => Self::internal(&error),
         }
     }
@@ -93,7 +149,12 @@ impl From<RangeError> for Failure {
 
 impl From<AllocateError> for Failure {
     fn from(error: AllocateError) -> Self {
-        Self::internal(&error)
+        let code = match error {
+            AllocateError::Exhausted(_) => NO_ADDRESS,
+            AllocateError::NotAvailable(_) => ADDRESS_TAKEN,
+            AllocateError::Outside(_) => ErrorCode::InvalidConfig,
+        };
+        Self::new(code, error.to_string())
     }
 }
 

@@ -1,55 +1,57 @@
 //! The keelson CNI plugins in one executable; the name it is called by chooses the plugin.
 //!
-//! Called through a link named `keelson-bridge`, `keelson-ipam` or `keelson-loopback` it is that plugin:
-//! `CNI_*` variables and a JSON object on standard input in, a JSON object on standard output out, exit
-//! status 1 with an error object on failure. Called as `keelson-cni install DIR` it makes those links.
-//! It keeps nothing running and needs no other part of keelson.
+//! Called through a link named `keelson-bridge`, `keelson-ipam` and so on it is that plugin: `CNI_*`
+//! variables and a JSON object on standard input in, a JSON object on standard output out, exit status 1
+//! with an error object on failure. Called as `keelson-cni` it makes those links, lists what is held and
+//! takes everything away ([`manage`]). It keeps nothing running and needs no other part of keelson.
+//!
+//! One thread, blocking calls: a plugin lives for milliseconds and waits for single answers of the kernel.
 
 mod call;
 mod failure;
-mod install;
+mod log;
+mod manage;
 mod plugins;
+mod state;
 
-use std::{io::Write, path::Path, process::ExitCode};
+use std::{io::Write, path::Path, process::ExitCode, time::Instant};
 
 use serde_json::Value;
 
 use crate::{
-    call::{Call, Command},
+    call::{Command, RawCall},
     failure::Failure,
     plugins::Plugin,
 };
 
 fn main() -> ExitCode {
+    let started = Instant::now();
     let mut args = std::env::args_os();
     let own_name = args.next().unwrap_or_default();
     let name = Path::new(&own_name).file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let outcome = match Plugin::named(&name) {
-        Some(plugin) => run_plugin(plugin),
-        None => return install::main(&args.collect::<Vec<_>>()),
-    };
-    let (output, code) = match outcome {
+    let Some(plugin) = Plugin::named(&name) else { return manage::main(&args.collect::<Vec<_>>()) };
+    let mut line = log::Line::new(plugin, started);
+    let (output, code) = match run_plugin(plugin, &mut line) {
         Ok(output) => (output, ExitCode::SUCCESS),
-        Err(failure) => (Some(failure.to_value()), ExitCode::FAILURE),
+        Err(failure) => {
+            line.failed(&failure);
+            (Some(failure.to_value(line.version())), ExitCode::FAILURE)
+        }
     };
-    let Some(output) = output else { return code };
-    match writeln!(std::io::stdout(), "{output}") {
-        Ok(()) => code,
-        Err(_) => ExitCode::FAILURE,
-    }
+    let written = output.map_or(Ok(()), |output| writeln!(std::io::stdout(), "{output}"));
+    line.write();
+    if written.is_ok() { code } else { ExitCode::FAILURE }
 }
 
 /// Reads the call, runs it, and returns what belongs on standard output.
-fn run_plugin(plugin: Plugin) -> Result<Option<Value>, Failure> {
-    let call = Call::read()?;
-    if call.command == Command::Version {
-        return Ok(Some(call::version_answer()));
+fn run_plugin(plugin: Plugin, line: &mut log::Line) -> Result<Option<Value>, Failure> {
+    let raw = RawCall::read()?;
+    line.read(&raw);
+    if raw.command() == Command::Version {
+        return Ok(Some(call::version_answer(raw.answer_version())));
     }
-    // One thread: a plugin lives for milliseconds and mostly waits for single netlink answers.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::io("start the runtime", &error))?;
-    let result = runtime.block_on(plugin.run(&call))?;
+    let call = raw.check()?;
+    line.checked(&call);
+    let result = plugin.run(&call)?;
     Ok(result.map(|result| result.to_value(call.cni_version)))
 }

@@ -1,20 +1,23 @@
 //! Effects of CNI plugins and of the runtimes that call them.
 //!
 //! - [`netns`]: make, enter and remove network namespaces.
-//! - [`netlink`]: links, addresses and routes, in this or another namespace.
-//! - [`unlink`]: deletes a link without waiting for what follows its end.
+//! - [`netlink`]: links, addresses, routes, queueing disciplines, in this or another namespace.
 //! - [`sysctl`]: kernel parameters of this or another namespace.
 //! - [`arp`]: gratuitous ARP.
+//! - [`lock`]: file locks with a deadline.
+//! - [`detach`]: work that goes on after the plugin has answered.
 //! - [`undo`]: what to take back when a later step fails.
 //! - [`invoke`]: runs plugin chains as executables, with deadline, rollback and result cache.
 //!
 //! Nothing here decides what a pod gets; that is with the plugins and [`cni_plugins_types`].
-//! This is a host crate: `unsafe` is allowed in [`netns`], [`netlink`], [`unlink`] and [`arp`] only.
+//! This is a host crate: `unsafe` is allowed in [`netns`], [`netlink`], [`arp`], [`lock`] and [`detach`]
+//! only. What plugins use blocks; only the runtimes' side, [`invoke`], is asynchronous.
 
 pub mod arp;
+pub mod detach;
 pub mod invoke;
+pub mod lock;
 pub mod netlink;
 pub mod netns;
 pub mod sysctl;
 pub mod undo;
-pub mod unlink;

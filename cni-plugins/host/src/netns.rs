@@ -2,8 +2,8 @@
 //!
 //! Input: directories and paths. Output: bind mounts of `nsfs` files that keep a namespace alive
 //! without a process. All functions block shortly; asynchronous callers use `spawn_blocking`.
-//! No function changes the namespace of the calling thread: the work runs on a thread of its own,
-//! which ends with it.
+//! No function leaves the calling thread in another namespace: the work runs on a thread of its own,
+//! which ends with it, or ([`visit`], for processes of one thread) the thread comes back.
 
 #![allow(unsafe_code, reason = "ioctls that no safe wrapper offers: interface flags and namespace type")]
 
@@ -158,6 +158,27 @@ pub fn run_in<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Result<T
         setns(&file, CloneFlags::CLONE_NEWNET).map_err(|error| NetnsError::new("enter", path, error))?;
         Ok(work())
     })
+}
+
+/// As [`run_in`] on the calling thread itself, which spares a short-lived process a thread.
+///
+/// `work` must not panic and must not wait for other tasks of this thread. When the way back fails the
+/// process aborts: going on in the wrong namespace would change a pod's network for the host's.
+pub fn visit<T>(path: &Path, work: impl FnOnce() -> T) -> Result<T, NetnsError> {
+    let home = Path::new("/proc/thread-self/ns/net");
+    let back = File::open(home).map_err(|error| NetnsError::new("open", home, error))?;
+    let there = File::open(path).map_err(|error| NetnsError::new("open", path, error))?;
+    setns(&there, CloneFlags::CLONE_NEWNET).map_err(|error| NetnsError::new("enter", path, error))?;
+    let done = work();
+    if setns(&back, CloneFlags::CLONE_NEWNET).is_err() {
+        std::process::abort();
+    }
+    Ok(done)
+}
+
+/// Inode of the calling thread's namespace.
+pub fn own_identity() -> Result<u64, NetnsError> {
+    identity(Path::new("/proc/thread-self/ns/net"))
 }
 
 /// Inode of the namespace at `path`, its identity while it lives.

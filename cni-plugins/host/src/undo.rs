@@ -1,11 +1,11 @@
 //! Steps to take back when a later one fails, newest first.
 //!
-//! Input: described futures, pushed after each step that changed the system. They are not polled
+//! Input: described closures, pushed before or after the step that changes the system. They do not run
 //! until [`UndoList::run`]; dropping the list (success) drops them unrun.
 
-use std::{fmt::Display, future::Future, pin::Pin};
+use std::fmt::Display;
 
-type Step<'a> = Pin<Box<dyn Future<Output = Result<(), String>> + 'a>>;
+type Step<'a> = Box<dyn FnOnce() -> Result<(), String> + 'a>;
 
 /// Undo steps of an operation in progress.
 #[derive(Default)]
@@ -19,22 +19,18 @@ impl<'a> UndoList<'a> {
         Self::default()
     }
 
-    /// Remembers how to take the step just done back.
-    pub fn push<E: Display>(
-        &mut self,
-        what: impl Into<String>,
-        step: impl Future<Output = Result<(), E>> + 'a,
-    ) {
-        let step = async move { step.await.map_err(|error| error.to_string()) };
-        self.steps.push((what.into(), Box::pin(step)));
+    /// Remembers how to take a step back.
+    pub fn push<E: Display>(&mut self, what: impl Into<String>, step: impl FnOnce() -> Result<(), E> + 'a) {
+        let step = move || step().map_err(|error| error.to_string());
+        self.steps.push((what.into(), Box::new(step)));
     }
 
     /// Takes every step back, newest first, going on after failures; returns those as
     /// `what: error`.
-    pub async fn run(mut self) -> Vec<String> {
+    pub fn run(mut self) -> Vec<String> {
         let mut failures = Vec::new();
         while let Some((what, step)) = self.steps.pop() {
-            if let Err(error) = step.await {
+            if let Err(error) = step() {
                 failures.push(format!("{what}: {error}"));
             }
         }
@@ -48,26 +44,26 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test(flavor = "current_thread")]
-    async fn runs_backwards_and_past_failures() {
+    #[test]
+    fn runs_backwards_and_past_failures() {
         let order = RefCell::new(Vec::new());
         let mut undo = UndoList::new();
         for step in ["bridge", "veth", "address"] {
             let order = &order;
-            undo.push(step, async move {
+            undo.push(step, move || {
                 order.borrow_mut().push(step);
                 if step == "veth" { Err("busy") } else { Ok(()) }
             });
         }
-        assert_eq!(undo.run().await, ["veth: busy"]);
+        assert_eq!(undo.run(), ["veth: busy"]);
         assert_eq!(*order.borrow(), ["address", "veth", "bridge"]);
     }
 
-    #[tokio::test(flavor = "current_thread")]
-    async fn a_dropped_list_undoes_nothing() {
+    #[test]
+    fn a_dropped_list_undoes_nothing() {
         let ran = RefCell::new(false);
         let mut undo = UndoList::new();
-        undo.push("step", async {
+        undo.push("step", || {
             *ran.borrow_mut() = true;
             Ok::<(), String>(())
         });

@@ -1,9 +1,9 @@
 //! `keelson-loopback`: brings the namespace's `lo` up and reports its addresses.
+//!
+//! Chained behind another plugin it hands that one's result on.
 
-use std::net::{IpAddr, Ipv4Addr};
-
-use cni_plugins_host::netlink::{Link, Netlink};
-use cni_plugins_types::{CniResult, ErrorCode, Interface, IpConfig, IpNet};
+use cni_plugins_host::netlink::{Link, LinkChange, LinkRef, Netlink, Step};
+use cni_plugins_types::{CniResult, Interface, IpConfig};
 
 use crate::{
     call::{Call, Command},
@@ -11,44 +11,45 @@ use crate::{
 };
 
 /// Carries out one call.
-pub(crate) async fn run(call: &Call) -> Result<Option<CniResult>, Failure> {
+pub(crate) fn run(call: &Call) -> Result<Option<CniResult>, Failure> {
     match call.command {
-        Command::Add => add(call).await.map(Some),
-        Command::Check => check(call).await.map(|()| None),
+        Command::Add => add(call).map(Some),
+        Command::Check => check(call).map(|()| None),
+        Command::Gc => call.valid_attachments().map(|_| None),
         // The device goes with its namespace.
-        Command::Del | Command::Gc | Command::Status | Command::Version => Ok(None),
+        Command::Del | Command::Status | Command::Version => Ok(None),
     }
 }
 
-async fn add(call: &Call) -> Result<CniResult, Failure> {
+fn add(call: &Call) -> Result<CniResult, Failure> {
+    let previous = call.prev_result()?;
     let netlink = Netlink::open_in(&call.netns)?;
-    let link = loopback(&netlink).await?;
-    netlink.set_up(link.index).await?;
+    let link = loopback(&netlink)?;
+    let up = LinkChange { up: Some(true), ..LinkChange::default() };
+    netlink.run(vec![Step::set_link(LinkRef::Index(link.index), &up)])?;
+    if let Some(previous) = previous {
+        return Ok(previous);
+    }
+    let addresses = netlink.addresses(link.index)?;
     let interface = Interface {
         name: link.name,
         mac: "00:00:00:00:00:00".to_owned(),
         sandbox: call.netns.to_string_lossy().into_owned(),
         ..Interface::default()
     };
-    let address = IpNet::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8).map(|address| IpConfig {
-        address,
-        gateway: None,
-        interface: Some(0),
-    });
-    Ok(CniResult { interfaces: vec![interface], ips: address.into_iter().collect(), ..CniResult::default() })
+    let ips = addresses.into_iter().map(|address| IpConfig { address, gateway: None, interface: Some(0) });
+    Ok(CniResult { interfaces: vec![interface], ips: ips.collect(), ..CniResult::default() })
 }
 
-async fn check(call: &Call) -> Result<(), Failure> {
+fn check(call: &Call) -> Result<(), Failure> {
+    call.prev_result()?;
     let netlink = Netlink::open_in(&call.netns)?;
-    if loopback(&netlink).await?.up {
+    if loopback(&netlink)?.up {
         return Ok(());
     }
-    Err(Failure::new(ErrorCode::INTERNAL, "the loopback interface is down"))
+    Err(Failure::different("the loopback interface is down"))
 }
 
-async fn loopback(netlink: &Netlink) -> Result<Link, Failure> {
-    netlink
-        .link("lo")
-        .await?
-        .ok_or_else(|| Failure::new(ErrorCode::INTERNAL, "the namespace has no loopback interface"))
+fn loopback(netlink: &Netlink) -> Result<Link, Failure> {
+    netlink.link("lo")?.ok_or_else(|| Failure::bug("the namespace has no loopback interface"))
 }

@@ -1,8 +1,10 @@
 //! The plugins, one module each, and the choice between them.
 
+mod bandwidth;
 pub(crate) mod bridge;
 pub(crate) mod ipam;
 mod loopback;
+mod tuning;
 
 use cni_plugins_types::CniResult;
 
@@ -17,11 +19,16 @@ pub(crate) enum Plugin {
     Ipam,
     /// `keelson-loopback`
     Loopback,
+    /// `keelson-tuning`
+    Tuning,
+    /// `keelson-bandwidth`
+    Bandwidth,
 }
 
 impl Plugin {
     /// All of them.
-    pub(crate) const ALL: [Plugin; 3] = [Plugin::Bridge, Plugin::Ipam, Plugin::Loopback];
+    pub(crate) const ALL: [Plugin; 5] =
+        [Plugin::Bridge, Plugin::Ipam, Plugin::Loopback, Plugin::Tuning, Plugin::Bandwidth];
 
     /// Name of its executable, the `type` of a configuration.
     pub(crate) fn name(self) -> &'static str {
@@ -29,6 +36,8 @@ impl Plugin {
             Plugin::Bridge => "keelson-bridge",
             Plugin::Ipam => "keelson-ipam",
             Plugin::Loopback => "keelson-loopback",
+            Plugin::Tuning => "keelson-tuning",
+            Plugin::Bandwidth => "keelson-bandwidth",
         }
     }
 
@@ -41,11 +50,18 @@ impl Plugin {
     }
 
     /// Carries out the call; ADD returns a result, the other commands nothing.
-    pub(crate) async fn run(self, call: &Call) -> Result<Option<CniResult>, Failure> {
+    pub(crate) fn run(self, call: &Call) -> Result<Option<CniResult>, Failure> {
         match self {
-            Plugin::Bridge => bridge::run(call).await,
+            Plugin::Bridge => bridge::run(call),
             Plugin::Ipam => ipam::run(call),
-            Plugin::Loopback => loopback::run(call).await,
+            Plugin::Loopback => loopback::run(call),
+            Plugin::Tuning => tuning::run(call),
+            Plugin::Bandwidth => bandwidth::run(call),
         }
     }
+}
+
+/// Removes what the plugins made in this network namespace; one outcome for each kind of thing.
+pub(crate) fn cleanup() -> Vec<Result<Vec<String>, Failure>> {
+    vec![bridge::cleanup()]
 }

@@ -2,20 +2,23 @@
 //!
 //! A *range set* is a list of ranges of one family; every set yields one address per attachment (two
 //! sets give dual stack). Allocation rotates: it starts after the address given last, so that a freed
-//! address rests as long as possible. Keeping what is held, and stickiness across calls, is the
-//! caller's work (`keelson-ipam`), as this crate does no IO.
+//! address rests as long as possible. [`leases`] is what is held, as a log of changes; reading and
+//! writing it is the caller's work (`keelson-ipam`), as this crate does no IO.
+
+pub mod leases;
 
 use std::net::IpAddr;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 
 use crate::{
     ipnet::{IpNet, next_addr, prev_addr},
-    result::Route,
+    result::{Dns, Route},
 };
 
-/// The `ipam` section for `keelson-ipam`; the keys are those of the reference plugin host-local.
-#[derive(Debug, Clone, Deserialize)]
+/// The `ipam` section for `keelson-ipam`; the keys are those of the reference plugins host-local and
+/// static, and `exclude` and `sticky`.
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct IpamConfig {
     /// Directory of the allocations; one sub-directory per network.
@@ -24,12 +27,36 @@ pub struct IpamConfig {
     /// One address is taken of each set.
     #[serde(default)]
     pub ranges: Vec<Vec<RangeConfig>>,
-    /// Short form: a single range.
-    #[serde(flatten)]
-    pub single: Option<RangeConfig>,
+    /// Short form of a single range: its subnet.
+    #[serde(default)]
+    pub subnet: Option<IpNet>,
+    /// Short form: see [`RangeConfig::range_start`].
+    #[serde(default)]
+    pub range_start: Option<IpAddr>,
+    /// Short form: see [`RangeConfig::range_end`].
+    #[serde(default)]
+    pub range_end: Option<IpAddr>,
+    /// Short form: see [`RangeConfig::gateway`].
+    #[serde(default)]
+    pub gateway: Option<IpAddr>,
+    /// Addresses or subnets never given out, of whatever range.
+    #[serde(default)]
+    pub exclude: Vec<Exclusion>,
+    /// Addresses that every attachment gets besides, or instead of, those of ranges.
+    #[serde(default)]
+    pub addresses: Vec<StaticAddress>,
     /// Routes handed through to the result.
     #[serde(default)]
     pub routes: Vec<Route>,
+    /// A file like `/etc/resolv.conf` whose content goes into the result.
+    #[serde(default)]
+    pub resolv_conf: Option<String>,
+    /// Resolver configuration for the result.
+    #[serde(default)]
+    pub dns: Dns,
+    /// Whether a pod (by namespace and name) gets the address it had before, while it is free.
+    #[serde(default)]
+    pub sticky: bool,
 }
 
 /// One range as configured.
@@ -49,25 +76,32 @@ pub struct RangeConfig {
     pub gateway: Option<IpAddr>,
     /// Further addresses or subnets never given out.
     #[serde(default)]
-    pub exclude: Vec<ExcludeEntry>,
+    pub exclude: Vec<Exclusion>,
+}
+
+/// A configured address.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct StaticAddress {
+    /// Address with prefix.
+    pub address: IpNet,
+    /// Its gateway.
+    #[serde(default)]
+    pub gateway: Option<IpAddr>,
 }
 
 /// An address or a subnet that is not given out.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-pub enum ExcludeEntry {
-    /// A subnet.
-    Net(IpNet),
-    /// One address.
-    Addr(IpAddr),
-}
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exclusion(IpNet);
 
-impl ExcludeEntry {
-    fn covers(&self, addr: IpAddr) -> bool {
-        match self {
-            ExcludeEntry::Net(net) => net.contains(addr),
-            ExcludeEntry::Addr(excluded) => *excluded == addr,
-        }
+impl<'de> Deserialize<'de> for Exclusion {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let one = |addr: IpAddr| IpNet::new(addr, if addr.is_ipv4() { 32 } else { 128 });
+        text.parse()
+            .ok()
+            .or_else(|| text.parse().ok().and_then(one))
+            .map(Exclusion)
+            .ok_or_else(|| de::Error::custom(format!("{text:?} is neither an address nor a subnet")))
     }
 }
 
@@ -78,7 +112,7 @@ pub struct Range {
     first: IpAddr,
     last: IpAddr,
     gateway: IpAddr,
-    exclude: Vec<ExcludeEntry>,
+    exclude: Vec<Exclusion>,
 }
 
 /// Ranges of one family, at least one.
@@ -88,14 +122,17 @@ pub struct RangeSet(Vec<Range>);
 /// Why a configuration of ranges is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RangeError {
-    /// Neither `ranges` nor `subnet` is there, or a set is empty.
-    #[error("no ranges are configured")]
+    /// Neither `ranges`, `subnet` nor `addresses` is there, or a set is empty.
+    #[error("ipam: no ranges are configured: give ranges, subnet or addresses")]
     Empty,
     /// The subnet leaves no room for a gateway and one pod.
-    #[error("subnet {0} is too small to allocate from")]
+    #[error("ipam: subnet {0} is too small to allocate from")]
     TooSmall(IpNet),
+    /// `subnet` has host bits.
+    #[error("ipam: subnet {0} is not a network address; did you mean {1}?")]
+    HostBits(IpNet, IpNet),
     /// `rangeStart`, `rangeEnd` or `gateway` is outside, or start is after end.
-    #[error("{field} {addr} is not usable in subnet {subnet}")]
+    #[error("ipam: {field} {addr} is not usable in subnet {subnet}")]
     Outside {
         /// The offending key.
         field: &'static str,
@@ -105,7 +142,7 @@ pub enum RangeError {
         subnet: IpNet,
     },
     /// Two ranges share addresses, or a set mixes families.
-    #[error("subnets {0} and {1} overlap or are of different families in one set")]
+    #[error("ipam: subnets {0} and {1} overlap or are of different families in one set of ranges")]
     Conflict(IpNet, IpNet),
 }
 
@@ -115,7 +152,7 @@ pub struct Allocation {
     /// Address with the subnet's prefix.
     pub address: IpNet,
     /// Gateway of the subnet.
-    pub gateway: IpAddr,
+    pub gateway: Option<IpAddr>,
 }
 
 /// Why no address is given.
@@ -124,20 +161,30 @@ pub enum AllocateError {
     /// Every address is held.
     #[error("no IP addresses available in {0}")]
     Exhausted(String),
-    /// The requested address is held by another, or excluded, or outside the set.
+    /// The requested address is held by another.
     #[error("requested IP address {0} is not available")]
     NotAvailable(IpAddr),
+    /// The requested address is excluded or outside every range.
+    #[error("requested IP address {0} is in none of the ranges, or excluded")]
+    Outside(IpAddr),
 }
 
 impl IpamConfig {
-    /// Checks the configured ranges and fills in the defaults.
+    /// Checks the configured ranges and fills in the defaults. Without ranges, `addresses` must be there.
     pub fn range_sets(&self) -> Result<Vec<RangeSet>, RangeError> {
-        let short = self.single.iter().map(std::slice::from_ref);
+        let short = self.subnet.map(|subnet| RangeConfig {
+            subnet,
+            range_start: self.range_start,
+            range_end: self.range_end,
+            gateway: self.gateway,
+            exclude: Vec::new(),
+        });
+        let short = short.iter().map(std::slice::from_ref);
         let sets: Vec<RangeSet> = short
             .chain(self.ranges.iter().map(Vec::as_slice))
-            .map(RangeSet::new)
+            .map(|configs| RangeSet::new(configs, &self.exclude))
             .collect::<Result<_, _>>()?;
-        if sets.is_empty() {
+        if sets.is_empty() && self.addresses.is_empty() {
             return Err(RangeError::Empty);
         }
         let all: Vec<&Range> = sets.iter().flat_map(|set| &set.0).collect();
@@ -157,6 +204,10 @@ impl Range {
         let bits = if subnet.addr().is_ipv4() { 32 } else { 128 };
         if subnet.prefix_len() + 2 > bits {
             return Err(RangeError::TooSmall(subnet));
+        }
+        if subnet.addr() != subnet.network() {
+            let network = IpNet::new(subnet.network(), subnet.prefix_len()).unwrap_or(subnet);
+            return Err(RangeError::HostBits(subnet, network));
         }
         let too_small = RangeError::TooSmall(subnet);
         let lowest = next_addr(subnet.network()).ok_or_else(|| too_small.clone())?;
@@ -179,23 +230,53 @@ impl Range {
         self.first.is_ipv4() == other.first.is_ipv4() && self.first <= other.last && other.first <= self.last
     }
 
+    fn holds(&self, addr: IpAddr) -> bool {
+        addr.is_ipv4() == self.first.is_ipv4() && (self.first..=self.last).contains(&addr)
+    }
+
     fn may_give(&self, addr: IpAddr) -> bool {
-        addr.is_ipv4() == self.first.is_ipv4()
-            && (self.first..=self.last).contains(&addr)
-            && addr != self.gateway
-            && !self.exclude.iter().any(|entry| entry.covers(addr))
+        self.holds(addr) && addr != self.gateway && self.excluded_until(addr).is_none()
+    }
+
+    /// The last address of the exclusion that covers `addr`, if one does.
+    fn excluded_until(&self, addr: IpAddr) -> Option<IpAddr> {
+        self.exclude.iter().filter(|entry| entry.0.contains(addr)).map(|entry| entry.0.last()).max()
     }
 
     fn allocation(&self, addr: IpAddr) -> Option<Allocation> {
         let address = IpNet::new(addr, self.subnet.prefix_len())?;
-        Some(Allocation { address, gateway: self.gateway })
+        Some(Allocation { address, gateway: Some(self.gateway) })
+    }
+
+    /// The first address of `from..=to` that may be given and is not held. Excluded subnets are skipped as
+    /// a whole: they can be larger than anyone could count.
+    fn next_free(
+        &self,
+        from: Option<IpAddr>,
+        to: IpAddr,
+        is_held: &mut impl FnMut(IpAddr) -> bool,
+    ) -> Option<IpAddr> {
+        let mut addr = from?;
+        while addr <= to {
+            if let Some(last) = self.excluded_until(addr) {
+                addr = next_addr(last)?;
+            } else if addr == self.gateway || is_held(addr) {
+                addr = next_addr(addr)?;
+            } else {
+                return Some(addr);
+            }
+        }
+        None
     }
 }
 
 impl RangeSet {
-    /// Checks the ranges of one set.
-    pub fn new(configs: &[RangeConfig]) -> Result<Self, RangeError> {
-        let ranges: Vec<Range> = configs.iter().map(Range::new).collect::<Result<_, _>>()?;
+    /// Checks the ranges of one set; `exclude` holds for all of them.
+    pub fn new(configs: &[RangeConfig], exclude: &[Exclusion]) -> Result<Self, RangeError> {
+        let mut ranges: Vec<Range> = configs.iter().map(Range::new).collect::<Result<_, _>>()?;
+        for range in &mut ranges {
+            range.exclude.extend_from_slice(exclude);
+        }
         let Some(head) = ranges.first() else { return Err(RangeError::Empty) };
         match ranges.iter().find(|range| range.first.is_ipv4() != head.first.is_ipv4()) {
             Some(other) => Err(RangeError::Conflict(head.subnet, other.subnet)),
@@ -215,19 +296,26 @@ impl RangeSet {
         last_given: Option<IpAddr>,
         mut is_held: impl FnMut(IpAddr) -> bool,
     ) -> Result<Allocation, AllocateError> {
-        self.candidates(last_given)
-            .find(|(range, addr)| range.may_give(*addr) && !is_held(*addr))
-            .and_then(|(range, addr)| range.allocation(addr))
+        let start =
+            last_given.and_then(|last| self.0.iter().position(|range| range.holds(last))).unwrap_or(0);
+        let head = &self.0[start];
+        let split = last_given.filter(|last| head.holds(*last));
+        let after = head
+            .next_free(split.map_or(Some(head.first), next_addr), head.last, &mut is_held)
+            .and_then(|addr| head.allocation(addr));
+        let mut others = self.0[start + 1..].iter().chain(&self.0[..start]);
+        after
+            .or_else(|| {
+                others.find_map(|range| {
+                    let addr = range.next_free(Some(range.first), range.last, &mut is_held)?;
+                    range.allocation(addr)
+                })
+            })
+            .or_else(|| {
+                let addr = head.next_free(Some(head.first), split?, &mut is_held)?;
+                head.allocation(addr)
+            })
             .ok_or_else(|| AllocateError::Exhausted(self.describe()))
-    }
-
-    /// `addr` itself, when this set may give it and nobody holds it.
-    pub fn allocate_exactly(
-        &self,
-        addr: IpAddr,
-        mut is_held: impl FnMut(IpAddr) -> bool,
-    ) -> Result<Allocation, AllocateError> {
-        self.find(addr).filter(|_| !is_held(addr)).ok_or(AllocateError::NotAvailable(addr))
     }
 
     /// The ranges as text for messages, `10.244.0.1-10.244.0.254`.
@@ -237,30 +325,15 @@ impl RangeSet {
         texts.join(", ")
     }
 
-    /// Every address of the set once, starting after `last_given`.
-    fn candidates(&self, last_given: Option<IpAddr>) -> impl Iterator<Item = (&Range, IpAddr)> {
-        let start = last_given
-            .and_then(|last| self.0.iter().position(|range| (range.first..=range.last).contains(&last)))
-            .unwrap_or(0);
-        let split = last_given.filter(|last| (self.0[start].first..=self.0[start].last).contains(last));
-        let head = &self.0[start];
-        let after_split =
-            addresses(split.map_or(Some(head.first), next_addr), head.last).map(move |addr| (head, addr));
-        let others = self.0[start + 1..].iter().chain(&self.0[..start]);
-        let others =
-            others.flat_map(|range| addresses(Some(range.first), range.last).map(move |a| (range, a)));
-        let up_to_split = split
-            .into_iter()
-            .flat_map(move |last| addresses(Some(head.first), last))
-            .map(move |addr| (head, addr));
-        after_split.chain(others).chain(up_to_split)
+    /// The subnets the addresses are of.
+    pub fn subnets(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.0.iter().map(|range| range.subnet)
     }
-}
 
-fn addresses(first: Option<IpAddr>, last: IpAddr) -> impl Iterator<Item = IpAddr> {
-    std::iter::successors(first.filter(|first| *first <= last), move |addr| {
-        next_addr(*addr).filter(|next| *next <= last)
-    })
+    /// Whether `addr` lies in one of the ranges, whether it may be given or not.
+    pub fn holds(&self, addr: IpAddr) -> bool {
+        self.0.iter().any(|range| range.holds(addr))
+    }
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use tokio::{
 use super::{RuntimeArgs, join_path};
 
 /// Bound of what is read from a plugin's standard output and error, each.
-const MAX_OUTPUT: u64 = 1 << 20;
+pub(super) const MAX_OUTPUT: u64 = 1 << 20;
 /// How much of a plugin's standard error goes into our error.
 const MAX_STDERR_SHOWN: usize = 2048;
 
@@ -104,23 +104,6 @@ pub(super) fn environment(
     environment
 }
 
-/// Calls plugin `kind` as a delegate of the running plugin: with this process's own `CNI_*` variables
-/// except the command, and in its process group, so that whoever kills this plugin kills the delegate too.
-pub async fn delegate(
-    dirs: &[PathBuf],
-    kind: &str,
-    cni_command: &str,
-    input: &Value,
-    deadline: Duration,
-) -> Result<Option<Value>, PluginError> {
-    let executable = find_plugin(dirs, kind)?;
-    let run_error = |source| PluginError::Run { path: executable.clone(), source };
-    let child = command(&executable).env("CNI_COMMAND", cni_command).spawn().map_err(run_error)?;
-    let finished = timeout(deadline, communicate(child, input.to_string())).await;
-    let Ok(finished) = finished else { return Err(PluginError::Deadline { deadline }) };
-    outcome(&finished.map_err(run_error)?)
-}
-
 /// Runs `executable` and returns the object it printed, if any. The process leads a group of its own,
 /// which is killed at the deadline and when the returned future is dropped.
 pub(super) async fn run(
@@ -144,7 +127,7 @@ pub(super) async fn run(
 }
 
 /// Exit status, standard output, standard error.
-type Finished = (std::process::ExitStatus, Vec<u8>, Vec<u8>);
+pub(super) type Finished = (std::process::ExitStatus, Vec<u8>, Vec<u8>);
 
 fn command(executable: &Path) -> Command {
     let mut command = Command::new(executable);
@@ -152,7 +135,8 @@ fn command(executable: &Path) -> Command {
     command
 }
 
-fn outcome((status, stdout, stderr): &Finished) -> Result<Option<Value>, PluginError> {
+/// What a finished call means.
+pub(super) fn outcome((status, stdout, stderr): &Finished) -> Result<Option<Value>, PluginError> {
     if status.success() {
         if stdout.iter().all(u8::is_ascii_whitespace) {
             return Ok(None);

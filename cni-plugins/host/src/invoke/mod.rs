@@ -9,6 +9,7 @@
 //! interfaces or addresses itself.
 
 mod cache;
+mod delegate;
 mod exec;
 mod load;
 
@@ -26,7 +27,8 @@ use serde_json::{Map, Value, json};
 
 pub use self::{
     cache::CachedAttachment,
-    exec::{PluginError, delegate, find_plugin},
+    delegate::delegate,
+    exec::{PluginError, find_plugin},
     load::{LoadError, load},
 };
 

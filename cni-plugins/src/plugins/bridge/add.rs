@@ -1,218 +1,213 @@
 //! ADD: addresses, bridge, veth pair, addresses and routes in the pod; taken back when a step fails.
 
-use std::{
-    fs::File,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::AsRawFd,
-};
+use std::{fs::File, net::IpAddr, os::fd::AsRawFd};
 
 use cni_plugins_host::{
-    arp,
-    netlink::{Link, Netlink, VethPair, format_mac, parse_mac},
-    netns, sysctl,
+    netlink::{Link, LinkChange, LinkRef, Netlink, NetlinkError, PortOptions, Step, VethPair, format_mac},
+    netns,
     undo::UndoList,
 };
-use cni_plugins_types::{CniResult, ErrorCode, Interface, IpNet, Route};
+use cni_plugins_types::{CniResult, ErrorCode, Interface};
+use nix::errno::Errno;
 
-use super::{config::BridgeConfig, ipam, names};
-use crate::{
-    call::{Call, Command},
-    failure::Failure,
+use super::{
+    config::{BridgeConfig, Mode},
+    gateway, ipam, names, pod, remove,
 };
+use crate::{call::Call, failure::Failure};
 
 /// MTU where the host has no default route.
 const FALLBACK_MTU: u32 = 1500;
+/// Somewhere outside (documentation addresses): which link packets to there take is asked, none is sent.
+const OUTSIDE: [IpAddr; 2] = [
+    IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)),
+    IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+];
+/// The VLAN that every port of a bridge is in from the start.
+const DEFAULT_VLAN: u16 = 1;
 
 /// Attaches the pod.
-pub(super) async fn add(call: &Call, config: &BridgeConfig) -> Result<CniResult, Failure> {
-    config.check()?;
+pub(super) fn add(call: &Call, config: &BridgeConfig) -> Result<CniResult, Failure> {
     if !netns::is_netns(&call.netns) {
         return Err(Failure::new(
             ErrorCode::UnknownContainer,
-            format!("{} is not a network namespace", call.netns.display()),
+            format!("CNI_NETNS: {} is not a network namespace", call.netns.display()),
         ));
     }
+    let requested_mac = config.mac(call)?;
+    call.prev_result()?;
     let host = Netlink::open()?;
-    let pod = Netlink::open_in(&call.netns)?;
+    let inside = Netlink::open_in(&call.netns)?;
+    let host_name = names::host_interface(&call.network, &call.container_id, &call.ifname);
     // Before anything is taken: undoing must not touch what a successful ADD of this attachment holds.
-    if pod.link(&call.ifname).await?.is_some() {
-        return Err(Failure::new(
-            ErrorCode::INTERNAL,
-            format!("{} exists already in {}", call.ifname, call.netns.display()),
-        ));
+    if inside.link(&call.ifname)?.is_some() && !remove::finish_removal(call, &host, &inside, &host_name)? {
+        return Err(Failure::interface_exists(format!(
+            "CNI_IFNAME: {} exists already in {}",
+            call.ifname,
+            call.netns.display()
+        )));
     }
     let mut undo = UndoList::new();
-    match attach(call, config, &host, &pod, &mut undo).await {
+    let attachment = Attachment { call, config, host: &host, inside: &inside, host_name, requested_mac };
+    match attachment.attach(&mut undo) {
         Ok(result) => Ok(result),
-        Err(failure) => Err(failure.with_undo_failures(&undo.run().await)),
+        Err(failure) => Err(failure.with_undo_failures(&undo.run())),
     }
 }
 
-async fn attach<'a>(
+struct Attachment<'a> {
     call: &'a Call,
     config: &'a BridgeConfig,
     host: &'a Netlink,
-    pod: &Netlink,
-    undo: &mut UndoList<'a>,
-) -> Result<CniResult, Failure> {
-    undo.push("release addresses", release(call, config));
-    let mut result = ipam::delegate(call, config).await?.unwrap_or_default();
-    if config.is_default_gateway {
-        add_default_routes(&mut result);
+    inside: &'a Netlink,
+    host_name: String,
+    requested_mac: Option<[u8; 6]>,
+}
+
+impl<'a> Attachment<'a> {
+    fn attach(&self, undo: &mut UndoList<'a>) -> Result<CniResult, Failure> {
+        let (call, config, host) = (self.call, self.config, self.host);
+        undo.push("release addresses", move || ipam::release(call, config));
+        let mut result = ipam::delegate(call, config)?.unwrap_or_default();
+        gateway::complete(config, &mut result);
+        if !config.dns.is_empty() {
+            result.dns = config.dns.clone();
+        }
+        let bridge = match config.mode {
+            Mode::Bridge => Some(gateway::prepare_bridge(config, host, &result)?),
+            Mode::Routed => None,
+        };
+        let mac = self.requested_mac.unwrap_or_else(|| names::mac_of_attachment(&result, &self.host_name));
+        let mtu = self.mtu(bridge.as_ref())?;
+        let name = self.host_name.clone();
+        undo.push("delete the veth pair", move || host.delete_link(&name).map(|_| ()));
+        let port = self.create_pair(bridge.as_ref(), mac, mtu)?;
+        if bridge.is_some() {
+            self.configure_port(&port, mac)?;
+        } else {
+            gateway::prepare_routes(host, &port, &result)?;
+        }
+        pod::configure(call, config, self.inside, &result, self.requested_mac)?;
+        self.describe(&mut result, bridge.as_ref(), &port, mac, mtu);
+        Ok(result)
     }
-    let bridge = prepare_bridge(config, host, &result).await?;
-    let host_name = names::host_interface(&call.network, &call.container_id, &call.ifname);
-    let mac = pod_mac(config, &result, &host_name)?;
-    let mtu = mtu(config, host).await?;
-    let netns = File::open(&call.netns).map_err(|error| Failure::io("open the network namespace", &error))?;
-    let pair = VethPair {
-        host_name: &host_name,
-        bridge_index: bridge.index,
-        peer_name: &call.ifname,
-        peer_mac: mac,
-        peer_netns: netns.as_raw_fd(),
-        mtu,
-    };
-    let port = create_pair(host, &pair).await?;
-    let name = host_name.clone();
-    undo.push("delete the veth pair", async move { host.delete_link(&name).await.map(|_| ()) });
-    let alias = names::alias(&call.network, &call.container_id, &call.ifname);
-    host.configure_port(port.index, config.hairpin_mode, &alias).await?;
-    configure_pod(call, pod, &result, mac).await?;
-    describe_interfaces(&mut result, call, &bridge, &port, mac, mtu);
-    Ok(result)
-}
 
-/// Gives back what this ADD took.
-async fn release(call: &Call, config: &BridgeConfig) -> Result<(), Failure> {
-    let release = Call { command: Command::Del, ..call.clone() };
-    ipam::delegate(&release, config).await.map(|_| ())
-}
-
-/// One default route per family that has a gateway, unless IPAM gave one.
-fn add_default_routes(result: &mut CniResult) {
-    for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
-        let same_family = |addr: IpAddr| addr.is_ipv4() == any.is_ipv4();
-        let has_gateway = result.ips.iter().any(|ip| same_family(ip.address.addr()) && ip.gateway.is_some());
-        let has_route =
-            result.routes.iter().any(|route| route.dst.prefix_len() == 0 && same_family(route.dst.addr()));
-        if has_gateway && !has_route {
-            result.routes.extend(IpNet::new(any, 0).map(Route::to));
+    /// Makes the pair. As the pod has no such interface, a host end with this name is left over from a
+    /// killed call for the same attachment.
+    fn create_pair(&self, bridge: Option<&Link>, mac: [u8; 6], mtu: u32) -> Result<Link, Failure> {
+        let netns = File::open(&self.call.netns)
+            .map_err(|error| Failure::io("open the network namespace", &error))?;
+        let pair = VethPair {
+            host_name: &self.host_name,
+            bridge_index: bridge.map(|bridge| bridge.index),
+            host_mac: None,
+            peer_name: &self.call.ifname,
+            peer_mac: Some(mac),
+            peer_netns: Some(netns.as_raw_fd()),
+            mtu,
+        };
+        match self.try_create(&pair) {
+            Err(error) if error.is(Errno::EEXIST) => {
+                self.host.delete_link(&self.host_name)?;
+                Ok(self.try_create(&pair)?)
+            }
+            Err(error) if error.is(Errno::EINVAL) || error.is(Errno::ERANGE) => Err(Failure::config(
+                format!("mtu {mtu} or CNI_IFNAME {}: {}", self.call.ifname, Failure::from(error).message()),
+            )),
+            created => Ok(created?),
         }
     }
-}
 
-/// The bridge, with the gateways' addresses and forwarding when it is the gateway.
-async fn prepare_bridge(config: &BridgeConfig, host: &Netlink, result: &CniResult) -> Result<Link, Failure> {
-    let gateways: Vec<IpNet> = result
-        .ips
-        .iter()
-        .filter_map(|ip| ip.gateway.and_then(|gateway| IpNet::new(gateway, ip.address.prefix_len())))
-        .collect();
-    let mac_source = gateways.first().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpNet::addr);
-    let bridge = host.ensure_bridge(&config.bridge, names::mac_for(mac_source)).await?;
-    if bridge.kind.as_deref().is_some_and(|kind| kind != "bridge") {
-        return Err(Failure::config(format!("{} exists and is not a bridge", config.bridge)));
-    }
-    if !config.is_gateway() {
-        return Ok(bridge);
-    }
-    for gateway in gateways {
-        host.add_address(bridge.index, gateway).await?;
-        let forwarding =
-            if gateway.addr().is_ipv4() { "net/ipv4/ip_forward" } else { "net/ipv6/conf/all/forwarding" };
-        sysctl::set(forwarding, "1")?;
-    }
-    Ok(bridge)
-}
-
-/// Makes the pair. As the pod has no such interface, a host end with this name is left over from a
-/// killed call for the same attachment.
-async fn create_pair(host: &Netlink, pair: &VethPair<'_>) -> Result<Link, Failure> {
-    if host.link(pair.host_name).await?.is_some() {
-        host.delete_link(pair.host_name).await?;
-    }
-    host.create_veth(pair).await?;
-    let port = host.link(pair.host_name).await?;
-    port.ok_or_else(|| Failure::new(ErrorCode::INTERNAL, format!("{} vanished", pair.host_name)))
-}
-
-async fn configure_pod(call: &Call, pod: &Netlink, result: &CniResult, mac: [u8; 6]) -> Result<(), Failure> {
-    let link = pod.link(&call.ifname).await?;
-    let link = link.ok_or_else(|| Failure::new(ErrorCode::INTERNAL, format!("{} vanished", call.ifname)))?;
-    pod.set_up(link.index).await?;
-    for ip in &result.ips {
-        pod.add_address(link.index, ip.address).await?;
-    }
-    for route in &result.routes {
-        let same_family = |addr: &IpAddr| addr.is_ipv4() == route.dst.addr().is_ipv4();
-        let default_gateway = result.ips.iter().filter_map(|ip| ip.gateway).find(same_family);
-        pod.add_route(link.index, route, route.gw.or(default_gateway)).await?;
-    }
-    announce(call, link.index, mac, result)
-}
-
-/// Gratuitous ARP for every IPv4 address.
-fn announce(call: &Call, index: u32, mac: [u8; 6], result: &CniResult) -> Result<(), Failure> {
-    let addresses: Vec<Ipv4Addr> = result
-        .addresses_in_sandbox()
-        .filter_map(|addr| match addr {
-            IpAddr::V4(v4) => Some(v4),
-            IpAddr::V6(_) => None,
+    /// One system call: the pair, its alias, the port's options, and what came of it.
+    fn try_create(&self, pair: &VethPair<'_>) -> Result<Link, NetlinkError> {
+        let this = LinkRef::Name(&self.host_name);
+        let alias = names::alias(&self.call.network, &self.call.container_id, &self.call.ifname);
+        let alias = LinkChange { alias: Some(&alias), ..LinkChange::default() };
+        let mut steps = vec![Step::create_veth(pair), Step::set_link(this, &alias)];
+        let options = PortOptions {
+            hairpin: self.config.hairpin_mode.then_some(true),
+            isolated: self.config.port_isolation.then_some(true),
+            locked: self.config.macspoofchk.then_some(true),
+            disabled: false,
+        };
+        if options.hairpin.or(options.isolated).or(options.locked).is_some() {
+            steps.push(Step::set_port(this, &options));
+        }
+        steps.push(Step::get_link(this));
+        let answers = self.host.run(steps)?;
+        answers.iter().flatten().find_map(|body| Link::read(body)).ok_or_else(|| NetlinkError::Request {
+            step: format!("find link {}", self.host_name),
+            source: Errno::ENODEV.into(),
         })
-        .collect();
-    if addresses.is_empty() {
-        return Ok(());
     }
-    netns::run_in(&call.netns, || addresses.iter().try_for_each(|addr| arp::announce(index, mac, *addr)))?
-        .map_err(|error| Failure::io("announce the address by ARP", &error))
-}
 
-fn pod_mac(config: &BridgeConfig, result: &CniResult, host_name: &str) -> Result<[u8; 6], Failure> {
-    if let Some(text) = &config.runtime_config.mac {
-        return parse_mac(text).ok_or_else(|| Failure::config(format!("invalid mac {text:?}")));
+    /// VLANs and the address the pod may send with; what the kernel silently ignored is refused.
+    fn configure_port(&self, port: &Link, mac: [u8; 6]) -> Result<(), Failure> {
+        let state = port.port.unwrap_or_default();
+        if self.config.macspoofchk && !state.locked {
+            return Err(Failure::unsupported("macspoofchk", &true, "locked bridge ports need Linux 5.18"));
+        }
+        if self.config.port_isolation && !state.isolated {
+            return Err(Failure::unsupported("portIsolation", &true, "isolated ports need Linux 4.18"));
+        }
+        let (untagged, trunk) = (self.config.untagged(), self.config.trunk()?);
+        let mut steps = Vec::new();
+        if self.config.separates_vlans() {
+            steps.push(Step::add_port_vlans(port.index, untagged, &trunk));
+            if !self.config.preserve_default_vlan && untagged != Some(DEFAULT_VLAN) {
+                steps.push(Step::remove_port_vlan(port.index, DEFAULT_VLAN).tolerating(Errno::ENOENT));
+            }
+        }
+        if self.config.macspoofchk {
+            let vlans = trunk.iter().flat_map(|range| range.first..=range.last).map(Some);
+            // Without VLANs an entry has none; with them each VLAN has its own.
+            let own =
+                if self.config.separates_vlans() { Some(untagged.unwrap_or(DEFAULT_VLAN)) } else { None };
+            for vlan in std::iter::once(own).chain(vlans) {
+                steps.push(Step::add_static_forwarding(port.index, mac, vlan));
+            }
+        }
+        match self.host.run(steps) {
+            Err(error) if self.config.separates_vlans() && error.is(Errno::EOPNOTSUPP) => {
+                Err(gateway::no_vlan_filtering(self.config))
+            }
+            done => Ok(done.map(|_| ())?),
+        }
     }
-    let first = result.addresses_in_sandbox().next();
-    // Without an address the attachment's own name is as unique.
-    let fallback = || {
-        let mut bytes = [0_u8; 16];
-        bytes.iter_mut().zip(host_name.bytes()).for_each(|(slot, byte)| *slot = byte);
-        IpAddr::V6(bytes.into())
-    };
-    Ok(names::mac_for(first.unwrap_or_else(fallback)))
-}
 
-async fn mtu(config: &BridgeConfig, host: &Netlink) -> Result<u32, Failure> {
-    if config.mtu != 0 {
-        return Ok(config.mtu);
+    fn mtu(&self, bridge: Option<&Link>) -> Result<u32, Failure> {
+        if self.config.mtu != 0 {
+            return Ok(self.config.mtu);
+        }
+        for outside in OUTSIDE {
+            if let Some(index) = self.host.link_towards(outside)?
+                && bridge.is_none_or(|bridge| bridge.index != index)
+                && let Some(link) = self.host.link_by_index(index)?
+            {
+                return Ok(link.mtu.min(65_535));
+            }
+        }
+        Ok(FALLBACK_MTU)
     }
-    let Some(index) = host.default_route_link().await? else { return Ok(FALLBACK_MTU) };
-    Ok(host.link_by_index(index).await?.map_or(FALLBACK_MTU, |link| link.mtu))
-}
 
-fn describe_interfaces(
-    result: &mut CniResult,
-    call: &Call,
-    bridge: &Link,
-    port: &Link,
-    mac: [u8; 6],
-    mtu: u32,
-) {
-    let on_host = |link: &Link| Interface {
-        name: link.name.clone(),
-        mac: format_mac(&link.mac),
-        mtu: Some(link.mtu),
-        ..Interface::default()
-    };
-    let in_pod = Interface {
-        name: call.ifname.clone(),
-        mac: format_mac(&mac),
-        mtu: Some(mtu),
-        sandbox: call.netns.to_string_lossy().into_owned(),
-        ..Interface::default()
-    };
-    result.interfaces = vec![on_host(bridge), on_host(port), in_pod];
-    for ip in &mut result.ips {
-        ip.interface = Some(2);
+    fn describe(&self, result: &mut CniResult, bridge: Option<&Link>, port: &Link, mac: [u8; 6], mtu: u32) {
+        let on_host = |link: &Link| Interface {
+            name: link.name.clone(),
+            mac: format_mac(&link.mac),
+            mtu: Some(link.mtu),
+            ..Interface::default()
+        };
+        let in_pod = Interface {
+            name: self.call.ifname.clone(),
+            mac: format_mac(&mac),
+            mtu: Some(mtu),
+            sandbox: self.call.netns.to_string_lossy().into_owned(),
+            ..Interface::default()
+        };
+        result.interfaces = bridge.map(on_host).into_iter().chain([on_host(port), in_pod]).collect();
+        let index = u32::try_from(result.interfaces.len() - 1).unwrap_or_default();
+        for ip in &mut result.ips {
+            ip.interface = Some(index);
+        }
     }
 }

@@ -1,77 +1,159 @@
-//! The configuration of `keelson-bridge`; the keys are those of the reference plugin bridge.
+//! The configuration of `keelson-bridge`; the keys are those of the reference plugin bridge, and `mode`.
 
-use cni_plugins_types::{CniResult, ErrorCode};
+use cni_plugins_host::netlink::{VlanRange, parse_mac};
+use cni_plugins_types::{config::is_interface_name, result::Dns};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::failure::Failure;
+use crate::{call::Call, failure::Failure};
 
-/// Keys of the reference plugin that change what traffic does and are not implemented here: ignoring
-/// them would be worse than refusing.
-const UNSUPPORTED: [&str; 6] =
-    ["ipMasq", "vlan", "vlanTrunk", "macspoofchk", "promiscMode", "disableContainerInterface"];
+/// Highest VLAN id.
+const MAX_VLAN: u16 = 4094;
+/// Least and most that an interface takes; below the least there is no IPv4.
+const MTU: std::ops::RangeInclusive<u32> = 68..=65_535;
 
 /// The object on standard input.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct BridgeConfig {
+    /// Whether pods hang on a bridge or each has a routed link of its own.
+    #[serde(default)]
+    pub(super) mode: Mode,
     /// Name of the bridge; made when missing.
     #[serde(default = "default_bridge")]
     pub(super) bridge: String,
     /// Whether the bridge gets the gateway's address.
     #[serde(default)]
-    pub(super) is_gateway: bool,
+    is_gateway: bool,
     /// Whether the pod's default route goes there; implies `isGateway`.
     #[serde(default)]
     pub(super) is_default_gateway: bool,
+    /// Whether another address of the gateway's subnet is taken from the bridge.
+    #[serde(default)]
+    pub(super) force_address: bool,
     /// Whether a pod can reach itself through the bridge.
     #[serde(default)]
     pub(super) hairpin_mode: bool,
-    /// MTU of the pair; 0 means that of the default route's link.
+    /// Whether the bridge takes in every packet.
+    #[serde(default)]
+    pub(super) promisc_mode: bool,
+    /// Whether pods reach the host only, not each other.
+    #[serde(default)]
+    pub(super) port_isolation: bool,
+    /// Whether frames with another source address than the pod's are dropped.
+    #[serde(default)]
+    pub(super) macspoofchk: bool,
+    /// VLAN whose untagged member the pod is; 0 for none.
+    #[serde(default)]
+    vlan: u16,
+    /// VLANs whose tagged member the pod is.
+    #[serde(default)]
+    vlan_trunk: Vec<VlanTrunk>,
+    /// Whether the pod stays in the bridge's default VLAN too.
+    #[serde(default = "yes")]
+    pub(super) preserve_default_vlan: bool,
+    /// Whether duplicate address detection runs (ADD does not wait for it).
+    #[serde(default)]
+    pub(super) enabledad: bool,
+    /// Whether the pod's interface stays down.
+    #[serde(default)]
+    pub(super) disable_container_interface: bool,
+    /// MTU of the pair; 0 means that of the link towards the default route.
     #[serde(default)]
     pub(super) mtu: u32,
     /// Who gives addresses; without it the pair has none.
     #[serde(default)]
     pub(super) ipam: Option<IpamType>,
-    /// Values of capabilities.
+    /// Resolver configuration for the result, instead of IPAM's.
     #[serde(default)]
-    pub(super) runtime_config: RuntimeConfig,
-    /// Result of ADD, for CHECK.
+    pub(super) dns: Dns,
+    /// Whether what pods send to the outside gets the node's address.
     #[serde(default)]
-    pub(super) prev_result: Option<CniResult>,
-    #[serde(flatten)]
-    rest: serde_json::Map<String, Value>,
+    ip_masq: bool,
+    #[serde(default)]
+    runtime_config: RuntimeConfig,
+}
+
+/// How pods are connected.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Mode {
+    /// All to one bridge.
+    #[default]
+    Bridge,
+    /// Each by a link of its own, with routes.
+    Routed,
 }
 
 /// The part of the `ipam` section that says who is asked.
 #[derive(Debug, Deserialize)]
 pub(super) struct IpamType {
     /// Name of the plugin.
-    #[serde(rename = "type")]
+    #[serde(rename = "type", default)]
     pub(super) kind: String,
 }
 
-/// Values of capabilities this plugin knows.
-#[derive(Debug, Default, Deserialize)]
-pub(super) struct RuntimeConfig {
-    /// Hardware address in the pod.
+/// One id, or all from `minID` to `maxID`.
+#[derive(Debug, Clone, Copy, Deserialize)]
+struct VlanTrunk {
+    #[serde(default, rename = "minID")]
+    min: Option<u16>,
+    #[serde(default, rename = "maxID")]
+    max: Option<u16>,
     #[serde(default)]
-    pub(super) mac: Option<String>,
+    id: Option<u16>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct RuntimeConfig {
+    #[serde(default)]
+    mac: Option<String>,
 }
 
 impl BridgeConfig {
-    /// Refuses what cannot work.
-    pub(super) fn check(&self) -> Result<(), Failure> {
-        if !cni_plugins_types::config::is_interface_name(&self.bridge) {
-            return Err(Failure::config(format!("invalid bridge name {:?}", self.bridge)));
+    /// Reads a call's object and refuses what cannot work.
+    pub(super) fn of(call: &Call) -> Result<Self, Failure> {
+        let mut config: Self = call.parse()?;
+        // The reference takes an ipam section without a type for none.
+        config.ipam = config.ipam.take().filter(|ipam| !ipam.kind.is_empty());
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), Failure> {
+        if !is_interface_name(&self.bridge) {
+            return Err(Failure::config(format!("bridge: {:?} is not an interface name", self.bridge)));
         }
-        let is_set = |value: &Value| !matches!(value, Value::Null | Value::Bool(false)) && *value != 0;
-        for key in UNSUPPORTED {
-            if let Some(value) = self.rest.get(key).filter(|value| is_set(value)) {
-                return Err(Failure::new(
-                    ErrorCode::UnsupportedField,
-                    format!("keelson-bridge does not support {key}: {value}"),
-                ));
+        if self.mtu != 0 && !MTU.contains(&self.mtu) {
+            return Err(Failure::config(format!("mtu: {} is not between 68 and 65535", self.mtu)));
+        }
+        if self.vlan > MAX_VLAN {
+            return Err(Failure::config(format!("vlan: {} is not between 0 and 4094", self.vlan)));
+        }
+        self.trunk()?;
+        if self.ip_masq {
+            let why = "add keelson-masquerade to the list";
+            return Err(Failure::unsupported("ipMasq", &true, why));
+        }
+        if self.disable_container_interface && self.ipam.is_some() {
+            return Err(Failure::config(
+                "disableContainerInterface: an interface that stays down cannot have addresses; remove ipam",
+            ));
+        }
+        if self.mode == Mode::Routed {
+            let bridge_only = [
+                ("hairpinMode", self.hairpin_mode),
+                ("promiscMode", self.promisc_mode),
+                ("portIsolation", self.port_isolation),
+                ("macspoofchk", self.macspoofchk),
+                ("vlan", self.separates_vlans()),
+                ("disableContainerInterface", self.disable_container_interface),
+            ];
+            if let Some((key, _)) = bridge_only.into_iter().find(|(_, is_set)| *is_set) {
+                return Err(Failure::unsupported(key, &true, "mode \"routed\" has no bridge"));
+            }
+            if self.ipam.is_none() {
+                return Err(Failure::config("ipam: mode \"routed\" needs addresses"));
             }
         }
         Ok(())
@@ -81,26 +163,104 @@ impl BridgeConfig {
     pub(super) fn is_gateway(&self) -> bool {
         self.is_gateway || self.is_default_gateway
     }
+
+    /// Whether the bridge has to tell VLANs apart.
+    pub(super) fn separates_vlans(&self) -> bool {
+        self.vlan != 0 || !self.vlan_trunk.is_empty()
+    }
+
+    /// The VLAN of untagged frames.
+    pub(super) fn untagged(&self) -> Option<u16> {
+        (self.vlan != 0).then_some(self.vlan)
+    }
+
+    /// The VLANs of tagged frames.
+    pub(super) fn trunk(&self) -> Result<Vec<VlanRange>, Failure> {
+        let mut ranges = Vec::new();
+        for (index, trunk) in self.vlan_trunk.iter().enumerate() {
+            let range = match (trunk.min, trunk.max) {
+                (Some(first), Some(last)) => Some(VlanRange { first, last }),
+                (None, None) => None,
+                _ => {
+                    return Err(Failure::config(format!("vlanTrunk[{index}]: minID and maxID go together")));
+                }
+            };
+            let single = trunk.id.map(|id| VlanRange { first: id, last: id });
+            for range in range.into_iter().chain(single) {
+                if range.first == 0 || range.last > MAX_VLAN || range.first > range.last {
+                    return Err(Failure::config(format!(
+                        "vlanTrunk[{index}]: {}-{} is no range of ids from 1 to 4094",
+                        range.first, range.last
+                    )));
+                }
+                ranges.push(range);
+            }
+        }
+        Ok(ranges)
+    }
+
+    /// The hardware address asked for: by the `mac` capability, `args.cni.mac` or `CNI_ARGS`.
+    pub(super) fn mac(&self, call: &Call) -> Result<Option<[u8; 6]>, Failure> {
+        let conventional = call.cni_arg("mac").and_then(Value::as_str);
+        let asked = [
+            ("runtimeConfig.mac", self.runtime_config.mac.as_deref()),
+            ("args.cni.mac", conventional),
+            ("CNI_ARGS MAC", call.arg("MAC")),
+        ];
+        let found = asked.into_iter().find_map(|(field, text)| Some((field, text?)));
+        let Some((field, text)) = found.filter(|(_, text)| !text.is_empty()) else { return Ok(None) };
+        // The lowest bit of the first byte is set in group addresses, which no interface can have.
+        match parse_mac(text).filter(|mac| mac[0] & 1 == 0 && *mac != [0; 6]) {
+            Some(mac) => Ok(Some(mac)),
+            None => Err(Failure::config(format!("{field}: {text:?} is not the address of an interface"))),
+        }
+    }
 }
 
 fn default_bridge() -> String {
     "cni0".to_owned()
 }
 
+fn yes() -> bool {
+    true
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn check(json: &str) -> Result<(), String> {
+    #[track_caller]
+    fn check(json: &str, expected: &str) {
         let config: BridgeConfig = serde_json::from_str(json).unwrap();
-        config.check().map_err(|failure| failure.to_string())
+        let found = config.check().map_or_else(|failure| failure.to_string(), |()| "ok".to_owned());
+        assert_eq!(found, expected);
     }
 
     #[test]
-    fn unsupported_keys_are_refused_only_when_set() {
-        assert_eq!(check(r#"{"ipMasq":false,"vlan":0}"#), Ok(()));
-        let refused = check(r#"{"vlan":7}"#).unwrap_err();
-        assert_eq!(refused, "keelson-bridge does not support vlan: 7 (CNI error code 2)");
-        assert!(check(r#"{"bridge":"a/b"}"#).unwrap_err().contains("invalid bridge name"));
+    fn what_cannot_work_is_named() {
+        check(r#"{"vlan":0,"macspoofchk":true}"#, "ok");
+        check(r#"{"bridge":"a/b"}"#, r#"bridge: "a/b" is not an interface name (CNI error code 7)"#);
+        check(r#"{"mtu":20}"#, "mtu: 20 is not between 68 and 65535 (CNI error code 7)");
+        check(r#"{"vlan":5000}"#, "vlan: 5000 is not between 0 and 4094 (CNI error code 7)");
+        check(
+            r#"{"vlanTrunk":[{"id":3},{"minID":9,"maxID":7}]}"#,
+            "vlanTrunk[1]: 9-7 is no range of ids from 1 to 4094 (CNI error code 7)",
+        );
+        check(
+            r#"{"mode":"routed","portIsolation":true}"#,
+            "portIsolation: true is not supported: mode \"routed\" has no bridge (CNI error code 2)",
+        );
+        check(
+            r#"{"disableContainerInterface":true,"ipam":{"type":"x"}}"#,
+            "disableContainerInterface: an interface that stays down cannot have addresses; remove ipam (CNI error code 7)",
+        );
+    }
+
+    #[test]
+    fn trunks_are_ranges_and_single_ids() {
+        let json = r#"{"vlanTrunk":[{"minID":10,"maxID":20},{"id":7}]}"#;
+        let config: BridgeConfig = serde_json::from_str(json).unwrap();
+        let expected = [VlanRange { first: 10, last: 20 }, VlanRange { first: 7, last: 7 }];
+        assert_eq!(config.trunk().unwrap(), expected);
     }
 }

@@ -1,12 +1,18 @@
 //! Names computed from an attachment, so that it can be found again without stored state.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use cni_plugins_host::netlink::Link;
-use cni_plugins_types::config::is_name;
+use cni_plugins_types::{CniResult, config::is_name};
 
 use crate::call::Attachment;
 
+/// Alias of bridges made here.
+pub(super) const BRIDGE_ALIAS: &str = "cni-bridge";
+/// How the alias of a pod's interface begins.
+const HERE: &str = "cni:";
+/// How it begins after DEL, until the kernel has removed it.
+pub(super) const GONE: &str = "cni-gone:";
 const PREFIX: &str = "veth";
 /// Interface names have 15 characters; the prefix leaves 11, which are 44 bits of the hash.
 const HASH_DIGITS: usize = 11;
@@ -24,22 +30,48 @@ pub(super) fn host_interface(network: &str, container_id: &str, ifname: &str) ->
 
 /// Alias of that interface: for people, and for GC to know the network.
 pub(super) fn alias(network: &str, container_id: &str, ifname: &str) -> String {
-    format!("cni:{network}:{container_id}:{ifname}")
+    format!("{HERE}{network}:{container_id}:{ifname}")
 }
 
-/// Whether `port` belongs to `network` and to none of the `valid` attachments. A port without alias is
-/// of an ADD that was killed before it set one; its name tells whether it is one of ours.
-pub(super) fn is_stale(port: &Link, network: &str, valid: &[Attachment]) -> bool {
-    let ours = port.name.strip_prefix(PREFIX).is_some_and(|rest| {
-        rest.len() == HASH_DIGITS && rest.chars().all(|c| c.is_ascii_hexdigit() && !c.is_ascii_uppercase())
-    });
-    let this_network = match port.alias.strip_prefix("cni:") {
+/// The names of the attachments that GC keeps.
+pub(super) fn valid_names(network: &str, valid: &[Attachment]) -> BTreeSet<String> {
+    valid.iter().map(|kept| host_interface(network, &kept.container_id, &kept.ifname)).collect()
+}
+
+/// Whether `link` belongs to `network` and is none of the `kept`. A port of `bridge` without alias is of an
+/// ADD that did not come to set one; its name tells whether it is one of ours.
+pub(super) fn is_stale(link: &Link, network: &str, bridge: Option<u32>, kept: &BTreeSet<String>) -> bool {
+    let this_network = match attachment(&link.alias) {
         Some(rest) => rest.split(':').next() == Some(network),
-        None => port.alias.is_empty(),
+        None => link.alias.is_empty() && bridge.is_some() && link.controller == bridge,
     };
-    let is_valid =
-        || valid.iter().any(|kept| host_interface(network, &kept.container_id, &kept.ifname) == port.name);
-    ours && this_network && is_name(network) && !is_valid()
+    has_our_name(link) && this_network && is_name(network) && !kept.contains(&link.name)
+}
+
+/// Whether `link` is the host's end of any pod's pair.
+pub(super) fn is_ours(link: &Link) -> bool {
+    has_our_name(link) && attachment(&link.alias).is_some()
+}
+
+fn attachment(alias: &str) -> Option<&str> {
+    alias.strip_prefix(GONE).or_else(|| alias.strip_prefix(HERE))
+}
+
+fn has_our_name(link: &Link) -> bool {
+    link.name.strip_prefix(PREFIX).is_some_and(|rest| {
+        rest.len() == HASH_DIGITS && rest.chars().all(|c| c.is_ascii_hexdigit() && !c.is_ascii_uppercase())
+    })
+}
+
+/// The hardware address of an attachment: from its first IP address, else from its own name, which is as
+/// unique.
+pub(super) fn mac_of_attachment(result: &CniResult, host_name: &str) -> [u8; 6] {
+    let from_name = || {
+        let mut bytes = [0_u8; 16];
+        bytes.iter_mut().zip(host_name.bytes()).for_each(|(slot, byte)| *slot = byte);
+        IpAddr::V6(bytes.into())
+    };
+    mac_for(result.addresses_in_sandbox().next().unwrap_or_else(from_name))
 }
 
 /// A locally administered hardware address from an IP address, the same for whoever has the address
@@ -93,17 +125,22 @@ mod tests {
         let port = |name: &str, alias: &str| Link {
             name: name.to_owned(),
             alias: alias.to_owned(),
+            controller: Some(7),
             ..Link::default()
         };
         let valid = [Attachment { container_id: "abc".to_owned(), ifname: "eth0".to_owned() }];
+        let kept = valid_names("net", &valid);
         let name = host_interface("net", "abc", "eth0");
         let gone = host_interface("net", "gone", "eth0");
-        assert!(!is_stale(&port(&name, "cni:net:abc:eth0"), "net", &valid));
-        assert!(is_stale(&port(&gone, "cni:net:gone:eth0"), "net", &valid));
-        assert!(is_stale(&port(&gone, ""), "net", &valid));
-        assert!(!is_stale(&port(&gone, "cni:other:gone:eth0"), "net", &valid));
-        assert!(!is_stale(&port("eth7", ""), "net", &valid));
-        assert!(!is_stale(&port(&gone, "a person's"), "net", &valid));
+        let stale = |link: &Link| is_stale(link, "net", Some(7), &kept);
+        assert!(!stale(&port(&name, "cni:net:abc:eth0")));
+        assert!(stale(&port(&gone, "cni:net:gone:eth0")));
+        assert!(stale(&port(&gone, "cni-gone:net:gone:eth0")));
+        assert!(stale(&port(&gone, "")));
+        assert!(!stale(&Link { controller: None, ..port(&gone, "") }));
+        assert!(!stale(&port(&gone, "cni:other:gone:eth0")));
+        assert!(!stale(&port("eth7", "")));
+        assert!(!stale(&port(&gone, "a person's")));
     }
 
     #[test]

@@ -1,30 +1,37 @@
 //! `keelson-ipam`: gives each attachment one address per range set and takes them back.
 //!
 //! Choosing is pure ([`cni_plugins_types::ipam`]); [`store`] keeps what is held on disk. An attachment
-//! that asks again gets the addresses it holds. Requested addresses come from the `ips` capability or
-//! `IP=` in `CNI_ARGS`.
+//! that asks again gets the addresses it holds. Requested addresses come from the `ips` capability,
+//! `args.cni.ips` or `IP=` in `CNI_ARGS`.
 
-mod store;
+pub(crate) mod store;
 
 use std::{
     net::IpAddr,
     path::{Path, PathBuf},
 };
 
+use cni_plugins_host::netns;
 use cni_plugins_types::{
-    CniResult, ErrorCode, IpConfig, IpNet, Route,
-    ipam::{IpamConfig, RangeConfig, RangeSet},
+    CniResult, ErrorCode, IpConfig, IpNet,
+    ipam::{
+        AllocateError, IpamConfig, RangeConfig, RangeSet,
+        leases::{Lease, Leases, Owner, Request},
+    },
+    result::Dns,
 };
 use serde::Deserialize;
 
-use self::store::{Owner, Store, StoreError};
+use self::store::Store;
 use crate::{
     call::{Call, Command},
     failure::Failure,
 };
 
 /// Where allocations are kept when the configuration names no directory.
-const DEFAULT_DATA_DIR: &str = "/var/lib/cni/keelson";
+pub(crate) const DEFAULT_DATA_DIR: &str = "/var/lib/cni/keelson";
+/// Largest resolver file that is read.
+const MAX_RESOLV_CONF: u64 = 64 << 10;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -32,8 +39,6 @@ struct Input {
     ipam: IpamConfig,
     #[serde(default)]
     runtime_config: RuntimeConfig,
-    #[serde(default)]
-    prev_result: Option<CniResult>,
 }
 
 #[derive(Deserialize, Default)]
@@ -45,98 +50,126 @@ struct RuntimeConfig {
     ip_ranges: Vec<Vec<RangeConfig>>,
 }
 
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Self {
-        Failure::io(&format!("{} {}", error.step, error.path.display()), &error.source)
-    }
-}
-
 /// Carries out one call.
 pub(crate) fn run(call: &Call) -> Result<Option<CniResult>, Failure> {
     let mut config: Input = call.parse()?;
     config.ipam.ranges.append(&mut config.runtime_config.ip_ranges);
     let dir = data_dir(&config.ipam, &call.network);
     match call.command {
-        Command::Add => {
-            let sets = config.ipam.range_sets()?;
-            let requested = requested(call, &config.runtime_config)?;
-            add(&Store::open(&dir)?, &Owner::of(call), &sets, requested, &config.ipam.routes).map(Some)
+        Command::Add => add(call, &config, &dir).map(Some),
+        Command::Del => {
+            change(&dir, |leases| leases.release(&owner(call)).into_iter().collect()).map(|()| None)
         }
-        Command::Del => release(&dir, |store| store.release(&Owner::of(call))),
-        Command::Check => check(&dir, &Owner::of(call), config.prev_result.as_ref()).map(|()| None),
+        Command::Check => check(&dir, call).map(|()| None),
         Command::Gc => {
-            let valid = call.valid_attachments()?;
-            release(&dir, |store| store.release_all_but(|owner| valid.iter().any(|kept| owner.is(kept))))
+            let valid: std::collections::BTreeSet<Owner> = call
+                .valid_attachments()?
+                .into_iter()
+                .map(|kept| Owner { container_id: kept.container_id, ifname: kept.ifname })
+                .collect();
+            change(&dir, |leases| leases.release_all_but(|lease| valid.contains(&lease.owner))).map(|()| None)
         }
-        Command::Status => status(&config.ipam, &dir),
+        Command::Status => status(&config.ipam, &dir).map(|()| None),
         Command::Version => Ok(None),
     }
 }
 
-fn add(
-    store: &Store,
-    owner: &Owner,
-    sets: &[RangeSet],
-    mut requested: Vec<IpAddr>,
-    routes: &[Route],
-) -> Result<CniResult, Failure> {
-    let mut ips = Vec::with_capacity(sets.len());
-    for (index, set) in sets.iter().enumerate() {
-        let wanted = requested.iter().position(|addr| set.find(*addr).is_some());
-        let wanted = wanted.map(|position| requested.swap_remove(position));
-        match store.allocate(owner, index, set, wanted) {
-            Ok(given) => {
-                ips.push(IpConfig { address: given.address, gateway: Some(given.gateway), interface: None });
-            }
-            Err(failure) => {
-                // All or nothing: what earlier sets gave goes back.
-                store.release(owner)?;
-                return Err(failure);
-            }
+fn add(call: &Call, config: &Input, dir: &Path) -> Result<CniResult, Failure> {
+    let sets = config.ipam.range_sets()?;
+    let dns = dns(&config.ipam)?;
+    let wanted = requested(call, &config.runtime_config)?;
+    let owner = owner(call);
+    let pod = if config.ipam.sticky { call.pod().unwrap_or_default() } else { String::new() };
+    let netns = call.netns.to_string_lossy();
+    let request = Request {
+        owner: &owner,
+        netns: &netns,
+        pod: &pod,
+        sets: &sets,
+        fixed: &config.ipam.addresses,
+        wanted: &wanted,
+    };
+    let mut store = Store::open(dir)?;
+    let taken = match store.leases().take(&request) {
+        Err(AllocateError::Exhausted(_)) => {
+            // A runtime that never calls GC: addresses of namespaces that are gone can be told from here.
+            let abandoned = store.leases().release_all_but(|lease| lease.owner == owner || may_live(lease));
+            store.commit(&abandoned)?;
+            store.leases().take(&request)
         }
-    }
-    if let Some(addr) = requested.first() {
-        store.release(owner)?;
-        return Err(Failure::config(format!("requested IP address {addr} is in none of the ranges")));
-    }
-    Ok(CniResult { ips, routes: routes.to_vec(), ..CniResult::default() })
+        taken => taken,
+    };
+    let (given, changes) = taken.map_err(|error| exhausted_of(error, &call.network))?;
+    store.commit(&changes)?;
+    let ips = given
+        .into_iter()
+        .map(|given| IpConfig { address: given.address, gateway: given.gateway, interface: None })
+        .collect();
+    Ok(CniResult { ips, routes: config.ipam.routes.clone(), dns, ..CniResult::default() })
 }
 
-/// Runs a release unless nothing was ever allocated here.
-fn release(
+/// Whether the attachment may still be there. One whose namespace is a file of its own that is gone is
+/// not; of a namespace below `/proc` the process may have gone and the namespace not.
+fn may_live(lease: &Lease) -> bool {
+    let path = Path::new(&lease.netns);
+    lease.netns.is_empty() || path.starts_with("/proc") || netns::is_netns(path)
+}
+
+fn exhausted_of(error: AllocateError, network: &str) -> Failure {
+    let is_exhausted = matches!(error, AllocateError::Exhausted(_));
+    let failure = Failure::from(error);
+    if is_exhausted {
+        return Failure::new(failure.code(), format!("network {network:?}: {}", failure.message()));
+    }
+    failure
+}
+
+/// Records changes, unless nothing was ever allocated here.
+fn change(
     dir: &Path,
-    work: impl FnOnce(&Store) -> Result<(), StoreError>,
-) -> Result<Option<CniResult>, Failure> {
-    if dir.exists() {
-        work(&Store::open(dir)?)?;
+    plan: impl FnOnce(&Leases) -> Vec<cni_plugins_types::ipam::leases::Change>,
+) -> Result<(), Failure> {
+    if !dir.exists() {
+        return Ok(());
     }
-    Ok(None)
+    let mut store = Store::open(dir)?;
+    let changes = plan(store.leases());
+    store.commit(&changes)
 }
 
-fn check(dir: &Path, owner: &Owner, prev_result: Option<&CniResult>) -> Result<(), Failure> {
-    let held = Store::open(dir)?.held_by(owner)?;
-    let missing = |reason: String| Failure::new(ErrorCode::INTERNAL, reason);
+fn check(dir: &Path, call: &Call) -> Result<(), Failure> {
+    let previous = call.prev_result()?;
+    let (owner, store) = (owner(call), Store::open(dir)?);
+    let held = store.leases().held_by(&owner);
     if held.is_empty() {
-        return Err(missing(format!("container {} holds no address", owner.container_id())));
+        return Err(Failure::different(format!("container {} holds no address", owner.container_id)));
     }
-    for addr in prev_result.into_iter().flat_map(CniResult::addresses_in_sandbox) {
-        if !held.contains(&addr) {
-            return Err(missing(format!(
-                "address {addr} is not reserved for container {}",
-                owner.container_id()
-            )));
-        }
+    // Every address held must be in the result; the result may have others, of other IPAM plugins.
+    if let Some(previous) = previous
+        && let Some(addr) = held.iter().find(|addr| !previous.addresses_in_sandbox().any(|ip| ip == **addr))
+    {
+        return Err(Failure::different(format!(
+            "address {addr}, reserved for container {}, is not in prevResult",
+            owner.container_id
+        )));
     }
     Ok(())
 }
 
-fn status(config: &IpamConfig, dir: &Path) -> Result<Option<CniResult>, Failure> {
-    config.range_sets()?;
-    let opened = Store::open(dir).map_err(Failure::from);
-    match opened {
-        Ok(_) => Ok(None),
-        Err(failure) => Err(Failure::new(ErrorCode::NotAvailable, failure.to_string())),
+fn status(config: &IpamConfig, dir: &Path) -> Result<(), Failure> {
+    let sets = config.range_sets()?;
+    let unavailable = |failure: Failure| failure.as_code(ErrorCode::NotAvailable);
+    let store = Store::open(dir).map_err(unavailable)?;
+    let full = |set: &RangeSet| store.leases().free_in(set).err();
+    match sets.iter().find_map(full) {
+        // What an ADD would take back counts as free.
+        Some(error) if store.leases().iter().all(may_live) => Err(unavailable(error.into())),
+        _ => Ok(()),
     }
+}
+
+fn owner(call: &Call) -> Owner {
+    Owner { container_id: call.container_id.clone(), ifname: call.ifname.clone() }
 }
 
 fn data_dir(config: &IpamConfig, network: &str) -> PathBuf {
@@ -145,14 +178,67 @@ fn data_dir(config: &IpamConfig, network: &str) -> PathBuf {
 
 /// Addresses asked for, with or without prefix.
 fn requested(call: &Call, runtime: &RuntimeConfig) -> Result<Vec<IpAddr>, Failure> {
-    let from_args = call.args.iter().filter(|(key, _)| key == "IP").map(|(_, value)| value);
-    from_args
-        .chain(&runtime.ips)
-        .flat_map(|list| list.split(','))
-        .filter(|text| !text.is_empty())
-        .map(|text| {
-            let addr = text.parse().or_else(|_| text.parse::<IpNet>().map(|net| net.addr()));
-            addr.map_err(|error| Failure::config(format!("invalid requested IP address {text:?}: {error}")))
-        })
-        .collect()
+    let mut texts: Vec<(&str, &str)> = Vec::new();
+    texts.extend(call.arg("IP").map(|text| ("CNI_ARGS IP", text)));
+    texts.extend(runtime.ips.iter().map(|text| ("runtimeConfig.ips", text.as_str())));
+    let conventional = call.cni_arg("ips").and_then(serde_json::Value::as_array).into_iter().flatten();
+    texts.extend(conventional.filter_map(serde_json::Value::as_str).map(|text| ("args.cni.ips", text)));
+    let split = texts.iter().flat_map(|(field, list)| list.split(',').map(move |text| (field, text.trim())));
+    let mut wanted: Vec<IpAddr> = Vec::new();
+    for (field, text) in split.filter(|(_, text)| !text.is_empty()) {
+        let addr = text.parse().ok().or_else(|| text.parse::<IpNet>().ok().map(|net| net.addr()));
+        let addr = addr.ok_or_else(|| Failure::config(format!("{field}: {text:?} is not an IP address")))?;
+        if !wanted.contains(&addr) {
+            wanted.push(addr);
+        }
+    }
+    Ok(wanted)
+}
+
+/// The resolver configuration for the result: the file's, or the one written out.
+fn dns(config: &IpamConfig) -> Result<Dns, Failure> {
+    use std::io::Read;
+    let Some(path) = config.resolv_conf.as_deref().filter(|path| !path.is_empty()) else {
+        return Ok(config.dns.clone());
+    };
+    let mut text = String::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(MAX_RESOLV_CONF).read_to_string(&mut text))
+        .map_err(|error| Failure::config(format!("ipam.resolvConf: cannot read {path}: {error}")))?;
+    Ok(parse_resolv_conf(&text))
+}
+
+/// Reads resolv.conf(5): of `domain` and `search` the last counts, `nameserver` and `options` add up.
+fn parse_resolv_conf(text: &str) -> Dns {
+    let mut dns = Dns::default();
+    for line in text.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let keyword = words.next().unwrap_or_default();
+        let words = words.map(str::to_owned);
+        match keyword {
+            "nameserver" => dns.nameservers.extend(words.take(1)),
+            "domain" => dns.domain = words.take(1).collect(),
+            "search" => dns.search = words.collect(),
+            "options" => dns.options.extend(words),
+            _ => {}
+        }
+    }
+    dns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolver_files_are_read_as_resolvers_do() {
+        let dns = parse_resolv_conf(
+            "# a comment\nnameserver 10.0.0.10\nnameserver fd00::a  \nsearch a b\nsearch c.local d\noptions ndots:5\n\
+             options edns0 rotate\n;nameserver 1.1.1.1\ndomain x.local\n",
+        );
+        assert_eq!(dns.nameservers, ["10.0.0.10", "fd00::a"]);
+        assert_eq!(dns.search, ["c.local", "d"]);
+        assert_eq!(dns.options, ["ndots:5", "edns0", "rotate"]);
+        assert_eq!(dns.domain, "x.local");
+    }
 }

@@ -23,7 +23,7 @@ fn first_address_is_after_the_gateway() {
     let set = set(r#"{"subnet":"10.244.0.0/24"}"#);
     let given = set.allocate(None, |_| false).unwrap();
     assert_eq!(given.address.to_string(), "10.244.0.2/24");
-    assert_eq!(given.gateway, addr("10.244.0.1"));
+    assert_eq!(given.gateway, Some(addr("10.244.0.1")));
 }
 
 #[test]
@@ -49,26 +49,38 @@ fn a_full_set_says_which_range() {
 #[test]
 fn requested_addresses_are_checked() {
     let set = set(r#"{"subnet":"10.0.0.0/24"}"#);
-    assert!(set.allocate_exactly(addr("10.0.0.9"), |_| false).is_ok());
+    assert!(set.find(addr("10.0.0.9")).is_some());
     for refused in ["10.0.0.1", "10.0.0.0", "10.0.0.255", "10.0.1.1", "::1"] {
-        assert!(set.allocate_exactly(addr(refused), |_| false).is_err(), "{refused}");
+        assert!(set.find(addr(refused)).is_none(), "{refused}");
     }
-    assert!(set.allocate_exactly(addr("10.0.0.9"), |_| true).is_err());
+}
+
+#[test]
+fn large_exclusions_are_skipped_at_once() {
+    let set = set(r#"{"subnet":"fd00::/64","exclude":["fd00::/65"]}"#);
+    let given = set.allocate(None, |_| false).unwrap();
+    assert_eq!(given.address.to_string(), "fd00::8000:0:0:0/64");
+    let whole = config(r#"{"subnet":"fd00::/64","exclude":["fd00::/64"]}"#).range_sets().unwrap().remove(0);
+    assert!(whole.allocate(None, |_| false).is_err());
 }
 
 #[test]
 fn bad_ranges_are_named() {
     let cases = [
-        ("{}", "no ranges are configured"),
-        (r#"{"ranges":[[]]}"#, "no ranges are configured"),
-        (r#"{"subnet":"10.0.0.0/31"}"#, "subnet 10.0.0.0/31 is too small to allocate from"),
+        ("{}", "ipam: no ranges are configured: give ranges, subnet or addresses"),
+        (r#"{"ranges":[[]]}"#, "ipam: no ranges are configured: give ranges, subnet or addresses"),
+        (
+            r#"{"subnet":"10.0.0.7/24"}"#,
+            "ipam: subnet 10.0.0.7/24 is not a network address; did you mean 10.0.0.0/24?",
+        ),
+        (r#"{"subnet":"10.0.0.0/31"}"#, "ipam: subnet 10.0.0.0/31 is too small to allocate from"),
         (
             r#"{"subnet":"10.0.0.0/24","rangeStart":"10.0.1.1"}"#,
-            "rangeStart 10.0.1.1 is not usable in subnet 10.0.0.0/24",
+            "ipam: rangeStart 10.0.1.1 is not usable in subnet 10.0.0.0/24",
         ),
         (
             r#"{"ranges":[[{"subnet":"10.0.0.0/24"}],[{"subnet":"10.0.0.0/16"}]]}"#,
-            "subnets 10.0.0.0/24 and 10.0.0.0/16 overlap or are of different families in one set",
+            "ipam: subnets 10.0.0.0/24 and 10.0.0.0/16 overlap or are of different families in one set of ranges",
         ),
     ];
     for (json, message) in cases {

@@ -1,96 +1,101 @@
-//! The store across calls, crashes and boots.
+//! The store on a real file system: parallel users, killed writers, other boots, many records.
 
-use cni_plugins_types::ipam::IpamConfig;
+use std::{collections::BTreeSet, net::IpAddr};
+
+use cni_plugins_types::ipam::{
+    IpamConfig, RangeSet,
+    leases::{Owner, Request},
+};
 
 use super::*;
 
-fn set(json: &str) -> RangeSet {
-    serde_json::from_str::<IpamConfig>(json).unwrap().range_sets().unwrap().remove(0)
+fn sets() -> Vec<RangeSet> {
+    let config: IpamConfig = serde_json::from_str(r#"{"subnet":"10.0.0.0/16"}"#).unwrap();
+    config.range_sets().unwrap()
 }
 
-fn small() -> RangeSet {
-    set(r#"{"subnet":"10.0.0.0/29"}"#)
+fn owner(number: usize) -> Owner {
+    Owner { container_id: format!("c{number}"), ifname: "eth0".to_owned() }
 }
 
-fn owner(id: &str) -> Owner {
-    Owner { container_id: id.to_owned(), ifname: "eth0".to_owned() }
-}
-
-fn give(store: &Store, id: &str) -> String {
-    store.allocate(&owner(id), 0, &small(), None).unwrap().address.addr().to_string()
-}
-
-#[test]
-fn addresses_are_sticky_distinct_and_rotate() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
-    assert_eq!(give(&store, "a"), "10.0.0.2");
-    assert_eq!(give(&store, "a"), "10.0.0.2");
-    assert_eq!(give(&store, "b"), "10.0.0.3");
-    store.release(&owner("a")).unwrap();
-    store.release(&owner("a")).unwrap();
-    assert_eq!(give(&store, "c"), "10.0.0.4");
-    assert_eq!(store.held_by(&owner("b")).unwrap(), ["10.0.0.3".parse::<IpAddr>().unwrap()]);
+fn take(dir: &Path, number: usize) -> IpAddr {
+    let (owner, sets) = (owner(number), sets());
+    let request = Request { owner: &owner, netns: "", pod: "", sets: &sets, fixed: &[], wanted: &[] };
+    let mut store = Store::open(dir).unwrap();
+    let (given, changes) = store.leases().take(&request).unwrap();
+    store.commit(&changes).unwrap();
+    given[0].address.addr()
 }
 
 #[test]
-fn exhaustion_names_the_range_and_ends_with_a_release() {
+fn parallel_users_get_different_addresses() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
-    for id in ["a", "b", "c", "d", "e"] {
-        give(&store, id);
+    let dir = dir.path();
+    let given: Vec<IpAddr> = std::thread::scope(|scope| {
+        let users: Vec<_> = (0..8)
+            .map(|user| scope.spawn(move || (0..20).map(|n| take(dir, user * 100 + n)).collect::<Vec<_>>()))
+            .collect();
+        users.into_iter().flat_map(|user| user.join().unwrap()).collect()
+    });
+    assert_eq!(given.iter().collect::<BTreeSet<_>>().len(), 160);
+    assert_eq!(Store::open(dir).unwrap().leases().iter().count(), 160);
+}
+
+#[test]
+fn half_a_line_is_cut_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = take(dir.path(), 1);
+    let file = dir.path().join("leases");
+    let whole = fs::read_to_string(&file).unwrap();
+    fs::write(&file, format!("{whole}+ c2 eth0 - - 10.0.")).unwrap();
+    let second = take(dir.path(), 3);
+    assert_ne!(first, second);
+    let text = fs::read_to_string(&file).unwrap();
+    assert_eq!(text.lines().count(), 3, "{text}");
+}
+
+#[test]
+fn another_boot_frees_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("leases");
+    fs::write(&file, "keelson-ipam 1 an-earlier-boot\n+ c1 eth0 - - 10.0.0.2\n").unwrap();
+    assert_eq!(Store::open(dir.path()).unwrap().leases().iter().count(), 0);
+    assert!(!fs::read_to_string(&file).unwrap().contains("10.0.0.2\n+"));
+    // As are records that a crash of the machine left empty.
+    fs::write(&file, "").unwrap();
+    take(dir.path(), 1);
+}
+
+#[test]
+fn a_damaged_log_is_refused_by_line() {
+    let dir = tempfile::tempdir().unwrap();
+    take(dir.path(), 1);
+    let file = dir.path().join("leases");
+    let whole = fs::read_to_string(&file).unwrap();
+    fs::write(&file, whole + "nonsense\n").unwrap();
+    let failure = Store::open(dir.path()).map(|_| ()).unwrap_err().to_string();
+    assert!(failure.contains("leases: line 3 is not understood: \"nonsense\""), "{failure}");
+}
+
+#[test]
+fn ten_thousand_stale_records_go_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Store::open(dir.path()).unwrap());
+    let file = dir.path().join("leases");
+    let mut text = fs::read_to_string(&file).unwrap();
+    for number in 0..10_000_u32 {
+        let addr = IpAddr::from((0x0a00_0002 + number).to_be_bytes());
+        text += &format!("+ c{number} eth0 - - {addr}\n");
     }
-    let failure = store.allocate(&owner("f"), 0, &small(), None).unwrap_err();
-    assert!(
-        failure.to_string().contains("no IP addresses available in range 10.0.0.1-10.0.0.6"),
-        "{failure}"
-    );
-    store.release(&owner("c")).unwrap();
-    assert_eq!(give(&store, "f"), "10.0.0.4");
-}
-
-#[test]
-fn a_call_killed_between_its_links_is_completed_or_cleared() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
-    give(&store, "a");
-    fs::remove_file(dir.path().join("10.0.0.2")).unwrap();
-    assert!(store.held_by(&owner("a")).unwrap().is_empty());
-    assert_eq!(give(&store, "a"), "10.0.0.2");
-    // The half-done record of "a" loses against a holder that came in between.
-    fs::remove_file(dir.path().join("10.0.0.2")).unwrap();
-    let wanted = Some("10.0.0.2".parse().unwrap());
-    store.allocate(&owner("b"), 0, &small(), wanted).unwrap();
-    assert_eq!(give(&store, "a"), "10.0.0.3");
-    store.release(&owner("a")).unwrap();
-    store.release(&owner("b")).unwrap();
-    assert!(store.owner_files().unwrap().is_empty());
-}
-
-#[test]
-fn records_of_an_earlier_boot_are_dropped_once() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
-    give(&store, "a");
+    fs::write(&file, text).unwrap();
+    let started = std::time::Instant::now();
+    let mut store = Store::open(dir.path()).unwrap();
+    let changes = store.leases().release_all_but(|lease| lease.owner == owner(7));
+    assert_eq!(changes.len(), 9_999);
+    store.commit(&changes).unwrap();
+    eprintln!("GC of 10,000 records: {:?}", started.elapsed());
     drop(store);
-    let own = dir.path().join("own.0.a.eth0");
-    let text = fs::read_to_string(&own).unwrap();
-    let boot_id = text.lines().nth(2).unwrap().to_owned();
-    fs::write(&own, text.replace(&boot_id, "earlier")).unwrap();
-    fs::write(dir.path().join("boot"), "earlier").unwrap();
     let store = Store::open(dir.path()).unwrap();
-    assert!(store.owner_files().unwrap().is_empty());
-    assert!(!dir.path().join("10.0.0.2").exists());
-    assert_eq!(give(&store, "b"), "10.0.0.3");
-}
-
-#[test]
-fn gc_keeps_only_the_valid() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
-    give(&store, "a");
-    give(&store, "b");
-    store.release_all_but(|owner| owner.container_id == "b").unwrap();
-    assert!(store.held_by(&owner("a")).unwrap().is_empty());
-    assert_eq!(store.held_by(&owner("b")).unwrap().len(), 1);
+    assert_eq!(store.leases().iter().map(|lease| &lease.owner).collect::<Vec<_>>(), [&owner(7)]);
+    assert!(fs::metadata(&file).unwrap().len() < 4096);
 }

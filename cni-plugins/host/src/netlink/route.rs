@@ -1,0 +1,155 @@
+//! Routes.
+
+use std::net::IpAddr;
+
+use cni_plugins_types::{IpNet, Route};
+use nix::errno::Errno;
+
+use super::{
+    Netlink, NetlinkError, Step, address_from,
+    codec::{Message, attributes, u32_at},
+    family, octets,
+};
+
+const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
+const RTM_GETROUTE: u16 = 26;
+const NLM_F_REPLACE: u16 = 0x100;
+const NLM_F_EXCL: u16 = 0x200;
+const NLM_F_CREATE: u16 = 0x400;
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
+const RTA_METRICS: u16 = 8;
+const RTA_TABLE: u16 = 15;
+const RTAX_MTU: u16 = 2;
+const RTAX_ADVMSS: u16 = 8;
+const RT_TABLE_MAIN: u8 = 254;
+const RT_TABLE_COMPAT: u8 = 252;
+const RTPROT_BOOT: u8 = 3;
+const RT_SCOPE_UNIVERSE: u8 = 0;
+const RT_SCOPE_LINK: u8 = 253;
+const RTN_UNICAST: u8 = 1;
+
+/// A route that the kernel has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteEntry {
+    /// Destination.
+    pub dst: IpNet,
+    /// Next hop, if not directly connected.
+    pub gateway: Option<IpAddr>,
+    /// Link it leaves through.
+    pub link: Option<u32>,
+    /// Table.
+    pub table: u32,
+}
+
+impl Step {
+    /// Adds a route through link `index`; `gateway` absent means directly connected. One that is there
+    /// already is tolerated.
+    pub fn add_route(index: u32, route: &Route, gateway: Option<IpAddr>) -> Self {
+        let scope = match (route.scope, gateway) {
+            (Some(scope), _) => scope,
+            (None, Some(_)) => RT_SCOPE_UNIVERSE,
+            (None, None) => RT_SCOPE_LINK,
+        };
+        let metrics = [(RTAX_MTU, route.mtu), (RTAX_ADVMSS, route.advmss)];
+        let has_metrics = metrics.iter().any(|(_, value)| value.is_some()).then_some(metrics);
+        let message = message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, route, scope)
+            .u32(RTA_OIF, index)
+            .when(gateway, |message, gateway| message.attr(RTA_GATEWAY, &octets(gateway)))
+            .when(has_metrics, |message, metrics| {
+                message.nested(RTA_METRICS, |list| {
+                    metrics.into_iter().fold(list, |list, (kind, value)| {
+                        list.when(value, |list, value| list.u32(kind, value))
+                    })
+                })
+            });
+        let via = gateway.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
+        Step::new(format!("add route to {}{via} through link {index}", route.dst), message)
+            .tolerating(Errno::EEXIST)
+    }
+
+    /// Makes `dst` directly connected through link `index`, in place of any other route to it.
+    pub fn replace_route(index: u32, dst: IpNet) -> Self {
+        let message = message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &Route::to(dst), RT_SCOPE_LINK)
+            .u32(RTA_OIF, index);
+        Step::new(format!("set the route to {dst} through link {index}"), message)
+    }
+
+    /// Takes the route to `dst` through link `index` away; absence is tolerated.
+    pub fn delete_route(index: u32, dst: IpNet) -> Self {
+        let message = message(RTM_DELROUTE, 0, &Route::to(dst), RT_SCOPE_LINK).u32(RTA_OIF, index);
+        Step::new(format!("remove the route to {dst} through link {index}"), message).tolerating(Errno::ESRCH)
+    }
+}
+
+impl Netlink {
+    /// Index of the link that packets to `addr` leave through; `None` when there is no route.
+    pub fn link_towards(&self, addr: IpAddr) -> Result<Option<u32>, NetlinkError> {
+        let bits = if addr.is_ipv4() { 32 } else { 128 };
+        let header = [family(addr), bits, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let request = Message::new(RTM_GETROUTE, 0).header(&header).attr(RTA_DST, &octets(addr));
+        let step = Step::new(format!("find the route to {addr}"), request);
+        match self.run(vec![step]) {
+            Ok(answers) => {
+                Ok(answers.iter().flatten().find_map(|body| read(body)).and_then(|found| found.link))
+            }
+            Err(error) if matches!(error.errno(), Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Every unicast route of one family.
+    pub fn routes(&self, v6: bool) -> Result<Vec<RouteEntry>, NetlinkError> {
+        let family = if v6 { 10 } else { 2 };
+        let request = Message::new(RTM_GETROUTE, 0).header(&[family, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let mut found = Vec::new();
+        self.dump("list routes", &request, |body| {
+            if body.get(7) == Some(&RTN_UNICAST) {
+                found.extend(read(body));
+            }
+        })?;
+        Ok(found)
+    }
+}
+
+fn message(kind: u16, flags: u16, route: &Route, scope: u8) -> Message {
+    let table = route.table.map_or(RT_TABLE_MAIN, |table| u8::try_from(table).unwrap_or(RT_TABLE_COMPAT));
+    let addr = route.dst.network();
+    let mut header = [0; 12];
+    header[..8].copy_from_slice(&[
+        family(addr),
+        route.dst.prefix_len(),
+        0,
+        0,
+        table,
+        RTPROT_BOOT,
+        scope,
+        RTN_UNICAST,
+    ]);
+    let dst = (route.dst.prefix_len() > 0).then(|| octets(addr));
+    Message::new(kind, flags)
+        .header(&header)
+        .when(dst, |message, dst| message.attr(RTA_DST, &dst))
+        .when(route.table, |message, table| message.u32(RTA_TABLE, table))
+        .when(route.priority, |message, priority| message.u32(RTA_PRIORITY, priority))
+}
+
+fn read(body: &[u8]) -> Option<RouteEntry> {
+    let prefix_len = *body.get(1)?;
+    let mut dst: IpAddr = if *body.first()? == 2 { [0; 4].into() } else { [0; 16].into() };
+    let mut table = u32::from(*body.get(4)?);
+    let (mut gateway, mut link) = (None, None);
+    for (kind, payload) in attributes(body.get(12..)?) {
+        match kind {
+            RTA_DST => dst = address_from(payload)?,
+            RTA_GATEWAY => gateway = address_from(payload),
+            RTA_OIF => link = u32_at(payload, 0),
+            RTA_TABLE => table = u32_at(payload, 0)?,
+            _ => {}
+        }
+    }
+    Some(RouteEntry { dst: IpNet::new(dst, prefix_len)?, gateway, link, table })
+}

@@ -1,0 +1,249 @@
+//! The executable under its own name: makes the links, lists what is held, takes everything away.
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    fs, io,
+    io::Write,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use cni_plugins_host::netns;
+use serde_json::{Value, json};
+
+use crate::{
+    log,
+    plugins::{self, Plugin, ipam},
+    state,
+};
+
+const USAGE: &str = "usage:
+  keelson-cni install DIR        make the plugins' links in DIR
+  keelson-cni leases [OPTIONS]   print the addresses in use, one JSON object a line
+  keelson-cni cleanup [OPTIONS]  remove interfaces, bridges, addresses, state and logs of the plugins
+  keelson-cni uninstall [OPTIONS]  the same, and the links and the configurations that name them
+options:
+  --conf-dir DIR   network configurations (/etc/cni/net.d); their dataDir, stateDir and logFile count
+  --bin-dir DIR    where the links are (/opt/cni/bin)
+  --data-dir DIR, --state-dir DIR, --log-file FILE   instead of the places used by default
+Called by a CNI runtime through a link such as keelson-bridge it is that plugin.";
+
+/// The command line of the executable under its own name.
+pub(crate) fn main(args: &[OsString]) -> ExitCode {
+    let outcome = match args {
+        [command, dir] if command == "install" => install(Path::new(dir)),
+        [command, options @ ..] if command == "leases" => Places::of(options).and_then(|at| leases(&at)),
+        [command, options @ ..] if command == "cleanup" => Places::of(options).and_then(|at| cleanup(&at)),
+        [command, options @ ..] if command == "uninstall" => {
+            Places::of(options).and_then(|at| cleanup(&at).and_then(|()| uninstall(&at)))
+        }
+        _ => Err(io::Error::other(USAGE)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => match writeln!(io::stderr(), "keelson-cni: {error}") {
+            Ok(()) | Err(_) => ExitCode::FAILURE,
+        },
+    }
+}
+
+/// Everything that the plugins write to, by the options and by the configurations found.
+struct Places {
+    conf_dir: PathBuf,
+    bin_dir: PathBuf,
+    data_dirs: BTreeSet<PathBuf>,
+    state_dirs: BTreeSet<PathBuf>,
+    logs: BTreeSet<PathBuf>,
+    /// Configurations all of whose plugins are ours or that begin with one of ours.
+    configurations: Vec<PathBuf>,
+}
+
+impl Places {
+    fn of(options: &[OsString]) -> io::Result<Self> {
+        let mut places = Self {
+            conf_dir: "/etc/cni/net.d".into(),
+            bin_dir: "/opt/cni/bin".into(),
+            data_dirs: BTreeSet::new(),
+            state_dirs: BTreeSet::new(),
+            logs: BTreeSet::new(),
+            configurations: Vec::new(),
+        };
+        let mut options = options.iter();
+        while let Some(option) = options.next() {
+            let name = option.to_string_lossy().into_owned();
+            let mut value = || {
+                let value = options.next().map(PathBuf::from);
+                value.ok_or_else(|| io::Error::other(format!("{name}: a directory is missing\n{USAGE}")))
+            };
+            match name.as_str() {
+                "--conf-dir" => places.conf_dir = value()?,
+                "--bin-dir" => places.bin_dir = value()?,
+                "--data-dir" => drop(places.data_dirs.insert(value()?)),
+                "--state-dir" => drop(places.state_dirs.insert(value()?)),
+                "--log-file" => drop(places.logs.insert(value()?)),
+                _ => return Err(io::Error::other(format!("{name} is not an option\n{USAGE}"))),
+            }
+        }
+        for (set, default) in [
+            (&mut places.data_dirs, ipam::DEFAULT_DATA_DIR),
+            (&mut places.state_dirs, state::DEFAULT_DIR),
+            (&mut places.logs, log::DEFAULT_FILE),
+        ] {
+            if set.is_empty() {
+                set.insert(default.into());
+            }
+        }
+        places.read_configurations()?;
+        Ok(places)
+    }
+
+    fn read_configurations(&mut self) -> io::Result<()> {
+        let entries = match fs::read_dir(&self.conf_dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(|error| about(&self.conf_dir, &error))?,
+        };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let is_configuration =
+                path.extension().is_some_and(|end| end == "conflist" || end == "conf" || end == "json");
+            let Ok(text) = fs::read_to_string(&path) else { continue };
+            let Ok(value) = serde_json::from_str::<Value>(&text) else { continue };
+            if !is_configuration {
+                continue;
+            }
+            let list = value.get("plugins").and_then(Value::as_array);
+            let plugins = list.map_or_else(|| vec![&value], |list| list.iter().collect());
+            let is_ours = |plugin: &&&Value| plugin["type"].as_str().and_then(Plugin::named).is_some();
+            if plugins.first().is_some_and(|first| is_ours(&first)) {
+                self.configurations.push(path);
+            }
+            for plugin in plugins.iter().filter(is_ours) {
+                self.note(plugin);
+            }
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, plugin: &Value) {
+        let path = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(PathBuf::from);
+        if plugin["ipam"]["type"] == Plugin::Ipam.name() {
+            self.data_dirs.extend(path(&plugin["ipam"]["dataDir"]));
+        }
+        self.state_dirs.extend(path(&plugin["stateDir"]));
+        self.logs.extend(path(&plugin["logFile"]));
+    }
+
+    /// Directories of networks below the data directories.
+    fn networks(&self) -> Vec<PathBuf> {
+        let entries = self.data_dirs.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
+        entries.map(|entry| entry.path()).filter(|path| path.join("leases").is_file()).collect()
+    }
+}
+
+fn install(dir: &Path) -> io::Result<()> {
+    let executable = std::env::current_exe()?;
+    fs::create_dir_all(dir).map_err(|error| about(dir, &error))?;
+    for plugin in Plugin::ALL {
+        let temporary = dir.join(format!(".{}.{}", plugin.name(), std::process::id()));
+        symlink(&executable, &temporary).map_err(|error| about(&temporary, &error))?;
+        let link = dir.join(plugin.name());
+        fs::rename(&temporary, &link).map_err(|error| about(&link, &error))?;
+    }
+    Ok(())
+}
+
+fn leases(places: &Places) -> io::Result<()> {
+    for dir in places.networks() {
+        let network = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let store =
+            ipam::store::Store::open(&dir).map_err(|failure| io::Error::other(failure.to_string()))?;
+        for lease in store.leases().iter() {
+            let addresses: Vec<String> = lease.addrs.iter().map(ToString::to_string).collect();
+            say(&json!({
+                "network": network,
+                "container": lease.owner.container_id,
+                "interface": lease.owner.ifname,
+                "addresses": addresses,
+                "netns": lease.netns,
+                "pod": lease.pod,
+            }))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what the plugins made, in this network namespace, and what they know; goes on past failures.
+fn cleanup(places: &Places) -> io::Result<()> {
+    let mut failures = Vec::new();
+    for outcome in plugins::cleanup() {
+        match outcome {
+            Ok(removed) => removed.iter().try_for_each(say)?,
+            Err(failure) => failures.push(failure.to_string()),
+        }
+    }
+    let mut remove = |path: &Path| match remove_all(path) {
+        Ok(true) => say(&path.display()),
+        Ok(false) => Ok(()),
+        Err(error) => {
+            failures.push(about(path, &error).to_string());
+            Ok(())
+        }
+    };
+    for network in places.networks() {
+        remove(&network)?;
+    }
+    // Records of other network namespaces belong to other nodes.
+    let own = netns::own_identity().map_err(io::Error::other)?.to_string();
+    let below = |dir: &PathBuf| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    for plugin in places.state_dirs.iter().flat_map(below).filter(|path| path.is_dir()) {
+        remove(&plugin.join(&own))?;
+        drop(fs::remove_dir(plugin));
+    }
+    for log in &places.logs {
+        remove(log)?;
+        remove(&log.with_extension("log.1"))?;
+    }
+    // Shared with others, perhaps: only when nothing is left in them.
+    for dir in places.data_dirs.iter().chain(&places.state_dirs) {
+        drop(fs::remove_dir(dir));
+    }
+    if failures.is_empty() { Ok(()) } else { Err(io::Error::other(failures.join("\n"))) }
+}
+
+fn uninstall(places: &Places) -> io::Result<()> {
+    for path in &places.configurations {
+        fs::remove_file(path).map_err(|error| about(path, &error))?;
+        say(&path.display())?;
+    }
+    for plugin in Plugin::ALL {
+        let link = places.bin_dir.join(plugin.name());
+        if fs::read_link(&link).is_ok() {
+            fs::remove_file(&link).map_err(|error| about(&link, &error))?;
+            say(&link.display())?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a file or a directory with all it holds; tells whether there was one.
+fn remove_all(path: &Path) -> io::Result<bool> {
+    let removed = match path.symlink_metadata() {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn say(what: &impl std::fmt::Display) -> io::Result<()> {
+    writeln!(io::stdout(), "{what}")
+}
+
+fn about(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
