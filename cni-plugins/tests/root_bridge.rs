@@ -6,7 +6,7 @@ mod lab;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -362,6 +362,14 @@ fn addresses_are_usable_at_once_without_duplicate_detection() {
                 let word = line.split_whitespace().nth(4).unwrap();
                 assert_eq!(u8::from_str_radix(word, 16).unwrap() & tentative, 0, "{line}");
             }
+        }
+        if detect {
+            // At once where the kernel has optimistic addresses, else when detection is over.
+            let socket = SocketAddr::new(address(&result, 0), 0);
+            wait_for("usable address", || {
+                let bound = netns::run_in(&pod.netns, || std::net::TcpListener::bind(socket)).unwrap();
+                bound.map_err(|error| error.to_string())
+            });
         }
         assert_reachable(&lab.host, &pod.netns, address(&result, 0));
         lab.del_from(&list, &pod);

@@ -291,8 +291,10 @@ pub(crate) fn assert_unreachable(from: &Path, to: &Path, addr: IpAddr) {
 }
 
 fn send_line(from: &Path, to: &Path, addr: IpAddr, patience: Duration) -> Result<String, String> {
-    let listener = netns::run_in(to, || TcpListener::bind(SocketAddr::new(addr, 0)).unwrap()).unwrap();
-    let target = listener.local_addr().unwrap();
+    // On any address: the one in question may just have gone.
+    let any: IpAddr = if addr.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+    let listener = netns::run_in(to, || TcpListener::bind(SocketAddr::new(any, 0)).unwrap()).unwrap();
+    let target = SocketAddr::new(addr, listener.local_addr().unwrap().port());
     netns::run_in(from, || {
         let mut stream = TcpStream::connect_timeout(&target, patience).map_err(|error| error.to_string())?;
         stream.write_all(b"hello").map_err(|error| error.to_string())

@@ -1,7 +1,7 @@
 //! Bridge ports: options, VLANs.
 
 use super::{
-    Netlink, NetlinkError, Step,
+    Step,
     codec::{Message, find},
 };
 
@@ -14,7 +14,6 @@ const IFLA_BRIDGE_VLAN_INFO: u16 = 2;
 const IFLA_BRPORT_STATE: u16 = 1;
 const IFLA_BRPORT_MODE: u16 = 4;
 const IFLA_BRPORT_LEARNING: u16 = 8;
-const IFLA_BRPORT_FLUSH: u16 = 24;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
 const IFLA_BRPORT_LOCKED: u16 = 39;
 /// `BR_STATE_DISABLED`: the port neither takes nor gives packets.
@@ -36,8 +35,6 @@ pub struct PortOptions {
     pub isolated: Option<bool>,
     /// Only source addresses with an entry for this port may send; nothing is learned.
     pub locked: Option<bool>,
-    /// Neither takes nor gives packets any more, and forgets what was learned on it.
-    pub disabled: bool,
 }
 
 /// How a link is a port.
@@ -71,9 +68,6 @@ impl PortOptions {
             .when(self.isolated, |data, on| data.u8(IFLA_BRPORT_ISOLATED, on.into()))
             .when(self.locked, |data, on| {
                 data.u8(IFLA_BRPORT_LEARNING, (!on).into()).u8(IFLA_BRPORT_LOCKED, on.into())
-            })
-            .when(self.disabled.then_some(DISABLED), |data, state| {
-                data.u8(IFLA_BRPORT_STATE, state).attr(IFLA_BRPORT_FLUSH, &[])
             })
     }
 }
@@ -111,16 +105,6 @@ impl Step {
     pub fn remove_port_vlan(index: u32, vlan: u16) -> Self {
         let message = vlan_message(RTM_DELLINK, index, &[(0, vlan)]);
         Step::new(format!("take bridge port {index} out of VLAN {vlan}"), message)
-    }
-}
-
-impl Netlink {
-    /// Stops a bridge port's traffic now.
-    pub fn disable_port(&self, name: &str) -> Result<bool, NetlinkError> {
-        let options = PortOptions { disabled: true, ..PortOptions::default() };
-        self.run_one(
-            Step::set_port(super::LinkRef::Name(name), &options).tolerating(nix::errno::Errno::ENODEV),
-        )
     }
 }
 

@@ -85,7 +85,7 @@ impl<'a> Attachment<'a> {
         if bridge.is_some() {
             self.configure_port(&port, mac)?;
         } else {
-            gateway::prepare_routes(host, &port, &result)?;
+            gateway::prepare_routes(config, host, &port, &result)?;
         }
         pod::configure(call, config, self.inside, &result, self.requested_mac)?;
         self.describe(&mut result, bridge.as_ref(), &port, mac, mtu);
@@ -128,7 +128,6 @@ impl<'a> Attachment<'a> {
             hairpin: self.config.hairpin_mode.then_some(true),
             isolated: self.config.port_isolation.then_some(true),
             locked: self.config.macspoofchk.then_some(true),
-            disabled: false,
         };
         if options.hairpin.or(options.isolated).or(options.locked).is_some() {
             steps.push(Step::set_port(this, &options));

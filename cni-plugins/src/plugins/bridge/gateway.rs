@@ -12,7 +12,7 @@ use nix::errno::Errno;
 
 use super::{
     config::{BridgeConfig, Mode},
-    names,
+    names, pod,
 };
 use crate::failure::Failure;
 
@@ -73,7 +73,8 @@ pub(super) fn prepare_bridge(
 ) -> Result<Link, Failure> {
     let gateways = gateways(result);
     let mac = names::mac_for(gateways.first().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpNet::addr));
-    let bridge = ensure_bridge(config, host, mac)?;
+    let v6 = result.addresses_in_sandbox().any(|addr| addr.is_ipv6());
+    let bridge = ensure_bridge(config, host, mac, v6)?;
     if !config.is_gateway() {
         return Ok(bridge);
     }
@@ -97,7 +98,15 @@ pub(super) fn no_vlan_filtering(config: &BridgeConfig) -> Failure {
 }
 
 /// Routes and addresses for a pod with a link of its own.
-pub(super) fn prepare_routes(host: &Netlink, port: &Link, result: &CniResult) -> Result<(), Failure> {
+pub(super) fn prepare_routes(
+    config: &BridgeConfig,
+    host: &Netlink,
+    port: &Link,
+    result: &CniResult,
+) -> Result<(), Failure> {
+    if result.addresses_in_sandbox().any(|addr| addr.is_ipv6()) {
+        pod::prepare_ipv6(&port.name, config.enabledad)?;
+    }
     let mut steps = Vec::new();
     for ip in &result.ips {
         if let Some(gateway) = ip.gateway {
@@ -133,17 +142,20 @@ pub(super) fn vlan_port_name(config: &BridgeConfig, vlan: u16) -> String {
     if name.len() <= 15 { name } else { names::host_interface(&config.bridge, &vlan.to_string(), "vlan") }
 }
 
-fn ensure_bridge(config: &BridgeConfig, host: &Netlink, mac: [u8; 6]) -> Result<Link, Failure> {
+fn ensure_bridge(config: &BridgeConfig, host: &Netlink, mac: [u8; 6], v6: bool) -> Result<Link, Failure> {
     let filtering = config.separates_vlans();
     let mut bridge = match host.link(&config.bridge)? {
         Some(bridge) => bridge,
-        None => create_bridge(config, host, mac)?,
+        None => create_bridge(config, host, mac, v6)?,
     };
     if bridge.kind.as_deref() != Some("bridge") {
         return Err(Failure::config(format!("bridge: {} exists and is not a bridge", config.bridge)));
     }
     if filtering && !bridge.vlan_filtering {
-        host.run(vec![Step::filter_vlans(&config.bridge)])?;
+        match host.run(vec![Step::filter_vlans(&config.bridge)]) {
+            Err(error) if error.is(Errno::EOPNOTSUPP) => return Err(no_vlan_filtering(config)),
+            done => drop(done?),
+        }
         bridge.vlan_filtering = host.link(&config.bridge)?.is_some_and(|bridge| bridge.vlan_filtering);
         if !bridge.vlan_filtering {
             return Err(no_vlan_filtering(config));
@@ -161,7 +173,7 @@ fn ensure_bridge(config: &BridgeConfig, host: &Netlink, mac: [u8; 6]) -> Result<
 }
 
 /// Makes the bridge, or takes the one that a parallel call made meanwhile.
-fn create_bridge(config: &BridgeConfig, host: &Netlink, mac: [u8; 6]) -> Result<Link, Failure> {
+fn create_bridge(config: &BridgeConfig, host: &Netlink, mac: [u8; 6], v6: bool) -> Result<Link, Failure> {
     let spec = BridgeSpec {
         name: &config.bridge,
         mac,
@@ -174,7 +186,17 @@ fn create_bridge(config: &BridgeConfig, host: &Netlink, mac: [u8; 6]) -> Result<
         Step::create_bridge(&spec).tolerating(Errno::EEXIST),
         Step::set_link(this, &alias),
         Step::get_link(this),
-    ])?;
+    ]);
+    let answers = match answers {
+        Err(error) if spec.vlan_filtering && error.is(Errno::EOPNOTSUPP) => {
+            return Err(no_vlan_filtering(config));
+        }
+        answers => answers?,
+    };
+    if v6 {
+        // The host could not ask for a pod's hardware address on behalf of others for the first second.
+        pod::prepare_ipv6(&config.bridge, config.enabledad)?;
+    }
     let created = answers.iter().flatten().find_map(|body| Link::read(body));
     created.ok_or_else(|| Failure::bug(format!("bridge {} vanished", config.bridge)))
 }

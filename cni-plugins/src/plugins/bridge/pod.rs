@@ -64,8 +64,9 @@ pub(super) fn next_hop(result: &CniResult, route: &Route) -> Option<IpAddr> {
     route.gw.or_else(|| gateways.into_iter().find(|gateway| same_family(*gateway, route.dst.addr())))
 }
 
-/// Makes addresses usable at once: the link-local one would otherwise be tentative for a second.
-fn prepare_ipv6(ifname: &str, detect_duplicates: bool) -> Result<(), Failure> {
+/// Makes addresses of an interface of the calling thread's namespace usable at once: the link-local one
+/// would otherwise be tentative for a second.
+pub(super) fn prepare_ipv6(ifname: &str, detect_duplicates: bool) -> Result<(), Failure> {
     if !Path::new(IPV6).exists() {
         return Err(Failure::config("ipam: IPv6 addresses, but this kernel has no IPv6"));
     }
@@ -73,6 +74,8 @@ fn prepare_ipv6(ifname: &str, detect_duplicates: bool) -> Result<(), Failure> {
     sysctl::set(&format!("{this}/disable_ipv6"), "0")?;
     if !detect_duplicates {
         sysctl::set(&format!("{this}/accept_dad"), "0")?;
+    } else if Path::new("/proc/sys").join(&this).join("optimistic_dad").exists() {
+        sysctl::set(&format!("{this}/optimistic_dad"), "1")?;
     }
     Ok(())
 }

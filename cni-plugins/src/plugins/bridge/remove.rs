@@ -11,7 +11,7 @@ use std::{fs::OpenOptions, thread, time::Duration};
 use cni_plugins_host::{
     detach,
     lock::try_lock,
-    netlink::{Link, LinkChange, LinkRef, Netlink, PortOptions, Step},
+    netlink::{Link, LinkChange, LinkRef, Netlink, Step},
 };
 use nix::errno::Errno;
 
@@ -94,22 +94,15 @@ pub(crate) fn cleanup() -> Result<Vec<String>, Failure> {
     Ok(removed)
 }
 
-/// Stops a pair's traffic and marks it; tells whether there was one.
+/// Stops a pair's traffic by taking the host's end down, and marks it; tells whether there was one.
+///
+/// Disabling the bridge's port would be cheaper, but the kernel enables it again when it comes to see (up
+/// to a second later) that the pod's end came up.
 fn stop(netlink: &Netlink, name: &str, attachment: &str) -> Result<bool, Failure> {
-    let this = LinkRef::Name(name);
     let alias = format!("{}{attachment}", names::GONE);
-    let mark = LinkChange { group: Some(DOOMED), alias: Some(&alias), ..LinkChange::default() };
-    let closed = PortOptions { disabled: true, ..PortOptions::default() };
-    let marked = netlink.run(vec![Step::set_link(this, &mark), Step::set_port(this, &closed)]);
-    match marked {
-        Ok(_) => Ok(true),
-        Err(error) if error.is(Errno::ENODEV) => Ok(false),
-        // No port of a bridge, or no longer: taking it down stops it as well.
-        Err(_) => {
-            let down = LinkChange { up: Some(false), ..mark };
-            Ok(netlink.run_one(Step::set_link(this, &down).tolerating(Errno::ENODEV))?)
-        }
-    }
+    let mark =
+        LinkChange { up: Some(false), group: Some(DOOMED), alias: Some(&alias), ..LinkChange::default() };
+    Ok(netlink.run_one(Step::set_link(LinkRef::Name(name), &mark).tolerating(Errno::ENODEV))?)
 }
 
 /// Has a child delete the group, unless one is about to.
