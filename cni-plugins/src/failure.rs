@@ -78,7 +78,7 @@ impl Failure {
     }
 
     /// The same failure under another code.
-    pub(crate) fn as_code(mut self, code: ErrorCode) -> Self {
+    pub(crate) fn with_code(mut self, code: ErrorCode) -> Self {
         self.0.code = code;
         self
     }

@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn times_are_written_as_people_read_them() {
-        let at = |seconds| timestamp(UNIX_EPOCH + Duration::from_millis(seconds * 1000 + 7));
+        let at = |seconds: u64| timestamp(UNIX_EPOCH + Duration::from_millis(seconds * 1000 + 7));
         assert_eq!(at(0), "1970-01-01T00:00:00.007Z");
         assert_eq!(at(951_827_696), "2000-02-29T12:34:56.007Z");
         assert_eq!(at(1_795_280_841), "2026-11-21T17:07:21.007Z");

@@ -84,7 +84,7 @@ impl StateDir {
             let Some(rest) = name.strip_prefix(network).and_then(|rest| rest.strip_prefix(',')) else {
                 continue;
             };
-            if rest.ends_with(".tmp") {
+            if rest.strip_suffix(".tmp").is_some() {
                 drop(fs::remove_file(entry.path()));
             } else if let Some((container_id, ifname)) =
                 rest.strip_suffix(".json").and_then(|rest| rest.split_once(','))

@@ -276,6 +276,12 @@ fn a_delegate_that_fails_half_way_is_undone() {
     }
 }
 
+#[track_caller]
+fn refused(told: &Value, code: u32, expected: &str) {
+    assert_eq!(told["code"], code, "{told}");
+    assert!(told["msg"].as_str().unwrap().contains(expected), "{expected:?}: {told}");
+}
+
 #[test]
 fn bad_input_gets_the_right_code_and_names_the_field() {
     let lab = Lab::new();
@@ -323,11 +329,6 @@ fn bad_input_gets_the_right_code_and_names_the_field() {
         ("CNI_NETNS", netns.as_str()),
         ("CNI_IFNAME", "eth0"),
     ];
-    #[track_caller]
-    fn refused(told: &Value, code: u32, expected: &str) {
-        assert_eq!(told["code"], code, "{told}");
-        assert!(told["msg"].as_str().unwrap().contains(expected), "{expected:?}: {told}");
-    }
     for (config, code, expected) in configs {
         refused(&error_object(lab.call("keelson-bridge", &environment, config.as_bytes())), code, expected);
     }

@@ -67,8 +67,8 @@ fn communicate(child: &mut Child, end: Instant) -> io::Result<Finished> {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let (mut out_open, mut err_open) = (true, true);
     while out_open || err_open {
-        let timeout = PollTimeout::try_from(end.saturating_duration_since(Instant::now()))
-            .map_err(|_| io::Error::other("deadline too far away"))?;
+        let timeout =
+            PollTimeout::try_from(end.saturating_duration_since(Instant::now())).map_err(io::Error::other)?;
         let events = |open| if open { PollFlags::POLLIN } else { PollFlags::empty() };
         let mut watched = Vec::with_capacity(2);
         if out_open {

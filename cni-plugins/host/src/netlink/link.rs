@@ -40,6 +40,7 @@ const IFF_PROMISC: u32 = 0x100;
 const IFF_ALLMULTI: u32 = 0x200;
 
 /// What is known of a link.
+#[allow(clippy::struct_excessive_bools, reason = "they are the kernel's independent flags")]
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Link {
     /// Interface index in its namespace.

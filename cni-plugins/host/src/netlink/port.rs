@@ -38,6 +38,7 @@ pub struct PortOptions {
 }
 
 /// How a link is a port.
+#[allow(clippy::struct_excessive_bools, reason = "they are the kernel's independent flags")]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PortState {
     /// Packets may leave where they came in.
@@ -62,7 +63,7 @@ pub struct VlanRange {
 }
 
 impl PortOptions {
-    pub(super) fn append_to(&self, data: Message) -> Message {
+    pub(super) fn append_to(self, data: Message) -> Message {
         // Learning would unlock a locked port for whatever it sends.
         data.when(self.hairpin, |data, on| data.u8(IFLA_BRPORT_MODE, on.into()))
             .when(self.isolated, |data, on| data.u8(IFLA_BRPORT_ISOLATED, on.into()))

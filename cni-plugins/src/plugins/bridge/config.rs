@@ -13,6 +13,7 @@ const MAX_VLAN: u16 = 4094;
 const MTU: std::ops::RangeInclusive<u32> = 68..=65_535;
 
 /// The object on standard input.
+#[allow(clippy::struct_excessive_bools, reason = "they are the configuration's independent keys")]
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct BridgeConfig {

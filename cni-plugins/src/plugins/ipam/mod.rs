@@ -158,7 +158,7 @@ fn check(dir: &Path, call: &Call) -> Result<(), Failure> {
 
 fn status(config: &IpamConfig, dir: &Path) -> Result<(), Failure> {
     let sets = config.range_sets()?;
-    let unavailable = |failure: Failure| failure.as_code(ErrorCode::NotAvailable);
+    let unavailable = |failure: Failure| failure.with_code(ErrorCode::NotAvailable);
     let store = Store::open(dir).map_err(unavailable)?;
     let full = |set: &RangeSet| store.leases().free_in(set).err();
     match sets.iter().find_map(full) {

@@ -1,6 +1,6 @@
 //! The store on a real file system: parallel users, killed writers, other boots, many records.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, fmt::Write as _, net::IpAddr};
 
 use cni_plugins_types::ipam::{
     IpamConfig, RangeSet,
@@ -85,7 +85,7 @@ fn ten_thousand_stale_records_go_at_once() {
     let mut text = fs::read_to_string(&file).unwrap();
     for number in 0..10_000_u32 {
         let addr = IpAddr::from((0x0a00_0002 + number).to_be_bytes());
-        text += &format!("+ c{number} eth0 - - {addr}\n");
+        writeln!(text, "+ c{number} eth0 - - {addr}").unwrap();
     }
     fs::write(&file, text).unwrap();
     let started = std::time::Instant::now();
