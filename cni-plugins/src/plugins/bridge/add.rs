@@ -69,6 +69,7 @@ impl<'a> Attachment<'a> {
         let (call, config, host) = (self.call, self.config, self.host);
         undo.push("release addresses", move || ipam::release(call, config));
         let mut result = ipam::delegate(call, config)?.unwrap_or_default();
+        pod::require_families(&result)?;
         gateway::complete(config, &mut result);
         if !config.dns.is_empty() {
             result.dns = config.dns.clone();

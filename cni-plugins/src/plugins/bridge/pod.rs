@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{call::Call, failure::Failure};
 
-/// There while the kernel of the calling thread's namespace has IPv6.
+/// There while the kernel has IPv6.
 const IPV6: &str = "/proc/sys/net/ipv6";
 
 /// Configures the pod's interface as `result` says.
@@ -64,12 +64,19 @@ pub(super) fn next_hop(result: &CniResult, route: &Route) -> Option<IpAddr> {
     route.gw.or_else(|| gateways.into_iter().find(|gateway| same_family(*gateway, route.dst.addr())))
 }
 
+/// Refuses IPv6 addresses, before anything is made, where the kernel has no IPv6.
+pub(super) fn require_families(result: &CniResult) -> Result<(), Failure> {
+    match result.addresses_in_sandbox().find(IpAddr::is_ipv6) {
+        Some(addr) if !Path::new(IPV6).exists() => {
+            Err(Failure::config(format!("ipam: gives the address {addr}, but this kernel has no IPv6")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Makes addresses of an interface of the calling thread's namespace usable at once: the link-local one
 /// would otherwise be tentative for a second.
 pub(super) fn prepare_ipv6(ifname: &str, detect_duplicates: bool) -> Result<(), Failure> {
-    if !Path::new(IPV6).exists() {
-        return Err(Failure::config("ipam: IPv6 addresses, but this kernel has no IPv6"));
-    }
     let this = format!("net/ipv6/conf/{ifname}");
     sysctl::set(&format!("{this}/disable_ipv6"), "0")?;
     if !detect_duplicates {
