@@ -376,3 +376,64 @@ fn addresses_are_usable_at_once_without_duplicate_detection() {
     }
     lab.assert_nothing_left();
 }
+
+#[test]
+fn a_pod_gets_its_address_back_where_addresses_are_sticky() {
+    let lab = Lab::new();
+    let mut bridge = lab.bridge(&json!([[{"subnet": "10.99.0.0/24"}]]));
+    bridge["ipam"]["sticky"] = true.into();
+    let list = lab.list_of(&[bridge]);
+    let pod = |name: &str| {
+        let mut pod = lab.pod();
+        let arg = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        pod.args = vec![arg("K8S_POD_NAMESPACE", "shop"), arg("K8S_POD_NAME", name)];
+        pod
+    };
+    let (one, two) = (pod("db-0"), pod("db-1"));
+    let first = lab.add_to(&list, &one).unwrap();
+    lab.add_to(&list, &two).unwrap();
+    lab.del_from(&list, &one);
+    let other = pod("db-2");
+    let third = lab.add_to(&list, &other).unwrap();
+    assert_ne!(address(&third, 0), address(&first, 0));
+    let again = pod("db-0");
+    let result = lab.add_to(&list, &again).unwrap();
+    assert_eq!(address(&result, 0), address(&first, 0));
+    assert_reachable(&lab.host, &again.netns, address(&result, 0));
+    for pod in [&two, &other, &again] {
+        lab.del_from(&list, pod);
+    }
+    lab.assert_nothing_left();
+}
+
+#[test]
+fn several_networks_on_several_bridges_do_not_meet() {
+    let lab = Lab::new();
+    let list = |name: &str, bridge: &str, subnet: &str| {
+        let mut plugin = lab.bridge(&json!([[{"subnet": subnet}]]));
+        plugin["bridge"] = bridge.into();
+        plugin["isDefaultGateway"] = false.into();
+        plugin["ipam"]["routes"] = json!([]);
+        lab.list_named(name, "1.1.0", &[plugin])
+    };
+    let red = list("red", "klred0", "10.97.0.0/24");
+    let blue = list("blue", "klblue0", "10.98.0.0/24");
+    let mut pod = lab.pod();
+    lab.add_to(&red, &pod).unwrap();
+    // A second interface of the same pod.
+    pod.ifname = "net1".to_owned();
+    let result = lab.add_to(&blue, &pod).unwrap();
+    assert_reachable(&lab.host, &pod.netns, address(&result, 0));
+    let names: BTreeSet<String> = links_in(&pod.netns).into_iter().map(|link| link.name).collect();
+    assert_eq!(names, BTreeSet::from(["eth0".to_owned(), "net1".to_owned()]));
+    lab.del_from(&blue, &pod);
+    // GC of one network leaves the other's alone.
+    lab.gc(&blue, &[]);
+    let left = wait_for("pod with one interface", || {
+        let links = links_in(&pod.netns);
+        if links.len() == 1 { Ok(links) } else { Err(format!("{links:?}")) }
+    });
+    assert_eq!(left[0].name, "eth0");
+    pod.ifname = "eth0".to_owned();
+    lab.del_from(&red, &pod);
+}

@@ -303,9 +303,11 @@ fn bad_input_gets_the_right_code_and_names_the_field() {
         with("ipam", changed)
     };
     let deep = "[".repeat(100_000);
+    let huge = format!("{{\"name\":\"{}\"}}", "x".repeat(17 << 20));
     let configs = [
         ("not json", 6, "cannot decode the configuration"),
         (&deep, 6, "recursion limit"),
+        (&huge, 6, "larger than 16 MiB"),
         ("[]", 6, "not a JSON object"),
         (&with("cniVersion", "9.0.0".into()), 1, "9.0.0"),
         (&with("name", "../x".into()), 7, "name"),

@@ -88,8 +88,12 @@ impl Lab {
     }
 
     pub(crate) fn list_of_version(&self, version: &str, plugins: &[Value]) -> NetworkConfigList {
+        self.list_named(NETWORK, version, plugins)
+    }
+
+    pub(crate) fn list_named(&self, name: &str, version: &str, plugins: &[Value]) -> NetworkConfigList {
         let plugins: Vec<Value> = plugins.iter().map(|plugin| self.own_files(plugin)).collect();
-        let list = json!({"cniVersion": version, "name": NETWORK, "plugins": plugins});
+        let list = json!({"cniVersion": version, "name": name, "plugins": plugins});
         NetworkConfigList::parse(&list.to_string()).unwrap()
     }
 
