@@ -16,6 +16,7 @@ use tokio::sync::{Notify, watch};
 use tonic::transport::Channel;
 
 use crate::events::EventRecorder;
+use crate::network;
 
 /// The CRI clients every part shares (one connection each, reconnecting by itself).
 #[derive(Clone, Debug)]
@@ -304,6 +305,8 @@ pub struct NodeFacts {
     pub events: EventRecorder,
     /// Address the node registers with.
     pub node_ip: IpAddr,
+    /// What the network between nodes needs of pods, `None` until it is there; absent: there is none.
+    pub overlay: Option<watch::Receiver<Option<network::State>>>,
 }
 
 /// The host side of the pod loop, bundled.

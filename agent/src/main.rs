@@ -35,6 +35,19 @@ enum Chore {
     /// The service data plane, which outlives the agent.
     #[command(subcommand)]
     Proxy(ProxyChore),
+    /// The network between nodes, which outlives the agent.
+    #[command(subcommand)]
+    Network(NetworkChore),
+}
+
+#[derive(Debug, Subcommand)]
+enum NetworkChore {
+    /// Remove the tunnel device and the routes to other nodes' pods.
+    Cleanup {
+        /// The tunnel device.
+        #[arg(long, default_value = "kl-vxlan")]
+        device: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -73,9 +86,16 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         warn!("a TLS provider was installed already");
     }
-    if let Some(Chore::Proxy(ProxyChore::Cleanup { pin_dir, service_cidr })) = &arguments.command {
+    if let Some(chore) = &arguments.command {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        return runtime.block_on(keelson_agent::proxy::cleanup(pin_dir, service_cidr));
+        return match chore {
+            Chore::Proxy(ProxyChore::Cleanup { pin_dir, service_cidr }) => {
+                runtime.block_on(keelson_agent::proxy::cleanup(pin_dir, service_cidr))
+            }
+            Chore::Network(NetworkChore::Cleanup { device }) => {
+                runtime.block_on(keelson_agent::network::cleanup(device))
+            }
+        };
     }
     let config = AgentConfig::load(&arguments.config)?;
     if !config.ignored.is_empty() {

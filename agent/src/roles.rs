@@ -27,7 +27,7 @@ use crate::runtime::{cri, health};
 use crate::server::{self, ServerConfig};
 use crate::sources::objects::Objects;
 use crate::sources::services::services;
-use crate::{host, node, proxy, runtime, sources};
+use crate::{host, network, node, proxy, runtime, sources};
 
 /// Pod events between watch and manager; a full queue holds the watch back.
 const POD_EVENTS: usize = 256;
@@ -100,6 +100,7 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
         pods: lookup,
         events: recorder.clone(),
         node_ip: config.keelson.node_ip,
+        overlay: start_network(&mut roles, &config, &client, &context)?,
     };
     roles.start("node", node::run(client.clone(), Arc::clone(&config), node_facts, cancel.clone()));
     if let Some(section) = config.keelson.proxy.as_ref().filter(|section| section.enabled) {
@@ -110,6 +111,24 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     roles.endless("pods", manager::run(context, directory.clone(), pod_event_queue, cancel.clone()));
     info!(node = %config.keelson.node_name, cri = %config.container_runtime_endpoint, "agent started");
     roles.join().await
+}
+
+/// Starts the network between nodes, where there is one; what pods need of it.
+fn start_network(
+    roles: &mut Roles,
+    config: &AgentConfig,
+    client: &Client,
+    context: &PodContext,
+) -> anyhow::Result<Option<watch::Receiver<Option<network::State>>>> {
+    let Some(section) = config.keelson.network.as_ref().filter(|section| section.enabled) else {
+        return Ok(None);
+    };
+    let settings = network::NetworkConfig::new(section, config)?;
+    let (sender, state) = watch::channel(None);
+    let (node, events) = (context.node.clone(), context.events.clone());
+    let role = network::run(client.clone(), settings, node, sender, events, roles.cancel.clone());
+    roles.start("network", role);
+    Ok(Some(state))
 }
 
 fn start_kubelet_api(

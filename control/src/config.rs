@@ -24,9 +24,15 @@ pub(crate) struct ControlConfig {
     /// Addresses of Services.
     #[serde(default = "default_service_range", rename = "serviceCIDR")]
     pub(crate) service_cidr: String,
-    /// Addresses of pods; each node gets a /24 of it.
+    /// Addresses of pods: an IPv4 range, or one per family with a comma between; each node gets a part of each.
     #[serde(default = "default_pod_range", rename = "podCIDR")]
     pub(crate) pod_cidr: String,
+    /// Prefix length of a node's part of the IPv4 range.
+    #[serde(default = "default_node_mask_v4", rename = "nodeCIDRMaskSizeIPv4")]
+    pub(crate) node_mask_v4: u8,
+    /// Prefix length of a node's part of the IPv6 range.
+    #[serde(default = "default_node_mask_v6", rename = "nodeCIDRMaskSizeIPv6")]
+    pub(crate) node_mask_v6: u8,
     /// Ports of NodePort Services.
     #[serde(default = "default_node_ports")]
     pub(crate) node_port_range: String,
@@ -91,8 +97,7 @@ impl ControlConfig {
     fn check(&self) -> anyhow::Result<()> {
         self.service_range()?;
         self.node_ports()?;
-        let pods: Result<Ipv4Range, String> = self.pod_cidr.parse();
-        pods.map_err(|why| anyhow::anyhow!("podCIDR: {why}"))?;
+        self.check_pod_ranges()?;
         anyhow::ensure!(
             !self.advertise_address.is_unspecified(),
             "advertiseAddress: must be an address of this machine"
@@ -103,6 +108,41 @@ impl ControlConfig {
             "managerKubeconfig: is needed where roles does not contain api"
         );
         Ok(())
+    }
+
+    fn check_pod_ranges(&self) -> anyhow::Result<()> {
+        let ranges = self.pod_ranges();
+        let (v6, v4): (Vec<&String>, Vec<&String>) = ranges.iter().partition(|range| range.contains(':'));
+        anyhow::ensure!(
+            v4.len() == 1 && v6.len() <= 1,
+            "podCIDR: {:?} must be an IPv4 range, or one range per family with a comma between",
+            self.pod_cidr
+        );
+        let pods: Result<Ipv4Range, String> = v4[0].parse();
+        pods.map_err(|why| anyhow::anyhow!("podCIDR: {why}"))?;
+        for (field, range, mask, widest) in v4
+            .iter()
+            .map(|range| ("nodeCIDRMaskSizeIPv4", range, self.node_mask_v4, 32))
+            .chain(v6.iter().map(|range| ("nodeCIDRMaskSizeIPv6", range, self.node_mask_v6, 128)))
+        {
+            let prefix = range.split_once('/').and_then(|(address, prefix)| {
+                address.parse::<IpAddr>().ok().and_then(|_valid| prefix.parse::<u8>().ok())
+            });
+            let Some(prefix) = prefix.filter(|prefix| *prefix <= widest) else {
+                anyhow::bail!("podCIDR: {range:?} is not an address range");
+            };
+            anyhow::ensure!(
+                (prefix..=widest).contains(&mask),
+                "{field}: a node's part of {range} cannot be a /{mask}"
+            );
+        }
+        Ok(())
+    }
+
+    /// The ranges of pods, one per family.
+    pub(crate) fn pod_ranges(&self) -> Vec<String> {
+        let parts = self.pod_cidr.split(',').map(str::trim).filter(|part| !part.is_empty());
+        parts.map(str::to_owned).collect()
     }
 
     /// Whether a role runs here.
@@ -136,6 +176,14 @@ fn default_listen() -> SocketAddr {
 
 fn default_service_range() -> String {
     "10.96.0.0/12".to_owned()
+}
+
+fn default_node_mask_v4() -> u8 {
+    24
+}
+
+fn default_node_mask_v6() -> u8 {
+    64
 }
 
 fn default_pod_range() -> String {

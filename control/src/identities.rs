@@ -47,11 +47,20 @@ pub(crate) fn ensure(config: &ControlConfig, now: jiff::Timestamp) -> anyhow::Re
         write_private(&config.admin_kubeconfig, &text)?;
     }
     for node in &config.nodes {
-        issue_node(node, &authority, &directory.join("nodes"), &endpoint, now)
+        issue_node(node, &authority, &directory.join("nodes"), &node_endpoint(config, node), now)
             .with_context(|| format!("issue credentials of node {}", node.name))?;
     }
     let manager = authority.issue(&client("system:kube-controller-manager", ADMIN.1), now)?;
     Ok(Identities { server, manager })
+}
+
+/// Loopback for the node on this machine, which works whatever happens to the network; the advertised address for
+/// every other.
+fn node_endpoint(config: &ControlConfig, node: &NodeConfig) -> String {
+    let address = config.advertise_address;
+    let here = node.addresses.is_empty() || node.addresses.contains(&address);
+    let host = if here { [127, 0, 0, 1].into() } else { address };
+    format!("https://{}", std::net::SocketAddr::new(host, config.listen.port()))
 }
 
 fn client(user: &str, group: &str) -> LeafRequest {

@@ -113,7 +113,9 @@ fn manager_config(config: &ControlConfig) -> ManagerConfig {
     ManagerConfig {
         scheduler: config.runs(Role::Scheduler),
         controllers: config.runs(Role::Controllers),
-        pod_cidrs: vec![config.pod_cidr.clone()],
+        pod_cidrs: config.pod_ranges(),
+        node_mask_v4: config.node_mask_v4,
+        node_mask_v6: config.node_mask_v6,
         ..ManagerConfig::default()
     }
 }

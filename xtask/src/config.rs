@@ -18,6 +18,30 @@ pub(crate) struct Node {
     pub(crate) address: String,
     /// cgroup2 directory that the socket programs are attached to.
     pub cgroup2: String,
+    /// How it reaches other nodes; `None`: there are none.
+    pub(crate) overlay: Option<Overlay>,
+}
+
+/// The network between the nodes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::Args)]
+pub(crate) struct Overlay {
+    /// How nodes reach each other's pods.
+    #[arg(long = "overlay", value_name = "MODE", default_value = "vxlan", requires = "nodes")]
+    pub(crate) mode: Mode,
+    /// Reach pods of nodes in the same subnet without the tunnel.
+    #[arg(long, requires = "nodes")]
+    pub(crate) direct_routing: bool,
+}
+
+/// How packets travel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Mode {
+    /// In UDP.
+    #[default]
+    Vxlan,
+    /// By plain routes.
+    HostGw,
 }
 
 /// Range of ClusterIPs.
@@ -28,22 +52,28 @@ pub(crate) const POD_CIDR: &str = "10.244.0.0/16";
 pub(crate) const PORTS: &[(u16, &str)] =
     &[(6443, "the Kubernetes API"), (10250, "the kubelet API"), (10248, "the agent's health check")];
 
-/// Writes every file and makes the folders they name.
-pub(crate) fn write(layout: &Layout, node: &Node) -> Result<()> {
-    for dir in [
-        layout.log(),
-        layout.procs(),
-        layout.cni_bin(),
-        layout.run.join("cni/net.d"),
-        layout.registry_config(),
-    ] {
+/// Writes every file and makes the folders they name. `nodes`: where each is, and what it is; `address`: where the
+/// control plane is reached from all of them.
+pub(crate) fn write(layout: &Layout, address: &str, nodes: &[(Layout, Node)]) -> Result<()> {
+    for dir in [layout.log(), layout.procs(), layout.registry_config()] {
         fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
     }
     // Logs and keys are root's alone.
     restrict(&layout.data)?;
     restrict(&layout.run)?;
-    write_yaml(&layout.data.join("control.yaml"), &control(layout, node))?;
-    write_yaml(&layout.data.join("cri.yaml"), &cri(layout))?;
+    write_yaml(&layout.data.join("control.yaml"), &control(layout, address, nodes))?;
+    nodes.iter().try_for_each(|(place, node)| write_node(layout, place, node))
+}
+
+fn write_node(cluster: &Layout, layout: &Layout, node: &Node) -> Result<()> {
+    for dir in [layout.log(), layout.cni_bin(), layout.run.join("cni/net.d")] {
+        fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+    }
+    if node.overlay.is_some() {
+        fs::create_dir_all(&node.cgroup2).with_context(|| format!("creating {}", node.cgroup2))?;
+        write_atomic(&layout.data.join("cgroup2"), node.cgroup2.as_bytes())?;
+    }
+    write_yaml(&layout.data.join("cri.yaml"), &cri(cluster, layout))?;
     write_yaml(&layout.data.join("agent.yaml"), &agent(layout, node))?;
     write_atomic(&layout.run.join("containerd/config.toml"), containerd(layout).as_bytes())?;
     for name in ["keelson-bridge", "keelson-ipam", "keelson-loopback"] {
@@ -67,29 +97,34 @@ fn write_yaml(path: &Path, value: &Value) -> Result<()> {
     write_atomic(path, text.as_bytes())
 }
 
-fn control(layout: &Layout, node: &Node) -> Value {
-    let identity = layout.data.join("node");
+fn control(layout: &Layout, address: &str, nodes: &[(Layout, Node)]) -> Value {
+    let nodes: Vec<Value> = nodes.iter().map(|(place, node)| identity(place, node)).collect();
     json!({
         "dataDir": layout.data.join("control"),
         "listen": "0.0.0.0:6443",
-        "advertiseAddress": node.address,
+        "advertiseAddress": address,
         "serviceCIDR": SERVICE_CIDR,
         "podCIDR": POD_CIDR,
         "nodePortRange": "30000-32767",
         "adminKubeconfig": layout.kubeconfig(),
         "roles": ["api", "scheduler", "controllers"],
-        "nodes": [{
-            "name": node.name,
-            "addresses": [node.address],
-            "kubeconfig": identity.join("agent.kubeconfig"),
-            "servingCert": identity.join("kubelet.crt"),
-            "servingKey": identity.join("kubelet.key"),
-            "clientCA": identity.join("ca.crt"),
-        }],
+        "nodes": nodes,
     })
 }
 
-fn cri(layout: &Layout) -> Value {
+fn identity(layout: &Layout, node: &Node) -> Value {
+    let identity = layout.data.join("node");
+    json!({
+        "name": node.name,
+        "addresses": [node.address],
+        "kubeconfig": identity.join("agent.kubeconfig"),
+        "servingCert": identity.join("kubelet.crt"),
+        "servingKey": identity.join("kubelet.key"),
+        "clientCA": identity.join("ca.crt"),
+    })
+}
+
+fn cri(cluster: &Layout, layout: &Layout) -> Value {
     json!({
         "listen": layout.cri_socket(),
         "containerdSocket": layout.containerd_socket(),
@@ -102,7 +137,7 @@ fn cri(layout: &Layout) -> Value {
             "binDir": layout.cni_bin(),
             "cacheDir": layout.run.join("cni/cache"),
         },
-        "registryConfigDir": layout.registry_config(),
+        "registryConfigDir": cluster.registry_config(),
         "streaming": {"address": "127.0.0.1", "port": 0},
         "metrics": {"socket": layout.run.join("cri-metrics.sock")},
         "pauseImage": "builtin",
@@ -112,7 +147,7 @@ fn cri(layout: &Layout) -> Value {
 
 fn agent(layout: &Layout, node: &Node) -> Value {
     let identity = layout.data.join("node");
-    json!({
+    let mut config = json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
         "address": "0.0.0.0",
@@ -143,6 +178,7 @@ fn agent(layout: &Layout, node: &Node) -> Value {
                 "bridge": layout.bridge(),
                 "dataDir": layout.run.join("cni/ipam"),
                 "mtu": 0,
+                "netnsDir": layout.run.join("netns"),
             },
             "proxy": {
                 "enabled": true,
@@ -152,7 +188,13 @@ fn agent(layout: &Layout, node: &Node) -> Value {
                 "nodePortAddresses": [],
             },
         },
-    })
+    });
+    if let Some(overlay) = node.overlay {
+        // Its own loopback is not `status`'s.
+        config["healthzBindAddress"] = json!(node.address);
+        config["keelson"]["network"] = json!({"mode": overlay.mode, "directRouting": overlay.direct_routing});
+    }
+    config
 }
 
 fn containerd(layout: &Layout) -> String {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
+use crate::fabric;
 use crate::host;
 use crate::paths::Layout;
 use crate::preflight;
@@ -18,14 +19,19 @@ pub(crate) fn run(layout: &Layout) -> Result<()> {
     preflight::require_root()?;
     let existed = layout.run.exists();
     let mut failures = Vec::new();
-    let sockets = host::shim_sockets(layout);
+    let nodes = layout.nodes();
+    let sockets: Vec<_> = nodes.iter().chain([layout]).flat_map(host::shim_sockets).collect();
     stop_processes(layout);
     let mut step = |what: &str, result: Result<()>| {
         if let Err(error) = result {
             failures.push(format!("{what}: {error:#}"));
         }
     };
+    for node in &nodes {
+        step("service load balancer", host::remove_data_plane(node));
+    }
     step("service load balancer", host::remove_data_plane(layout));
+    step("nodes' links", fabric::remove(layout));
     step("mounts", host::unmount_below(&layout.run));
     step("mounts", host::unmount_below(&layout.data));
     step("sockets of containers", host::remove_sockets(&sockets));
@@ -55,7 +61,8 @@ fn stop_processes(layout: &Layout) {
         record.process.terminate(SUPERVISOR_GRACE);
     }
     for name in ["agent", "cri", "control"] {
-        for record in records.iter().filter(|record| record.name == name) {
+        let is_it = |record: &&Record| record.name.split('@').next() == Some(name);
+        for record in records.iter().filter(is_it) {
             record.process.terminate(Duration::from_secs(10));
         }
     }

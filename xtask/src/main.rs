@@ -9,6 +9,7 @@ mod config;
 mod conformance;
 mod cri_hosts;
 mod down;
+mod fabric;
 mod fuzz;
 mod host;
 mod images;
@@ -43,7 +44,7 @@ enum Command {
     Setup,
     /// Build the BPF programs.
     BuildEbpf,
-    /// Build and start a cluster of one node, and wait until it is Ready.
+    /// Build and start a cluster, and wait until it is Ready.
     Up(up::Options),
     /// End the cluster and remove all its traces.
     Down,
@@ -52,6 +53,14 @@ enum Command {
         /// Print JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Run a command inside one of several nodes (`up --nodes N`): in its network namespace and cgroup.
+    Node {
+        /// Node name.
+        name: String,
+        /// Command and arguments.
+        #[arg(trailing_var_arg = true, required = true)]
+        command: Vec<String>,
     },
     /// Run the test tiers (all when none is named).
     Test {
@@ -117,6 +126,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Up(options) => up::run(&layout, &options)?,
         Command::Down => down::run(&layout)?,
         Command::Status { json } => return status::run(&layout, json),
+        Command::Node { name, command } => return fabric::run(&layout, &name, &command),
         Command::Test { tiers, guests } => test::run(&repo, &tiers, &guests)?,
         Command::Bench { what } => bench::run(&layout, &what)?,
         Command::Conformance { what } => return conformance::run(&layout, &what),

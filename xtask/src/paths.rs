@@ -27,6 +27,33 @@ impl Layout {
         }
     }
 
+    /// The place of one of several nodes of this instance.
+    pub(crate) fn node(&self, name: &str) -> Self {
+        Self {
+            repo: self.repo.clone(),
+            instance: format!("{}/{name}", self.instance),
+            data: self.data.join("nodes").join(name),
+            run: self.run.join("nodes").join(name),
+        }
+    }
+
+    /// The nodes that have places of their own; none where there is one node, in the host's own namespace.
+    pub(crate) fn nodes(&self) -> Vec<Self> {
+        let names = |dir: &Path| -> Vec<String> {
+            let entries = std::fs::read_dir(dir.join("nodes")).into_iter().flatten().flatten();
+            entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+        };
+        let mut names = [names(&self.data), names(&self.run)].concat();
+        names.sort();
+        names.dedup();
+        names.iter().map(|name| self.node(name)).collect()
+    }
+
+    /// The last part of the instance's name: the node's, for one of several.
+    pub(crate) fn name(&self) -> String {
+        self.instance.rsplit('/').next().unwrap_or_default().to_owned()
+    }
+
     /// The administrator's kubeconfig.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.data.join("kubeconfig")
@@ -57,7 +84,8 @@ impl Layout {
     }
     /// The bridge device of the pods.
     pub(crate) fn bridge(&self) -> String {
-        format!("kl-{}0", self.instance)
+        // Nodes with a namespace of their own may all use the same name.
+        if self.instance.contains('/') { "kl-pods0".to_owned() } else { format!("kl-{}0", self.instance) }
     }
     /// Where BPF maps and links are pinned.
     pub(crate) fn bpf_pins(&self) -> PathBuf {

@@ -8,7 +8,8 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::cmd::Cmd;
-use crate::config::{Node, POD_CIDR, PORTS, SERVICE_CIDR};
+use crate::config::{Node, Overlay, POD_CIDR, PORTS, SERVICE_CIDR};
+use crate::fabric;
 use crate::paths::Layout;
 
 /// Smallest free space below target/ with which a cluster starts: images, snapshots and the store need it.
@@ -24,12 +25,43 @@ pub(crate) fn require_root() -> Result<()> {
     )
 }
 
-/// Checks the host and describes the node.
+/// Checks the host and describes the one node that is the host itself.
 pub(crate) fn check(layout: &Layout, cgroup_root: Option<&Path>) -> Result<Node> {
+    let (address, cgroup2) =
+        check_host(layout, cgroup_root, &[(SERVICE_CIDR, "service"), (POD_CIDR, "pod")])?;
+    let name = nix::unistd::gethostname()?.to_string_lossy().to_lowercase();
+    Ok(Node { name, address, cgroup2: cgroup2.display().to_string(), overlay: None })
+}
+
+/// Checks the host and describes several nodes with network namespaces of their own.
+pub(crate) fn check_nodes(
+    layout: &Layout,
+    cgroup_root: Option<&Path>,
+    count: u8,
+    overlay: Overlay,
+) -> Result<Vec<(Layout, Node)>> {
+    let (_, cgroup2) = check_host(layout, cgroup_root, &[(fabric::CIDR, "node")])?;
+    let root = cgroup2.display().to_string();
+    let nodes = (1..=count).map(|number| {
+        let name = fabric::name(number);
+        let place = layout.node(&name);
+        let cgroup2 = fabric::cgroup2(&root, &place).display().to_string();
+        let address = fabric::address(number).to_string();
+        (place, Node { name, address, cgroup2, overlay: Some(overlay) })
+    });
+    Ok(nodes.collect())
+}
+
+/// The host's address and its cgroup2 directory.
+fn check_host(
+    layout: &Layout,
+    cgroup_root: Option<&Path>,
+    ranges: &[(&str, &str)],
+) -> Result<(String, PathBuf)> {
     let mut findings = Vec::new();
     kernel(&mut findings);
     ports(&mut findings);
-    routes(&mut findings, &layout.bridge());
+    routes(&mut findings, &[layout.bridge(), fabric::bridge(layout)], ranges);
     disk(layout, &mut findings);
     let cgroup2 = match cgroup2(layout, cgroup_root) {
         Ok(dir) => dir,
@@ -47,8 +79,7 @@ pub(crate) fn check(layout: &Layout, cgroup_root: Option<&Path>) -> Result<Node>
         crate::host::unmount_below(&layout.run.join("cgroup2"))?;
         bail!("this host is not ready for `up`; nothing was started:\n  - {}", findings.join("\n  - "));
     }
-    let name = nix::unistd::gethostname()?.to_string_lossy().to_lowercase();
-    Ok(Node { name, address: address?, cgroup2: cgroup2.display().to_string() })
+    Ok((address?, cgroup2))
 }
 
 fn kernel(findings: &mut Vec<String>) {
@@ -113,15 +144,15 @@ fn listening_inode(table: &str, port: u16) -> Option<String> {
     })
 }
 
-fn routes(findings: &mut Vec<String>, own_bridge: &str) {
+fn routes(findings: &mut Vec<String>, own_bridges: &[String], ranges: &[(&str, &str)]) {
     let Ok(table) = json_of(&["-4", "-j", "route", "show", "table", "main"]) else { return };
     for route in table.as_array().into_iter().flatten() {
         let Some(destination) = route["dst"].as_str().filter(|dst| *dst != "default") else { continue };
         let device = route["dev"].as_str().unwrap_or("no device");
-        if device == own_bridge {
+        if own_bridges.iter().any(|own| own == device) {
             continue;
         }
-        for (range, what) in [(SERVICE_CIDR, "service"), (POD_CIDR, "pod")] {
+        for (range, what) in ranges {
             if overlap(destination, range) {
                 findings.push(format!(
                     "the route {destination} (dev {device}) overlaps the {what} range {range}: packets for one would go \

@@ -1,7 +1,8 @@
-//! The loopback image registry: the read side of the OCI distribution protocol over the demo images.
+//! The local image registry: the read side of the OCI distribution protocol over the demo images.
 //!
-//! Anonymous, plain HTTP, loopback only; the CRI server meets it as docker.io's mirror.
+//! Anonymous, plain HTTP, loopback or the nodes' own fabric only; the CRI server meets it as docker.io's mirror.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,12 +17,23 @@ use crate::process::write_atomic;
 
 /// Listens on a free loopback port, writes the mirror configuration below `config_dir`, and serves until dropped.
 pub(crate) async fn serve(images: Store, config_dir: &Path, port_file: &Path) -> Result<()> {
+    serve_at(Ipv4Addr::LOCALHOST, images, config_dir, port_file).await
+}
+
+/// The same at another address of this host.
+pub(crate) async fn serve_at(
+    address: Ipv4Addr,
+    images: Store,
+    config_dir: &Path,
+    port_file: &Path,
+) -> Result<()> {
     let catalog = Arc::new(images.catalog()?);
-    let listener =
-        TcpListener::bind("127.0.0.1:0").await.context("the image registry: binding a loopback port")?;
-    let port = listener.local_addr()?.port();
-    write_atomic(&config_dir.join("docker.io/hosts.toml"), hosts_toml(port).as_bytes())?;
-    write_atomic(port_file, port.to_string().as_bytes())?;
+    let listener = TcpListener::bind((address, 0))
+        .await
+        .with_context(|| format!("the image registry: binding a port of {address}"))?;
+    let local = listener.local_addr()?;
+    write_atomic(&config_dir.join("docker.io/hosts.toml"), hosts_toml(local).as_bytes())?;
+    write_atomic(port_file, local.port().to_string().as_bytes())?;
     loop {
         let (stream, _) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -46,9 +58,9 @@ pub(crate) async fn serve(images: Store, config_dir: &Path, port_file: &Path) ->
 }
 
 /// docker.io stays the server behind the mirror, so that other images still come where the Internet is reached.
-fn hosts_toml(port: u16) -> String {
+fn hosts_toml(address: SocketAddr) -> String {
     format!(
-        "server = \"https://registry-1.docker.io\"\n\n[host.\"http://127.0.0.1:{port}\"]\n  \
+        "server = \"https://registry-1.docker.io\"\n\n[host.\"http://{address}\"]\n  \
          capabilities = [\"pull\", \"resolve\"]\n"
     )
 }

@@ -1,7 +1,7 @@
 //! `cargo xtask status`: what runs, with pid, memory and health; a table or JSON.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -10,8 +10,10 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::cmd::Cmd;
+use crate::fabric;
 use crate::paths::Layout;
 use crate::process::{Record, memory};
+use crate::supervise::registry_address;
 
 /// Limit of one health check.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -50,19 +52,19 @@ fn table(layout: &Layout, lines: &[Line]) -> Result<String> {
     let mut text = String::new();
     writeln!(
         text,
-        "{:<12} {:>8} {:>9} {:>9} {:>9}  HEALTH",
+        "{:<17} {:>8} {:>9} {:>9} {:>9}  HEALTH",
         "COMPONENT", "PID", "RESTARTS", "RSS MiB", "PSS MiB"
     )?;
     for line in lines {
         let pid = line.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
         writeln!(
             text,
-            "{:<12} {pid:>8} {:>9} {:>9.1} {:>9.1}  {}",
+            "{:<17} {pid:>8} {:>9} {:>9.1} {:>9.1}  {}",
             line.name, line.restarts, line.rss_mib, line.pss_mib, line.health
         )?;
     }
     if let Ok(nodes) = kubectl(layout, &["get", "nodes", "--no-headers"]) {
-        writeln!(text, "\nnodes: {}", nodes.trim())?;
+        writeln!(text, "\nnodes: {}", nodes.trim().replace('\n', "\n       "))?;
     }
     Ok(text)
 }
@@ -92,11 +94,18 @@ fn line(layout: &Layout, record: Record) -> Line {
 }
 
 fn health(layout: &Layout, name: &str) -> Result<()> {
-    match name {
+    let (component, place) = match name.split_once('@') {
+        Some((component, node)) => (component, layout.node(node)),
+        None => (name, layout.clone()),
+    };
+    match component {
         "control" => kubectl(layout, &["get", "--raw", "/readyz"]).map(drop),
-        "containerd" => connect(&layout.containerd_socket()),
-        "cri" => connect(&layout.cri_socket()),
-        "agent" => http_get(10248, "/healthz"),
+        "containerd" => connect(&place.containerd_socket()),
+        "cri" => connect(&place.cri_socket()),
+        "agent" => {
+            let address = fabric::number(&place.name()).map_or(Ipv4Addr::LOCALHOST, fabric::address);
+            http_get(address, 10248, "/healthz")
+        }
         "supervisor" => registry(layout),
         _ => Ok(()),
     }
@@ -104,16 +113,16 @@ fn health(layout: &Layout, name: &str) -> Result<()> {
 
 fn registry(layout: &Layout) -> Result<()> {
     let port = std::fs::read_to_string(layout.run.join("registry.port"))?.trim().parse()?;
-    http_get(port, "/v2/")
+    http_get(registry_address(layout), port, "/v2/")
 }
 
 fn connect(socket: &Path) -> Result<()> {
     UnixStream::connect(socket).map(drop).map_err(|error| anyhow::anyhow!("{}: {error}", socket.display()))
 }
 
-/// A GET on loopback that must answer 200.
-fn http_get(port: u16, path: &str) -> Result<()> {
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
+/// A GET that must be answered with 200.
+fn http_get(address: Ipv4Addr, port: u16, path: &str) -> Result<()> {
+    let address = SocketAddr::from((address, port));
     let mut stream = TcpStream::connect_timeout(&address, DEADLINE)?;
     stream.set_read_timeout(Some(DEADLINE))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;

@@ -18,8 +18,8 @@ use crate::process::{ProcessId, Record};
 /// One supervised program.
 #[derive(Debug, Clone)]
 pub(crate) struct Component {
-    /// Name in records, logs and `status`.
-    pub(crate) name: &'static str,
+    /// Name in records, logs and `status`; `<component>@<node>` where there are several nodes.
+    pub(crate) name: String,
     /// Executable.
     pub(crate) program: PathBuf,
     /// Arguments.
@@ -28,6 +28,8 @@ pub(crate) struct Component {
     pub(crate) needs: Vec<PathBuf>,
     /// Time to end after SIGTERM.
     pub(crate) grace: Duration,
+    /// The node in whose namespace and cgroup it runs, where there are several.
+    pub(crate) node: Option<Layout>,
 }
 
 /// A log that is longer at a start is moved aside.
@@ -37,39 +39,58 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 /// Running for this long resets the back-off.
 const STEADY: Duration = Duration::from_secs(30);
 
-/// The components of one node, in the order in which they are started (stopped in reverse).
+/// The components, in the order in which they are started (stopped in reverse).
 pub(crate) fn components(layout: &Layout) -> Vec<Component> {
+    let control = Component {
+        name: "control".to_owned(),
+        program: layout.binary("keelson-control"),
+        args: vec!["serve".into(), "--config".into(), layout.data.join("control.yaml").display().to_string()],
+        needs: vec![],
+        grace: Duration::from_secs(10),
+        node: None,
+    };
+    let nodes = layout.nodes();
+    let of_nodes: Vec<Component> = if nodes.is_empty() {
+        node_components(layout, None)
+    } else {
+        nodes.iter().flat_map(|node| node_components(node, Some(node))).collect()
+    };
+    [control].into_iter().chain(of_nodes).collect()
+}
+
+/// The components of one node; `inside`: the place that it has of its own.
+fn node_components(layout: &Layout, inside: Option<&Layout>) -> Vec<Component> {
     let config = |name: &str| layout.data.join(name).display().to_string();
     let containerd = crate::cmd::which("containerd").unwrap_or_else(|| PathBuf::from("containerd"));
     let identity = layout.data.join("node");
+    let name = |component: &str| match inside {
+        Some(node) => format!("{component}@{}", node.name()),
+        None => component.to_owned(),
+    };
     vec![
         Component {
-            name: "control",
-            program: layout.binary("keelson-control"),
-            args: vec!["serve".into(), "--config".into(), config("control.yaml")],
-            needs: vec![],
-            grace: Duration::from_secs(10),
-        },
-        Component {
-            name: "containerd",
+            name: name("containerd"),
             program: containerd,
             args: vec!["--config".into(), layout.run.join("containerd/config.toml").display().to_string()],
             needs: vec![],
             grace: Duration::from_secs(10),
+            node: inside.cloned(),
         },
         Component {
-            name: "cri",
+            name: name("cri"),
             program: layout.binary("keelson-cri"),
             args: vec!["--config".into(), config("cri.yaml")],
             needs: vec![layout.containerd_socket()],
             grace: Duration::from_secs(10),
+            node: inside.cloned(),
         },
         Component {
-            name: "agent",
+            name: name("agent"),
             program: layout.binary("keelson-agent"),
             args: vec!["--config".into(), config("agent.yaml")],
             needs: vec![identity.join("agent.kubeconfig"), identity.join("kubelet.crt"), layout.cri_socket()],
             grace: Duration::from_secs(10),
+            node: inside.cloned(),
         },
     ]
 }
@@ -91,8 +112,9 @@ async fn supervise(layout: &Layout) -> Result<()> {
     let registry = {
         let (images, config, port) =
             (Store::at(&layout.images()), layout.registry_config(), layout.run.join("registry.port"));
+        let address = registry_address(layout);
         tokio::spawn(async move {
-            if let Err(error) = crate::registry::serve(images, &config, &port).await {
+            if let Err(error) = crate::registry::serve_at(address, images, &config, &port).await {
                 eprintln!("registry: {error:#}");
             }
         })
@@ -109,6 +131,11 @@ async fn supervise(layout: &Layout) -> Result<()> {
     }
     registry.abort();
     Ok(())
+}
+
+/// Where all nodes reach the image registry.
+pub(crate) fn registry_address(layout: &Layout) -> std::net::Ipv4Addr {
+    if layout.nodes().is_empty() { std::net::Ipv4Addr::LOCALHOST } else { crate::fabric::HOST }
 }
 
 /// Keeps one component running until told to stop.
@@ -195,8 +222,12 @@ fn adoptable(layout: &Layout, component: &Component) -> Option<ProcessId> {
 }
 
 fn start(layout: &Layout, component: &Component, restarts: u32) -> Result<ProcessId> {
-    let log = log_file(&layout.log(), component.name)?;
-    let child = std::process::Command::new(&component.program)
+    let log = log_file(&layout.log(), &component.name)?;
+    let mut command = match &component.node {
+        Some(node) => crate::fabric::inside(node, &component.program)?,
+        None => std::process::Command::new(&component.program),
+    };
+    let child = command
         .args(&component.args)
         .stdin(std::process::Stdio::null())
         .stdout(log.try_clone()?)
@@ -210,7 +241,7 @@ fn start(layout: &Layout, component: &Component, restarts: u32) -> Result<Proces
         reap(pid);
         anyhow::bail!("it ended at once; see {}/{}.log", layout.log().display(), component.name);
     };
-    Record { name: component.name.to_owned(), process, restarts }.save(&layout.procs())?;
+    Record { name: component.name.clone(), process, restarts }.save(&layout.procs())?;
     Ok(process)
 }
 

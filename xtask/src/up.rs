@@ -13,7 +13,7 @@ use crate::cmd::step;
 use crate::paths::Layout;
 use crate::process::{ProcessId, Record};
 use crate::status::kubectl;
-use crate::{binaries, config, down, host, images, preflight, setup};
+use crate::{binaries, config, down, fabric, host, images, preflight, setup};
 
 /// Options of `up`.
 #[derive(Debug, clap::Args)]
@@ -27,6 +27,11 @@ pub(crate) struct Options {
     /// Attach the socket programs to this cgroup2 directory only, instead of the whole host.
     #[arg(long, value_name = "DIR")]
     pub(crate) cgroup_root: Option<PathBuf>,
+    /// Start this many nodes (1 to 5), each with a network namespace of its own; without it, the host is the node.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=5))]
+    pub(crate) nodes: Option<u8>,
+    #[command(flatten)]
+    pub(crate) overlay: config::Overlay,
 }
 
 /// From start to Ready; the slowest machine that we know needs a third of it.
@@ -51,9 +56,7 @@ pub(crate) fn run(layout: &Layout, options: &Options) -> Result<()> {
         println!("==> adopting the components that an earlier supervisor left running");
     } else {
         fs::create_dir_all(&layout.data).with_context(|| format!("creating {}", layout.data.display()))?;
-        let node = preflight::check(layout, options.cgroup_root.as_deref())?;
-        host::record_settings(layout)?;
-        config::write(layout, &node)?;
+        prepare(layout, options)?;
     }
     let supervisor = start_supervisor(layout)?;
     if let Err(error) = step("waiting until the node is Ready", || wait_ready(layout, supervisor)) {
@@ -65,6 +68,21 @@ pub(crate) fn run(layout: &Layout, options: &Options) -> Result<()> {
         return Ok(());
     }
     follow(layout, supervisor)
+}
+
+/// Checks the host, then writes the configuration of all nodes, and makes the namespaces of several.
+fn prepare(layout: &Layout, options: &Options) -> Result<()> {
+    let cgroup_root = options.cgroup_root.as_deref();
+    let Some(count) = options.nodes.filter(|count| *count > 1) else {
+        let node = preflight::check(layout, cgroup_root)?;
+        host::record_settings(layout)?;
+        let address = node.address.clone();
+        return config::write(layout, &address, &[(layout.clone(), node)]);
+    };
+    let nodes = preflight::check_nodes(layout, cgroup_root, count, options.overlay)?;
+    host::record_settings(layout)?;
+    fabric::create(layout, count)?;
+    config::write(layout, &fabric::HOST.to_string(), &nodes)
 }
 
 /// The supervisor, when it runs.
@@ -125,16 +143,26 @@ fn readiness(layout: &Layout) -> Result<(), String> {
     if !layout.kubeconfig().is_file() {
         return Err("control plane: starting".to_owned());
     }
-    let nodes = kubectl(layout, &["get", "nodes", "-o", "jsonpath={range .items[*]}{.status.conditions[?(@.type=='Ready')].status} {.status.conditions[?(@.type=='Ready')].message}{end}"])
+    let listed = kubectl(layout, &["get", "nodes", "-o", "jsonpath={range .items[*]}{.metadata.name} {.status.conditions[?(@.type=='Ready')].status} {.status.conditions[?(@.type=='Ready')].message}{'\\n'}{end}"])
         .map_err(|_starting| "control plane: not answering yet".to_owned())?;
-    match nodes.trim() {
-        "" => Err("node: not registered yet".to_owned()),
-        ready if ready.starts_with("True") => pods_allowed(layout),
-        other => Err(format!(
-            "node: not Ready: {}",
-            other.trim_start_matches("False ").trim_start_matches("Unknown ")
-        )),
+    let expected = layout.nodes().len().max(1);
+    let nodes: Vec<&str> = listed.lines().filter(|line| !line.trim().is_empty()).collect();
+    if nodes.len() < expected {
+        return Err(match expected {
+            1 => "node: not registered yet".to_owned(),
+            _ => format!("nodes: {} of {expected} registered", nodes.len()),
+        });
     }
+    for node in nodes {
+        let (name, state) = node.split_once(' ').unwrap_or((node, ""));
+        let reason = state.trim_start_matches("False ").trim_start_matches("Unknown ");
+        match expected {
+            _ if state.starts_with("True") => {}
+            1 => return Err(format!("node: not Ready: {reason}")),
+            _ => return Err(format!("{name}: not Ready: {reason}")),
+        }
+    }
+    pods_allowed(layout)
 }
 
 /// Pods can only be made where their namespace's default service account is.
@@ -154,11 +182,18 @@ fn hints(layout: &Layout) {
         shown(&layout.repo.join("examples/nginx.yaml"))
     );
     println!("  kubectl --kubeconfig {kubeconfig} get nodes,deployments,rs,pods,svc,endpointslices -o wide");
-    println!("  curl http://127.0.0.1:30000/\n");
+    match layout.nodes().first() {
+        Some(node) => println!(
+            "  cargo xtask node {} -- curl http://{}:30000/\n",
+            node.name(),
+            fabric::address(fabric::number(&node.name()).unwrap_or(1))
+        ),
+        None => println!("  curl http://127.0.0.1:30000/\n"),
+    }
 }
 
 fn tell_logs(layout: &Layout) {
-    for name in ["supervisor", "control", "containerd", "cri", "agent"] {
+    for name in log_names(layout, &["supervisor", "control", "containerd", "cri", "agent"]) {
         let path = layout.log().join(format!("{name}.log"));
         let text = fs::read_to_string(&path).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
@@ -169,10 +204,22 @@ fn tell_logs(layout: &Layout) {
     }
 }
 
+/// The names of components' logs: those of a node are there once for each.
+fn log_names(layout: &Layout, components: &[&str]) -> Vec<String> {
+    let nodes = layout.nodes();
+    let names = |component: &&str| -> Vec<String> {
+        if nodes.is_empty() || matches!(*component, "supervisor" | "control") {
+            return vec![(*component).to_owned()];
+        }
+        nodes.iter().map(|node| format!("{component}@{}", node.name())).collect()
+    };
+    components.iter().flat_map(names).collect()
+}
+
 /// Streams the logs until Ctrl-C, then brings everything down.
 fn follow(layout: &Layout, supervisor: ProcessId) -> Result<()> {
     println!("==> log of all components; Ctrl-C shuts the cluster down\n");
-    let logs: Vec<PathBuf> = ["control", "cri", "agent", "supervisor"]
+    let logs: Vec<PathBuf> = log_names(layout, &["control", "cri", "agent", "supervisor"])
         .iter()
         .map(|name| layout.log().join(format!("{name}.log")))
         .collect();
@@ -217,7 +264,7 @@ fn print_log(lines: impl BufRead) {
         if let Some(path) = line.strip_prefix("==> ").and_then(|rest| rest.strip_suffix(" <==")) {
             name = Path::new(path).file_stem().unwrap_or_default().to_string_lossy().into_owned();
         } else if !line.is_empty() {
-            println!("{name:<10} | {line}");
+            println!("{name:<12} | {line}");
         }
     }
 }

@@ -4,7 +4,8 @@
 //! CRI and its own steps, calls [`plan::plan`], carries the actions out, and calls [`status::derive`] for what the API
 //! is told ([`patch`] makes the smallest patch). No IO, no clock, no randomness, no ordering left to chance.
 //!
-//! Reading order: [`model`] → [`plan`] → [`status`] → [`probe`]; then the helpers.
+//! Reading order: [`model`] → [`plan`] → [`status`] → [`probe`]; then the helpers. [`overlay`] stands apart: what leads to
+//! other nodes' pods.
 
 pub mod admission;
 pub mod backoff;
@@ -12,6 +13,7 @@ pub mod env;
 pub mod hash;
 pub mod identity;
 pub mod model;
+pub mod overlay;
 pub mod patch;
 pub mod plan;
 pub mod probe;

@@ -243,6 +243,51 @@ pub struct KeelsonConfig {
     /// Service proxy; absent: off.
     #[serde(default)]
     pub proxy: Option<ProxySection>,
+    /// Network between nodes; absent: somebody else makes it, or there is one node only.
+    #[serde(default)]
+    pub network: Option<NetworkSection>,
+}
+
+/// `keelson.network`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NetworkSection {
+    /// On or off.
+    #[serde(default = "yes")]
+    pub enabled: bool,
+    /// `vxlan`, `host-gw` or `wireguard`.
+    #[serde(default)]
+    pub mode: agent_core::overlay::Mode,
+    /// Peers in a subnet of the underlay are reached without the tunnel.
+    #[serde(default)]
+    pub direct_routing: bool,
+    /// Which interface carries it.
+    #[serde(default)]
+    pub underlay: UnderlaySection,
+    /// Name of the tunnel device.
+    #[serde(default = "default_tunnel")]
+    pub device: String,
+    /// VXLAN network identifier, the same on all nodes.
+    #[serde(default = "default_vni")]
+    pub vni: u32,
+    /// UDP port, the same on all nodes.
+    #[serde(default = "default_vxlan_port")]
+    pub port: u16,
+    /// MTU of pods; 0 derives it from the underlay.
+    #[serde(default)]
+    pub mtu: u32,
+}
+
+/// `keelson.network.underlay`; empty: the interface that has `nodeIP`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct UnderlaySection {
+    /// The interface of this name.
+    pub interface: Option<String>,
+    /// The interface that packets to this address leave by.
+    pub route: Option<IpAddr>,
+    /// Whether the tunnel uses IPv6; absent: the family of `nodeIP`.
+    pub ipv6: Option<bool>,
 }
 
 /// `keelson.cni`.
@@ -258,6 +303,9 @@ pub struct CniConfig {
     /// 0: that of the uplink.
     #[serde(default)]
     pub mtu: u32,
+    /// Where the runtime keeps the pods' network namespaces; absent: running pods keep their MTU when it changes.
+    #[serde(default)]
+    pub netns_dir: Option<PathBuf>,
 }
 
 /// `keelson.proxy`.
@@ -417,6 +465,18 @@ fn default_log_links() -> PathBuf {
 
 fn default_root_dir() -> PathBuf {
     PathBuf::from("/var/lib/kubelet")
+}
+
+fn default_tunnel() -> String {
+    "kl-vxlan".to_owned()
+}
+
+fn default_vni() -> u32 {
+    1
+}
+
+fn default_vxlan_port() -> u16 {
+    8472
 }
 
 fn default_instance() -> String {

@@ -15,31 +15,43 @@ use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
 use crate::config::CniConfig;
+use crate::network;
 
 /// Name of the file; others with a smaller name would win.
 const FILE_NAME: &str = "10-keelson.conflist";
 
-/// Keeps the file right for ever; without a `cni` section somebody else writes it.
+/// Keeps the file right for ever; without a `cni` section somebody else writes it. Where there is a network between
+/// nodes, pods wait for it, and have its MTU.
 pub(super) async fn run(
     config: Option<CniConfig>,
     mut node: watch::Receiver<Option<Arc<Node>>>,
+    overlay: Option<watch::Receiver<Option<network::State>>>,
     recheck: Arc<Notify>,
 ) -> anyhow::Result<()> {
     let Some(config) = config else { return std::future::pending().await };
+    let has_overlay = overlay.is_some();
+    let mut overlay = overlay.unwrap_or_else(|| watch::channel(None).1);
+    let mut written = None;
     loop {
         let ranges = node.borrow_and_update().as_deref().map(pod_ranges).unwrap_or_default();
-        if !ranges.is_empty() {
-            ensure(&config, &ranges).await?;
-            recheck.notify_one();
+        let state = *overlay.borrow_and_update();
+        if !ranges.is_empty() && state.is_some() == has_overlay {
+            let mut config = config.clone();
+            if let Some(state) = state.filter(|_| config.mtu == 0) {
+                config.mtu = state.mtu;
+            }
+            if written.as_ref() != Some(&(ranges.clone(), config.mtu)) {
+                ensure(&config, &ranges).await?;
+                recheck.notify_one();
+                written = Some((ranges, config.mtu));
+            }
         }
-        loop {
-            // Cancel-safe: the receiver keeps what was not seen. An error means that the agent is stopping.
-            if node.changed().await.is_err() {
-                return std::future::pending().await;
-            }
-            if node.borrow().as_deref().map(pod_ranges).unwrap_or_default() != ranges {
-                break;
-            }
+        // Cancel-safe: the receivers keep what was not seen. An error means that the agent is stopping, or that there
+        // is no such network.
+        tokio::select! {
+            Ok(()) = node.changed() => {}
+            Ok(()) = overlay.changed() => {}
+            else => return std::future::pending().await,
         }
     }
 }
@@ -119,7 +131,13 @@ mod tests {
     use super::*;
 
     fn config(dir: &Path, mtu: u32) -> CniConfig {
-        CniConfig { conf_dir: dir.to_owned(), bridge: "kl-up0".to_owned(), data_dir: "/run/ipam".into(), mtu }
+        CniConfig {
+            conf_dir: dir.to_owned(),
+            bridge: "kl-up0".to_owned(),
+            data_dir: "/run/ipam".into(),
+            mtu,
+            netns_dir: None,
+        }
     }
 
     fn node(spec: &Value) -> Node {
@@ -153,14 +171,38 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (sender, receiver) = watch::channel(None);
         let recheck = Arc::new(Notify::new());
-        let task =
-            tokio::spawn(run(Some(config(&dir.path().join("net.d"), 0)), receiver, Arc::clone(&recheck)));
+        let task = tokio::spawn(run(
+            Some(config(&dir.path().join("net.d"), 0)),
+            receiver,
+            None,
+            Arc::clone(&recheck),
+        ));
         let path = dir.path().join("net.d").join(FILE_NAME);
         sender.send_replace(Some(Arc::new(node(&json!({})))));
         for range in ["10.0.0.0/24", "10.0.1.0/24"] {
             sender.send_replace(Some(Arc::new(node(&json!({"podCIDR": range})))));
             tokio::time::timeout(std::time::Duration::from_secs(10), recheck.notified()).await.unwrap();
             assert!(std::fs::read_to_string(&path).unwrap().contains(range));
+        }
+        task.abort();
+    }
+
+    #[tokio::test]
+    async fn it_waits_for_the_network_between_nodes_and_follows_its_mtu() {
+        let dir = tempfile::tempdir().unwrap();
+        let object = node(&json!({"podCIDR": "10.0.0.0/24"}));
+        let (_node, nodes) = watch::channel(Some(Arc::new(object)));
+        let (overlay, states) = watch::channel(None);
+        let recheck = Arc::new(Notify::new());
+        let task = tokio::spawn(run(Some(config(dir.path(), 0)), nodes, Some(states), Arc::clone(&recheck)));
+        tokio::task::yield_now().await;
+        let path = dir.path().join(FILE_NAME);
+        assert!(!path.exists(), "pods would get the wrong MTU");
+        for mtu in [1450, 1350] {
+            overlay.send_replace(Some(network::State { mtu }));
+            tokio::time::timeout(std::time::Duration::from_secs(10), recheck.notified()).await.unwrap();
+            let value: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+            assert_eq!(value["plugins"][0]["mtu"], mtu);
         }
         task.abort();
     }

@@ -44,7 +44,12 @@ pub async fn run(
         .context("cannot read what this machine is")?;
     let report = report::run(client.clone(), Arc::clone(&config), machine, facts.clone());
     let lease = lease::run(client, Arc::clone(&config), facts.node.clone());
-    let cni = cni::run(config.keelson.cni.clone(), facts.node.clone(), Arc::clone(&facts.recheck));
+    let cni = cni::run(
+        config.keelson.cni.clone(),
+        facts.node.clone(),
+        facts.overlay.clone(),
+        Arc::clone(&facts.recheck),
+    );
     tokio::select! {
         // Each loop only ends by being dropped; what it wrote is complete at every await point.
         () = cancel.cancelled() => Ok(()),

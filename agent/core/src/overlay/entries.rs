@@ -1,0 +1,249 @@
+//! The kernel entries that lead to every peer: one route per pod range, one neighbour per range and one FDB entry per
+//! node behind a tunnel, a plain route where no tunnel is needed.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::node::{Mode, Peer};
+use super::range::{Mac, Range};
+
+/// What this node is and has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Its name, to leave itself out.
+    pub node: String,
+    /// Its own pod ranges.
+    pub ranges: Vec<Range>,
+    /// How it sends.
+    pub mode: Mode,
+    /// Whether peers in a subnet of the underlay are reached without the tunnel.
+    pub direct_routing: bool,
+    /// Index of the underlay's interface.
+    pub underlay: u32,
+    /// Its address there.
+    pub address: IpAddr,
+    /// Subnets that the interface is in.
+    pub subnets: Vec<Range>,
+    /// The tunnel, in modes that have one.
+    pub tunnel: Option<Tunnel>,
+}
+
+/// The tunnel device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tunnel {
+    /// Interface index.
+    pub index: u32,
+    /// Largest packet that goes through.
+    pub mtu: u32,
+}
+
+/// Where packets of a route go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Hop {
+    /// Gateway.
+    pub via: IpAddr,
+    /// Interface.
+    pub device: u32,
+    /// The gateway counts as a neighbour although no subnet of the interface holds it.
+    pub onlink: bool,
+    /// Largest packet; 0 leaves it to the interface.
+    pub mtu: u32,
+}
+
+/// All entries of the overlay.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Entries {
+    /// Routes by destination.
+    pub routes: BTreeMap<Range, Hop>,
+    /// Neighbours on the tunnel: gateway → the peer's device.
+    pub neighbours: BTreeMap<IpAddr, Mac>,
+    /// FDB of the tunnel: the peer's device → the peer's address.
+    pub forwards: BTreeMap<Mac, IpAddr>,
+}
+
+/// A peer that cannot be reached, or not wholly, and why.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum Problem {
+    /// Its agent has not published its device yet, or runs another mode.
+    #[error("node {node} publishes no {what}: its agent does not run the overlay (yet), or in another mode")]
+    Unpublished {
+        /// Peer.
+        node: String,
+        /// Annotation that is missing.
+        what: &'static str,
+    },
+    /// It sends in another mode.
+    #[error("node {node} runs overlay mode {theirs}, this one {ours}: both must be the same")]
+    OtherMode {
+        /// Peer.
+        node: String,
+        /// Its mode.
+        theirs: String,
+        /// This node's.
+        ours: Mode,
+    },
+    /// It has no address of the family that is needed.
+    #[error("node {node} has no {family} address, without which its pods are not reached from here")]
+    Family {
+        /// Peer.
+        node: String,
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
+    },
+    /// Without a tunnel it must share a subnet.
+    #[error(
+        "node {node} ({address}) is in no subnet of the underlay interface: mode host-gw cannot reach it, vxlan can"
+    )]
+    NotNextDoor {
+        /// Peer.
+        node: String,
+        /// Its address.
+        address: IpAddr,
+    },
+    /// Two nodes claim the same addresses; the first by name keeps them.
+    #[error("node {node} has the pod range {range}, which overlaps {other} of node {holder}: it is left out")]
+    Overlap {
+        /// Peer that is left out.
+        node: String,
+        /// Its range.
+        range: Range,
+        /// The other range.
+        other: Range,
+        /// Who has it.
+        holder: String,
+    },
+    /// Two nodes publish the same device; the first by name keeps it.
+    #[error(
+        "node {node} publishes the hardware address {mac}, which is that of node {holder}: it is left out"
+    )]
+    SameMac {
+        /// Peer that is left out.
+        node: String,
+        /// The address.
+        mac: Mac,
+        /// Who has it.
+        holder: String,
+    },
+}
+
+/// The entries for all peers, and what is wrong with those that have none.
+pub fn desired<'p>(place: &Place, peers: impl IntoIterator<Item = &'p Peer>) -> (Entries, Vec<Problem>) {
+    let mut peers: Vec<&Peer> = peers.into_iter().filter(|peer| peer.name != place.node).collect();
+    peers.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut draft = Draft::new(place);
+    for peer in peers {
+        if let Err(problem) = draft.add(peer) {
+            draft.problems.push(problem);
+        }
+    }
+    (draft.entries, draft.problems)
+}
+
+struct Draft<'p> {
+    place: &'p Place,
+    entries: Entries,
+    problems: Vec<Problem>,
+    holders: BTreeMap<Range, String>,
+    macs: BTreeMap<Mac, String>,
+}
+
+impl<'p> Draft<'p> {
+    fn new(place: &'p Place) -> Self {
+        let holders = place.ranges.iter().map(|range| (*range, place.node.clone())).collect();
+        Self { place, entries: Entries::default(), problems: Vec::new(), holders, macs: BTreeMap::new() }
+    }
+
+    /// A peer without pod ranges or address has nothing to reach yet; that is no problem.
+    fn add(&mut self, peer: &Peer) -> Result<(), Problem> {
+        let place = self.place;
+        if peer.ranges.is_empty() || peer.addresses.is_empty() {
+            return Ok(());
+        }
+        if let Some(theirs) = peer.mode.as_ref().filter(|theirs| **theirs != place.mode.to_string()) {
+            return Err(Problem::OtherMode {
+                node: peer.name.clone(),
+                theirs: theirs.clone(),
+                ours: place.mode,
+            });
+        }
+        let Some(tunnel) = place.tunnel else { return self.direct(peer) };
+        if place.direct_routing && peer.ranges.iter().all(|range| self.gateway(peer, range).is_ok()) {
+            return self.direct(peer);
+        }
+        let address = peer.address_like(place.address).ok_or_else(|| no_address(peer, place.address))?;
+        self.through(peer, address, tunnel)
+    }
+
+    /// The peer's own address in a subnet of the underlay, of the range's family.
+    fn gateway(&self, peer: &Peer, range: &Range) -> Result<IpAddr, Problem> {
+        let address = peer.address_like(range.network()).ok_or_else(|| no_address(peer, range.network()))?;
+        if self.place.subnets.iter().any(|subnet| subnet.contains(address)) {
+            return Ok(address);
+        }
+        Err(Problem::NotNextDoor { node: peer.name.clone(), address })
+    }
+
+    fn direct(&mut self, peer: &Peer) -> Result<(), Problem> {
+        let mut outcome = Ok(());
+        for range in self.free(peer) {
+            match self.gateway(peer, &range) {
+                Ok(via) => {
+                    self.take(peer, range, Hop { via, device: self.place.underlay, onlink: false, mtu: 0 })
+                }
+                Err(problem) => outcome = Err(problem),
+            }
+        }
+        outcome
+    }
+
+    fn through(&mut self, peer: &Peer, address: IpAddr, tunnel: Tunnel) -> Result<(), Problem> {
+        let unpublished = || Problem::Unpublished { node: peer.name.clone(), what: super::node::VTEP_MAC };
+        let mac = peer.mac.ok_or_else(unpublished)?;
+        if let Some(holder) = self.macs.get(&mac) {
+            return Err(Problem::SameMac { node: peer.name.clone(), mac, holder: holder.clone() });
+        }
+        let ranges = self.free(peer);
+        if ranges.is_empty() {
+            return Ok(());
+        }
+        self.macs.insert(mac, peer.name.clone());
+        self.entries.forwards.insert(mac, address);
+        for range in ranges {
+            // The first address of a range is no pod's; it stands for the peer's end of the tunnel.
+            let via = range.network();
+            self.entries.neighbours.insert(via, mac);
+            self.take(peer, range, Hop { via, device: tunnel.index, onlink: true, mtu: tunnel.mtu });
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, peer: &Peer, range: Range, hop: Hop) {
+        self.holders.insert(range, peer.name.clone());
+        self.entries.routes.insert(range, hop);
+    }
+
+    /// The peer's ranges that nobody else has; the others become problems.
+    fn free(&mut self, peer: &Peer) -> Vec<Range> {
+        let mut free = Vec::new();
+        for range in &peer.ranges {
+            match self.holders.iter().find(|(held, _)| held.overlaps(range)) {
+                Some((other, holder)) => self.problems.push(Problem::Overlap {
+                    node: peer.name.clone(),
+                    range: *range,
+                    other: *other,
+                    holder: holder.clone(),
+                }),
+                None => free.push(*range),
+            }
+        }
+        free
+    }
+}
+
+fn no_address(peer: &Peer, like: IpAddr) -> Problem {
+    Problem::Family { node: peer.name.clone(), family: if like.is_ipv4() { "IPv4" } else { "IPv6" } }
+}
+
+#[cfg(test)]
+#[path = "entries_tests.rs"]
+mod tests;

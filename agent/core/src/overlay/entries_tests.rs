@@ -1,0 +1,115 @@
+//! Tables of nodes and the entries that lead to them.
+
+use super::*;
+
+fn range(text: &str) -> Range {
+    text.parse().unwrap()
+}
+
+fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn place(mode: Mode) -> Place {
+    Place {
+        node: "a".to_owned(),
+        ranges: vec![range("10.244.0.0/24")],
+        mode,
+        direct_routing: false,
+        underlay: 2,
+        address: address("192.0.2.1"),
+        subnets: vec![range("192.0.2.0/24"), range("2001:db8::/64")],
+        tunnel: (mode == Mode::Vxlan).then_some(Tunnel { index: 9, mtu: 1450 }),
+    }
+}
+
+fn peer(number: u8, ranges: &[&str], addresses: &[&str]) -> Peer {
+    Peer {
+        name: format!("n{number}"),
+        ranges: ranges.iter().map(|text| range(text)).collect(),
+        addresses: addresses.iter().map(|text| address(text)).collect(),
+        mode: None,
+        mac: Some(Mac([2, 0, 0, 0, 0, number])),
+        public_key: None,
+    }
+}
+
+#[test]
+fn behind_the_tunnel_a_peer_has_one_route_and_neighbour_per_range_and_one_fdb_entry() {
+    let peers = [
+        peer(1, &["10.244.1.0/24", "fd00:1::/64"], &["192.0.2.2"]),
+        peer(2, &["10.244.2.0/24"], &["198.51.100.7"]),
+        Peer { name: "a".to_owned(), ..peer(3, &["10.244.0.0/24"], &["192.0.2.1"]) },
+    ];
+    let (entries, problems) = desired(&place(Mode::Vxlan), &peers);
+    assert_eq!(problems, []);
+    assert_eq!(entries.routes.len(), 3);
+    assert_eq!(
+        entries.routes[&range("fd00:1::/64")],
+        Hop { via: address("fd00:1::"), device: 9, onlink: true, mtu: 1450 }
+    );
+    let mac = |number| Mac([2, 0, 0, 0, 0, number]);
+    assert_eq!(
+        entries.neighbours,
+        BTreeMap::from([
+            (address("10.244.1.0"), mac(1)),
+            (address("fd00:1::"), mac(1)),
+            (address("10.244.2.0"), mac(2))
+        ])
+    );
+    let forwards = BTreeMap::from([(mac(1), address("192.0.2.2")), (mac(2), address("198.51.100.7"))]);
+    assert_eq!(entries.forwards, forwards);
+}
+
+#[test]
+fn direct_routing_leaves_the_tunnel_to_far_peers() {
+    let peers = [peer(1, &["10.244.1.0/24"], &["192.0.2.2"]), peer(2, &["10.244.2.0/24"], &["198.51.100.7"])];
+    let (entries, problems) = desired(&Place { direct_routing: true, ..place(Mode::Vxlan) }, &peers);
+    assert_eq!(problems, []);
+    let near = Hop { via: address("192.0.2.2"), device: 2, onlink: false, mtu: 0 };
+    assert_eq!(entries.routes[&range("10.244.1.0/24")], near);
+    assert_eq!(entries.routes[&range("10.244.2.0/24")].device, 9);
+    assert_eq!((entries.neighbours.len(), entries.forwards.len()), (1, 1));
+}
+
+#[test]
+fn without_a_tunnel_each_family_goes_through_the_peers_address_of_that_family() {
+    let both = peer(1, &["10.244.1.0/24", "fd00:1::/64"], &["192.0.2.2", "2001:db8::2"]);
+    let (entries, problems) = desired(&place(Mode::HostGw), [&both]);
+    assert_eq!(problems, []);
+    assert_eq!(entries.routes[&range("fd00:1::/64")].via, address("2001:db8::2"));
+    assert!(entries.neighbours.is_empty() && entries.forwards.is_empty());
+    let half = peer(1, &["10.244.1.0/24", "fd00:1::/64"], &["192.0.2.2"]);
+    let (entries, problems) = desired(&place(Mode::HostGw), [&half]);
+    assert_eq!(entries.routes.len(), 1);
+    assert_eq!(problems, [Problem::Family { node: "n1".to_owned(), family: "IPv6" }]);
+}
+
+#[test]
+fn what_cannot_be_reached_is_told() {
+    let told = |mode, peer: Peer| {
+        let (entries, problems) = desired(&place(mode), [&peer]);
+        assert_eq!(entries, Entries::default());
+        problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    };
+    let good = || peer(1, &["10.244.1.0/24"], &["192.0.2.2"]);
+    assert!(told(Mode::Vxlan, Peer { mac: None, ..good() }).contains("keelson.io/vtep-mac"));
+    let other = Peer { mode: Some("host-gw".to_owned()), ..good() };
+    assert!(told(Mode::Vxlan, other).contains("mode host-gw, this one vxlan"));
+    assert!(told(Mode::Vxlan, peer(1, &["10.244.1.0/24"], &["2001:db8::2"])).contains("no IPv4 address"));
+    assert!(told(Mode::HostGw, peer(1, &["10.244.1.0/24"], &["198.51.100.7"])).contains("198.51.100.7"));
+    let own = told(Mode::Vxlan, peer(1, &["10.244.0.0/16"], &["192.0.2.2"]));
+    assert!(own.contains("10.244.0.0/24 of node a"), "{own}");
+    assert_eq!(told(Mode::Vxlan, peer(1, &[], &["192.0.2.2"])), "", "no range yet");
+}
+
+#[test]
+fn of_two_that_claim_the_same_the_first_by_name_keeps_it() {
+    let one = peer(1, &["10.244.1.0/24"], &["192.0.2.2"]);
+    let two = Peer { name: "n2".to_owned(), addresses: vec![address("192.0.2.3")], ..one.clone() };
+    let (entries, problems) = desired(&place(Mode::Vxlan), [&two, &one]);
+    assert_eq!(entries.forwards[&Mac([2, 0, 0, 0, 0, 1])], address("192.0.2.2"));
+    assert!(matches!(&problems[..], [Problem::SameMac { node, .. }] if node == "n2"), "{problems:?}");
+    let (_, problems) = desired(&place(Mode::HostGw), [&two, &one]);
+    assert!(matches!(&problems[..], [Problem::Overlap { node, .. }] if node == "n2"), "{problems:?}");
+}

@@ -1,0 +1,402 @@
+//! The network between nodes: packets of this node's pods reach the pods of every other node by their own addresses.
+//!
+//! ```text
+//! Node objects ─ peers ─▶ desired entries (pure) ─ plan (pure) ─▶ netlink
+//! this machine ─ underlay, device ──────┘               ▲
+//! netlink events ───────────────────────────────────────┘
+//! ```
+//! One task owns it: the tunnel device, one route and neighbour per pod range and one FDB entry per peer, or plain routes.
+//! It acts when a Node object or the kernel says that something changed; an entry that somebody removed is back at once.
+//! Everything stays when the agent ends, and the next one takes it over. Nothing is removed before all nodes are listed.
+//! What the node's peers must know goes to its annotations ([`publish`]); pods get the right MTU through [`State`].
+
+mod device;
+mod kernel;
+mod peers;
+mod pod_links;
+mod publish;
+mod underlay;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_core::overlay::{
+    Entries, Mac, Mode, Place, Problem, Range, Tunnel, desired, mtu, node as names, plan, pod_ranges,
+};
+use anyhow::{Context, Result, ensure};
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Node;
+use kube::Client;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::config::{AgentConfig, NetworkSection};
+use crate::events::{EventRecorder, EventType};
+use kernel::{Change, Kernel};
+pub use peers::Peers;
+pub use publish::Annotations;
+use underlay::{Choice, Underlay};
+
+/// Pauses after a failure, doubled up to the longest.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+/// A look without a reason, in case that the kernel's message of a change was lost.
+const AUDIT: Duration = Duration::from_secs(60);
+/// One pass over the kernel's tables at most.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// What other parts need to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct State {
+    /// MTU for pods.
+    pub mtu: u32,
+}
+
+/// The settings, checked.
+#[derive(Debug, Clone)]
+pub struct NetworkConfig {
+    node: String,
+    node_ip: IpAddr,
+    mode: Mode,
+    direct_routing: bool,
+    choice: Choice,
+    ipv6: bool,
+    device: String,
+    vni: u32,
+    port: u16,
+    mtu: u32,
+    bridge: Option<String>,
+    namespaces: Option<PathBuf>,
+}
+
+impl NetworkConfig {
+    /// From the agent's configuration; names the field that makes no sense.
+    pub fn new(section: &NetworkSection, config: &AgentConfig) -> Result<Self> {
+        let keelson = &config.keelson;
+        ensure!(
+            !section.device.is_empty() && section.device.len() < 16,
+            "keelson.network.device: {:?} is no interface name (1 to 15 characters)",
+            section.device
+        );
+        ensure!(
+            (1..1 << 24).contains(&section.vni),
+            "keelson.network.vni: {} is not within 1 and 16777215",
+            section.vni
+        );
+        ensure!(section.port != 0, "keelson.network.port: must not be 0");
+        ensure!(
+            section.mtu == 0 || section.mtu >= mtu::SMALLEST,
+            "keelson.network.mtu: {} is less than {}; 0 derives it from the underlay",
+            section.mtu,
+            mtu::SMALLEST
+        );
+        let choice = match (&section.underlay.interface, section.underlay.route) {
+            (Some(_), Some(_)) => {
+                anyhow::bail!("keelson.network.underlay: either interface or route, not both")
+            }
+            (Some(name), None) => Choice::Interface(name.clone()),
+            (None, Some(to)) => Choice::Route(to),
+            (None, None) => Choice::NodeAddress,
+        };
+        ensure!(
+            section.mode != Mode::Wireguard,
+            "keelson.network.mode: wireguard is not available yet; use vxlan or host-gw"
+        );
+        Ok(Self {
+            node: keelson.node_name.clone(),
+            node_ip: keelson.node_ip,
+            mode: section.mode,
+            direct_routing: section.direct_routing,
+            choice,
+            ipv6: section.underlay.ipv6.unwrap_or(keelson.node_ip.is_ipv6()),
+            device: section.device.clone(),
+            vni: section.vni,
+            port: section.port,
+            mtu: section.mtu,
+            bridge: keelson.cni.as_ref().map(|cni| cni.bridge.clone()),
+            namespaces: keelson.cni.as_ref().and_then(|cni| cni.netns_dir.clone()),
+        })
+    }
+}
+
+/// What comes in and goes out beside the kernel.
+pub struct Wires {
+    /// This node's object.
+    pub node: watch::Receiver<Option<Arc<Node>>>,
+    /// All nodes; `None` until they are listed.
+    pub peers: watch::Receiver<Option<Arc<Peers>>>,
+    /// What this node's object must say.
+    pub annotations: watch::Sender<Option<Annotations>>,
+    /// What pods need.
+    pub state: watch::Sender<Option<State>>,
+    /// Events on the node.
+    pub events: EventRecorder,
+}
+
+/// Runs the overlay against the API server until `cancel`; packets flow on afterwards.
+pub async fn run(
+    client: Client,
+    config: NetworkConfig,
+    node: watch::Receiver<Option<Arc<Node>>>,
+    state: watch::Sender<Option<State>>,
+    events: EventRecorder,
+    cancel: CancellationToken,
+) -> Result<()> {
+    let (peers_sender, peers) = watch::channel(None);
+    let (annotations, published) = watch::channel(None);
+    let name = config.node.clone();
+    let wires = Wires { node: node.clone(), peers, annotations, state, events };
+    tokio::select! {
+        // Each only ends by being dropped, at a point where nothing is half done.
+        () = cancel.cancelled() => Ok(()),
+        () = peers::follow(client.clone(), peers_sender) => anyhow::bail!("the watch of the nodes ended"),
+        () = publish::run(client, name, node, published) => Ok(()),
+        outcome = serve(config, wires) => outcome,
+    }
+}
+
+/// Keeps the kernel's tables right for ever.
+pub async fn serve(config: NetworkConfig, mut wires: Wires) -> Result<()> {
+    let kernel = Kernel::open()?;
+    let mut changes = kernel::changes()?;
+    let mut overlay = Overlay::new(config, kernel);
+    let mut pause = RETRY.0;
+    let mut next = Instant::now();
+    loop {
+        // All arms are cancel-safe: watches keep what was not seen, and a burst of changes is taken whole or not at all.
+        tokio::select! {
+            changed = wires.node.changed() => changed.context("the node's watch ended")?,
+            changed = wires.peers.changed() => changed.context("the nodes' watch ended")?,
+            burst = changes.next() => {
+                let burst = burst.context("the netlink socket closed")?;
+                if !burst.iter().any(|change| overlay.concerns(*change)) {
+                    continue;
+                }
+            }
+            () = tokio::time::sleep_until(next) => {}
+        }
+        let pass = tokio::time::timeout(DEADLINE, overlay.pass(&mut wires)).await;
+        match pass.unwrap_or_else(|_elapsed| Err(anyhow::anyhow!("the kernel did not answer in time"))) {
+            Ok(()) => {
+                pause = RETRY.0;
+                next = Instant::now() + AUDIT;
+                overlay.told_failure.clear();
+            }
+            Err(error) => {
+                overlay.failed(&wires, &error);
+                next = Instant::now() + pause;
+                pause = (pause * 2).min(RETRY.1);
+            }
+        }
+    }
+}
+
+/// The task's state.
+struct Overlay {
+    config: NetworkConfig,
+    kernel: Kernel,
+    /// As of the last pass; `None` before the first that worked.
+    place: Option<Place>,
+    entries: Entries,
+    problems: BTreeSet<Problem>,
+    told_failure: String,
+}
+
+impl Overlay {
+    fn new(config: NetworkConfig, kernel: Kernel) -> Self {
+        Self {
+            config,
+            kernel,
+            place: None,
+            entries: Entries::default(),
+            problems: BTreeSet::new(),
+            told_failure: String::new(),
+        }
+    }
+
+    /// Whether a change of the kernel can make an entry wrong. What pods' links do is most of what there is to hear.
+    fn concerns(&self, change: Change) -> bool {
+        let Some(place) = &self.place else { return true };
+        let ours =
+            |index| index == place.underlay || place.tunnel.is_some_and(|tunnel| tunnel.index == index);
+        match change {
+            Change::Link(index) | Change::Address(index) => ours(index),
+            Change::Neighbour(index) => place.tunnel.is_some_and(|tunnel| tunnel.index == index),
+            Change::Route { ours: true, .. } | Change::Anything => true,
+            Change::Route { destination, ours: false } => destination.is_some_and(|range| {
+                range.prefix() == 0
+                    || self.entries.routes.contains_key(&range)
+                    || place.subnets.contains(&range)
+                    || self.entries.forwards.values().any(|peer| range.contains(*peer))
+            }),
+        }
+    }
+
+    /// Looks at everything and changes what is wrong.
+    async fn pass(&mut self, wires: &mut Wires) -> Result<()> {
+        let node = wires.node.borrow_and_update().clone();
+        let peers = wires.peers.borrow_and_update().clone();
+        let ranges = node.as_deref().map(pod_ranges).unwrap_or_default();
+        if ranges.is_empty() {
+            // The controller gives them soon, and the object's change is heard.
+            return Ok(());
+        }
+        let config = &self.config;
+        let underlay = Underlay::find(&self.kernel, &config.choice, config.node_ip, config.ipv6).await?;
+        let mac = Mac::of_name(&config.node);
+        let place = self.place(&ranges, &underlay, mac).await?;
+        wires.annotations.send_if_modified(|current| {
+            let wanted = publish::annotations(config.mode, &underlay.addresses, place.tunnel.map(|_| mac));
+            let differs = current.as_ref() != Some(&wanted);
+            *current = Some(wanted);
+            differs
+        });
+        let pods = self.pod_mtu(&underlay);
+        wires.state.send_if_modified(|current| {
+            let wanted = Some(State { mtu: pods });
+            let differs = *current != wanted;
+            *current = wanted;
+            differs
+        });
+        self.place = Some(place);
+        if let Some(peers) = peers {
+            self.converge(wires, node.as_deref(), &peers).await?;
+        }
+        match &self.config.bridge {
+            Some(bridge) => {
+                pod_links::keep_mtu(&self.kernel, bridge, self.config.namespaces.as_deref(), pods).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn pod_mtu(&self, underlay: &Underlay) -> u32 {
+        if self.config.mtu != 0 {
+            return self.config.mtu;
+        }
+        mtu::for_pods(self.config.mode, underlay.addresses[0], underlay.mtu, [])
+    }
+
+    async fn place(&self, ranges: &[Range], underlay: &Underlay, mac: Mac) -> Result<Place> {
+        let config = &self.config;
+        let tunnel = if config.mode == Mode::Vxlan {
+            let wanted = device::Vxlan {
+                name: config.device.clone(),
+                vni: config.vni,
+                port: config.port,
+                local: underlay.addresses[0],
+                underlay: underlay.index,
+                mac,
+                mtu: self.pod_mtu(underlay),
+                addresses: ranges.iter().map(Range::network).collect(),
+            };
+            Some(Tunnel { index: device::ensure(&self.kernel, &wanted).await?, mtu: wanted.mtu })
+        } else {
+            device::remove(&self.kernel, &config.device).await?;
+            None
+        };
+        Ok(Place {
+            node: config.node.clone(),
+            ranges: ranges.to_vec(),
+            mode: config.mode,
+            direct_routing: config.direct_routing,
+            underlay: underlay.index,
+            address: underlay.addresses[0],
+            subnets: underlay.subnets.clone(),
+            tunnel,
+        })
+    }
+
+    /// Makes the entries what they should be; an entry that the kernel refuses holds up no other.
+    async fn converge(&mut self, wires: &Wires, node: Option<&Node>, peers: &Peers) -> Result<()> {
+        let Some(place) = &self.place else { return Ok(()) };
+        let (mut wanted, problems) = desired(place, peers.values());
+        let routes = self.kernel.routes().await?;
+        self.narrow(place, &mut wanted, &routes, peers);
+        let tunnel = place.tunnel.map(|tunnel| tunnel.index);
+        let observed = self.kernel.entries(&routes, tunnel).await?;
+        let mut failure = None;
+        for stray in &observed.strays {
+            failure = self.kernel.remove_stray(stray).await.err().or(failure);
+        }
+        let actions = plan(&wanted, &observed.entries);
+        for action in &actions {
+            if let Err(error) = self.kernel.apply(action, tunnel).await {
+                warn!(error = format!("{error:#}"), "an entry of the overlay was refused");
+                failure = Some(error);
+            }
+        }
+        if !actions.is_empty() {
+            info!(changes = actions.len(), routes = wanted.routes.len(), "overlay brought up to date");
+        }
+        self.entries = wanted;
+        self.tell(wires, node, problems.into_iter().collect());
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Routes to peers behind a path that is narrower than the device say so.
+    fn narrow(&self, place: &Place, wanted: &mut Entries, routes: &[kernel::Route], peers: &Peers) {
+        let addresses = peers.values().flat_map(|peer| peer.addresses.iter().copied());
+        let paths = kernel::path_mtus(routes, addresses);
+        for hop in wanted.routes.values_mut() {
+            hop.mtu = 0;
+        }
+        for peer in peers.values() {
+            let Some(path) = peer.address_like(place.address).and_then(|address| paths.get(&address)) else {
+                continue;
+            };
+            for range in &peer.ranges {
+                if let Some(hop) = wanted.routes.get_mut(range) {
+                    let mode = if hop.onlink { place.mode } else { Mode::HostGw };
+                    let fits = mtu::for_pods(mode, place.address, *path, []);
+                    let limit = place.tunnel.filter(|_| hop.onlink).map_or(u32::MAX, |tunnel| tunnel.mtu);
+                    hop.mtu = if fits < limit { fits } else { 0 };
+                }
+            }
+        }
+    }
+
+    /// What is wrong with peers becomes Events, once each.
+    fn tell(&mut self, wires: &Wires, node: Option<&Node>, problems: BTreeSet<Problem>) {
+        for problem in problems.difference(&self.problems) {
+            warn!(%problem, "a peer is not reached");
+            if let Some(node) = node {
+                wires.events.node(node, EventType::Warning, "OverlayPeer", problem.to_string());
+            }
+        }
+        self.problems = problems;
+    }
+
+    fn failed(&mut self, wires: &Wires, error: &anyhow::Error) {
+        let text = format!("{error:#}");
+        warn!(error = %text, "the overlay is not complete; trying again");
+        if text != self.told_failure
+            && let Some(node) = wires.node.borrow().as_deref()
+        {
+            wires.events.node(node, EventType::Warning, "OverlayFailed", text.clone());
+        }
+        self.told_failure = text;
+    }
+}
+
+/// Removes the tunnel device and every route of the overlay. For when a node is taken down; works whether or not an
+/// agent ran, or died.
+pub async fn cleanup(device: &str) -> Result<()> {
+    let kernel = Kernel::open()?;
+    let routes = kernel.routes().await?;
+    let observed = kernel.entries(&routes, None).await?;
+    for stray in &observed.strays {
+        kernel.remove_stray(stray).await?;
+    }
+    for action in plan(&Entries::default(), &observed.entries) {
+        kernel.apply(&action, None).await?;
+    }
+    device::remove(&kernel, device).await
+}
+
+/// The names under which a node publishes, for whoever reads them.
+pub use names::{ADDRESSES, MODE, PUBLIC_KEY, VTEP_MAC};
