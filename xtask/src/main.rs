@@ -89,6 +89,12 @@ enum Command {
     Ci,
     #[command(hide = true)]
     Supervise,
+    /// One side of the traffic of `bench overlay`.
+    #[command(hide = true)]
+    OverlayPeer {
+        #[command(subcommand)]
+        side: bench::overlay::Peer,
+    },
     /// First process of a test guest.
     #[command(hide = true)]
     VmInit,
@@ -109,10 +115,11 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<bool> {
-    // In a test guest there is no checkout.
+    // In a test guest there is no checkout, and a peer needs none.
     match &command {
         Command::VmInit => return vm::guest::init().map(|()| true),
         Command::VmGuest => return vm::guest::run().map(|()| true),
+        Command::OverlayPeer { side } => return side.run().map(|()| true),
         _ => {}
     }
     let repo = paths::repo_root()?;
@@ -135,7 +142,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Images => images::ensure(&layout.images()).map(drop)?,
         Command::Ci => test::run(&repo, &[], &vm::Choice::default())?,
         Command::Supervise => supervise::run(&layout)?,
-        Command::VmInit | Command::VmGuest => {}
+        Command::VmInit | Command::VmGuest | Command::OverlayPeer { .. } => {}
     }
     Ok(true)
 }

@@ -303,9 +303,20 @@ pub struct CniConfig {
     /// 0: that of the uplink.
     #[serde(default)]
     pub mtu: u32,
+    /// Pods reach the outside with the node's address, by the plugin keelson-masquerade; absent: with their own.
+    #[serde(default)]
+    pub masquerade: Option<MasqueradeConfig>,
     /// Where the runtime keeps the pods' network namespaces; absent: running pods keep their MTU when it changes.
     #[serde(default)]
     pub netns_dir: Option<PathBuf>,
+}
+
+/// `keelson.cni.masquerade`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct MasqueradeConfig {
+    /// Destinations that see the pod's own address: the pod ranges of the cluster.
+    pub except: Vec<String>,
 }
 
 /// `keelson.proxy`.

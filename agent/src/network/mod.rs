@@ -316,7 +316,7 @@ impl Overlay {
         let Some(place) = &self.place else { return Ok(()) };
         let (mut wanted, problems) = desired(place, peers.values());
         let routes = self.kernel.routes().await?;
-        self.narrow(place, &mut wanted, &routes, peers);
+        narrow(place, &mut wanted, &routes, peers);
         let tunnel = place.tunnel.map(|tunnel| tunnel.index);
         let observed = self.kernel.entries(&routes, tunnel).await?;
         let mut failure = None;
@@ -336,28 +336,6 @@ impl Overlay {
         self.entries = wanted;
         self.tell(wires, node, problems.into_iter().collect());
         failure.map_or(Ok(()), Err)
-    }
-
-    /// Routes to peers behind a path that is narrower than the device say so.
-    fn narrow(&self, place: &Place, wanted: &mut Entries, routes: &[kernel::Route], peers: &Peers) {
-        let addresses = peers.values().flat_map(|peer| peer.addresses.iter().copied());
-        let paths = kernel::path_mtus(routes, addresses);
-        for hop in wanted.routes.values_mut() {
-            hop.mtu = 0;
-        }
-        for peer in peers.values() {
-            let Some(path) = peer.address_like(place.address).and_then(|address| paths.get(&address)) else {
-                continue;
-            };
-            for range in &peer.ranges {
-                if let Some(hop) = wanted.routes.get_mut(range) {
-                    let mode = if hop.onlink { place.mode } else { Mode::HostGw };
-                    let fits = mtu::for_pods(mode, place.address, *path, []);
-                    let limit = place.tunnel.filter(|_| hop.onlink).map_or(u32::MAX, |tunnel| tunnel.mtu);
-                    hop.mtu = if fits < limit { fits } else { 0 };
-                }
-            }
-        }
     }
 
     /// What is wrong with peers becomes Events, once each.
@@ -380,6 +358,28 @@ impl Overlay {
             wires.events.node(node, EventType::Warning, "OverlayFailed", text.clone());
         }
         self.told_failure = text;
+    }
+}
+
+/// Routes to peers behind a path that is narrower than the device say so.
+fn narrow(place: &Place, wanted: &mut Entries, routes: &[kernel::Route], peers: &Peers) {
+    let addresses = peers.values().flat_map(|peer| peer.addresses.iter().copied());
+    let paths = kernel::path_mtus(routes, addresses);
+    for hop in wanted.routes.values_mut() {
+        hop.mtu = 0;
+    }
+    for peer in peers.values() {
+        let Some(path) = peer.address_like(place.address).and_then(|address| paths.get(&address)) else {
+            continue;
+        };
+        for range in &peer.ranges {
+            if let Some(hop) = wanted.routes.get_mut(range) {
+                let mode = if hop.onlink { place.mode } else { Mode::HostGw };
+                let fits = mtu::for_pods(mode, place.address, *path, []);
+                let limit = place.tunnel.filter(|_| hop.onlink).map_or(u32::MAX, |tunnel| tunnel.mtu);
+                hop.mtu = if fits < limit { fits } else { 0 };
+            }
+        }
     }
 }
 

@@ -108,7 +108,11 @@ fn conflist(config: &CniConfig, ranges: &[String]) -> Value {
     if config.mtu != 0 {
         bridge["mtu"] = config.mtu.into();
     }
-    json!({"cniVersion": "1.1.0", "name": "keelson", "plugins": [bridge]})
+    let mut plugins = vec![bridge];
+    if let Some(masquerade) = &config.masquerade {
+        plugins.push(json!({"type": "keelson-masquerade", "ipMasqExcept": masquerade.except}));
+    }
+    json!({"cniVersion": "1.1.0", "name": "keelson", "plugins": plugins})
 }
 
 /// Tells whether the file had to be written.
@@ -129,6 +133,7 @@ fn replace(path: &Path, text: &str) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::MasqueradeConfig;
 
     fn config(dir: &Path, mtu: u32) -> CniConfig {
         CniConfig {
@@ -136,6 +141,7 @@ mod tests {
             bridge: "kl-up0".to_owned(),
             data_dir: "/run/ipam".into(),
             mtu,
+            masquerade: None,
             netns_dir: None,
         }
     }
@@ -156,6 +162,13 @@ mod tests {
         );
         assert_eq!(bridge["ipam"]["routes"], json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]));
         assert!(conflist(&config(Path::new("/x"), 0), &[])["plugins"][0].get("mtu").is_none());
+        let except = vec!["10.244.0.0/16".to_owned()];
+        let masquerade = Some(MasqueradeConfig { except });
+        let chained = conflist(&CniConfig { masquerade, ..config(Path::new("/x"), 0) }, &[]);
+        assert_eq!(
+            chained["plugins"][1],
+            json!({"type": "keelson-masquerade", "ipMasqExcept": ["10.244.0.0/16"]})
+        );
     }
 
     #[test]

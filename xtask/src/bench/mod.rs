@@ -3,6 +3,7 @@
 mod cri;
 mod lb;
 mod node;
+pub(crate) mod overlay;
 mod start;
 mod stats;
 
@@ -29,6 +30,8 @@ pub(crate) enum What {
     },
     /// keelson-cri beside containerd's own CRI plugin: times, CPU per exec, memory per pod.
     Cri(cri::Arguments),
+    /// The tunnel between nodes beside flannel's, as a ratio to none. Needs `up --nodes 2`.
+    Overlay(overlay::Arguments),
     /// Memory of every component after the walk. Needs `up`.
     Node,
 }
@@ -39,6 +42,7 @@ pub(crate) fn run(layout: &Layout, what: &What) -> Result<()> {
         What::Lb { rounds } => lb::run(layout, *rounds),
         What::Start { runs } => start::run(layout, *runs),
         What::Cri(arguments) => cri::run(layout, arguments),
+        What::Overlay(arguments) => overlay::run(layout, arguments),
         What::Node => node::run(layout),
     }
 }

@@ -11,3 +11,4 @@ mod d_bad_input;
 mod e_workloads;
 mod support;
 mod z_down;
+mod zz_nodes;

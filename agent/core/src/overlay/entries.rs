@@ -188,7 +188,7 @@ impl<'p> Draft<'p> {
         for range in self.free(peer) {
             match self.gateway(peer, &range) {
                 Ok(via) => {
-                    self.take(peer, range, Hop { via, device: self.place.underlay, onlink: false, mtu: 0 })
+                    self.take(peer, range, Hop { via, device: self.place.underlay, onlink: false, mtu: 0 });
                 }
                 Err(problem) => outcome = Err(problem),
             }

@@ -98,8 +98,10 @@ impl Mac {
         });
         // And mixed, since names often differ in the last letter only.
         let hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-        let [a, b, c, d, e, f, ..] = (hash ^ (hash >> 33)).to_be_bytes();
-        Self([(a & 0xfc) | 0x02, b, c, d, e, f])
+        let mut bytes = [0; 6];
+        bytes.copy_from_slice(&(hash ^ (hash >> 33)).to_be_bytes()[..6]);
+        bytes[0] = (bytes[0] & 0xfc) | 0x02;
+        Self(bytes)
     }
 
     /// Whether one interface can have it: not a group address, not all zero.
@@ -132,8 +134,9 @@ impl FromStr for Mac {
 
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+        let [first, rest @ ..] = self.0;
+        write!(f, "{first:02x}")?;
+        rest.iter().try_for_each(|byte| write!(f, ":{byte:02x}"))
     }
 }
 

@@ -1,0 +1,222 @@
+//! The network between nodes on the real kernel: namespaces as nodes and pods, a pretended API server between their roles.
+#![allow(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
+
+mod lab;
+
+use std::net::IpAddr;
+
+use lab::{Lab, Node, eventually, ip, talk};
+
+/// Pods of both families reach each other through the tunnel, and see each other's own addresses.
+fn all_reach_all(lab: &Lab, nodes: &[&Node]) {
+    for from in nodes {
+        for to in nodes.iter().filter(|to| to.number != from.number) {
+            for address in &to.pod_addresses {
+                let own = from.pod_addresses.iter().find(|own| own.is_ipv4() == address.is_ipv4()).unwrap();
+                let what = format!("pod of node {} → {address}", from.number);
+                eventually(&what, || {
+                    let seen = talk(&from.pod, &to.pod, *address)?;
+                    if seen == *own { Ok(()) } else { Err(format!("seen as {seen} instead of {own}")) }
+                });
+            }
+        }
+    }
+    lab.check_alive();
+}
+
+fn entries(node: &Node) -> String {
+    let routes = ip(&node.netns, &["route", "show", "proto", "76"]);
+    let routes6 = ip(&node.netns, &["-6", "route", "show", "proto", "76"]);
+    let neighbours = ip(&node.netns, &["neigh", "show", "nud", "permanent"]);
+    let neighbours6 = ip(&node.netns, &["-6", "neigh", "show", "nud", "permanent"]);
+    let forwards = lab::run(&node.netns, "bridge", &["fdb", "show", "dev", "kl-vxlan"]).unwrap_or_default();
+    let mut lines: Vec<String> = [routes, routes6, neighbours, neighbours6, forwards]
+        .iter()
+        .flat_map(|text| text.lines())
+        .map(|line| line.trim().replace("  ", " "))
+        .collect();
+    lines.sort();
+    lines.join("\n")
+}
+
+#[track_caller]
+fn back(node: &Node, before: &str, what: &str) {
+    eventually(what, || {
+        let now = entries(node);
+        if now == before { Ok(()) } else { Err(format!("{now}\ninstead of\n{before}")) }
+    });
+}
+
+#[test]
+fn tunnel_of_three_nodes_heals_and_follows() {
+    let lab = Lab::new(3, "mode: vxlan", false);
+    let nodes: Vec<&Node> = lab.nodes.iter().collect();
+    all_reach_all(&lab, &nodes);
+    // The node itself reaches pods of others, too.
+    eventually("node → pod", || talk(&nodes[0].netns, &nodes[1].pod, nodes[1].pod_addresses[0]).map(drop));
+
+    // What somebody removes comes back.
+    let (node, before) = (nodes[0], entries(nodes[0]));
+    assert_eq!(
+        before.matches("kl-vxlan").count(),
+        8,
+        "two ranges of two peers, route and neighbour: {before}"
+    );
+    ip(&node.netns, &["route", "del", "10.244.2.0/24"]);
+    ip(&node.netns, &["-6", "route", "del", "fd00:244:2::/64"]);
+    back(node, &before, "routes");
+    ip(&node.netns, &["neigh", "del", "10.244.2.0", "dev", "kl-vxlan"]);
+    back(node, &before, "a neighbour");
+    let mac = before.lines().find_map(|line| line.split_once(" dst 192.0.2.2")).unwrap().0;
+    lab::run(&node.netns, "bridge", &["fdb", "del", mac, "dev", "kl-vxlan"]).unwrap();
+    back(node, &before, "an FDB entry");
+    ip(&node.netns, &["route", "replace", "10.244.2.0/24", "via", "192.0.2.3"]);
+    back(node, &before, "a route that was led elsewhere");
+    ip(&node.netns, &["link", "set", "kl-vxlan", "down"]);
+    back(node, &before, "all, after the device was down");
+    ip(&node.netns, &["link", "del", "kl-vxlan"]);
+    back(node, &before, "all, after the device was removed");
+    all_reach_all(&lab, &nodes[..2]);
+
+    // A peer that gets another address or device is found there.
+    ip(&nodes[1].netns, &["address", "add", "192.0.2.77/24", "dev", "eth0"]);
+    ip(&nodes[1].netns, &["address", "del", "192.0.2.2/24", "dev", "eth0"]);
+    eventually("the new address", || lab::expect(&entries(node), "dst 192.0.2.77"));
+    all_reach_all(&lab, &nodes);
+
+    // A node that leaves for good leaves nothing.
+    lab.api.remove_node("node-2");
+    eventually("nothing of the node that left", || {
+        let now = entries(node);
+        if ["10.244.2.0", "fd00:244:2:", "192.0.2.77"].iter().any(|trace| now.contains(trace)) {
+            return Err(now);
+        }
+        Ok(())
+    });
+    all_reach_all(&lab, &[nodes[0], nodes[2]]);
+}
+
+#[test]
+fn packets_that_are_too_large_are_answered_and_the_mtu_follows_the_underlay() {
+    let lab = Lab::new(2, "mode: vxlan", false);
+    let nodes: Vec<&Node> = lab.nodes.iter().collect();
+    all_reach_all(&lab, &nodes);
+    assert_eq!(lab.mtu(1), 1450);
+    // The lab's pods were made with the underlay's MTU, as by a plugin that knows nothing of tunnels.
+    let to = nodes[1].pod_addresses[0];
+    eventually("a pod hears what fits", || match lab::path_mtu(&nodes[0].stray_pod, to) {
+        1450 => Ok(()),
+        other => Err(format!("path MTU {other}")),
+    });
+    let inside = |node: &Node| ip(&node.pod, &["link", "show", "eth0"]);
+    eventually("running pods have the tunnel's MTU", || lab::expect(&inside(nodes[0]), "mtu 1450 "));
+    for mtu in [1400_u32, 9000, 1500] {
+        let text = mtu.to_string();
+        for node in &nodes {
+            ip(&lab.fabric, &["link", "set", &node.port, "mtu", &text]);
+            ip(&node.netns, &["link", "set", "eth0", "mtu", &text]);
+        }
+        eventually("the MTU follows", || match lab.mtu(1) {
+            now if now == mtu - 50 => Ok(()),
+            now => Err(now.to_string()),
+        });
+        let wanted = format!("mtu {} ", mtu - 50);
+        eventually("the device's, too", || {
+            lab::expect(&ip(&nodes[0].netns, &["link", "show", "kl-vxlan"]), &wanted)
+        });
+        eventually("the pods', too", || lab::expect(&inside(nodes[0]), &wanted));
+        all_reach_all(&lab, &nodes);
+    }
+    // A path that is narrower than the device.
+    ip(&nodes[0].netns, &["route", "add", "192.0.2.2/32", "dev", "eth0", "mtu", "1380"]);
+    eventually("the route says what its path carries", || {
+        lab::expect(&ip(&nodes[0].netns, &["route", "show", "10.244.2.0/24"]), "mtu 1330")
+    });
+}
+
+#[test]
+fn an_agent_that_was_killed_leaves_traffic_flowing_and_its_successor_cleans_up() {
+    let mut lab = Lab::new(2, "mode: vxlan", false);
+    let nodes: Vec<&Node> = lab.nodes.iter().collect();
+    all_reach_all(&lab, &nodes);
+    let before = entries(&lab.nodes[0]);
+    let index = |node: &Node| ip(&node.netns, &["-o", "link", "show", "kl-vxlan"]);
+    let device = index(&lab.nodes[0]);
+    lab.stop(1);
+    assert_eq!(entries(&lab.nodes[0]), before, "nothing goes with the agent");
+    talk(&lab.nodes[0].pod, &lab.nodes[1].pod, lab.nodes[1].pod_addresses[0]).unwrap();
+    // What an earlier run left for a node that is no more.
+    let netns = lab.nodes[0].netns.clone();
+    ip(
+        &netns,
+        &["route", "add", "10.244.9.0/24", "via", "10.244.9.0", "dev", "kl-vxlan", "onlink", "proto", "76"],
+    );
+    ip(
+        &netns,
+        &["neigh", "add", "10.244.9.0", "lladdr", "02:00:00:00:00:09", "dev", "kl-vxlan", "nud", "permanent"],
+    );
+    lab::run(&netns, "bridge", &["fdb", "add", "02:00:00:00:00:09", "dev", "kl-vxlan", "dst", "192.0.2.9"])
+        .unwrap();
+    lab.start(1);
+    back(&lab.nodes[0], &before, "stale entries are gone");
+    assert_eq!(index(&lab.nodes[0]), device, "the device was taken over");
+    // A change of mode removes the device.
+    lab.stop(1);
+    lab.stop(2);
+    lab.settings = "mode: host-gw".to_owned();
+    lab.start(1);
+    lab.start(2);
+    let nodes: Vec<&Node> = lab.nodes.iter().collect();
+    eventually("no tunnel in host-gw mode", || {
+        let links = ip(&nodes[0].netns, &["link"]);
+        if links.contains("kl-vxlan") { Err(links) } else { Ok(()) }
+    });
+    all_reach_all(&lab, &nodes);
+}
+
+#[test]
+fn without_a_tunnel_and_with_one_only_where_it_is_needed() {
+    for settings in ["mode: host-gw", "mode: vxlan\n    directRouting: true"] {
+        let lab = Lab::new(2, settings, false);
+        let nodes: Vec<&Node> = lab.nodes.iter().collect();
+        all_reach_all(&lab, &nodes);
+        let routes = ip(&nodes[0].netns, &["route", "show", "10.244.2.0/24"]);
+        assert!(routes.contains("via 192.0.2.2 dev eth0"), "{routes}");
+        let routes = ip(&nodes[0].netns, &["-6", "route", "show", "fd00:244:2::/64"]);
+        assert!(routes.contains("via 2001:db8::2 dev eth0"), "{routes}");
+        let before = entries(nodes[0]);
+        ip(&nodes[0].netns, &["route", "del", "10.244.2.0/24"]);
+        back(nodes[0], &before, "a plain route");
+    }
+}
+
+#[test]
+fn over_ipv6_and_through_an_interface_chosen_by_name_or_route() {
+    for underlay in ["interface: eth0, ipv6: true", "route: 2001:db8::99, ipv6: true"] {
+        let lab = Lab::new(2, &format!("mode: vxlan\n    underlay: {{{underlay}}}"), false);
+        let nodes: Vec<&Node> = lab.nodes.iter().collect();
+        all_reach_all(&lab, &nodes);
+        assert_eq!(lab.mtu(1), 1430);
+        eventually("FDB over IPv6", || lab::expect(&entries(nodes[0]), "dst 2001:db8::2"));
+    }
+}
+
+#[test]
+fn what_cannot_work_is_told_as_an_event() {
+    let lab = Lab::new(1, "mode: vxlan\n    underlay: {interface: nothere}", true);
+    eventually("the missing interface", || lab::expect(&lab.events(1), "nothere"));
+    ip(&lab.nodes[0].netns, &["link", "add", "kl-vxlan", "type", "veth", "peer", "name", "other"]);
+    let mut lab = lab;
+    lab.stop(1);
+    lab.settings = "mode: vxlan".to_owned();
+    lab.start(1);
+    eventually("a foreign device of that name", || lab::expect(&lab.events(1), "is no VXLAN device"));
+    ip(&lab.nodes[0].netns, &["link", "del", "kl-vxlan"]);
+    eventually("it works once that is gone", || match lab.mtu(1) {
+        1450 => Ok(()),
+        other => Err(other.to_string()),
+    });
+    let address: IpAddr = [192, 0, 2, 50].into();
+    lab.api.add_silent_node("stranger", "10.244.50.0/24", address);
+    eventually("a peer without a device", || lab::expect(&lab.events(1), "keelson.io/vtep-mac"));
+}

@@ -1,0 +1,243 @@
+//! `bench overlay`: the tunnel between two nodes of `up --nodes N`, beside a VXLAN device set up as flannel sets up its
+//! own, both as a ratio to the same link without a tunnel.
+//!
+//! All three paths end in the same two nodes: the nodes' addresses on the fabric, the addresses of the agent's tunnel
+//! devices, and those of the second pair of devices. Rounds are interleaved (A B C C B A), so that what disturbs the
+//! machine disturbs all three.
+
+mod traffic;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+
+use super::stats::{Interval, Round, median, ratio, summary};
+use crate::fabric;
+use crate::paths::Layout;
+use crate::status::kubectl;
+
+pub(crate) use traffic::Peer;
+
+/// Options of `bench overlay`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Interleaved rounds.
+    #[arg(long, default_value_t = 10)]
+    rounds: u32,
+    /// Milliseconds of each measurement.
+    #[arg(long, default_value_t = 1000)]
+    millis: u64,
+    /// Parallel connections of the measurement with many streams.
+    #[arg(long, default_value_t = 8)]
+    streams: u32,
+}
+
+/// The peer's device: flannel's settings, with an identifier of its own.
+const DEVICE: &str = "flannel.99";
+const VNI: &str = "99";
+/// flannel's default port, shared by both tunnels.
+const PORT: &str = "8472";
+
+/// One way between the two nodes.
+struct Way {
+    name: &'static str,
+    to: IpAddr,
+}
+
+#[derive(Serialize)]
+struct Line {
+    what: &'static str,
+    unit: &'static str,
+    direct: f64,
+    keelson: f64,
+    flannel: f64,
+    /// Keelson ÷ without a tunnel; for latency the inverse, so that more is always better.
+    keelson_to_direct: Option<Interval>,
+    flannel_to_direct: Option<Interval>,
+    keelson_to_flannel: Option<Interval>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    rounds: u32,
+    millis: u64,
+    streams: u32,
+    lines: Vec<Line>,
+}
+
+/// Measures and reports.
+pub(crate) fn run(layout: &Layout, arguments: &Arguments) -> Result<()> {
+    let nodes = layout.nodes();
+    let [one, two, ..] = nodes.as_slice() else {
+        bail!("`bench overlay` needs two nodes: cargo xtask up --detach --nodes 2");
+    };
+    let target = pod_network(layout, &two.name())?;
+    let _peer = FlannelLike::make(one, two)?;
+    let paths = [
+        Way { name: "direct", to: node_address(two)?.into() },
+        Way { name: "keelson", to: target },
+        Way { name: "flannel", to: Ipv4Addr::new(10, 99, 2, 0).into() },
+    ];
+    let server = traffic::Server::start(two)?;
+    let kinds = [
+        ("1 stream", "Gbit/s", traffic::Kind::Stream(1)),
+        ("many streams", "Gbit/s", traffic::Kind::Stream(arguments.streams)),
+        ("request/response", "1/s", traffic::Kind::Request),
+    ];
+    let mut lines = Vec::new();
+    for (what, unit, kind) in kinds {
+        let mut values: [Vec<Vec<f64>>; 3] = Default::default();
+        for round in 0..=arguments.rounds {
+            let mut found: [Vec<f64>; 3] = Default::default();
+            for index in [0, 1, 2, 2, 1, 0] {
+                let value = server.measure(one, paths[index].to, kind, arguments.millis);
+                found[index].push(value.with_context(|| format!("{what} over {}", paths[index].name))?);
+            }
+            // The first warms up.
+            if round > 0 {
+                values.iter_mut().zip(found).for_each(|(all, round)| all.push(round));
+            }
+        }
+        lines.push(line(what, unit, &values));
+    }
+    print(&lines);
+    let report =
+        Report { rounds: arguments.rounds, millis: arguments.millis, streams: arguments.streams, lines };
+    super::save(layout, "overlay", &report)
+}
+
+fn line(what: &'static str, unit: &'static str, [direct, keelson, flannel]: &[Vec<Vec<f64>>; 3]) -> Line {
+    let middle = |rounds: &[Vec<f64>]| summary(&rounds.concat()).median;
+    let against = |ours: &[Vec<f64>], base: &[Vec<f64>]| {
+        let rounds: Vec<Round> = ours.iter().cloned().zip(base.iter().cloned()).collect();
+        ratio(&rounds, median)
+    };
+    Line {
+        what,
+        unit,
+        direct: middle(direct),
+        keelson: middle(keelson),
+        flannel: middle(flannel),
+        keelson_to_direct: against(keelson, direct),
+        flannel_to_direct: against(flannel, direct),
+        keelson_to_flannel: against(keelson, flannel),
+    }
+}
+
+fn print(lines: &[Line]) {
+    println!(
+        "{:<18} {:>7} {:>10} {:>10} {:>10}  {:<20} {:<20} {:<20}",
+        "", "", "no tunnel", "keelson", "flannel", "keelson ÷ none", "flannel ÷ none", "keelson ÷ flannel"
+    );
+    let shown = |interval: &Option<Interval>| {
+        interval
+            .map_or_else(|| "-".to_owned(), |it| format!("{:.3} ({:.3}–{:.3})", it.value, it.low, it.high))
+    };
+    for line in lines {
+        println!(
+            "{:<18} {:>7} {:>10.2} {:>10.2} {:>10.2}  {:<20} {:<20} {:<20}",
+            line.what,
+            line.unit,
+            line.direct,
+            line.keelson,
+            line.flannel,
+            shown(&line.keelson_to_direct),
+            shown(&line.flannel_to_direct),
+            shown(&line.keelson_to_flannel)
+        );
+    }
+    println!("\ngoal: keelson ÷ flannel not below 1 within its interval, in every line");
+}
+
+fn node_address(node: &Layout) -> Result<Ipv4Addr> {
+    Ok(fabric::address(fabric::number(&node.name()).context("a node without a number")?))
+}
+
+/// The address of a node's tunnel device: the first of its pod range.
+fn pod_network(layout: &Layout, node: &str) -> Result<IpAddr> {
+    let range = kubectl(layout, &["get", "node", node, "-o", "jsonpath={.spec.podCIDR}"])?;
+    let network = range.trim().split('/').next().unwrap_or_default().parse();
+    network.with_context(|| format!("node {node} has the pod range {range:?}"))
+}
+
+/// The second tunnel; goes at the end.
+struct FlannelLike<'l>([&'l Layout; 2]);
+
+impl<'l> FlannelLike<'l> {
+    fn make(one: &'l Layout, two: &'l Layout) -> Result<Self> {
+        let this = Self([one, two]);
+        this.remove();
+        let mut macs = Vec::new();
+        for (number, node) in (1..).zip(this.0) {
+            let local = node_address(node)?.to_string();
+            ip(
+                node,
+                &[
+                    "link",
+                    "add",
+                    DEVICE,
+                    "mtu",
+                    "1450",
+                    "type",
+                    "vxlan",
+                    "id",
+                    VNI,
+                    "dev",
+                    "eth0",
+                    "local",
+                    &local,
+                    "dstport",
+                    PORT,
+                    "nolearning",
+                ],
+            )?;
+            ip(node, &["address", "add", &format!("10.99.{number}.0/32"), "dev", DEVICE])?;
+            ip(node, &["link", "set", DEVICE, "up"])?;
+            let shown = ip(node, &["-o", "link", "show", DEVICE])?;
+            let mac = shown.split_whitespace().skip_while(|word| *word != "link/ether").nth(1);
+            macs.push(mac.context("a tunnel device without an address")?.to_owned());
+        }
+        for (own, other) in [(0, 1), (1, 0)] {
+            let (node, number) = (this.0[own], other + 1);
+            let (gateway, mac) = (format!("10.99.{number}.0"), &macs[other]);
+            let remote = node_address(this.0[other])?.to_string();
+            ip(node, &["neigh", "add", &gateway, "lladdr", mac, "dev", DEVICE, "nud", "permanent"])?;
+            inside(node, "bridge", &["fdb", "add", mac, "dev", DEVICE, "dst", &remote])?;
+            ip(
+                node,
+                &["route", "add", &format!("10.99.{number}.0/24"), "via", &gateway, "dev", DEVICE, "onlink"],
+            )?;
+        }
+        Ok(this)
+    }
+
+    fn remove(&self) {
+        for node in self.0 {
+            // Not there is what is wanted.
+            ip(node, &["link", "del", DEVICE]).ok();
+        }
+    }
+}
+
+impl Drop for FlannelLike<'_> {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+fn ip(node: &Layout, args: &[&str]) -> Result<String> {
+    inside(node, "ip", args)
+}
+
+fn inside(node: &Layout, program: &str, args: &[&str]) -> Result<String> {
+    let output = fabric::inside(node, Path::new(program))?.args(args).output()?;
+    ensure!(
+        output.status.success(),
+        "{program} {}: {}",
+        args.join(" "),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

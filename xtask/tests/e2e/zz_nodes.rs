@@ -1,0 +1,258 @@
+//! A cluster of three nodes: the pod network between them, what kubectl reaches on each, failing links, a node that
+//! leaves, and `down`. After all others, since there is one cluster on a machine at a time.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use crate::support::{
+    kubectl, kubectl_command, pid_of, repo, said, served_by, wait_for, wait_kubectl, xtask,
+};
+
+const NODES: [&str; 3] = ["node-1", "node-2", "node-3"];
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// One pod on every node, and a Service in front of them.
+const MANIFEST: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: everywhere, labels: {app: everywhere}}
+spec:
+  replicas: 6
+  selector: {matchLabels: {app: everywhere}}
+  template:
+    metadata: {labels: {app: everywhere}}
+    spec: {containers: [{name: nginx, image: 'nginx:1.17.9'}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: everywhere}
+spec: {selector: {app: everywhere}, ports: [{port: 80}]}
+";
+
+#[derive(Clone, Debug)]
+struct Pod {
+    name: String,
+    node: String,
+    address: String,
+}
+
+/// Brings the nodes and pods up once.
+fn pods() -> &'static [Pod] {
+    static PODS: OnceLock<Vec<Pod>> = OnceLock::new();
+    PODS.get_or_init(|| {
+        let output = xtask(&["up", "--detach", "--no-build", "--nodes", "3"]);
+        assert!(output.status.success(), "up failed: {}", said(&output));
+        crate::support::apply(MANIFEST, &[]);
+        let list = "jsonpath={range .items[*]}{.metadata.name} {.spec.nodeName} {.status.podIP} {.status.conditions[?(@.type=='Ready')].status}{'\\n'}{end}";
+        let text = wait_kubectl("six pods", &["get", "pods", "-l", "app=everywhere", "-o", list], |text| {
+            text.matches(" True").count() == 6
+        });
+        text.lines().filter_map(|line| {
+            let mut words = line.split_whitespace().map(str::to_owned);
+            Some(Pod { name: words.next()?, node: words.next()?, address: words.next()? })
+        }).collect()
+    })
+}
+
+fn pod_on(node: &str) -> &'static Pod {
+    pods().iter().find(|pod| pod.node == node).unwrap_or_else(|| panic!("no pod on {node}: {:?}", pods()))
+}
+
+/// A command inside a node, with its output.
+fn inside(node: &str, command: &[&str]) -> Output {
+    xtask(&[&["node", node, "--"], command].concat())
+}
+
+#[track_caller]
+fn inside_ok(node: &str, command: &[&str]) -> String {
+    let output = inside(node, command);
+    assert!(output.status.success(), "{node}: {}: {}", command.join(" "), said(&output));
+    said(&output)
+}
+
+/// GET from inside a node.
+fn curl(node: &str, address: &str) -> Result<String, String> {
+    let output = inside(node, &["curl", "-sSi", "--max-time", "3", &format!("http://{address}/")]);
+    let text = said(&output);
+    if output.status.success() && text.starts_with("HTTP/1.1 200") { Ok(text) } else { Err(text) }
+}
+
+/// A program of the host inside a pod's network namespace.
+fn in_pod(pod: &Pod, command: &[&str]) -> Output {
+    let netns = pod_netns(pod);
+    Command::new("nsenter").arg(format!("--net={}", netns.display())).args(command).output().unwrap()
+}
+
+/// The namespace that has the pod's address.
+fn pod_netns(pod: &Pod) -> PathBuf {
+    let dir = Path::new("/run/keelson/up/nodes").join(&pod.node).join("netns");
+    let wanted = format!(" {}/", pod.address);
+    let has = |path: &PathBuf| {
+        let shown = Command::new("nsenter")
+            .arg(format!("--net={}", path.display()))
+            .args(["ip", "-o", "-4", "address"])
+            .output()
+            .unwrap();
+        said(&shown).contains(&wanted)
+    };
+    let mut paths = std::fs::read_dir(&dir).unwrap().flatten().map(|entry| entry.path());
+    paths.find(has).unwrap_or_else(|| panic!("no namespace with {wanted} below {}", dir.display()))
+}
+
+#[test]
+fn a_pods_are_spread_and_reach_each_other_by_their_own_addresses() {
+    for node in NODES {
+        assert_eq!(pods().iter().filter(|pod| pod.node == node).count(), 2, "spread: {:?}", pods());
+    }
+    for (from, to) in NODES.iter().flat_map(|from| NODES.iter().map(move |to| (*from, *to))) {
+        let client = pod_on(from);
+        let server = pods().iter().rfind(|pod| pod.node == to).unwrap();
+        wait_for(&format!("pod on {from} → pod on {to}"), LIMIT, || {
+            let url = format!("http://{}/", server.address);
+            let answer = in_pod(client, &["curl", "-sSi", "--max-time", "3", &url]);
+            if said(&answer).starts_with("HTTP/1.1 200") { Ok(()) } else { Err(said(&answer)) }
+        });
+        // The server's log shows whom it has seen.
+        wait_kubectl("the client's own address", &["logs", &server.name], |log| {
+            log.lines().any(|line| line.starts_with(&format!("{} ", client.address)))
+        });
+    }
+}
+
+#[test]
+fn b_nodes_reach_pods_and_the_service_from_everywhere() {
+    pods();
+    let service = kubectl(&["get", "service", "everywhere", "-o", "jsonpath={.spec.clusterIP}"]);
+    for node in NODES {
+        for pod in pods() {
+            wait_for(&format!("{node} → {pod:?}"), LIMIT, || curl(node, &pod.address).map(drop));
+        }
+        let mut missing: Vec<&str> = pods().iter().map(|pod| pod.name.as_str()).collect();
+        wait_for(&format!("{node} reaches all pods through the Service"), LIMIT, || {
+            let answer = curl(node, &format!("{}:80", service.trim()))?;
+            let by = served_by(&answer).ok_or("no name")?;
+            missing.retain(|name| *name != by);
+            if missing.is_empty() { Ok(()) } else { Err(format!("silent: {missing:?}")) }
+        });
+    }
+}
+
+#[test]
+fn c_kubectl_reaches_pods_on_every_node() {
+    for node in NODES {
+        let pod = pod_on(node);
+        let said = kubectl(&["exec", &pod.name, "--", "hostname"]);
+        assert_eq!(said.trim(), pod.name);
+        kubectl(&["logs", &pod.name]);
+        let mut forward = kubectl_command(&["port-forward", &pod.name, ":80"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let output = forward.stdout.take().unwrap();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line).unwrap();
+        let port = line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap();
+        let answer = crate::support::get(&format!("127.0.0.1:{port}"));
+        forward.kill().unwrap();
+        forward.wait().unwrap();
+        assert_eq!(served_by(&answer.unwrap()), Some(pod.name.as_str()), "port-forward to {node}");
+    }
+}
+
+#[test]
+fn d_links_are_cut_slowed_and_restored() {
+    let (near, far) = (pod_on("node-1"), pod_on("node-2"));
+    let reach = || {
+        let url = format!("http://{}/", far.address);
+        let answer = in_pod(near, &["curl", "-sSi", "--max-time", "2", &url]);
+        if said(&answer).starts_with("HTTP/1.1 200") { Ok(()) } else { Err(said(&answer)) }
+    };
+    wait_for("before", LIMIT, reach);
+    let ip = |args: &[&str]| assert!(Command::new("ip").args(args).status().unwrap().success(), "{args:?}");
+    ip(&["link", "set", "kl-upn2", "down"]);
+    wait_for("the cut is felt", LIMIT, || if reach().is_err() { Ok(()) } else { Err("answered".to_owned()) });
+    ip(&["link", "set", "kl-upn2", "up"]);
+    wait_for("after the cut", LIMIT, reach);
+    let tc = |args: &[&str]| assert!(Command::new("tc").args(args).status().unwrap().success(), "{args:?}");
+    tc(&[
+        "qdisc", "add", "dev", "kl-upn2", "root", "tbf", "rate", "512kbit", "burst", "4k", "latency", "400ms",
+    ]);
+    wait_for("over a slow link", LIMIT, reach);
+    tc(&["qdisc", "del", "dev", "kl-upn2", "root"]);
+    // The node's own end goes down, and with it every route over it; the role puts its own back.
+    inside_ok("node-2", &["ip", "link", "set", "eth0", "down"]);
+    inside_ok("node-2", &["ip", "link", "set", "eth0", "up"]);
+    inside_ok("node-2", &["ip", "route", "replace", "default", "via", "10.250.0.1"]);
+    wait_for("after the node's end was down", LIMIT, reach);
+    wait_kubectl("node-2 is Ready", &["get", "node", "node-2"], |text| text.contains(" Ready"));
+}
+
+#[test]
+fn e_entries_removed_by_hand_come_back() {
+    pods();
+    let shown = || inside_ok("node-1", &["ip", "route", "show", "proto", "76"]);
+    let before = shown();
+    assert_eq!(before.lines().count(), 2, "{before}");
+    inside_ok("node-1", &["ip", "link", "del", "kl-vxlan"]);
+    wait_for("the device and its routes", LIMIT, || if shown() == before { Ok(()) } else { Err(shown()) });
+    wait_for("traffic", LIMIT, || curl("node-1", &pod_on("node-3").address).map(drop));
+}
+
+#[test]
+fn f_traffic_outlives_the_agent() {
+    let pod = pod_on("node-3");
+    wait_for("before", LIMIT, || curl("node-1", &pod.address).map(drop));
+    let pid = pid_of("agent@node-1").expect("it runs");
+    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+    curl("node-1", &pod.address).expect("without the agent");
+    wait_for("the agent runs again", LIMIT, || match pid_of("agent@node-1") {
+        Some(new) if new != pid => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    curl("node-1", &pod.address).expect("with the next");
+}
+
+#[test]
+fn g_a_node_that_leaves_for_good_leaves_no_entries() {
+    pods();
+    let range = kubectl(&["get", "node", "node-3", "-o", "jsonpath={.spec.podCIDR}"]);
+    let network = range.split('/').next().unwrap().to_owned();
+    let agent = pid_of("agent@node-3").expect("it runs").to_string();
+    // A stopped machine: its agent must not register it again.
+    assert!(Command::new("kill").args(["-STOP", &agent]).status().unwrap().success());
+    kubectl(&["delete", "node", "node-3"]);
+    for node in ["node-1", "node-2"] {
+        wait_for(&format!("nothing of node-3 on {node}"), LIMIT, || {
+            let routes = inside_ok(node, &["ip", "route"]);
+            let neighbours = inside_ok(node, &["ip", "neigh", "show", "dev", "kl-vxlan"]);
+            let forwards = inside_ok(node, &["bridge", "fdb", "show", "dev", "kl-vxlan"]);
+            let all = format!("{routes}{neighbours}{forwards}");
+            if all.contains(&network) || all.contains("10.250.0.13 ") { Err(all) } else { Ok(()) }
+        });
+    }
+    assert!(Command::new("kill").args(["-CONT", &agent]).status().unwrap().success());
+}
+
+#[test]
+fn z_down_leaves_nothing() {
+    pods();
+    let output = xtask(&["down"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let target = repo().join("target/up/").display().to_string();
+    let left: Vec<&str> =
+        mounts.lines().filter(|line| line.contains("/run/keelson/up/") || line.contains(&target)).collect();
+    assert!(left.is_empty(), "mounts: {left:#?}");
+    assert!(!Path::new("/run/keelson/up").exists(), "the run directory");
+    assert!(!Path::new("/sys/fs/bpf/keelson/up").exists(), "BPF pins");
+    let links = said(&Command::new("ip").args(["-o", "link"]).output().unwrap());
+    assert!(!links.contains("kl-up"), "links: {links}");
+    for hierarchy in ["cpu", "memory", "pids", "unified", "systemd", ""] {
+        let dir = Path::new("/sys/fs/cgroup").join(hierarchy).join("keelson/up");
+        assert!(!dir.exists(), "cgroup {}", dir.display());
+    }
+    let processes = said(&Command::new("ps").args(["-eo", "args"]).output().unwrap());
+    assert!(!processes.contains("/run/keelson/up"), "processes: {processes}");
+}
