@@ -88,9 +88,9 @@ pub(crate) fn run(layout: &Layout, arguments: &Arguments) -> Result<()> {
     ];
     let mut lines = Vec::new();
     for (what, unit, kind) in kinds {
-        let mut values: [Vec<Vec<f64>>; 3] = Default::default();
+        let mut values = [const { Vec::new() }; 3];
         for round in 0..=arguments.rounds {
-            let mut found: [Vec<f64>; 3] = Default::default();
+            let mut found = [const { Vec::new() }; 3];
             for index in [0, 1, 2, 2, 1, 0] {
                 let value = server.measure(one, paths[index].to, kind, arguments.millis);
                 found[index].push(value.with_context(|| format!("{what} over {}", paths[index].name))?);
@@ -131,7 +131,7 @@ fn print(lines: &[Line]) {
         "{:<18} {:>7} {:>10} {:>10} {:>10}  {:<20} {:<20} {:<20}",
         "", "", "no tunnel", "keelson", "flannel", "keelson ÷ none", "flannel ÷ none", "keelson ÷ flannel"
     );
-    let shown = |interval: &Option<Interval>| {
+    let shown = |interval: Option<Interval>| {
         interval
             .map_or_else(|| "-".to_owned(), |it| format!("{:.3} ({:.3}–{:.3})", it.value, it.low, it.high))
     };
@@ -143,9 +143,9 @@ fn print(lines: &[Line]) {
             line.direct,
             line.keelson,
             line.flannel,
-            shown(&line.keelson_to_direct),
-            shown(&line.flannel_to_direct),
-            shown(&line.keelson_to_flannel)
+            shown(line.keelson_to_direct),
+            shown(line.flannel_to_direct),
+            shown(line.keelson_to_flannel)
         );
     }
     println!("\ngoal: keelson ÷ flannel not below 1 within its interval, in every line");
