@@ -287,7 +287,7 @@ async fn role(
     };
     let record = async {
         while let Some(fact) = facts.recv().await {
-            log.lock().unwrap().push_str(&format!("{fact:?}\n"));
+            log.lock().unwrap().extend([format!("{fact:?}\n")]);
         }
     };
     tokio::select! {
