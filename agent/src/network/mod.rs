@@ -151,7 +151,9 @@ pub async fn run(
     let name = config.node.clone();
     let wires = Wires { node: node.clone(), peers, annotations, state, events };
     tokio::select! {
-        // Each only ends by being dropped, at a point where nothing is half done.
+        // In this order, since the end of all makes the watches of the others end, too. Each only ends by being dropped,
+        // at a point where nothing is half done.
+        biased;
         () = cancel.cancelled() => Ok(()),
         () = peers::follow(client.clone(), peers_sender) => anyhow::bail!("the watch of the nodes ended"),
         () = publish::run(client, name, node, published) => Ok(()),
