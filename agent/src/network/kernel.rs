@@ -102,8 +102,10 @@ impl Kernel {
         let request = self.handle.neighbours().get().set_address_family(family);
         let listed: Vec<NeighbourMessage> =
             request.execute().try_collect().await.context("list the neighbours")?;
+        // A state is a set of bits; entries made by `bridge fdb add` have another beside this one.
+        let permanent = u16::from(NeighbourState::Permanent);
         let ours = |it: &NeighbourMessage| {
-            it.header.ifindex == device && it.header.state == NeighbourState::Permanent
+            it.header.ifindex == device && u16::from(it.header.state) & permanent != 0
         };
         Ok(listed.into_iter().filter(ours).collect())
     }

@@ -27,7 +27,7 @@ fn all_reach_all(lab: &Lab, nodes: &[&Node]) {
 fn entries(node: &Node) -> String {
     let routes = ip(&node.netns, &["route", "show", "proto", "76"]);
     let routes6 = ip(&node.netns, &["-6", "route", "show", "proto", "76"]);
-    let neighbours = ip(&node.netns, &["neigh", "show", "nud", "permanent"]);
+    let neighbours = ip(&node.netns, &["-4", "neigh", "show", "nud", "permanent"]);
     let neighbours6 = ip(&node.netns, &["-6", "neigh", "show", "nud", "permanent"]);
     let forwards = lab::run(&node.netns, "bridge", &["fdb", "show", "dev", "kl-vxlan"]).unwrap_or_default();
     let mut lines: Vec<String> = [routes, routes6, neighbours, neighbours6, forwards]
