@@ -87,6 +87,8 @@ pub struct Container {
     pub operation: Arc<tokio::sync::Mutex<()>>,
     /// Held while its end is taken up and its task deleted: two deletions side by side can cost containerd 1.6 the shim.
     pub(crate) ending: tokio::sync::Mutex<()>,
+    /// Whether it was removed, and a task takes away what is left of it until nothing is.
+    pub(crate) erasing: AtomicBool,
     /// Whether its task was deleted after its end, so that none is left to look for.
     pub(crate) task_deleted: AtomicBool,
     /// Whether somebody waits for its first process to end.
@@ -155,6 +157,7 @@ impl Container {
             record: Shared::new(record),
             operation: Arc::default(),
             ending: tokio::sync::Mutex::default(),
+            erasing: AtomicBool::default(),
             task_deleted: AtomicBool::default(),
             watched: AtomicBool::default(),
             out_of_memory: AtomicBool::default(),

@@ -51,11 +51,12 @@ impl Runtime {
         {
             let _one_at_a_time = container.operation.lock().await;
             // Somebody else may have removed it while we waited.
-            if self.registry.container(id).is_none() || container.phase() == ContainerPhase::Removing {
+            if self.registry.container(id).is_none() || container.erasing.load(Ordering::Acquire) {
                 return Ok(());
             }
             self.kill(&container).await?;
             self.begin_removal(&container).await?;
+            container.erasing.store(true, Ordering::Release);
         }
         let (runtime, layers) = (Arc::clone(self), self.images.use_layers());
         tokio::spawn(async move {
@@ -89,9 +90,13 @@ impl Runtime {
 
     /// Writes down that a container that does not run is removed; from here on nobody sees it.
     async fn begin_removal(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), RuntimeError> {
+        let known = container.phase() == ContainerPhase::Removing;
         container.record.change(ContainerRecord::removing);
         self.save(&container.record).await?;
         reached(Step::ContainerRemoving);
+        if known {
+            return Ok(());
+        }
         self.tell(ContainerEventType::ContainerDeletedEvent, &container.sandbox_id, &container.id);
         Ok(())
     }
@@ -101,9 +106,7 @@ impl Runtime {
         self: &Arc<Self>,
         container: &Arc<Container>,
     ) -> Result<(), RuntimeError> {
-        if container.phase() != ContainerPhase::Removing {
-            self.begin_removal(container).await?;
-        }
+        self.begin_removal(container).await?;
         {
             let _one_at_a_time = container.ending.lock().await;
             if !container.task_deleted.load(Ordering::Acquire) {

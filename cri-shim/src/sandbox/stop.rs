@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use cni_plugins_host::netns;
 use cri_shim_api::v1::ContainerEventType;
@@ -51,8 +52,9 @@ impl Runtime {
         sandbox.record.change(|record| record.advance(SandboxPhase::Removing));
         self.save(&sandbox.record).await?;
         reached(Step::SandboxRemoving);
-        let containers = self.registry.containers_of(&sandbox.id);
-        // Also those that are being removed already: when the pod is gone, nothing of it is left.
+        let mut containers = self.registry.containers_of(&sandbox.id);
+        // Those that were removed by themselves need nothing of the sandbox, and go on going without it.
+        containers.retain(|container| !container.erasing.load(Ordering::Acquire));
         for result in
             join_all(containers.iter().map(|container| self.remove_container_wholly(container))).await
         {

@@ -372,6 +372,11 @@ impl Cri {
 
     async fn assert_nothing_left_but_shims(&self) {
         let dir = self.dir();
+        // What was removed goes a moment after the answer, its record last.
+        let (records, begun) = (dir.join("cri/root/journal/containers"), tokio::time::Instant::now());
+        while !names(&records).is_empty() && begun.elapsed() < PATIENCE {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         for sub in [
             "netns",
             "state/sandboxes",
