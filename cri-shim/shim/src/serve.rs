@@ -22,6 +22,8 @@ use crate::{own, task};
 const FIRST_PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is looked for orphans and for whether the shim is still needed.
 const LOOK: Duration = Duration::from_secs(10);
+/// After how long without work the shim takes itself to be idle.
+const SETTLE: Duration = Duration::from_secs(1);
 /// How often once containerd needs it no more.
 const LAST_LOOK: Duration = Duration::from_millis(10);
 /// How long containerd may take for the last events.
@@ -39,10 +41,22 @@ pub fn run(options: &Options, listener: UnixListener) -> io::Result<()> {
     let events = std::env::var_os("TTRPC_ADDRESS").map(PathBuf::from);
     let shim = Arc::new(Shim::new(Publisher::new(events, &options.namespace), FIRST_PATIENCE)?);
     shim.watch(Watched::Listener(listener))?;
+    let program = host::memory::Program::find();
+    let mut settled = false;
     while !over(&shim) {
         // A shim that is to end waits for its last answers only.
-        let patience = if shim.was_told_idle() { LAST_LOOK } else { LOOK };
-        for token in shim.next_events(patience) {
+        let patience = match settled {
+            _ if shim.was_told_idle() => LAST_LOOK,
+            true => LOOK,
+            false => SETTLE,
+        };
+        let events = shim.next_events(patience);
+        let idle = events.is_empty() && shim.busy.load(Ordering::Acquire) == 0;
+        if idle && !settled {
+            program.unload();
+        }
+        settled = idle;
+        for token in events {
             if let Some(watched) = shim.take(token) {
                 step(&shim, token, watched);
             }
