@@ -17,10 +17,11 @@ pub fn ask(socket: &Path, container: &str, call: Call) -> UnixStream {
     let mut stream = UnixStream::connect(socket).expect("the shim listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("set");
     let request = Request { container: container.to_owned(), call: Some(call) }.encode_to_vec();
-    let mut send = |bytes: &[u8]| match stream.write_all(bytes) {
-        // One that takes no more requests says so without reading any.
-        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe),
-        Ok(()) => {}
+    let mut send = |bytes: &[u8]| {
+        if let Err(error) = stream.write_all(bytes) {
+            // One that takes no more requests says so without reading any.
+            assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+        }
     };
     send(&header(Kind::Request, request.len()));
     send(&request);
