@@ -385,6 +385,8 @@ async fn forward_host(t: T) -> Result<()> {
     let port = listener.local_addr()?.port();
     let server = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await?;
+        // What is left unread would end the connection with a reset.
+        tokio::io::AsyncReadExt::read_exact(&mut stream, &mut [0; REQUEST.len()]).await?;
         tokio::io::AsyncWriteExt::write_all(&mut stream, b"served\n").await
     });
     let url = forward_url(&t, &pod.id, &[i32::from(port)]).await.context("PortForward")?;
