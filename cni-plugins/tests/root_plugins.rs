@@ -143,7 +143,7 @@ fn bandwidth_and_tuning_collect_what_has_no_attachment() {
     let lab = Lab::new();
     let list = lab.list_of(&[
         one_subnet(&lab),
-        json!({"type": "keelson-bandwidth", "ingressRate": 8_000_000}),
+        json!({"type": "keelson-bandwidth", "ingressRate": 8_000_000, "ingressBurst": 1_000_000}),
         json!({"type": "keelson-tuning", "mtu": 1300}),
     ]);
     let (kept, lost) = (lab.pod(), lab.pod());
@@ -201,7 +201,7 @@ fn foreign_plugins_work_before_behind_and_below_ours() {
         vec![
             foreign_bridge(subnet),
             json!({"type": "keelson-tuning", "mtu": 1300}),
-            json!({"type": "keelson-bandwidth", "ingressRate": 80_000_000, "egressRate": 80_000_000}),
+            json!({"type": "keelson-bandwidth", "ingressRate": 80_000_000, "ingressBurst": 8_000_000, "egressRate": 80_000_000, "egressBurst": 8_000_000}),
         ],
         vec![
             ours,
@@ -314,6 +314,7 @@ fn bad_input_gets_the_right_code_and_names_the_field() {
         (&with("mtu", "big".into()), 7, "mtu: "),
         (&with("bridge", "a/b".into()), 7, "bridge"),
         (&with("ipam", json!({"type": "no-such-plugin"})), 7, "ipam.type"),
+        (&with("ipam", json!({"subnet": "10.99.0.0/24"})), 7, "ipam.type"),
         (&ipam_with("subnet", "10.99.0.0/33".into()), 7, "ipam.subnet: "),
         (&ipam_with("subnet", "10.99.0.0/31".into()), 7, "subnet 10.99.0.0/31 is too small"),
         (&ipam_with("gateway", "10.98.0.1".into()), 7, "gateway 10.98.0.1"),
@@ -372,7 +373,7 @@ fn one_command_removes_everything() {
     let list = lab.list_of(&[
         one_subnet(&lab),
         json!({"type": "keelson-tuning", "mtu": 1300}),
-        json!({"type": "keelson-bandwidth", "ingressRate": 8_000_000}),
+        json!({"type": "keelson-bandwidth", "ingressRate": 8_000_000, "ingressBurst": 1_000_000}),
     ]);
     let conf_dir = lab.path("net.d");
     fs::create_dir(&conf_dir).unwrap();

@@ -8,7 +8,7 @@ use crate::{call::Call, failure::Failure};
 /// How long a full queue takes to empty.
 const LATENCY_MS: u64 = 25;
 /// Least burst in bytes: one packet as the kernel hands it to a veth (64 KiB of TCP) passes whole.
-const MIN_BURST: u64 = 64 << 10;
+const MIN_BURST: u32 = 64 << 10;
 
 /// The object on standard input.
 #[derive(Debug, Deserialize)]
@@ -65,23 +65,26 @@ impl BandwidthConfig {
     }
 }
 
-/// A bucket of `rate` bits per second; without a burst, an eighth of a second's worth.
+/// A bucket of `rate` bits per second. Rate and burst go together, as the reference has it: a burst that
+/// nobody thought about is a limit that nobody expects.
 fn bucket(field: &str, rate: u64, burst: u64) -> Result<Option<TokenBucket>, Failure> {
+    match (rate, burst) {
+        (0, 0) => return Ok(None),
+        (0, _) => return Err(Failure::config(format!("{field}Burst: {burst} without {field}Rate"))),
+        (_, 0) => return Err(Failure::config(format!("{field}Rate: {rate} without {field}Burst"))),
+        _ => {}
+    }
     let bytes = rate / 8;
     if bytes == 0 {
-        if rate != 0 {
-            return Err(Failure::config(format!("{field}Rate: {rate} bits/s is less than a byte")));
-        }
-        if burst != 0 {
-            return Err(Failure::config(format!("{field}Burst: {burst} without {field}Rate")));
-        }
-        return Ok(None);
+        return Err(Failure::config(format!("{field}Rate: {rate} bits/s is less than a byte")));
     }
-    let wanted = if burst == 0 { bytes / 8 } else { burst / 8 };
-    let capped = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
+    let Ok(wanted) = u32::try_from(burst / 8) else {
+        return Err(Failure::config(format!("{field}Burst: {burst} bits is more than 4 GiB")));
+    };
     // A bucket smaller than a packet would stop that packet for ever.
-    let burst = capped(wanted.max(MIN_BURST));
-    let limit = capped((bytes / 1000).saturating_mul(LATENCY_MS).saturating_add(burst.into()));
+    let burst = wanted.max(MIN_BURST);
+    let queue = (bytes / 1000).saturating_mul(LATENCY_MS).saturating_add(burst.into());
+    let limit = u32::try_from(queue).unwrap_or(u32::MAX);
     Ok(Some(TokenBucket { rate: bytes, burst, limit }))
 }
 
@@ -91,7 +94,7 @@ mod tests {
 
     #[test]
     fn bits_become_bytes_and_bursts_fit_a_packet() {
-        let made = bucket("ingress", 8_000_000, 0).unwrap().unwrap();
+        let made = bucket("ingress", 8_000_000, 1_000_000).unwrap().unwrap();
         assert_eq!((made.rate, made.burst, made.limit), (1_000_000, 125_000, 150_000));
         let small = bucket("ingress", 800_000, 8).unwrap().unwrap();
         assert_eq!(small.burst, 65_536);
@@ -105,7 +108,11 @@ mod tests {
     fn halves_are_refused_by_name() {
         let failure = bucket("egress", 0, 9).unwrap_err().to_string();
         assert!(failure.starts_with("egressBurst: 9 without egressRate"), "{failure}");
-        let failure = bucket("ingress", 7, 0).unwrap_err().to_string();
+        let failure = bucket("egress", 9_000, 0).unwrap_err().to_string();
+        assert!(failure.starts_with("egressRate: 9000 without egressBurst"), "{failure}");
+        let failure = bucket("egress", 9_000, 1 << 40).unwrap_err().to_string();
+        assert!(failure.starts_with("egressBurst: 1099511627776 bits is more than 4 GiB"), "{failure}");
+        let failure = bucket("ingress", 7, 8).unwrap_err().to_string();
         assert!(failure.starts_with("ingressRate: 7 bits/s"), "{failure}");
     }
 }

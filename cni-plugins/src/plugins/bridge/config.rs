@@ -115,8 +115,14 @@ impl BridgeConfig {
     /// Reads a call's object and refuses what cannot work.
     pub(super) fn of(call: &Call) -> Result<Self, Failure> {
         let mut config: Self = call.parse()?;
-        // The reference takes an ipam section without a type for none.
-        config.ipam = config.ipam.take().filter(|ipam| !ipam.kind.is_empty());
+        let section = call.config.get("ipam").and_then(Value::as_object);
+        if config.ipam.as_ref().is_some_and(|ipam| ipam.kind.is_empty()) {
+            if section.is_some_and(|section| !section.is_empty()) {
+                return Err(Failure::config("ipam.type: is missing"));
+            }
+            // An empty section is how some runtimes write that there is none.
+            config.ipam = None;
+        }
         config.check()?;
         Ok(config)
     }
