@@ -2,7 +2,9 @@
 
 use std::{error::Error, fmt::Write};
 
-use cni_plugins_host::{invoke::PluginError, netlink::NetlinkError, netns::NetnsError, sysctl::SysctlError};
+use cni_plugins_host::{
+    invoke::PluginError, netlink::NetlinkError, netns::NetnsError, nft::NftError, sysctl::SysctlError,
+};
 use cni_plugins_types::{
     CniError, ErrorCode, Version,
     ipam::{AllocateError, RangeError},
@@ -126,6 +128,12 @@ impl From<NetlinkError> for Failure {
             }
             NetlinkError::Request { .. } => Self::internal(&error),
         }
+    }
+}
+
+impl From<NftError> for Failure {
+    fn from(error: NftError) -> Self {
+        Self::internal(&error)
     }
 }
 

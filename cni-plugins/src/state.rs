@@ -31,6 +31,11 @@ impl StateDir {
         Ok(Self(Path::new(base).join(plugin).join(netns::own_identity()?.to_string())))
     }
 
+    /// The directory, which may be missing.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
     /// The directory, made when missing.
     pub(crate) fn make(&self) -> Result<&Path, Failure> {
         fs::create_dir_all(&self.0).map_err(|error| failed("create", &self.0, &error))?;

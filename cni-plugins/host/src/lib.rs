@@ -2,6 +2,7 @@
 //!
 //! - [`netns`]: make, enter and remove network namespaces.
 //! - [`netlink`]: links, addresses, routes, queueing disciplines, in this or another namespace.
+//! - [`nft`]: masquerade and host ports by nftables.
 //! - [`sysctl`]: kernel parameters of this or another namespace.
 //! - [`arp`]: gratuitous ARP.
 //! - [`lock`]: file locks with a deadline.
@@ -19,5 +20,6 @@ pub mod invoke;
 pub mod lock;
 pub mod netlink;
 pub mod netns;
+pub mod nft;
 pub mod sysctl;
 pub mod undo;

@@ -4,6 +4,8 @@ mod bandwidth;
 pub(crate) mod bridge;
 pub(crate) mod ipam;
 mod loopback;
+pub(crate) mod masquerade;
+mod portmap;
 mod tuning;
 
 use cni_plugins_types::CniResult;
@@ -23,12 +25,23 @@ pub(crate) enum Plugin {
     Tuning,
     /// `keelson-bandwidth`
     Bandwidth,
+    /// `keelson-portmap`
+    Portmap,
+    /// `keelson-masquerade`
+    Masquerade,
 }
 
 impl Plugin {
     /// All of them.
-    pub(crate) const ALL: [Plugin; 5] =
-        [Plugin::Bridge, Plugin::Ipam, Plugin::Loopback, Plugin::Tuning, Plugin::Bandwidth];
+    pub(crate) const ALL: [Plugin; 7] = [
+        Plugin::Bridge,
+        Plugin::Ipam,
+        Plugin::Loopback,
+        Plugin::Tuning,
+        Plugin::Bandwidth,
+        Plugin::Portmap,
+        Plugin::Masquerade,
+    ];
 
     /// Name of its executable, the `type` of a configuration.
     pub(crate) fn name(self) -> &'static str {
@@ -38,6 +51,8 @@ impl Plugin {
             Plugin::Loopback => "keelson-loopback",
             Plugin::Tuning => "keelson-tuning",
             Plugin::Bandwidth => "keelson-bandwidth",
+            Plugin::Portmap => "keelson-portmap",
+            Plugin::Masquerade => "keelson-masquerade",
         }
     }
 
@@ -57,11 +72,13 @@ impl Plugin {
             Plugin::Loopback => loopback::run(call),
             Plugin::Tuning => tuning::run(call),
             Plugin::Bandwidth => bandwidth::run(call),
+            Plugin::Portmap => portmap::run(call),
+            Plugin::Masquerade => masquerade::run(call),
         }
     }
 }
 
 /// Removes what the plugins made in this network namespace; one outcome for each kind of thing.
 pub(crate) fn cleanup() -> Vec<Result<Vec<String>, Failure>> {
-    vec![bridge::cleanup()]
+    vec![bridge::cleanup(), portmap::cleanup()]
 }

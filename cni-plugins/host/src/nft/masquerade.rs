@@ -1,0 +1,260 @@
+//! Masquerade of what pods send to the outside: one map element per pod address, whose verdict is the chain with the
+//! exclusions of the pod's network.
+//!
+//! A chain's name tells its content, so it never changes: pods of an edited network use another one.
+
+use std::{collections::BTreeSet, io, net::IpAddr};
+
+use cni_plugins_types::IpNet;
+use nix::errno::Errno;
+
+use super::{
+    NftError, Owner, TABLE,
+    attributes::{find, read},
+    expression::{Family, JUMP, Rule, put_verdict},
+    fnv1a, is_absent, layout, network_prefix,
+    wire::{Message, Socket, flag, kind},
+};
+
+/// Never masqueraded, whatever is configured: multicast and link-local.
+const ALWAYS_EXCEPT: [&str; 4] = ["224.0.0.0/4", "169.254.0.0/16", "ff00::/8", "fe80::/10"];
+
+/// Masquerades what `addresses` send, but not to their own subnets, to `except`, to multicast and link-local addresses.
+/// May be repeated; an element that an earlier owner left is taken over.
+pub fn add(owner: &Owner<'_>, addresses: &[IpNet], except: &[IpNet]) -> Result<(), NftError> {
+    if addresses.is_empty() {
+        return Ok(());
+    }
+    let run = || -> io::Result<()> {
+        let mut socket = open()?;
+        let chains: Vec<Chain> = addresses.iter().map(|address| Chain::of(address, except)).collect();
+        let elements = |flags: u16| -> Vec<Message> {
+            let pairs = addresses.iter().zip(&chains);
+            pairs
+                .map(|(address, chain)| element(flags, address.addr(), Some(&chain.name), &owner.comment()))
+                .collect()
+        };
+        let fresh = elements(flag::CREATE | flag::EXCL);
+        let mut outcome = socket.commit(&fresh);
+        if outcome.as_ref().is_err_and(is_absent) {
+            let mut all = layout::messages();
+            all.extend(chains.iter().flat_map(Chain::messages));
+            all.extend(fresh.iter().cloned());
+            outcome = socket.commit(&all);
+        }
+        match outcome {
+            Err(error) if error.raw_os_error() == Some(Errno::EEXIST as i32) => {
+                let held = list(&mut socket)?;
+                let mut all = layout::messages();
+                all.extend(chains.iter().flat_map(Chain::messages));
+                let ours = |one: &&Element| addresses.iter().any(|address| address.addr() == one.address);
+                all.extend(held.iter().filter(ours).map(Element::delete));
+                all.extend(fresh);
+                socket.commit(&all)
+            }
+            other => other,
+        }
+    };
+    run().map_err(|source| NftError::new(format!("masquerade {}", shown(addresses)), source))
+}
+
+/// Ends the masquerade of an attachment's addresses; tells whether there was any.
+pub fn remove(owner: &Owner<'_>) -> Result<bool, NftError> {
+    let comment = owner.comment();
+    remove_those(|element| element.comment == comment)
+        .map(|count| count > 0)
+        .map_err(|source| NftError::new("end the masquerade", source))
+}
+
+/// Whether all of `addresses` are masqueraded with these exclusions.
+pub fn check(owner: &Owner<'_>, addresses: &[IpNet], except: &[IpNet]) -> Result<bool, NftError> {
+    let comment = owner.comment();
+    let held = open()
+        .and_then(|mut socket| list(&mut socket))
+        .map_err(|source| NftError::new("list masqueraded addresses", source))?;
+    Ok(addresses.iter().all(|address| {
+        let chain = Chain::of(address, except).name;
+        held.iter().any(|one| one.address == address.addr() && one.comment == comment && one.chain == chain)
+    }))
+}
+
+/// Ends the masquerade of a network's attachments other than the valid ones (container id, interface); tells of how many
+/// addresses.
+pub fn gc(network: &str, valid: &[(String, String)]) -> Result<usize, NftError> {
+    let prefix = network_prefix(network);
+    let kept: BTreeSet<String> = valid
+        .iter()
+        .map(|(container_id, ifname)| Owner { network, container_id, ifname }.comment())
+        .collect();
+    remove_those(|element| element.comment.starts_with(&prefix) && !kept.contains(&element.comment))
+        .map_err(|source| NftError::new("end stale masquerades", source))
+}
+
+/// One element of a map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Element {
+    address: IpAddr,
+    chain: String,
+    comment: String,
+}
+
+impl Element {
+    fn delete(&self) -> Message {
+        element(0, self.address, None, "")
+    }
+}
+
+/// The exclusions of a network.
+struct Chain {
+    name: String,
+    family: Family,
+    except: Vec<IpNet>,
+}
+
+impl Chain {
+    fn of(address: &IpNet, except: &[IpNet]) -> Self {
+        let family = family_of(address.addr());
+        let always = ALWAYS_EXCEPT.iter().filter_map(|text| text.parse::<IpNet>().ok());
+        let own = IpNet::new(address.network(), address.prefix_len());
+        let all: BTreeSet<IpNet> = always
+            .chain(own)
+            .chain(except.iter().filter_map(|net| IpNet::new(net.network(), net.prefix_len())))
+            .filter(|net| family_of(net.addr()) == family)
+            .collect();
+        let except: Vec<IpNet> = all.into_iter().collect();
+        let name = format!("{}_{:016x}", layout::masquerade_map(family), fnv1a(shown(&except).as_bytes()));
+        Self { name, family, except }
+    }
+
+    /// Makes it; where it is there, nothing changes.
+    fn messages(&self) -> Vec<Message> {
+        let mut all = vec![layout::new_chain(&self.name), layout::flush_chain(&self.name)];
+        let begin = || Rule::default().family(self.family).destination(0, self.family);
+        for net in &self.except {
+            let network = octets(net.addr());
+            all.push(begin().in_subnet(&network, net.prefix_len()).back().append_to(&self.name));
+        }
+        all.push(Rule::default().masquerade().append_to(&self.name));
+        all
+    }
+}
+
+fn open() -> io::Result<Socket> {
+    Socket::open().map_err(|error| error.source)
+}
+
+fn remove_those(is_meant: impl Fn(&Element) -> bool) -> io::Result<usize> {
+    let mut socket = open()?;
+    loop {
+        let meant: Vec<Message> =
+            list(&mut socket)?.iter().filter(|one| is_meant(one)).map(Element::delete).collect();
+        if meant.is_empty() {
+            return Ok(0);
+        }
+        match socket.commit(&meant) {
+            // Somebody else took one of them away in between.
+            Err(error) if is_absent(&error) => {}
+            other => return other.map(|()| meant.len()),
+        }
+    }
+}
+
+/// All elements of both maps; none when the table is not there.
+fn list(socket: &mut Socket) -> io::Result<Vec<Element>> {
+    let mut all = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        let mut message = Message::nft(kind::GET_ELEMENTS, 0);
+        message.body.text(1, TABLE).text(2, layout::masquerade_map(family));
+        let objects = match socket.dump(&message) {
+            Err(error) if is_absent(&error) => return Ok(Vec::new()),
+            other => other?,
+        };
+        for object in objects {
+            let elements = find(&object, 3).unwrap_or_default();
+            all.extend(read(elements).filter_map(|(_, one)| parse(one)));
+        }
+    }
+    Ok(all)
+}
+
+fn parse(element: &[u8]) -> Option<Element> {
+    let key = find(find(element, 1)?, 1)?;
+    let address = match key.len() {
+        4 => IpAddr::from(<[u8; 4]>::try_from(key).ok()?),
+        _ => IpAddr::from(<[u8; 16]>::try_from(key).ok()?),
+    };
+    let verdict = find(element, 2).and_then(|data| find(data, 2)).unwrap_or_default();
+    let chain = find(verdict, 2).map(text).unwrap_or_default();
+    // The comment, as `nft` writes it: type 0, length, text with a closing zero.
+    let comment = find(element, 6).and_then(|data| data.get(2..)).map(text).unwrap_or_default();
+    Some(Element { address, chain, comment })
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned()
+}
+
+fn element(flags: u16, address: IpAddr, chain: Option<&str>, comment: &str) -> Message {
+    let adds = flags & flag::CREATE != 0;
+    let mut message = Message::nft(if adds { kind::NEW_ELEMENTS } else { kind::DEL_ELEMENTS }, flags);
+    message.body.text(1, TABLE).text(2, layout::masquerade_map(family_of(address)));
+    message.body.nest(3, |list| {
+        list.nest(1, |element| {
+            super::expression::value(element, 1, &octets(address));
+            if let Some(chain) = chain {
+                element.nest(2, |data| put_verdict(data, JUMP, Some(chain)));
+                element.put(6, &comment_bytes(comment));
+            }
+        });
+    });
+    message
+}
+
+fn comment_bytes(comment: &str) -> Vec<u8> {
+    let length = u8::try_from(comment.len() + 1).unwrap_or(u8::MAX);
+    [&[0, length], comment.as_bytes(), &[0]].concat()
+}
+
+fn family_of(address: IpAddr) -> Family {
+    if address.is_ipv4() { Family::V4 } else { Family::V6 }
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+fn shown(all: &[IpNet]) -> String {
+    all.iter().map(IpNet::to_string).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::attributes::Attributes, *};
+
+    #[test]
+    fn a_chains_name_tells_its_exclusions() {
+        let address = |text: &str| text.parse::<IpNet>().unwrap();
+        let one = Chain::of(&address("10.1.2.3/24"), &[address("10.0.0.0/8"), address("fd00::/8")]);
+        let same = Chain::of(&address("10.1.2.99/24"), &[address("fd00::/8"), address("10.0.0.0/8")]);
+        let other = Chain::of(&address("10.1.2.3/24"), &[]);
+        assert_eq!(one.name, same.name);
+        assert_ne!(one.name, other.name);
+        assert!(one.name.len() < 32);
+        let shown = shown(&one.except);
+        assert_eq!(shown, "10.0.0.0/8, 10.1.2.0/24, 169.254.0.0/16, 224.0.0.0/4");
+    }
+
+    #[test]
+    fn an_element_is_read_back() {
+        let mut element = Attributes::default();
+        super::super::expression::value(&mut element, 1, &[10, 1, 2, 3]);
+        element.nest(2, |data| put_verdict(data, JUMP, Some("masq4_1")));
+        element.put(6, &comment_bytes("net/c1/eth0"));
+        let found = parse(&element.0).unwrap();
+        assert_eq!(found.address.to_string(), "10.1.2.3");
+        assert_eq!((found.chain.as_str(), found.comment.as_str()), ("masq4_1", "net/c1/eth0"));
+    }
+}
