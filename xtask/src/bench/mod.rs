@@ -1,5 +1,6 @@
 //! `cargo xtask bench …`: measurements; a table on the terminal, JSON below `target/bench/`.
 
+mod cni;
 mod cri;
 mod lb;
 mod node;
@@ -32,6 +33,8 @@ pub(crate) enum What {
     Cri(cri::Arguments),
     /// The tunnel between nodes beside flannel's, as a ratio to none. Needs `up --nodes 2`.
     Overlay(overlay::Arguments),
+    /// keelson-bridge beside Debian's bridge plugin: ADD, DEL, a hundred at once, GC, size.
+    Cni(cni::Arguments),
     /// Memory of every component after the walk. Needs `up`.
     Node,
 }
@@ -43,6 +46,7 @@ pub(crate) fn run(layout: &Layout, what: &What) -> Result<()> {
         What::Start { runs } => start::run(layout, *runs),
         What::Cri(arguments) => cri::run(layout, arguments),
         What::Overlay(arguments) => overlay::run(layout, arguments),
+        What::Cni(arguments) => cni::run(layout, arguments),
         What::Node => node::run(layout),
     }
 }

@@ -11,7 +11,7 @@ mod exec;
 mod lifecycle;
 mod memory;
 mod pull;
-mod report;
+pub(super) mod report;
 mod svg;
 
 use anyhow::{Result, bail};

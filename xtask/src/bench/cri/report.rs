@@ -87,7 +87,8 @@ impl Row {
         self
     }
 
-    fn line(&self) -> String {
+    /// Its line of the table.
+    pub(crate) fn line(&self) -> String {
         let ratio = match (self.ratio, self.interval) {
             (Some(ratio), Some(interval)) => {
                 format!("{ratio:.3} [{:.3}, {:.3}]", interval.low, interval.high)

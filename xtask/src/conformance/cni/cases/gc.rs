@@ -20,7 +20,7 @@ pub(super) fn cases(kind: Kind) -> Vec<Case<T>> {
     ];
     if matches!(kind, Kind::Bridge | Kind::Ipam) {
         all.push(check(area, "takes back what no valid attachment explains", takes_back));
-        all.push(check(area, "without a list takes back everything of the network", everything));
+        all.push(check(area, "with an empty list takes back everything of the network", everything));
         all.push(check(area, "leaves other networks alone", other_networks));
     }
     if kind == Kind::Bridge {

@@ -1,0 +1,133 @@
+//! `bench cni`: keelson-bridge with keelson-ipam beside Debian's bridge with host-local: same machine, same run,
+//! interleaved A B B A, each side in a network namespace of its own that plays the host.
+//!
+//! Times are what a runtime sees: from starting the executable to its end with everything read. A peer that only returns
+//! when the kernel has deleted the pair is shown both ways, until it returns and until the host is clean.
+
+mod rows;
+mod side;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use self::side::Side;
+use super::cri::report::Row;
+use crate::cmd::{Cmd, step};
+use crate::paths::Layout;
+
+/// The command line.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Arguments {
+    /// Few rounds, few records: shows that it works; the figures are coarse.
+    #[arg(long)]
+    quick: bool,
+    /// Interleaved rounds of single calls; 60, or 5 with --quick, when not given.
+    #[arg(long)]
+    rounds: Option<u32>,
+    /// Stale records for GC; 10000, or 500 with --quick, when not given.
+    #[arg(long)]
+    records: Option<u32>,
+    /// Take the release binary as it is.
+    #[arg(long)]
+    no_build: bool,
+}
+
+impl Arguments {
+    fn rounds(&self) -> u32 {
+        self.rounds.unwrap_or(if self.quick { 5 } else { 60 })
+    }
+
+    fn records(&self) -> u32 {
+        self.records.unwrap_or(if self.quick { 500 } else { 10_000 })
+    }
+
+    /// Rounds of a hundred calls at once.
+    fn crowds(&self) -> u32 {
+        if self.quick { 1 } else { 5 }
+    }
+}
+
+/// Everything that was measured, and on what.
+#[derive(Debug, Serialize)]
+struct Report {
+    kernel: String,
+    processors: usize,
+    peer: String,
+    rounds: u32,
+    quick: bool,
+    rows: Vec<Row>,
+}
+
+const PEER: &str = "/usr/lib/cni";
+
+/// Builds, measures, prints, and saves the report.
+pub(crate) fn run(layout: &Layout, arguments: &Arguments) -> Result<()> {
+    crate::preflight::require_root()?;
+    if !Path::new(PEER).join("bridge").is_file() {
+        step("installing Debian's reference CNI plugins", || {
+            Cmd::new("apt-get")
+                .args(["install", "-y", "-qq", "--no-install-recommends", "containernetworking-plugins"])
+                .output()
+        })?;
+    }
+    if !arguments.no_build {
+        step("building keelson-cni", || crate::binaries::build_only(&layout.repo, &["keelson-cni"]))?;
+    }
+    let dir = PathBuf::from(format!("/tmp/kbench-cni-{}", std::process::id()));
+    std::fs::create_dir_all(&dir)?;
+    let result = measure(layout, arguments, &dir);
+    std::fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))?;
+    let report = result?;
+    report.print();
+    super::save(layout, "cni", &report)
+}
+
+fn measure(layout: &Layout, arguments: &Arguments, dir: &Path) -> Result<Report> {
+    let bin = dir.join("bin");
+    Cmd::new(layout.binary("keelson-cni")).args(["install"]).args([&bin]).output()?;
+    let ours = Side::new("keelson", &bin, "keelson-bridge", "keelson-ipam", &dir.join("ours"))?;
+    let peer = Side::new("reference", Path::new(PEER), "bridge", "host-local", &dir.join("peer"))?;
+    let mut rows = step("single calls, interleaved", || rows::single(&ours, &peer, arguments.rounds()))?;
+    rows.extend(step("a hundred at once", || rows::crowd(&ours, &peer, arguments.crowds()))?);
+    rows.push(step("GC of stale records", || rows::gc(&ours, arguments.records()))?);
+    rows.extend(rows::sizes(layout, &ours, &peer)?);
+    let version =
+        Cmd::new("dpkg-query").args(["-W", "-f", "${Version}", "containernetworking-plugins"]).output();
+    Ok(Report {
+        kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+        processors: std::thread::available_parallelism()?.get(),
+        peer: format!("containernetworking-plugins {}", version.unwrap_or_else(|_| "unknown".to_owned())),
+        rounds: arguments.rounds(),
+        quick: arguments.quick,
+        rows,
+    })
+}
+
+impl Report {
+    fn print(&self) {
+        println!(
+            "\nkeelson-bridge and keelson-ipam beside {}\nkernel {}, {} processors; {} interleaved rounds{}",
+            self.peer,
+            self.kernel,
+            self.processors,
+            self.rounds,
+            if self.quick { " (quick: coarse figures)" } else { "" }
+        );
+        let mut group = "";
+        for row in &self.rows {
+            if row.group != group {
+                group = &row.group;
+                println!(
+                    "\n{group:<46} {:>9} {:>9} {:<11} {:<22} {:<14}",
+                    "ours", "peer", "", "ratio [95 %]", "goal"
+                );
+            }
+            println!("{}", row.line());
+        }
+        let judged = self.rows.iter().filter_map(|row| row.met);
+        let (met, all) = judged.fold((0, 0), |(met, all), is| (met + u32::from(is), all + 1));
+        println!("\ngoals met: {met} of {all}");
+    }
+}
