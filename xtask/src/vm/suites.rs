@@ -53,7 +53,23 @@ const PLAIN: Suite = Suite {
 pub(super) const SUITES: &[Suite] = &[
     Suite {
         folder: "cni-plugins",
-        modules: &["bridge", "veth", "dummy", "br_netfilter", "8021q", "sctp", "wireguard"],
+        modules: &[
+            "bridge",
+            "veth",
+            "dummy",
+            "br_netfilter",
+            "8021q",
+            "sctp",
+            "wireguard",
+            "nf_tables",
+            "nft_chain_nat",
+            "nft_ct",
+            "nft_nat",
+            "nft_masq",
+            "nft_fib_inet",
+            "nf_conntrack_netlink",
+            "sch_tbf",
+        ],
         programs: &["ip", "nft"],
         ..PLAIN
     },
