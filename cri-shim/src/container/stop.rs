@@ -165,6 +165,9 @@ impl Runtime {
         match self.client.kill_task(&container.id, "", signal, false).await {
             Ok(()) => {
                 reached(Step::ContainerSignalled);
+                // Whoever waited for its end may have lost containerd a moment ago, and looking at everything again leaves
+                // out what is being operated on.
+                self.watch_container(container);
                 Ok(())
             }
             Err(error) if error.is_unavailable() => Err(ContainerdError::into(error)),

@@ -77,7 +77,10 @@ impl Client {
             let created =
                 call("Tasks.Create", id, TASK_DEADLINE, self.tasks_client().create(request.clone())).await;
             match created {
-                Err(error) if error.is_shim_gone_at_start() => tokio::time::sleep(SHIM_RETRIES.1).await,
+                // Nothing was made: containerd has taken back what there was.
+                Err(error) if error.is_shim_gone_at_start() || error.is_shim_closing() => {
+                    tokio::time::sleep(SHIM_RETRIES.1).await;
+                }
                 outcome => return Ok(outcome?.pid),
             }
         }
