@@ -3,9 +3,11 @@
 //! Input: `--config FILE` (KubeletConfiguration and a `keelson:` section). Roles run as tasks of one process and end
 //! together; pods outlive them. This file only reads the configuration and joins the roles.
 
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -13,6 +15,7 @@ use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use keelson_agent::config::AgentConfig;
+use keelson_agent::proxy::show;
 use keelson_agent::{preflight, roles};
 
 /// The client library's own reports of an unreachable API server repeat ours.
@@ -38,6 +41,17 @@ enum Chore {
     /// The network between nodes, which outlives the agent.
     #[command(subcommand)]
     Network(NetworkChore),
+    /// What the service data plane of this node does.
+    Service {
+        /// Where it is pinned; the configuration file tells by default.
+        #[arg(long)]
+        pin_dir: Option<PathBuf>,
+        /// How the answer looks.
+        #[arg(long, short, value_enum, default_value_t)]
+        output: show::Output,
+        #[command(subcommand)]
+        question: ServiceQuestion,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -48,6 +62,14 @@ enum NetworkChore {
         #[arg(long, default_value = "kl-vxlan")]
         device: String,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum ServiceQuestion {
+    #[command(flatten)]
+    Maps(show::Question),
+    /// Compare the maps with the API server; fails where they differ.
+    Verify,
 }
 
 #[derive(Debug, Subcommand)]
@@ -95,6 +117,9 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
             Chore::Network(NetworkChore::Cleanup { device }) => {
                 runtime.block_on(keelson_agent::network::cleanup(device))
             }
+            Chore::Service { pin_dir, output, question } => {
+                service(arguments, pin_dir.as_deref(), *output, question)
+            }
         };
     }
     let config = AgentConfig::load(&arguments.config)?;
@@ -108,6 +133,38 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
         tokio::spawn(cancel_on_signal(cancel.clone())?);
         roles::run(config, cancel).await
     })
+}
+
+/// `keelson-agent service …`.
+fn service(
+    arguments: &Arguments,
+    pin_dir: Option<&Path>,
+    output: show::Output,
+    question: &ServiceQuestion,
+) -> anyhow::Result<()> {
+    let from_config = || {
+        let config = AgentConfig::load(&arguments.config).context("--pin-dir is not given, and")?;
+        let section =
+            config.keelson.proxy.as_ref().context("the configuration has no keelson.proxy section")?;
+        anyhow::Ok(section.pin_dir.clone())
+    };
+    let pin_dir = pin_dir.map_or_else(from_config, |dir| Ok(dir.to_owned()))?;
+    let mut out = std::io::stdout().lock();
+    let mut draw = |text: &str| -> anyhow::Result<()> {
+        out.write_all(text.as_bytes())?;
+        Ok(out.flush()?)
+    };
+    let ServiceQuestion::Maps(question) = question else {
+        let config = AgentConfig::load(&arguments.config)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let differences = runtime.block_on(roles::verify_services(&config, &pin_dir))?;
+        for difference in &differences {
+            draw(&format!("{difference}\n"))?;
+        }
+        anyhow::ensure!(differences.is_empty(), "{} difference(s) between maps and API", differences.len());
+        return draw("the maps hold what the API says\n");
+    };
+    show::answer(&pin_dir, question, output, draw)
 }
 
 /// SIGTERM and SIGINT end the agent; its pods go on.

@@ -92,6 +92,7 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     start_kubelet_api(&mut roles, &config, &lookup, &cri);
     let (pod_events, pod_event_queue) = mpsc::channel(POD_EVENTS);
     roles.endless("pod watch", sources::pods::run(client.clone(), node_name, pod_events, cancel.clone()));
+    let node_of_proxy = node.clone();
     let node_facts = NodeFacts {
         cri: cri.clients(),
         health,
@@ -104,8 +105,9 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     };
     roles.start("node", node::run(client.clone(), Arc::clone(&config), node_facts, cancel.clone()));
     if let Some(section) = config.keelson.proxy.as_ref().filter(|section| section.enabled) {
-        let proxy = proxy::ProxyConfig::new(section, &config.keelson.node_name)?;
-        roles.optional("service proxy", proxy::run(client.clone(), proxy, recorder.clone(), cancel.clone()));
+        let proxy = proxy::ProxyConfig::new(section, &config.keelson.node_name, config.keelson.node_ip)?;
+        let run = proxy::run(client.clone(), proxy, node_of_proxy, recorder.clone(), cancel.clone());
+        roles.optional("service proxy", run);
     }
     roles.endless("CRI events", runtime::events::follow(cri.clone(), directory.clone(), cancel.clone()));
     roles.endless("pods", manager::run(context, directory.clone(), pod_event_queue, cancel.clone()));
@@ -129,6 +131,18 @@ fn start_network(
     let role = network::run(client.clone(), settings, node, sender, events, roles.cancel.clone());
     roles.start("network", role);
     Ok(Some(state))
+}
+
+/// What differs between the service maps and the API server, for `keelson-agent service verify`.
+pub async fn verify_services(config: &AgentConfig, pin_dir: &std::path::Path) -> anyhow::Result<Vec<String>> {
+    let section = config.keelson.proxy.as_ref().context("the configuration has no keelson.proxy section")?;
+    let client = client(config).await?;
+    let name = &config.keelson.node_name;
+    let node = kube::Api::<k8s_openapi::api::core::v1::Node>::all(client.clone()).get_opt(name).await?;
+    let labels = node.and_then(|node| node.metadata.labels).unwrap_or_default();
+    let zone = labels.get("topology.kubernetes.io/zone").cloned();
+    let proxy = proxy::ProxyConfig::new(section, name, config.keelson.node_ip)?;
+    proxy::show::verify(pin_dir, client, &proxy, zone).await
 }
 
 fn start_kubelet_api(

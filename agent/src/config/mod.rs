@@ -333,9 +333,21 @@ pub struct ProxySection {
     /// Service range.
     #[serde(rename = "serviceCIDR")]
     pub service_cidr: String,
-    /// Node addresses (CIDRs) that answer NodePorts; empty: all.
+    /// Node addresses (CIDRs, or the word `primary` for the node's own) that answer NodePorts; empty: all.
     #[serde(default)]
     pub node_port_addresses: Vec<String>,
+    /// Address of kube-proxy's health server.
+    #[serde(default = "any_address")]
+    pub healthz_bind_address: IpAddr,
+    /// Port of kube-proxy's health server; 0 switches it off.
+    #[serde(default = "default_proxy_healthz_port")]
+    pub healthz_port: u16,
+    /// Address of the proxy's metrics.
+    #[serde(default = "localhost")]
+    pub metrics_bind_address: IpAddr,
+    /// Port of the proxy's metrics; 0 switches them off.
+    #[serde(default = "default_proxy_metrics_port")]
+    pub metrics_port: u16,
 }
 
 impl AgentConfig {
@@ -440,6 +452,14 @@ fn localhost() -> IpAddr {
 
 fn default_port() -> u16 {
     10250
+}
+
+fn default_proxy_healthz_port() -> u16 {
+    10256
+}
+
+fn default_proxy_metrics_port() -> u16 {
+    10249
 }
 
 fn default_healthz_port() -> u16 {

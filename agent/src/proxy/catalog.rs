@@ -7,10 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ebpf_loader::{
     Change, DesiredBackend, DesiredFrontend, DesiredService, Family, Listen, Place, Policy, ServiceKey,
-    ServiceTable,
+    ServiceTable, SourcePrefix,
 };
 
-use super::facts::{EndpointFacts, EndpointState, ObjectName, PortFacts, ServiceFacts, SliceFacts};
+use super::{
+    cidr::Cidr,
+    facts::{EndpointFacts, EndpointState, ObjectName, PortFacts, ServiceFacts, SliceFacts},
+};
 
 /// One step of a watch, already reduced to facts; `None` stands for an object the proxy leaves alone.
 #[derive(Debug)]
@@ -45,6 +48,12 @@ pub(super) struct Catalog {
     /// What was handed to the data plane, per Service.
     handed: BTreeMap<ObjectName, BTreeSet<ServiceKey>>,
     touched: BTreeSet<ObjectName>,
+    /// This node's zone.
+    zone: Option<String>,
+    /// External IPs must not lie in here.
+    service_ranges: Vec<Cidr>,
+    /// When the changes happened that are not handed out yet.
+    triggers: Vec<jiff::Timestamp>,
 }
 
 impl<F> Default for Cache<F> {
@@ -89,6 +98,19 @@ impl<F> Cache<F> {
 }
 
 impl Catalog {
+    /// Nothing known yet; external IPs within these ranges are refused.
+    pub(super) fn new(service_ranges: Vec<Cidr>) -> Self {
+        Self { service_ranges, ..Self::default() }
+    }
+
+    /// Says in which zone this node is.
+    pub(super) fn set_zone(&mut self, zone: Option<String>) {
+        if self.zone != zone {
+            self.zone = zone;
+            self.touched.extend(self.services.objects.keys().cloned());
+        }
+    }
+
     /// Takes a step of the Service watch in.
     pub(super) fn service(&mut self, seen: Seen<ServiceFacts>) {
         for (name, _) in self.services.take(seen) {
@@ -99,17 +121,20 @@ impl Catalog {
     /// Takes a step of the EndpointSlice watch in.
     pub(super) fn slice(&mut self, seen: Seen<SliceFacts>) {
         for (name, before) in self.slices.take(seen) {
-            if let Some(before) = before {
+            if let Some(before) = &before {
                 if let Some(slices) = self.slices_of.get_mut(&before.service) {
                     slices.remove(&name);
                     if slices.is_empty() {
                         self.slices_of.remove(&before.service);
                     }
                 }
-                self.touched.insert(before.service);
+                self.touched.insert(before.service.clone());
             }
             if let Some(now) = self.slices.objects.get(&name) {
                 self.slices_of.entry(now.service.clone()).or_default().insert(name);
+                if before.as_ref().is_none_or(|before| before.triggered != now.triggered) {
+                    self.triggers.extend(now.triggered);
+                }
                 self.touched.insert(now.service.clone());
             }
         }
@@ -118,6 +143,11 @@ impl Catalog {
     /// Whether both listings were complete once: before that, nothing may be removed.
     pub(super) fn synced(&self) -> bool {
         self.services.synced && self.slices.synced
+    }
+
+    /// When the changes happened that were taken in since the last call.
+    pub(super) fn take_triggers(&mut self) -> Vec<jiff::Timestamp> {
+        std::mem::take(&mut self.triggers)
     }
 
     /// Whether a Service is touched whose change was not handed out.
@@ -135,6 +165,16 @@ impl Catalog {
             }
         }
         table
+    }
+
+    /// The whole table, without forgetting what was touched.
+    pub(super) fn whole_table(&self) -> ServiceTable {
+        self.services.objects.iter().flat_map(|(name, facts)| self.build(name, facts)).collect()
+    }
+
+    /// What was handed to the data plane.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &ServiceKey> {
+        self.handed.values().flatten()
     }
 
     /// What changed since the last call.
@@ -163,6 +203,50 @@ impl Catalog {
             .get_key_value(&ObjectName { namespace: namespace.to_owned(), name: name.to_owned() })
     }
 
+    /// The names of Services that were touched by the last steps, and not handed out yet.
+    pub(super) fn touched(&self) -> impl Iterator<Item = &ObjectName> {
+        self.touched.iter()
+    }
+
+    /// All Services that the proxy knows.
+    pub(super) fn services(&self) -> impl Iterator<Item = (&ObjectName, &ServiceFacts)> {
+        self.services.objects.iter()
+    }
+
+    /// One Service.
+    pub(super) fn facts(&self, name: &ObjectName) -> Option<&ServiceFacts> {
+        self.services.objects.get(name)
+    }
+
+    /// What makes no sense about a Service, its slices included.
+    pub(super) fn problems(&self, name: &ObjectName) -> Vec<String> {
+        let Some(facts) = self.services.objects.get(name) else {
+            return Vec::new();
+        };
+        let foreign = self.foreign_ips(facts).map(|ip| {
+            format!("spec.externalIPs: {ip} lies in the service range, where only clusterIPs may lie")
+        });
+        let slices = self.slices_of(name).flat_map(|slice| slice.problems.iter().cloned());
+        facts.problems.iter().cloned().chain(foreign).chain(slices).collect()
+    }
+
+    /// Endpoints on this node that are ready, once per address: what a load balancer asks for.
+    pub(super) fn local_ready(&self, name: &ObjectName) -> usize {
+        let all = self.slices_of(name).flat_map(|slice| &slice.endpoints);
+        let ready = all.filter(|endpoint| endpoint.local && endpoint.state == EndpointState::Ready);
+        ready.map(|endpoint| endpoint.address).collect::<BTreeSet<_>>().len()
+    }
+
+    fn slices_of(&self, name: &ObjectName) -> impl Iterator<Item = &SliceFacts> {
+        let names = self.slices_of.get(name).into_iter().flatten();
+        names.filter_map(|slice| self.slices.objects.get(slice))
+    }
+
+    fn foreign_ips<'f>(&'f self, facts: &'f ServiceFacts) -> impl Iterator<Item = &'f std::net::IpAddr> {
+        let inside = |ip: &std::net::IpAddr| self.service_ranges.iter().any(|range| range.contains(*ip));
+        facts.external_ips.iter().filter(move |ip| inside(ip))
+    }
+
     /// One service of the data plane per port and family.
     fn build(&self, name: &ObjectName, facts: &ServiceFacts) -> Vec<(ServiceKey, DesiredService)> {
         let mut built = Vec::new();
@@ -184,84 +268,133 @@ impl Catalog {
         port: &PortFacts,
         family: Family,
     ) -> DesiredService {
-        let endpoints = self.endpoints(name, port, family);
-        let near = !endpoints.is_empty() && endpoints.iter().all(|(endpoint, _)| endpoint.hinted.is_some());
-        let policy = if near { Policy::Near } else { Policy::All };
-        let backends = endpoints.iter().map(|(endpoint, port)| DesiredBackend {
-            place: place(endpoint, near),
-            address: (endpoint.address, *port).into(),
-        });
+        let refused: Vec<std::net::IpAddr> = self.foreign_ips(facts).copied().collect();
+        let prefixes = facts.source_ranges.iter().filter(|range| is_of(&range.network, family));
+        let mut source_ranges: Vec<SourcePrefix> =
+            prefixes.map(|range| SourcePrefix { address: range.network, bits: range.prefix }).collect();
+        source_ranges.sort();
+        source_ranges.dedup();
         DesiredService {
-            frontends: frontends(facts, port, family, policy),
-            backends: backends.collect(),
+            frontends: frontends(facts, port, family, &refused),
+            backends: self.backends(name, port, family),
             affinity_secs: facts.affinity_secs,
+            source_ranges,
         }
     }
 
-    /// The endpoints that take connections for a port: the ready ones; where there is none, those that still serve
-    /// while they are being deleted.
-    fn endpoints(&self, name: &ObjectName, port: &PortFacts, family: Family) -> Vec<(&EndpointFacts, u16)> {
-        let mut ready = BTreeMap::new();
-        let mut draining = BTreeMap::new();
-        let slices =
-            self.slices_of.get(name).into_iter().flatten().filter_map(|slice| self.slices.objects.get(slice));
-        for slice in slices.filter(|slice| slice.family == family) {
+    /// The endpoints that take connections for a port, by policy. As kube-proxy has it, each policy looks at its own
+    /// endpoints: the ready ones; where there is none, those that still serve while they are being deleted.
+    fn backends(&self, name: &ObjectName, port: &PortFacts, family: Family) -> Vec<DesiredBackend> {
+        let all = self.endpoints(name, port, family);
+        let serving = |local_only: bool| -> BTreeSet<usize> {
+            let of = |state| {
+                let asked = all
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, (_, endpoint))| endpoint.state == state && (!local_only || endpoint.local));
+                asked.map(|(index, _)| index).collect::<BTreeSet<_>>()
+            };
+            let ready = of(EndpointState::Ready);
+            if ready.is_empty() { of(EndpointState::Draining) } else { ready }
+        };
+        let local = serving(true);
+        let cluster = self.preferred(&all, serving(false));
+        let placed = all.iter().enumerate().filter_map(|(index, (address, _))| {
+            let place = match (local.contains(&index), cluster.contains(&index)) {
+                (true, false) => Place::LocalOnly,
+                (true, true) => Place::Local,
+                (false, true) => Place::Far,
+                (false, false) => return None,
+            };
+            Some(DesiredBackend { place, address: *address })
+        });
+        placed.collect()
+    }
+
+    /// Of the endpoints for policy `Cluster`, those that are hinted for this node, else for its zone, where every one
+    /// carries such a hint and at least one is for us.
+    fn preferred(
+        &self,
+        all: &[(std::net::SocketAddr, &EndpointFacts)],
+        cluster: BTreeSet<usize>,
+    ) -> BTreeSet<usize> {
+        let hinted = |for_us: &dyn Fn(&EndpointFacts) -> Option<bool>| {
+            let mut ours = BTreeSet::new();
+            for index in &cluster {
+                match for_us(all[*index].1) {
+                    Some(true) => drop(ours.insert(*index)),
+                    Some(false) => {}
+                    None => return None,
+                }
+            }
+            (!ours.is_empty()).then_some(ours)
+        };
+        let in_zone = |endpoint: &EndpointFacts| {
+            let zone = self.zone.as_ref()?;
+            endpoint.for_zones.as_ref().map(|zones| zones.contains(zone))
+        };
+        hinted(&|endpoint| endpoint.for_node).or_else(|| hinted(&in_zone)).unwrap_or(cluster)
+    }
+
+    /// All endpoints of a port, once each; one that moves between slices counts by its better state.
+    fn endpoints(
+        &self,
+        name: &ObjectName,
+        port: &PortFacts,
+        family: Family,
+    ) -> Vec<(std::net::SocketAddr, &EndpointFacts)> {
+        let mut found: BTreeMap<std::net::SocketAddr, &EndpointFacts> = BTreeMap::new();
+        for slice in self.slices_of(name).filter(|slice| slice.family == family) {
             let numbers = slice
                 .ports
                 .iter()
                 .filter(|(name, protocol, _)| *name == port.name && *protocol == port.protocol);
             for (_, _, number) in numbers {
                 for endpoint in &slice.endpoints {
-                    let set = match endpoint.state {
-                        EndpointState::Ready => &mut ready,
-                        EndpointState::Draining => &mut draining,
-                        EndpointState::Unready => continue,
-                    };
-                    // An endpoint can stand in two slices while it moves between them.
-                    set.insert((endpoint.address, *number), endpoint);
+                    let known = found.entry((endpoint.address, *number).into()).or_insert(endpoint);
+                    if known.state != EndpointState::Ready && endpoint.state != EndpointState::Unready {
+                        *known = endpoint;
+                    }
                 }
             }
         }
-        let chosen = if ready.is_empty() { draining } else { ready };
-        chosen.into_iter().map(|((_, number), endpoint)| (endpoint, number)).collect()
+        found.into_iter().collect()
     }
 }
 
-/// Where a port listens. NodePorts and external addresses take all endpoints whatever `externalTrafficPolicy` says:
-/// the socket hooks serve clients inside the cluster, to which that policy does not apply.
-fn frontends(facts: &ServiceFacts, port: &PortFacts, family: Family, policy: Policy) -> Vec<DesiredFrontend> {
-    let internal = if facts.internal_local { Policy::Local } else { policy };
-    let protocol = port.protocol;
-    let on = |policy| {
-        move |ip: &std::net::IpAddr| DesiredFrontend {
-            listen: Listen::Address(*ip),
-            port: port.port,
-            protocol,
-            policy,
-        }
+/// Where a port listens.
+fn frontends(
+    facts: &ServiceFacts,
+    port: &PortFacts,
+    family: Family,
+    refused: &[std::net::IpAddr],
+) -> Vec<DesiredFrontend> {
+    let policy = |local: bool| if local { Policy::Local } else { Policy::All };
+    let (internal, external) = (policy(facts.internal_local), policy(facts.external_local));
+    let of_family = |ips: &[std::net::IpAddr]| -> Vec<std::net::IpAddr> {
+        ips.iter().copied().filter(|ip| is_of(ip, family) && !refused.contains(ip)).collect()
     };
-    let cluster = facts.cluster_ips.iter().filter(|ip| is_of(ip, family)).map(on(internal));
-    let external = facts.external_ips.iter().filter(|ip| is_of(ip, family)).map(on(policy));
-    let node = port.node_port.map(|number| DesiredFrontend {
-        listen: Listen::Node(family),
-        port: number,
-        protocol,
-        policy,
-    });
-    let mut all: Vec<DesiredFrontend> = cluster.chain(external).chain(node).collect();
-    all.sort();
-    all.dedup_by(|a, b| (a.listen, a.port, a.protocol) == (b.listen, b.port, b.protocol));
-    all
-}
-
-fn place(endpoint: &EndpointFacts, near: bool) -> Place {
-    if endpoint.local {
-        Place::Local
-    } else if near && endpoint.hinted == Some(true) {
-        Place::Near
-    } else {
-        Place::Far
+    let on = |ip: std::net::IpAddr| DesiredFrontend::new(Listen::Address(ip), port.port, port.protocol);
+    let mut all = Vec::new();
+    for ip in of_family(&facts.cluster_ips) {
+        all.push(DesiredFrontend { policy: internal, external: internal, ..on(ip) });
     }
+    // Clients inside the cluster reach every endpoint here, whatever `externalTrafficPolicy` says.
+    let ranged = !facts.source_ranges.is_empty();
+    for ip in of_family(&facts.balancer_ips) {
+        all.push(DesiredFrontend { external, ranged, ..on(ip) });
+    }
+    for ip in of_family(&facts.external_ips) {
+        all.push(DesiredFrontend { external, guarded: true, ..on(ip) });
+    }
+    if let Some(number) = port.node_port {
+        let node = DesiredFrontend::new(Listen::Node(family), number, port.protocol);
+        all.push(DesiredFrontend { external, ..node });
+    }
+    // The first of several frontends on one address wins: what the cluster chose before what the user did.
+    let mut seen = BTreeSet::new();
+    all.retain(|frontend| seen.insert((frontend.listen, frontend.port, frontend.protocol)));
+    all
 }
 
 fn is_of(ip: &std::net::IpAddr, family: Family) -> bool {
@@ -274,10 +407,7 @@ fn service_key(name: &ObjectName, port: &PortFacts, family: Family) -> ServiceKe
         Family::V4 => "IPv4",
         Family::V6 => "IPv6",
     };
-    let protocol = match port.protocol {
-        ebpf_common::Protocol::Tcp => "TCP",
-        ebpf_common::Protocol::Udp => "UDP",
-    };
+    let protocol = port.protocol.name();
     ServiceKey(format!("{}/{}:{}/{protocol}/{family}", name.namespace, name.name, port.port))
 }
 

@@ -11,33 +11,41 @@
 mod catalog;
 mod cidr;
 mod facts;
+mod health;
+mod metrics;
 mod network;
 mod node_ports;
 mod reports;
+pub mod show;
+mod task;
 
 use std::{
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow};
-use ebpf_loader::{Capacity, Change, Config, DataPlane, OpenError, PinError};
+use ebpf_loader::{Capacity, Config, DataPlane, OpenError, PinError, ServiceTable};
 use futures::{Stream, StreamExt};
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use k8s_openapi::api::{
+    core::v1::{Node, Service},
+    discovery::v1::EndpointSlice,
+};
 use kube::{
     Api, Client, Resource,
     runtime::{WatchStreamExt, watcher, watcher::Event},
 };
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{config::ProxySection, events::EventRecorder};
 use catalog::{Catalog, Seen};
 use cidr::Cidr;
-use network::Addresses;
-use reports::{Reports, node_ports_of};
+use reports::Reports;
+use task::Proxy;
 
-/// Watch events that are taken in before the data plane is written, at most.
-const BATCH: usize = 1024;
 /// How long a former agent may take to let go of the data plane.
 const HANDOVER: Duration = Duration::from_secs(10);
 
@@ -52,18 +60,26 @@ pub struct ProxyConfig {
     pin_dir: PathBuf,
     service_ranges: Vec<Cidr>,
     node_port_ranges: Vec<Cidr>,
+    /// kube-proxy's health server; port 0: none.
+    healthz: SocketAddr,
+    /// Metrics; port 0: none.
+    metrics: SocketAddr,
 }
 
 impl ProxyConfig {
     /// From the agent's configuration; names the field that makes no sense.
-    pub fn new(section: &ProxySection, node_name: &str) -> Result<Self> {
+    pub fn new(section: &ProxySection, node_name: &str, node_ip: IpAddr) -> Result<Self> {
+        let own = format!("{node_ip}/{}", if node_ip.is_ipv4() { 32 } else { 128 });
+        let node_ports = section.node_port_addresses.iter().map(String::as_str);
+        let node_ports = node_ports.map(|text| if text == "primary" { own.as_str() } else { text });
         Ok(Self {
             node_name: node_name.to_owned(),
             cgroup_root: section.cgroup_root.clone(),
             pin_dir: section.pin_dir.clone(),
             service_ranges: service_ranges(&section.service_cidr).context("keelson.proxy.serviceCIDR")?,
-            node_port_ranges: parse_ranges(section.node_port_addresses.iter().map(String::as_str))
-                .context("keelson.proxy.nodePortAddresses")?,
+            node_port_ranges: parse_ranges(node_ports).context("keelson.proxy.nodePortAddresses")?,
+            healthz: SocketAddr::new(section.healthz_bind_address, section.healthz_port),
+            metrics: SocketAddr::new(section.metrics_bind_address, section.metrics_port),
         })
     }
 }
@@ -82,6 +98,7 @@ fn parse_ranges<'t>(texts: impl Iterator<Item = &'t str>) -> Result<Vec<Cidr>> {
 pub async fn run(
     client: Client,
     config: ProxyConfig,
+    node: watch::Receiver<Option<Arc<Node>>>,
     events: EventRecorder,
     cancel: CancellationToken,
 ) -> Result<()> {
@@ -97,9 +114,9 @@ pub async fn run(
     let node_name = config.node_name.clone();
     let services = watch(Api::<Service>::all(client.clone()), facts::service);
     let slices = watch(Api::<EndpointSlice>::all(client), move |slice| facts::slice(slice, &node_name));
-    let proxy = Proxy { plane, config, reports, catalog: Catalog::default(), filled: false };
+    let proxy = Proxy::new(plane, config, reports, node, cancel);
     // Boxed: the data plane's handles make the future large.
-    Box::pin(proxy.serve(services, slices, cancel)).await
+    Box::pin(proxy.serve(services, slices)).await
 }
 
 /// Removes the data plane of an instance and the routes of its service ranges. For when the node is taken down; works
@@ -176,115 +193,20 @@ where
     })
 }
 
-/// The task's state.
-struct Proxy {
-    plane: DataPlane,
-    config: ProxyConfig,
-    reports: Reports,
-    catalog: Catalog,
-    /// Whether the data plane holds everything, and runs our programs.
-    filled: bool,
-}
-
-impl Proxy {
-    async fn serve(
-        mut self,
-        services: impl Stream<Item = Seen<facts::ServiceFacts>>,
-        slices: impl Stream<Item = Seen<facts::SliceFacts>>,
-        cancel: CancellationToken,
-    ) -> Result<()> {
-        let mut services = std::pin::pin!(services.ready_chunks(BATCH));
-        let mut slices = std::pin::pin!(slices.ready_chunks(BATCH));
-        let (addresses, mut address_changes) = Addresses::watch()?;
-        self.refresh_addresses(&addresses).await;
-        loop {
-            // All arms are cancel-safe: a token and three streams, whose items are lost in no await.
-            tokio::select! {
-                () = cancel.cancelled() => return Ok(()),
-                batch = services.next() => {
-                    for seen in batch.context("the Service watch ended")? {
-                        self.catalog.service(seen);
-                    }
-                }
-                batch = slices.next() => {
-                    for seen in batch.context("the EndpointSlice watch ended")? {
-                        self.catalog.slice(seen);
-                    }
-                }
-                change = address_changes.next() => {
-                    change.context("the netlink socket closed")?;
-                    self.refresh_addresses(&addresses).await;
-                    continue;
-                }
-            }
-            if self.filled {
-                self.update().await;
-            } else if self.catalog.synced() {
-                self = self.fill().await?;
-            }
-        }
+/// What the data plane shall hold for these objects.
+fn wanted(
+    config: &ProxyConfig,
+    zone: Option<String>,
+    services: &[Service],
+    slices: &[EndpointSlice],
+) -> ServiceTable {
+    let mut catalog = Catalog::new(config.service_ranges.clone());
+    catalog.set_zone(zone);
+    for object in services {
+        catalog.service(Seen::Changed(facts::object_name(object), facts::service(object)));
     }
-
-    /// The first time: makes the maps hold everything, then runs our programs on them.
-    async fn fill(mut self) -> Result<Self> {
-        let table = self.catalog.table();
-        let (mut this, table, report, attached) = tokio::task::spawn_blocking(move || {
-            let report = self.plane.replace_all(&table);
-            let attached = self.plane.attach();
-            (self, table, report, attached)
-        })
-        .await?;
-        let attached = match attached {
-            Ok(attached) => attached,
-            Err(error) => {
-                let error = anyhow!(error);
-                this.reports.unavailable(&error);
-                return Err(error);
-            }
-        };
-        tracing::info!(
-            services = this.plane.usage().services,
-            written = report.written,
-            removed = report.removed,
-            links_created = attached.created,
-            links_updated = attached.updated,
-            "services programmed"
-        );
-        this.filled = true;
-        this.reports.updated(&this.catalog, table.keys(), &report.refused);
-        this.reports.taken_node_ports(&this.catalog, node_ports_of(table.iter())).await;
-        Ok(this)
+    for object in slices {
+        catalog.slice(Seen::Changed(facts::object_name(object), facts::slice(object, &config.node_name)));
     }
-
-    /// Afterwards: writes what changed.
-    async fn update(&mut self) {
-        if !self.catalog.is_touched() {
-            return;
-        }
-        let changes = self.catalog.changes();
-        let report = self.plane.apply(&changes);
-        tracing::debug!(written = report.written, removed = report.removed, "services updated");
-        let mut upserts = Vec::new();
-        for change in &changes {
-            match change {
-                Change::Remove(key) => self.reports.removed(key),
-                Change::Upsert(key, desired) => upserts.push((key, desired)),
-            }
-        }
-        self.reports.updated(&self.catalog, upserts.iter().map(|(key, _)| *key), &report.refused);
-        self.reports.taken_node_ports(&self.catalog, node_ports_of(upserts.into_iter())).await;
-    }
-
-    async fn refresh_addresses(&mut self, addresses: &Addresses) {
-        let written = match addresses.list(&self.config.node_port_ranges).await {
-            Ok(found) => self.plane.set_node_addresses(&found).context("write the node's addresses"),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = written {
-            tracing::warn!(
-                error = format!("{error:#}"),
-                "NodePorts may not answer on every address of the node"
-            );
-        }
-    }
+    catalog.table()
 }

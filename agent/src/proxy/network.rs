@@ -37,8 +37,8 @@ impl Addresses {
         Ok((Self { handle }, messages.ready_chunks(256).map(drop)))
     }
 
-    /// All addresses of this network namespace that can lead to NodePorts, within the given ranges if any.
-    pub(super) async fn list(&self, ranges: &[Cidr]) -> Result<BTreeSet<IpAddr>> {
+    /// All addresses of this network namespace that packets from elsewhere can be sent to.
+    pub(super) async fn list(&self) -> Result<BTreeSet<IpAddr>> {
         let messages: Vec<_> =
             self.handle.address().get().execute().try_collect().await.context("list the node's addresses")?;
         let all = messages.into_iter().filter_map(|message| {
@@ -52,13 +52,21 @@ impl Addresses {
             // On a point-to-point link the address is the peer's, and the local one is ours.
             pick(true).or_else(|| pick(false))
         });
-        Ok(all.filter(|ip| serves(*ip, ranges)).collect())
+        Ok(all.filter(|ip| is_reachable(*ip)).collect())
     }
 }
 
-fn serves(ip: IpAddr, ranges: &[Cidr]) -> bool {
+fn is_reachable(ip: IpAddr) -> bool {
     let link_local = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
-    !ip.is_loopback() && !link_local && (ranges.is_empty() || ranges.iter().any(|range| range.contains(ip)))
+    !ip.is_loopback() && !link_local
+}
+
+/// Of the node's addresses, those that lead to NodePorts; 127.0.0.1 and ::1 stand for all of loopback. No ranges:
+/// all of them.
+pub(super) fn node_port_addresses(own: &BTreeSet<IpAddr>, ranges: &[Cidr]) -> BTreeSet<IpAddr> {
+    let loopback = [IpAddr::from([127, 0, 0, 1]), IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)];
+    let all = own.iter().copied().chain(loopback);
+    all.filter(|ip| ranges.is_empty() || ranges.iter().any(|range| range.contains(*ip))).collect()
 }
 
 /// Adds `unreachable <range>` so that a packet which no hook translated never leaves the machine. Returns other
@@ -131,12 +139,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn loopback_and_link_local_addresses_serve_no_node_port() {
+    fn node_ports_answer_within_the_ranges_only() {
+        let own: BTreeSet<IpAddr> = [[192, 0, 2, 1].into(), [198, 51, 100, 1].into()].into();
+        assert_eq!(node_port_addresses(&own, &[]).len(), 4, "all, and loopback of both families");
         let ranges = ["192.0.2.0/24".parse().unwrap()];
-        assert!(serves([192, 0, 2, 1].into(), &[]));
-        assert!(!serves([127, 0, 0, 1].into(), &[]));
-        assert!(!serves("fe80::1".parse().unwrap(), &[]));
-        assert!(serves([192, 0, 2, 1].into(), &ranges));
-        assert!(!serves([198, 51, 100, 1].into(), &ranges));
+        assert_eq!(node_port_addresses(&own, &ranges), [[192, 0, 2, 1].into()].into());
+        let ranges = ["127.0.0.0/8".parse().unwrap()];
+        assert_eq!(node_port_addresses(&own, &ranges), [[127, 0, 0, 1].into()].into());
+    }
+
+    #[test]
+    fn link_local_addresses_are_nobodys_node() {
+        assert!(is_reachable([192, 0, 2, 1].into()));
+        assert!(!is_reachable([127, 0, 0, 1].into()));
+        assert!(!is_reachable("fe80::1".parse().unwrap()));
     }
 }

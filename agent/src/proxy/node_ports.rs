@@ -19,6 +19,8 @@ pub(super) fn holders(protocol: Protocol, ports: &[u16]) -> Holders {
     let tables: [&str; 2] = match protocol {
         Protocol::Tcp => ["/proc/self/net/tcp", "/proc/self/net/tcp6"],
         Protocol::Udp => ["/proc/self/net/udp", "/proc/self/net/udp6"],
+        // The kernel's list of SCTP listeners looks otherwise; nobody is named.
+        Protocol::Sctp => return BTreeMap::new(),
     };
     let mut found = Holders::new();
     for table in tables {

@@ -1,13 +1,16 @@
 //! Tells people what the proxy could not do: Events on the Service or Node concerned, and a log line each. The same
 //! thing is said once, until it changes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use ebpf_common::Protocol;
 use ebpf_loader::{DesiredService, Listen, Refused, ServiceKey};
 use k8s_openapi::api::core::v1::ObjectReference;
 
-use super::{catalog::Catalog, node_ports};
+use super::{catalog::Catalog, facts::ObjectName, node_ports};
 use crate::events::{EventRecorder, EventType};
 
 /// A NodePort of a service.
@@ -18,6 +21,7 @@ pub(super) struct Reports {
     events: EventRecorder,
     node: ObjectReference,
     refusals: BTreeMap<ServiceKey, String>,
+    problems: BTreeMap<ObjectName, Vec<String>>,
     checked_ports: BTreeSet<NodePort>,
 }
 
@@ -31,7 +35,13 @@ impl Reports {
             name: Some(node_name.to_owned()),
             ..ObjectReference::default()
         };
-        Self { events, node, refusals: BTreeMap::new(), checked_ports: BTreeSet::new() }
+        Self {
+            events,
+            node,
+            refusals: BTreeMap::new(),
+            problems: BTreeMap::new(),
+            checked_ports: BTreeSet::new(),
+        }
     }
 
     /// The data plane does not work at all.
@@ -51,6 +61,30 @@ impl Reports {
         );
         tracing::warn!("{message}");
         self.events.record(self.node.clone(), EventType::Warning, "ServiceRangeClash", message);
+    }
+
+    /// A port of the proxy itself that cannot be served.
+    pub(super) fn port_taken(&self, field: &str, address: SocketAddr, error: &std::io::Error) {
+        let message = format!("{field}: {address} cannot be served: {error}");
+        tracing::warn!("{message}");
+        self.events.record(self.node.clone(), EventType::Warning, "ServiceProxyPortTaken", message);
+    }
+
+    /// What makes no sense about a Service; said again only when it changes.
+    pub(super) fn problems(&mut self, catalog: &Catalog, name: &ObjectName, problems: &[String]) {
+        let known = self.problems.get(name).map(Vec::as_slice).unwrap_or_default();
+        if known == problems {
+            return;
+        }
+        let fresh: Vec<&String> = problems.iter().filter(|problem| !known.contains(problem)).collect();
+        for problem in fresh {
+            self.on_object(catalog, name, "ServicePartlyProgrammed", problem);
+        }
+        if problems.is_empty() {
+            self.problems.remove(name);
+        } else {
+            self.problems.insert(name.clone(), problems.to_vec());
+        }
     }
 
     /// What an update refused, and what it mended.
@@ -107,8 +141,16 @@ impl Reports {
     }
 
     fn on_service(&self, catalog: &Catalog, key: &ServiceKey, reason: &str, message: &str) {
-        tracing::warn!(service = %key, reason, "{message}");
-        let Some((name, facts)) = catalog.owner(key) else {
+        if let Some((name, _)) = catalog.owner(key) {
+            self.on_object(catalog, name, reason, message);
+        } else {
+            tracing::warn!(service = %key, reason, "{message}");
+        }
+    }
+
+    fn on_object(&self, catalog: &Catalog, name: &ObjectName, reason: &str, message: &str) {
+        tracing::warn!(service = %format_args!("{}/{}", name.namespace, name.name), reason, "{message}");
+        let Some(facts) = catalog.facts(name) else {
             return;
         };
         let service = ObjectReference {

@@ -21,6 +21,8 @@ pub enum Protocol {
     Tcp = 6,
     /// UDP.
     Udp = 17,
+    /// SCTP: only on packets, sockets of it have no hooks.
+    Sctp = 132,
 }
 
 const MAPPED_PREFIX: u32 = 0x0000_ffff_u32.to_be();
@@ -28,6 +30,10 @@ const MAPPED_PREFIX: u32 = 0x0000_ffff_u32.to_be();
 impl NetAddr {
     /// `0.0.0.0`: the key of frontends that listen on every IPv4 address of the node.
     pub const ANY_V4: Self = Self([0, 0, MAPPED_PREFIX, 0]);
+    /// `127.0.0.1`: stands for all of 127.0.0.0/8 among the node's addresses.
+    pub const LOOPBACK_V4: Self = Self([0, 0, MAPPED_PREFIX, u32::from_ne_bytes([127, 0, 0, 1])]);
+    /// `::1`.
+    pub const LOOPBACK_V6: Self = Self([0, 0, 0, 1_u32.to_be()]);
     /// `::`: the key of frontends that listen on every IPv6 address of the node.
     pub const ANY_V6: Self = Self([0; 4]);
 
@@ -110,6 +116,28 @@ impl Protocol {
     #[must_use]
     pub const fn number(self) -> u8 {
         self as u8
+    }
+
+    /// The protocol of this number, if services know it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            6 => Some(Self::Tcp),
+            17 => Some(Self::Udp),
+            132 => Some(Self::Sctp),
+            _ => None,
+        }
+    }
+
+    /// As the API writes it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        }
     }
 }
 

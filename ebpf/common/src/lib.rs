@@ -16,17 +16,22 @@
 )]
 
 mod address;
+mod flow;
 mod meta;
 mod service;
 mod socket;
 
 pub use address::{NetAddr, NetPort, Protocol};
-pub use meta::{Meta, NodePortBounds};
-pub use service::{Backend, ExtentHeader, FrontendKey, FrontendValue, ServiceSlot, ServiceStats};
+pub use flow::{FlowKey, FlowValue, FragmentKey, FragmentPorts, NatConfig};
+pub use meta::{Meta, NodeAddressUse, NodePortBounds};
+pub use service::{
+    Backend, BackendStats, ExtentHeader, FrontendKey, FrontendValue, NAME_BYTES, ServiceName, ServiceSlot,
+    ServiceStats, SourceRange,
+};
 pub use socket::{AffinityKey, AffinityValue, DATAGRAM_PEERS, DatagramPeers, Peer};
 
 /// Raised whenever a layout below, or the meaning of a field, changes.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Names of the maps, as they appear in the object and below `maps/` in the pin directory.
 pub mod map_names {
@@ -38,7 +43,7 @@ pub mod map_names {
     pub const EXTENTS: &str = "EXTENTS";
     /// Memory-mapped array: backend id → [`Backend`](crate::Backend).
     pub const BACKENDS: &str = "BACKENDS";
-    /// Hash: address of this node → 1.
+    /// Hash: address of this node → [`NodeAddressUse`](crate::NodeAddressUse).
     pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
     /// Memory-mapped array of one [`NodePortBounds`](crate::NodePortBounds).
     pub const NODE_PORT_BOUNDS: &str = "NODE_PORT_BOUNDS";
@@ -46,6 +51,22 @@ pub mod map_names {
     pub const AFFINITY: &str = "AFFINITY";
     /// Per-CPU array: service id → [`ServiceStats`](crate::ServiceStats).
     pub const SERVICE_STATS: &str = "SERVICE_STATS";
+    /// Per-CPU array: backend id → [`BackendStats`](crate::BackendStats).
+    pub const BACKEND_STATS: &str = "BACKEND_STATS";
+    /// Hash: service id → [`ServiceName`](crate::ServiceName), for people only.
+    pub const NAMES: &str = "NAMES";
+    /// Trie: [`SourceRange`](crate::SourceRange) → 1.
+    pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
+    /// LRU hash: both directions of every established flow from outside, [`FlowKey`](crate::FlowKey) →
+    /// [`FlowValue`](crate::FlowValue).
+    pub const FLOWS: &str = "FLOWS";
+    /// The same for flows of which one direction only was seen.
+    pub const NEW_FLOWS: &str = "NEW_FLOWS";
+    /// LRU hash: ports of packets in fragments, [`FragmentKey`](crate::FragmentKey) →
+    /// [`FragmentPorts`](crate::FragmentPorts).
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// Array of one [`NatConfig`](crate::NatConfig).
+    pub const NAT_CONFIG: &str = "NAT_CONFIG";
     /// Socket storage of stream sockets: one [`Peer`](crate::Peer).
     pub const STREAM_PEER: &str = "STREAM_PEER";
     /// Socket storage of datagram sockets: [`DatagramPeers`](crate::DatagramPeers).
@@ -53,7 +74,7 @@ pub mod map_names {
     /// Array of one [`Meta`](crate::Meta).
     pub const META: &str = "META";
     /// All of the above.
-    pub const ALL: [&str; 11] = [
+    pub const ALL: [&str; 18] = [
         FRONTENDS,
         SERVICES,
         EXTENTS,
@@ -62,6 +83,13 @@ pub mod map_names {
         NODE_PORT_BOUNDS,
         AFFINITY,
         SERVICE_STATS,
+        BACKEND_STATS,
+        NAMES,
+        SOURCE_RANGES,
+        FLOWS,
+        NEW_FLOWS,
+        FRAGMENTS,
+        NAT_CONFIG,
         STREAM_PEER,
         DATAGRAM_PEER,
         META,
@@ -95,5 +123,14 @@ mod pod {
         DatagramPeers,
         Meta,
         NodePortBounds,
+        NodeAddressUse,
+        BackendStats,
+        ServiceName,
+        SourceRange,
+        FlowKey,
+        FlowValue,
+        FragmentKey,
+        FragmentPorts,
+        NatConfig,
     );
 }

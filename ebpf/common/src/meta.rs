@@ -14,8 +14,20 @@ pub struct Meta {
     pub backends: u32,
     /// Capacity of the backend index, in words.
     pub extent_words: u32,
-    /// Padding, 0.
-    pub padding: u32,
+    /// Capacity of each map of flows from outside; 0 where those are not served.
+    pub flows: u32,
+}
+
+/// What an address of this node is for; the value of the node-address map.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct NodeAddressUse(pub u32);
+
+impl NodeAddressUse {
+    /// The node has it.
+    pub const OWN: u32 = 1;
+    /// NodePorts answer there.
+    pub const NODE_PORTS: u32 = 2;
 }
 
 /// Lowest and highest NodePort in use, in one word: lets a connection to any other port skip the NodePort lookups.

@@ -34,10 +34,16 @@ pub struct FrontendValue {
 }
 
 impl FrontendValue {
-    /// Only backends of this node may answer (traffic policy `Local`).
+    /// Only backends of this node may answer clients inside (internal traffic policy `Local`).
     pub const FLAG_LOCAL: u32 = 1;
-    /// Backends near this node answer, where there are any (traffic distribution).
-    pub const FLAG_NEAR: u32 = 2;
+    /// Only backends of this node may answer clients outside, who keep their address (external traffic policy
+    /// `Local`).
+    pub const FLAG_EXTERNAL_LOCAL: u32 = 2;
+    /// Clients outside must be in one of the service's source ranges.
+    pub const FLAG_SOURCE_RANGES: u32 = 4;
+    /// Clients inside are served only where the address is this node's: an external IP that anybody could have
+    /// written into a Service must not catch what pods send to its true owner.
+    pub const FLAG_GUARDED: u32 = 8;
 }
 
 /// The one word that publishes a service: where its extent starts, and its affinity timeout.
@@ -71,19 +77,20 @@ impl ServiceSlot {
     }
 }
 
-/// First word of an extent: how many backend ids follow, and how many of the first of them are local or near.
+/// First word of an extent: how many backend ids follow, and which of them each traffic policy allows.
 ///
-/// Ids are ordered local, near, rest, so that every traffic policy is a range that starts at the first id. The
-/// counts stand in the extent, not beside its offset, so that a reader can never pair an old count with a new list.
+/// Ids are ordered: those for policy `Local` only, those for both, those for policy `Cluster` only. So each policy is
+/// a range: `Local` from the first up to `local`, `Cluster` from `cluster` to the end. The counts stand in the extent,
+/// not beside its offset, so that a reader can never pair an old count with a new list.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct ExtentHeader(pub u64);
 
 impl ExtentHeader {
-    /// Packs a header. `local <= near <= all`.
+    /// Packs a header. `cluster <= local <= all`, or `cluster == local` where none is for both.
     #[must_use]
-    pub const fn new(all: u16, near: u16, local: u16) -> Self {
-        Self(all as u64 | (near as u64) << 16 | (local as u64) << 32)
+    pub const fn new(all: u16, local: u16, cluster: u16) -> Self {
+        Self(all as u64 | (local as u64) << 16 | (cluster as u64) << 32)
     }
 
     /// Number of backends.
@@ -93,17 +100,17 @@ impl ExtentHeader {
         (self.0 & 0xffff) as u32
     }
 
-    /// Number of backends that are local or near.
-    #[inline(always)]
-    #[must_use]
-    pub const fn near(self) -> u32 {
-        (self.0 >> 16 & 0xffff) as u32
-    }
-
-    /// Number of backends of this node.
+    /// Number of backends of this node; they come first.
     #[inline(always)]
     #[must_use]
     pub const fn local(self) -> u32 {
+        (self.0 >> 16 & 0xffff) as u32
+    }
+
+    /// Position of the first backend that policy `Cluster` allows.
+    #[inline(always)]
+    #[must_use]
+    pub const fn cluster(self) -> u32 {
         (self.0 >> 32 & 0xffff) as u32
     }
 }
@@ -116,16 +123,16 @@ pub struct Backend {
     pub addr: NetAddr,
     /// Port of the endpoint.
     pub port: NetPort,
-    /// `FLAG_*` bits; 0 once the endpoint is gone.
+    /// `FLAG_*` bits; 0 once no policy sends anybody there.
     pub flags: u16,
     /// The service it belongs to.
     pub service: u32,
 }
 
 impl Backend {
-    /// New connections and datagrams may go there.
-    pub const FLAG_USABLE: u16 = 1;
-    /// It runs on this node.
+    /// Policy `Cluster` may send new connections and datagrams there.
+    pub const FLAG_CLUSTER: u16 = 1;
+    /// Policy `Local` may.
     pub const FLAG_LOCAL: u16 = 2;
 }
 
@@ -137,6 +144,74 @@ pub struct ServiceStats {
     pub forwarded: u64,
     /// Connections refused because no backend was usable.
     pub refused: u64,
+    /// Connections that session affinity sent to the backend of the one before.
+    pub affinity_hits: u64,
+    /// Datagrams whose socket had a backend that is gone, and that went to a live one.
+    pub healed: u64,
+    /// Connections from outside.
+    pub external: u64,
+    /// Packets from outside that a source range forbade.
+    pub denied: u64,
+    /// Packets from clients outside to backends.
+    pub packets_in: u64,
+    /// Their bytes.
+    pub bytes_in: u64,
+    /// Packets from backends to clients outside.
+    pub packets_out: u64,
+    /// Their bytes.
+    pub bytes_out: u64,
+}
+
+/// Counters of one backend on one CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct BackendStats {
+    /// Connections (or datagram peers) sent there since the id was given.
+    pub connections: u64,
+}
+
+/// Bytes of a service's name.
+pub const NAME_BYTES: usize = 160;
+
+/// What people call a service: `namespace/name:port/protocol/family`, cut and filled with zeros.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceName(pub [u8; NAME_BYTES]);
+
+impl ServiceName {
+    /// Packs a name; what is too long is cut.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        let mut bytes = [0; NAME_BYTES];
+        for (to, from) in bytes.iter_mut().zip(text.bytes()) {
+            *to = from;
+        }
+        Self(bytes)
+    }
+
+    /// The name; `?` where the bytes are no text.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        let len = self.0.iter().position(|byte| *byte == 0).unwrap_or(NAME_BYTES);
+        core::str::from_utf8(&self.0[..len]).unwrap_or("?")
+    }
+}
+
+/// Data of the source-range trie: the service, then the client's address, as far as the prefix goes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SourceRange {
+    /// Service id, in network order: the trie compares bits from the first byte on.
+    pub service: u32,
+    /// First address of the range, in its mapped form.
+    pub addr: NetAddr,
+}
+
+impl SourceRange {
+    /// Bits in front of the address.
+    pub const SERVICE_BITS: u32 = 32;
+    /// Bits of a whole key.
+    pub const ALL_BITS: u32 = 160;
 }
 
 const _: () = assert!(size_of::<FrontendKey>() == 20 && align_of::<FrontendKey>() == 4);
@@ -145,4 +220,6 @@ const _: () = assert!(size_of::<ServiceSlot>() == 8 && align_of::<ServiceSlot>()
 const _: () = assert!(size_of::<ExtentHeader>() == 8 && align_of::<ExtentHeader>() == 8);
 // The kernel rounds array elements up to eight bytes; 24 keeps the mapped stride equal to the size.
 const _: () = assert!(size_of::<Backend>() == 24 && align_of::<Backend>() == 4);
-const _: () = assert!(size_of::<ServiceStats>() == 16);
+const _: () = assert!(size_of::<ServiceStats>() == 80);
+const _: () = assert!(size_of::<BackendStats>() == 8);
+const _: () = assert!(size_of::<SourceRange>() == 20 && align_of::<SourceRange>() == 4);

@@ -34,16 +34,33 @@ pub struct DatagramPeers {
     pub padding: u32,
 }
 
-/// Who stays with a backend: a pod (its network namespace's cookie) and a service.
+/// Who stays with a backend: a pod (its network namespace's cookie) or a client outside (its address), and a service.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AffinityKey {
-    /// Network namespace cookie of the client.
-    pub client: u64,
+    /// The client's address, or the cookie in its first two words.
+    pub client: NetAddr,
     /// Service id.
     pub service: u32,
-    /// Padding, 0.
-    pub padding: u32,
+    /// 0 for a cookie, 1 for an address.
+    pub kind: u32,
+}
+
+impl AffinityKey {
+    /// A pod, by its network namespace's cookie.
+    #[inline(always)]
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation, reason = "the two halves of the cookie")]
+    pub const fn pod(cookie: u64, service: u32) -> Self {
+        Self { client: NetAddr([cookie as u32, (cookie >> 32) as u32, 0, 0]), service, kind: 0 }
+    }
+
+    /// A client outside, by its address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn address(client: NetAddr, service: u32) -> Self {
+        Self { client, service, kind: 1 }
+    }
 }
 
 /// With which backend, and when last.
@@ -60,5 +77,5 @@ pub struct AffinityValue {
 
 const _: () = assert!(size_of::<Peer>() == 40 && align_of::<Peer>() == 4);
 const _: () = assert!(size_of::<DatagramPeers>() == 168);
-const _: () = assert!(size_of::<AffinityKey>() == 16);
+const _: () = assert!(size_of::<AffinityKey>() == 24);
 const _: () = assert!(size_of::<AffinityValue>() == 16);

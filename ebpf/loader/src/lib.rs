@@ -6,9 +6,10 @@
 //!
 //! Reading order: [`table`] (what a caller wants), [`alloc`], [`memory`] (what can be written), [`services`] (what to
 //! write in which order; pure), [`room`], [`restore`], then the adapters [`maps`], [`pins`], [`links`], [`probe`], [`sys`], and
-//! [`plane`], which joins them. Nothing here knows Kubernetes, and nothing here polls.
+//! [`plane`], which joins them; [`heal`] and [`view`] stand beside. Nothing here knows Kubernetes, and nothing here polls.
 
 mod alloc;
+mod heal;
 mod links;
 mod maps;
 mod memory;
@@ -21,7 +22,9 @@ mod room;
 mod services;
 mod sys;
 mod table;
+mod view;
 
+pub use heal::{Healed, reconnect_datagrams};
 pub use links::{Attached, LinkError};
 pub use maps::MapsError;
 pub use memory::{Capacity, MemoryError};
@@ -33,5 +36,6 @@ pub use services::{Refused, SyncReport};
 pub use sys::{ProgramRuns, program_runs, run_time_stats};
 pub use table::{
     Change, DesiredBackend, DesiredFrontend, DesiredService, Family, Listen, Place, Policy, ServiceKey,
-    ServiceTable,
+    ServiceTable, SourcePrefix, describe,
 };
+pub use view::{SeenBackend, SeenService, Source, Trace, View};

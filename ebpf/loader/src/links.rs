@@ -11,7 +11,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{Ebpf, programs::ProgramError};
+use aya::{
+    Ebpf,
+    programs::{Program, ProgramError},
+};
 use thiserror::Error;
 
 use crate::{pins::PinDir, sys};
@@ -23,7 +26,7 @@ struct Hook {
 }
 
 /// Back-translation comes first, so that no connection is ever translated one way only.
-const HOOKS: [Hook; 8] = [
+const HOOKS: [Hook; 10] = [
     Hook { program: "kl_getpeername4", attach_type: 29 },
     Hook { program: "kl_getpeername6", attach_type: 30 },
     Hook { program: "kl_recvmsg4", attach_type: 19 },
@@ -32,6 +35,8 @@ const HOOKS: [Hook; 8] = [
     Hook { program: "kl_sendmsg6", attach_type: 15 },
     Hook { program: "kl_connect4", attach_type: 10 },
     Hook { program: "kl_connect6", attach_type: 11 },
+    Hook { program: "kl_post_bind4", attach_type: 12 },
+    Hook { program: "kl_post_bind6", attach_type: 13 },
 ];
 
 /// A program cannot be loaded or attached.
@@ -85,9 +90,12 @@ pub(crate) fn load(object: &mut Ebpf) -> Result<(), LinkError> {
     for hook in &HOOKS {
         let name = hook.program;
         let program = object.program_mut(name).ok_or(LinkError::Absent(name))?;
-        let program: &mut aya::programs::CgroupSockAddr =
-            program.try_into().map_err(|source| LinkError::Load { name, source })?;
-        program.load().map_err(|source| LinkError::Load { name, source })?;
+        let failed = |source| LinkError::Load { name, source };
+        match program {
+            Program::CgroupSock(program) => program.load().map_err(failed)?,
+            Program::CgroupSockAddr(program) => program.load().map_err(failed)?,
+            _ => return Err(LinkError::Absent(name)),
+        }
     }
     Ok(())
 }

@@ -6,16 +6,21 @@ use std::{
     io,
     marker::PhantomData,
     os::fd::{AsFd, AsRawFd},
+    path::Path,
     ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering},
 };
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
+    maps::{
+        Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray,
+        lpm_trie::{Key, LpmTrie},
+    },
 };
 use ebpf_common::{
-    Backend, FrontendKey, FrontendValue, Meta, NetAddr, NodePortBounds, ServiceSlot, ServiceStats, map_names,
+    Backend, BackendStats, FrontendKey, FrontendValue, Meta, NetAddr, NodeAddressUse, NodePortBounds,
+    ServiceName, ServiceSlot, ServiceStats, SourceRange, map_names,
 };
 use thiserror::Error;
 
@@ -40,6 +45,24 @@ pub enum MapsError {
         #[source]
         source: MapError,
     },
+    /// A pinned map cannot be opened.
+    #[error("the pinned map {name} cannot be opened")]
+    Pinned {
+        /// Which map.
+        name: &'static str,
+        /// Why.
+        #[source]
+        source: MapError,
+    },
+    /// What a map holds cannot be moved to another.
+    #[error("cannot copy map {name}")]
+    Copy {
+        /// Which map.
+        name: &'static str,
+        /// Why.
+        #[source]
+        source: MapError,
+    },
     /// The kernel does not map the array into memory.
     #[error("cannot map array {name} into memory")]
     Mmap {
@@ -54,13 +77,18 @@ pub enum MapsError {
 /// The maps that user space writes or reads.
 pub(crate) struct Maps {
     frontends: HashMap<MapData, FrontendKey, FrontendValue>,
-    node_addresses: HashMap<MapData, NetAddr, u32>,
+    node_addresses: HashMap<MapData, NetAddr, NodeAddressUse>,
     stats: PerCpuArray<MapData, ServiceStats>,
+    backend_stats: PerCpuArray<MapData, BackendStats>,
+    names: HashMap<MapData, u32, ServiceName>,
+    ranges: LpmTrie<MapData, SourceRange, u32>,
     meta: Array<MapData, Meta>,
     slots: Mapped<ServiceSlot>,
     extents: Mapped<u64>,
     backends: Mapped<Backend>,
     node_ports: Mapped<NodePortBounds>,
+    /// Frontends to be written together.
+    collected: Option<Vec<(FrontendKey, FrontendValue)>>,
 }
 
 impl Maps {
@@ -70,12 +98,42 @@ impl Maps {
             frontends: take(object, map_names::FRONTENDS)?,
             node_addresses: take(object, map_names::NODE_ADDRESSES)?,
             stats: take(object, map_names::SERVICE_STATS)?,
+            backend_stats: take(object, map_names::BACKEND_STATS)?,
+            names: take(object, map_names::NAMES)?,
+            ranges: take(object, map_names::SOURCE_RANGES)?,
             meta: take(object, map_names::META)?,
             slots: Mapped::open(object, map_names::SERVICES)?,
             extents: Mapped::open(object, map_names::EXTENTS)?,
             backends: Mapped::open(object, map_names::BACKENDS)?,
             node_ports: Mapped::open(object, map_names::NODE_PORT_BOUNDS)?,
+            collected: None,
         })
+    }
+
+    /// Takes over what smaller maps of the same layout hold: every id stays what it is.
+    pub(crate) fn copy_from(&mut self, dir: &Path) -> Result<(), MapsError> {
+        let copy = |name: &'static str| move |source| MapsError::Copy { name, source };
+        for item in &pinned::<HashMap<_, FrontendKey, FrontendValue>>(dir, map_names::FRONTENDS)? {
+            let (key, value) = item.map_err(copy(map_names::FRONTENDS))?;
+            self.frontends.insert(key, value, 0).map_err(copy(map_names::FRONTENDS))?;
+        }
+        for item in &pinned::<HashMap<_, NetAddr, NodeAddressUse>>(dir, map_names::NODE_ADDRESSES)? {
+            let (key, value) = item.map_err(copy(map_names::NODE_ADDRESSES))?;
+            self.node_addresses.insert(key, value, 0).map_err(copy(map_names::NODE_ADDRESSES))?;
+        }
+        for item in &pinned::<HashMap<_, u32, ServiceName>>(dir, map_names::NAMES)? {
+            let (key, value) = item.map_err(copy(map_names::NAMES))?;
+            self.names.insert(key, value, 0).map_err(copy(map_names::NAMES))?;
+        }
+        for key in pinned::<LpmTrie<_, SourceRange, u32>>(dir, map_names::SOURCE_RANGES)?.keys() {
+            let key = key.map_err(copy(map_names::SOURCE_RANGES))?;
+            self.ranges.insert(&key, 1, 0).map_err(copy(map_names::SOURCE_RANGES))?;
+        }
+        self.slots.copy_from(&Mapped::pinned(dir, map_names::SERVICES)?);
+        self.extents.copy_from(&Mapped::pinned(dir, map_names::EXTENTS)?);
+        self.backends.copy_from(&Mapped::pinned(dir, map_names::BACKENDS)?);
+        self.node_ports.copy_from(&Mapped::pinned(dir, map_names::NODE_PORT_BOUNDS)?);
+        Ok(())
     }
 
     /// Marks the maps as complete.
@@ -84,13 +142,17 @@ impl Maps {
     }
 
     /// Addresses of this node that programs know.
-    pub(crate) fn node_addresses(&self) -> Result<Vec<NetAddr>, MapError> {
-        self.node_addresses.keys().collect()
+    pub(crate) fn node_addresses(&self) -> Result<Vec<(NetAddr, NodeAddressUse)>, MapError> {
+        self.node_addresses.iter().collect()
     }
 
-    /// Adds an address of this node.
-    pub(crate) fn add_node_address(&mut self, address: NetAddr) -> Result<(), MapError> {
-        self.node_addresses.insert(address, 1, 0)
+    /// Adds or changes an address of this node.
+    pub(crate) fn add_node_address(
+        &mut self,
+        address: NetAddr,
+        uses: NodeAddressUse,
+    ) -> Result<(), MapError> {
+        self.node_addresses.insert(address, uses, 0)
     }
 
     /// Removes an address of this node.
@@ -102,10 +164,20 @@ impl Maps {
     pub(crate) fn stats(&self, service: u32) -> Result<ServiceStats, MapError> {
         let mut sum = ServiceStats::default();
         for cpu in self.stats.get(&service, 0)?.iter() {
-            sum.forwarded += cpu.forwarded;
-            sum.refused += cpu.refused;
+            add(&mut sum, cpu);
         }
         Ok(sum)
+    }
+
+    /// Connections that a backend's id was given, summed over all CPUs.
+    pub(crate) fn backend_connections(&self, backend: u32) -> Result<u64, MapError> {
+        Ok(self.backend_stats.get(&backend, 0)?.iter().map(|cpu| cpu.connections).sum())
+    }
+
+    /// Starts a backend's counters anew, for an id that another endpoint had.
+    fn clear_backend_stats(&mut self, backend: u32) -> Result<(), MapError> {
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+        self.backend_stats.set(backend, vec![BackendStats::default(); cpus].try_into()?, 0)
     }
 }
 
@@ -127,6 +199,13 @@ impl Memory for Maps {
     }
 
     fn write_backend(&mut self, id: u32, backend: Backend) {
+        let former = self.backends.read(id);
+        if (former.addr, former.port, former.service) != (backend.addr, backend.port, backend.service)
+            && former != Backend::default()
+            && let Err(error) = self.clear_backend_stats(id)
+        {
+            tracing::debug!(backend = id, %error, "the former endpoint's counters go on");
+        }
         self.backends.write(id, backend);
     }
 
@@ -135,21 +214,76 @@ impl Memory for Maps {
     }
 
     fn insert_frontend(&mut self, key: FrontendKey, value: FrontendValue) -> Result<(), MemoryError> {
+        if let Some(collected) = &mut self.collected {
+            collected.push((key, value));
+            return Ok(());
+        }
         self.frontends
             .insert(key, value, 0)
             .map_err(|source| MemoryError::WriteFrontend { frontend: describe(&key), source })
     }
 
     fn remove_frontend(&mut self, key: FrontendKey) -> Result<(), MemoryError> {
-        match self.frontends.remove(&key) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(source) => Err(MemoryError::RemoveFrontend { frontend: describe(&key), source }),
-        }
+        ignore_absent(self.frontends.remove(&key))
+            .map_err(|source| MemoryError::RemoveFrontend { frontend: describe(&key), source })
     }
 
     fn frontends(&self) -> Result<Vec<(FrontendKey, FrontendValue)>, MemoryError> {
         self.frontends.iter().collect::<Result<_, _>>().map_err(MemoryError::ListFrontends)
+    }
+
+    fn collect(&mut self) {
+        self.collected = Some(Vec::new());
+    }
+
+    fn flush(&mut self) -> Result<(), MemoryError> {
+        let collected = self.collected.take().unwrap_or_default();
+        if collected.is_empty() {
+            return Ok(());
+        }
+        let (keys, values): (Vec<_>, Vec<_>) = collected.into_iter().unzip();
+        match sys::map_update_batch(self.frontends.map().fd().as_fd(), &keys, &values) {
+            Ok(()) => Ok(()),
+            // Kernels before 5.6 have no batches.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                keys.into_iter().zip(values).try_for_each(|(key, value)| self.insert_frontend(key, value))
+            }
+            Err(source) => Err(MemoryError::WriteBatch { count: keys.len(), source }),
+        }
+    }
+
+    fn write_name(&mut self, service: u32, name: &str) -> Result<(), MemoryError> {
+        let failed = |source| MemoryError::WriteService { what: "name", service, source };
+        self.names.insert(service, ServiceName::new(name), 0).map_err(failed)
+    }
+
+    fn remove_name(&mut self, service: u32) -> Result<(), MemoryError> {
+        let failed = |source| MemoryError::WriteService { what: "name", service, source };
+        ignore_absent(self.names.remove(&service)).map_err(failed)
+    }
+
+    fn name(&self, service: u32) -> Option<String> {
+        self.names.get(&service, 0).ok().map(|name| name.text().to_owned())
+    }
+
+    fn insert_range(&mut self, service: u32, range: (NetAddr, u8)) -> Result<(), MemoryError> {
+        let failed = |source| MemoryError::WriteService { what: "source range", service, source };
+        self.ranges.insert(&range_key(service, range), 1, 0).map_err(failed)
+    }
+
+    fn remove_range(&mut self, service: u32, range: (NetAddr, u8)) -> Result<(), MemoryError> {
+        let failed = |source| MemoryError::WriteService { what: "source range", service, source };
+        ignore_absent(self.ranges.remove(&range_key(service, range))).map_err(failed)
+    }
+
+    fn ranges(&self) -> Vec<(u32, (NetAddr, u8))> {
+        let keys = self.ranges.keys().filter_map(Result::ok);
+        let parts = keys.map(|key| {
+            let bits = key.prefix_len().saturating_sub(SourceRange::SERVICE_BITS);
+            let data = key.data();
+            (u32::from_be(data.service), (data.addr, u8::try_from(bits).unwrap_or(128)))
+        });
+        parts.collect()
     }
 
     fn publish_node_ports(&mut self, bounds: NodePortBounds) {
@@ -161,13 +295,51 @@ impl Memory for Maps {
     }
 }
 
+/// Adds one CPU's counters to a sum.
+pub(crate) fn add(sum: &mut ServiceStats, cpu: &ServiceStats) {
+    sum.forwarded += cpu.forwarded;
+    sum.refused += cpu.refused;
+    sum.affinity_hits += cpu.affinity_hits;
+    sum.healed += cpu.healed;
+    sum.external += cpu.external;
+    sum.denied += cpu.denied;
+    sum.packets_in += cpu.packets_in;
+    sum.bytes_in += cpu.bytes_in;
+    sum.packets_out += cpu.packets_out;
+    sum.bytes_out += cpu.bytes_out;
+}
+
+/// Removing what is not there is done.
+fn ignore_absent(outcome: Result<(), MapError>) -> Result<(), MapError> {
+    match outcome {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn range_key(service: u32, (addr, bits): (NetAddr, u8)) -> Key<SourceRange> {
+    let prefix = SourceRange::SERVICE_BITS + u32::from(bits);
+    Key::new(prefix, SourceRange { service: service.to_be(), addr })
+}
+
+/// Opens a pinned map.
+pub(crate) fn pinned<M: TryFrom<Map, Error = MapError>>(
+    dir: &Path,
+    name: &'static str,
+) -> Result<M, MapsError> {
+    let data = MapData::from_pin(dir.join(name)).map_err(|source| MapsError::Pinned { name, source })?;
+    let map = Map::from_map_data(data).map_err(|source| MapsError::Pinned { name, source })?;
+    M::try_from(map).map_err(|source| MapsError::Kind { name, source })
+}
+
 fn take<M: TryFrom<Map, Error = MapError>>(object: &mut Ebpf, name: &'static str) -> Result<M, MapsError> {
     let map = object.take_map(name).ok_or(MapsError::Absent(name))?;
     M::try_from(map).map_err(|source| MapsError::Kind { name, source })
 }
 
 /// An array of the kernel, mapped into our memory. Its stores are seen by programs at once.
-struct Mapped<T> {
+pub(crate) struct Mapped<T> {
     base: NonNull<T>,
     len: u32,
     bytes: usize,
@@ -181,11 +353,33 @@ unsafe impl<T: Send> Send for Mapped<T> {}
 impl<T: Copy + aya::Pod> Mapped<T> {
     fn open(object: &mut Ebpf, name: &'static str) -> Result<Self, MapsError> {
         let map = object.take_map(name).ok_or(MapsError::Absent(name))?;
+        Self::of(&map, name)
+    }
+
+    /// Maps a pinned array.
+    pub(crate) fn pinned(dir: &Path, name: &'static str) -> Result<Self, MapsError> {
+        let data = MapData::from_pin(dir.join(name)).map_err(|source| MapsError::Pinned { name, source })?;
+        let map = Map::from_map_data(data).map_err(|source| MapsError::Pinned { name, source })?;
+        Self::of(&map, name)
+    }
+
+    /// Number of elements.
+    pub(crate) fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Takes over the elements of a shorter array.
+    fn copy_from(&mut self, other: &Self) {
+        for index in 0..other.len.min(self.len) {
+            self.write(index, other.read(index));
+        }
+    }
+
+    fn of(map: &Map, name: &'static str) -> Result<Self, MapsError> {
         // The conversion checks key and value sizes.
-        let array =
-            Array::<&MapData, T>::try_from(&map).map_err(|source| MapsError::Kind { name, source })?;
+        let array = Array::<&MapData, T>::try_from(map).map_err(|source| MapsError::Kind { name, source })?;
         let len = array.len();
-        let Map::Array(data) = &map else {
+        let Map::Array(data) = map else {
             return Err(MapsError::Absent(name));
         };
         // The kernel's stride is the size rounded up to eight; every element type is a multiple of eight already.
@@ -224,7 +418,7 @@ impl<T: Copy + aya::Pod> Mapped<T> {
         unsafe { self.element(index).write_volatile(value) };
     }
 
-    fn read(&self, index: u32) -> T {
+    pub(crate) fn read(&self, index: u32) -> T {
         // SAFETY: the element lies within the mapping and `Pod` makes every bit pattern a value.
         unsafe { self.element(index).read_volatile() }
     }

@@ -1,6 +1,6 @@
 //! What the synchroniser writes to: the maps, or a stand-in that tests watch.
 
-use ebpf_common::{Backend, FrontendKey, FrontendValue, NodePortBounds, ServiceSlot};
+use ebpf_common::{Backend, FrontendKey, FrontendValue, NetAddr, NodePortBounds, ServiceSlot};
 use thiserror::Error;
 
 /// Sizes of the maps. Fixed when they are made; opening with other sizes makes new maps and moves everything over.
@@ -23,6 +23,40 @@ impl Default for Capacity {
     }
 }
 
+impl Capacity {
+    /// Whether everything of the other size has room.
+    #[must_use]
+    pub fn holds(&self, other: &Self) -> bool {
+        self.frontends >= other.frontends
+            && self.services >= other.services
+            && self.backends >= other.backends
+            && self.extent_words >= other.extent_words
+    }
+
+    /// A size in which this many services and backends have room, with as much again to grow and to replace: doubled
+    /// as often as needed. Nothing where that is beyond what arrays may have.
+    #[must_use]
+    pub fn grown_for(&self, frontends: usize, services: usize, backends: usize) -> Option<Self> {
+        let fit = |from: u32, needed: usize| {
+            let mut size = from.max(2);
+            while (size as usize) <= needed {
+                size = size.checked_mul(2).filter(|size| *size <= LARGEST)?;
+            }
+            Some(size)
+        };
+        Some(Self {
+            frontends: fit(self.frontends, frontends)?,
+            services: fit(self.services, services)?,
+            backends: fit(self.backends, backends + backends / 8)?,
+            // One word per backend and service, twice: the new extent stands beside the old.
+            extent_words: fit(self.extent_words, (backends + services) * 2)?,
+        })
+    }
+}
+
+/// No map grows beyond this many elements.
+const LARGEST: u32 = 1 << 24;
+
 /// A write or read of the maps that the kernel refused.
 #[derive(Debug, Error)]
 pub enum MemoryError {
@@ -43,6 +77,26 @@ pub enum MemoryError {
         /// Why.
         #[source]
         source: aya::maps::MapError,
+    },
+    /// A service's name or source range was not taken.
+    #[error("cannot write the {what} of service {service}")]
+    WriteService {
+        /// Name or source range.
+        what: &'static str,
+        /// The service's id.
+        service: u32,
+        /// Why.
+        #[source]
+        source: aya::maps::MapError,
+    },
+    /// Many frontends at once were not taken.
+    #[error("cannot write {count} frontends at once")]
+    WriteBatch {
+        /// How many.
+        count: usize,
+        /// Why.
+        #[source]
+        source: std::io::Error,
     },
     /// The frontend hash could not be listed.
     #[error("cannot list the frontends")]
@@ -69,6 +123,25 @@ pub(crate) trait Memory {
     fn remove_frontend(&mut self, key: FrontendKey) -> Result<(), MemoryError>;
     /// Lists all frontends.
     fn frontends(&self) -> Result<Vec<(FrontendKey, FrontendValue)>, MemoryError>;
+    /// Collects new frontends from now on, to be written together by [`Self::flush`]. Only while no program reads
+    /// the maps.
+    fn collect(&mut self) {}
+    /// Writes what was collected.
+    fn flush(&mut self) -> Result<(), MemoryError> {
+        Ok(())
+    }
+    /// Names a service, for people.
+    fn write_name(&mut self, service: u32, name: &str) -> Result<(), MemoryError>;
+    /// Forgets the name.
+    fn remove_name(&mut self, service: u32) -> Result<(), MemoryError>;
+    /// The name of a service, if it has one.
+    fn name(&self, service: u32) -> Option<String>;
+    /// Lets clients of a range in.
+    fn insert_range(&mut self, service: u32, range: (NetAddr, u8)) -> Result<(), MemoryError>;
+    /// Does not let them in any more.
+    fn remove_range(&mut self, service: u32, range: (NetAddr, u8)) -> Result<(), MemoryError>;
+    /// All ranges, with the service of each.
+    fn ranges(&self) -> Vec<(u32, (NetAddr, u8))>;
     /// Publishes the range of NodePorts.
     fn publish_node_ports(&mut self, bounds: NodePortBounds);
     /// Waits until no program reads what was unpublished before this call.

@@ -12,6 +12,7 @@ use std::{
     io,
     os::fd::AsFd,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use nix::{
@@ -55,7 +56,7 @@ pub enum PinError {
 pub(crate) struct PinDir {
     root: PathBuf,
     /// Released by the kernel when the process ends, however it ends.
-    _lock: Flock<File>,
+    lock: Arc<Flock<File>>,
 }
 
 impl PinDir {
@@ -69,7 +70,12 @@ impl PinDir {
             Errno::EWOULDBLOCK => PinError::Busy { path: root.to_owned() },
             errno => failed("lock", root, errno.into()),
         })?;
-        Ok(Self { root: root.to_owned(), _lock: lock })
+        Ok(Self { root: root.to_owned(), lock: Arc::new(lock) })
+    }
+
+    /// The same directory, held by the same lock until both are gone.
+    pub(crate) fn share(&self) -> Self {
+        Self { root: self.root.clone(), lock: Arc::clone(&self.lock) }
     }
 
     /// The current maps.

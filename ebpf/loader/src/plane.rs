@@ -1,8 +1,8 @@
 //! The data plane as its one user sees it: open, fill, attach, change.
 
 use std::{
-    collections::BTreeSet,
-    net::{IpAddr, UdpSocket},
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr, UdpSocket},
     os::fd::AsFd,
     path::{Path, PathBuf},
     time::Instant,
@@ -12,7 +12,7 @@ use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Array, MapData, MapError},
 };
-use ebpf_common::{LAYOUT_VERSION, Meta, NetAddr, ServiceStats, map_names};
+use ebpf_common::{LAYOUT_VERSION, Meta, NetAddr, NodeAddressUse, ServiceStats, map_names};
 use thiserror::Error;
 
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
     memory::{Capacity, MemoryError},
     object::OBJECT,
     pins::{PinDir, PinError},
-    probe,
+    probe, room,
     services::{Services, SyncReport},
     sys,
     table::{Change, ServiceKey, ServiceTable},
@@ -91,6 +91,8 @@ pub struct Usage {
     pub backends: u32,
     /// Words of the backend index in use or waiting for reuse.
     pub extent_words: u32,
+    /// Services that are not or only partly programmed.
+    pub refused: usize,
     /// The maps' sizes.
     pub capacity: Capacity,
 }
@@ -107,7 +109,7 @@ pub struct DataPlane {
 
 impl DataPlane {
     /// Loads the programs, on the pinned maps where those fit, on new ones otherwise. What is attached keeps
-    /// running on what it has until [`Self::attach`].
+    /// running on what it has until [`Self::attach`]. Maps that have grown beyond the configured capacity fit.
     pub fn open(config: Config) -> Result<Self, OpenError> {
         if OBJECT.is_empty() {
             return Err(OpenError::NotBuilt);
@@ -116,24 +118,58 @@ impl DataPlane {
         if !missing.is_empty() {
             return Err(OpenError::Missing { missing });
         }
-        let cookie = netns_cookie().map_err(OpenError::Netns)?;
         let pins = PinDir::open(&config.pin_dir)?;
-        let meta = meta(config.capacity);
-        let found = [pins.maps(), pins.next_maps()].into_iter().find(|dir| read_meta(dir) == Some(meta));
+        Self::open_in(config, pins)
+    }
+
+    fn open_in(mut config: Config, pins: PinDir) -> Result<Self, OpenError> {
+        let cookie = netns_cookie().map_err(OpenError::Netns)?;
+        let found = [pins.maps(), pins.next_maps()].into_iter().find_map(|dir| {
+            let capacity = read_meta(&dir).and_then(|meta| capacity_of(&meta))?;
+            capacity.holds(&config.capacity).then_some((dir, capacity))
+        });
         let adopted = found.is_some();
         let dir = match found {
-            Some(dir) => dir,
-            None => start_maps(&pins)?,
+            Some((dir, capacity)) => {
+                config.capacity = capacity;
+                dir
+            }
+            None => start_maps(&pins, config.capacity)?,
         };
         let mut object = load_object(&dir, config.capacity, cookie)?;
         // Programs name their maps by descriptor until they are loaded, so they come before the maps are taken.
         links::load(&mut object)?;
         let mut maps = Maps::take(&mut object)?;
         if !adopted {
-            maps.write_meta(meta).map_err(OpenError::Meta)?;
+            if fits(&pins.maps(), config.capacity) {
+                maps.copy_from(&pins.maps())?;
+            }
+            maps.write_meta(meta(config.capacity)).map_err(OpenError::Meta)?;
         }
         let services = Services::restore(&mut maps, config.capacity)?;
         Ok(Self { config, pins, object, maps, services, adopted })
+    }
+
+    /// Moves everything to larger maps. Clients are served throughout: by the old maps until every hook runs on the
+    /// new ones, which hold the same services under the same ids. `None`, and everything as before, where the kernel
+    /// has no memory for them.
+    pub fn grow(
+        &mut self,
+        capacity: Capacity,
+        table: &ServiceTable,
+    ) -> Result<Option<SyncReport>, OpenError> {
+        let config = Config { capacity, ..self.config.clone() };
+        let mut larger = match Self::open_in(config, self.pins.share()) {
+            Ok(larger) => larger,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the service maps cannot grow");
+                return Ok(None);
+            }
+        };
+        let report = larger.replace_all(table);
+        larger.attach()?;
+        std::mem::swap(self, &mut larger);
+        Ok(Some(report))
     }
 
     /// Whether maps of an earlier process were taken over.
@@ -152,14 +188,26 @@ impl DataPlane {
         self.services.apply(&mut self.maps, changes, Instant::now())
     }
 
-    /// Says which addresses lead to NodePorts.
-    pub fn set_node_addresses(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<(), MapError> {
-        let wanted: BTreeSet<NetAddr> = addresses.iter().copied().map(NetAddr::from).collect();
-        let present: BTreeSet<NetAddr> = self.maps.node_addresses()?.into_iter().collect();
-        for address in wanted.difference(&present) {
-            self.maps.add_node_address(*address)?;
+    /// Says which addresses the node has, and which of them lead to NodePorts. Loopback addresses stand for the whole
+    /// loopback network.
+    pub fn set_node_addresses(
+        &mut self,
+        own: &BTreeSet<IpAddr>,
+        node_ports: &BTreeSet<IpAddr>,
+    ) -> Result<(), MapError> {
+        let mut wanted: BTreeMap<NetAddr, u32> =
+            own.iter().map(|address| (NetAddr::from(*address), NodeAddressUse::OWN)).collect();
+        for address in node_ports {
+            *wanted.entry(NetAddr::from(*address)).or_default() |= NodeAddressUse::NODE_PORTS;
         }
-        for address in present.difference(&wanted) {
+        let present: BTreeMap<NetAddr, u32> =
+            self.maps.node_addresses()?.into_iter().map(|(address, uses)| (address, uses.0)).collect();
+        for (address, uses) in &wanted {
+            if present.get(address) != Some(uses) {
+                self.maps.add_node_address(*address, NodeAddressUse(*uses))?;
+            }
+        }
+        for address in present.keys().filter(|address| !wanted.contains_key(*address)) {
             self.maps.remove_node_address(address)?;
         }
         Ok(())
@@ -177,6 +225,13 @@ impl DataPlane {
         self.services.id(key).and_then(|id| self.maps.stats(id).ok())
     }
 
+    /// Connections that each endpoint of a service was given.
+    pub fn backend_connections(&self, key: &ServiceKey) -> Vec<(SocketAddr, u64)> {
+        let backends = self.services.backends(key);
+        let count = |id| self.maps.backend_connections(id).unwrap_or_default();
+        backends.map(|(address, id)| (address, count(id))).collect()
+    }
+
     /// How full the maps are.
     #[must_use]
     pub fn usage(&self) -> Usage {
@@ -186,6 +241,7 @@ impl DataPlane {
             frontends: room.frontends_used,
             backends: room.backends.capacity() - 1 - room.backends.available(),
             extent_words: room.extents.capacity() - 1 - room.extents.available(),
+            refused: self.services.waiting(),
             capacity: self.config.capacity,
         }
     }
@@ -204,8 +260,23 @@ fn meta(capacity: Capacity) -> Meta {
         services: capacity.services,
         backends: capacity.backends,
         extent_words: capacity.extent_words,
-        padding: 0,
+        flows: 0,
     }
+}
+
+/// The sizes of maps of this layout; nothing for another layout.
+fn capacity_of(meta: &Meta) -> Option<Capacity> {
+    (meta.layout_version == LAYOUT_VERSION).then_some(Capacity {
+        frontends: meta.frontends,
+        services: meta.services,
+        backends: meta.backends,
+        extent_words: meta.extent_words,
+    })
+}
+
+/// Whether the maps in a directory are of this layout and not larger, so that what they hold can be copied.
+fn fits(dir: &Path, capacity: Capacity) -> bool {
+    read_meta(dir).and_then(|meta| capacity_of(&meta)).is_some_and(|old| capacity.holds(&old))
 }
 
 fn read_meta(dir: &Path) -> Option<Meta> {
@@ -214,21 +285,26 @@ fn read_meta(dir: &Path) -> Option<Meta> {
     Array::<MapData, Meta>::try_from(map).ok()?.get(&0, 0).ok()
 }
 
-/// Makes room for new maps. Socket storage is kept where its layout is the same, so that open sockets still know
-/// whom they dialled.
-fn start_maps(pins: &PinDir) -> Result<PathBuf, OpenError> {
+/// Makes room for new maps. Maps whose size does not depend on the capacity are kept: socket storage where its layout
+/// is the same, so that open sockets still know whom they dialled; and, where ids stay what they are, affinity.
+fn start_maps(pins: &PinDir, capacity: Capacity) -> Result<PathBuf, OpenError> {
     let dir = pins.start_next_maps()?;
-    for (name, size) in [
-        (map_names::STREAM_PEER, size_of::<ebpf_common::Peer>()),
-        (map_names::DATAGRAM_PEER, size_of::<ebpf_common::DatagramPeers>()),
+    let same_ids = fits(&pins.maps(), capacity);
+    for (name, size, has_ids) in [
+        (map_names::STREAM_PEER, size_of::<ebpf_common::Peer>(), false),
+        (map_names::DATAGRAM_PEER, size_of::<ebpf_common::DatagramPeers>(), false),
+        (map_names::AFFINITY, size_of::<ebpf_common::AffinityValue>(), true),
+        (map_names::FLOWS, size_of::<ebpf_common::FlowValue>(), true),
+        (map_names::NEW_FLOWS, size_of::<ebpf_common::FlowValue>(), true),
     ] {
         let Ok(old) = MapData::from_pin(pins.maps().join(name)) else {
             continue;
         };
-        if old.info().is_ok_and(|info| info.value_size() as usize == size)
+        if (same_ids || !has_ids)
+            && old.info().is_ok_and(|info| info.value_size() as usize == size)
             && let Err(error) = old.pin(dir.join(name))
         {
-            tracing::warn!(map = name, %error, "cannot keep socket storage; getpeername of open sockets shows backends");
+            tracing::warn!(map = name, %error, "cannot keep a map; its clients may be told other addresses");
         }
     }
     Ok(dir)
@@ -243,6 +319,9 @@ fn load_object(dir: &Path, capacity: Capacity, cookie: u64) -> Result<Ebpf, Open
         (map_names::FRONTENDS, capacity.frontends),
         (map_names::SERVICES, capacity.services),
         (map_names::SERVICE_STATS, capacity.services),
+        (map_names::NAMES, capacity.services),
+        (map_names::BACKEND_STATS, capacity.backends),
+        (map_names::SOURCE_RANGES, room::SOURCE_RANGES),
         (map_names::BACKENDS, capacity.backends),
         (map_names::EXTENTS, capacity.extent_words),
         (map_names::AFFINITY, AFFINITY_ENTRIES),

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use ebpf_common::{Backend, ExtentHeader, FrontendKey};
+use ebpf_common::{ExtentHeader, FrontendKey};
 
 use crate::{
     alloc::Range,
@@ -37,7 +37,17 @@ impl Orphans {
             known.frontends.insert(frontend, value.flags);
             orphans.by_frontend.insert(frontend, value.service);
         }
+        for (service, range) in memory.ranges() {
+            match orphans.by_id.get_mut(&service) {
+                Some(known) => {
+                    known.ranges.insert(range);
+                    room.ranges_used += 1;
+                }
+                None => memory.remove_range(service, range)?,
+            }
+        }
         for (id, known) in &mut orphans.by_id {
+            known.name = memory.name(*id);
             known.id = *id;
             room.services.reserve(Range { start: *id, len: 1 });
             read_service(memory, room, known);
@@ -64,6 +74,11 @@ impl Orphans {
             return false;
         };
         self.by_id.get_mut(&id).is_some_and(|known| known.frontends.remove(frontend).is_some())
+    }
+
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
     }
 
     /// NodePorts of services that nobody has claimed.
@@ -101,7 +116,7 @@ fn read_service<M: Memory>(memory: &M, room: &mut Room, known: &mut Known) {
         }
         let backend = memory.backend(id);
         let key: BackendKey = (backend.addr, backend.port);
-        let place = place(&backend, index - start, header);
+        let place = place(index - start, header);
         if backend.service != known.id || known.backends.contains_key(&key) {
             room.backends.release(Range { start: id, len: 1 });
             continue;
@@ -110,12 +125,12 @@ fn read_service<M: Memory>(memory: &M, room: &mut Room, known: &mut Known) {
     }
 }
 
-/// Where a backend runs, from its position in the index (1-based).
-fn place(backend: &Backend, position: u32, header: ExtentHeader) -> Place {
-    if backend.flags & Backend::FLAG_LOCAL != 0 {
+/// Which policies a backend answers, from its position in the index (1-based).
+fn place(position: u32, header: ExtentHeader) -> Place {
+    if position <= header.cluster() {
+        Place::LocalOnly
+    } else if position <= header.local() {
         Place::Local
-    } else if position <= header.near() {
-        Place::Near
     } else {
         Place::Far
     }

@@ -29,12 +29,16 @@ pub(crate) struct Room {
     pub(crate) freed_extents: Quarantine,
     pub(crate) frontends_used: u32,
     pub(crate) frontends_capacity: u32,
+    pub(crate) ranges_used: u32,
 }
+
+/// Source ranges of all services together.
+pub(crate) const SOURCE_RANGES: u32 = 65_536;
 
 /// The next state of one service, with all its room taken and nothing written.
 pub(crate) struct Prepared {
     pub(crate) extent: Option<Range>,
-    /// All backends in index order: local, near, far.
+    /// All backends in index order: by place.
     pub(crate) order: Vec<(BackendKey, u32, Place)>,
     /// Ids that nobody used before.
     pub(crate) fresh: BTreeSet<u32>,
@@ -51,6 +55,7 @@ impl Room {
             freed_extents: Quarantine::default(),
             frontends_used: 0,
             frontends_capacity: capacity.frontends,
+            ranges_used: 0,
         }
     }
 
@@ -61,6 +66,15 @@ impl Room {
             return Ok(());
         }
         Err(Refused::Full { what: "frontends", needed, free, capacity: self.frontends_capacity })
+    }
+
+    pub(crate) fn check_ranges(&self, added: usize) -> Result<(), Refused> {
+        let needed = u32::try_from(added).unwrap_or(u32::MAX);
+        let free = SOURCE_RANGES.saturating_sub(self.ranges_used);
+        if needed <= free {
+            return Ok(());
+        }
+        Err(Refused::Full { what: "source ranges", needed, free, capacity: SOURCE_RANGES })
     }
 
     pub(crate) fn take_service<M: Memory>(&mut self, memory: &M, now: Instant) -> Result<Range, Refused> {

@@ -5,11 +5,14 @@
 //! Room is taken before the first write, so an update that does not fit leaves the old service answering.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, SocketAddr},
     time::Instant,
 };
 
-use ebpf_common::{Backend, ExtentHeader, FrontendKey, FrontendValue, NodePortBounds, ServiceSlot};
+use ebpf_common::{
+    Backend, ExtentHeader, FrontendKey, FrontendValue, NetAddr, NodePortBounds, Protocol, ServiceSlot,
+};
 use thiserror::Error;
 
 use crate::{
@@ -17,7 +20,9 @@ use crate::{
     memory::{Capacity, Memory, MemoryError},
     restore::Orphans,
     room::{BackendKey, Prepared, Room, by_address},
-    table::{Change, DesiredBackend, DesiredService, Place, ServiceKey, ServiceTable, describe},
+    table::{
+        Change, DesiredBackend, DesiredService, Place, ServiceKey, ServiceTable, SourcePrefix, describe,
+    },
 };
 
 /// Why a service, or a part of it, is not programmed. The rest of the update went on.
@@ -65,6 +70,8 @@ pub struct SyncReport {
     pub unchanged: usize,
     /// What could not be done, by service.
     pub refused: Vec<(ServiceKey, Refused)>,
+    /// Endpoints that answer a UDP service no more: connected sockets may still send there.
+    pub retired_datagram: Vec<SocketAddr>,
 }
 
 /// A service as the maps hold it.
@@ -75,6 +82,8 @@ pub(crate) struct Known {
     pub(crate) extent: Option<Range>,
     pub(crate) backends: BTreeMap<BackendKey, (u32, Place)>,
     pub(crate) frontends: BTreeMap<FrontendKey, u32>,
+    pub(crate) ranges: BTreeSet<(NetAddr, u8)>,
+    pub(crate) name: Option<String>,
     /// What was asked for last; `None` for a service found in the maps and not yet claimed.
     pub(crate) desired: Option<DesiredService>,
 }
@@ -88,6 +97,7 @@ pub(crate) struct Services {
     waiting: BTreeMap<ServiceKey, DesiredService>,
     freed: bool,
     node_ports: BTreeMap<u16, usize>,
+    retired_datagram: Vec<SocketAddr>,
     orphans: Orphans,
     pub(crate) room: Room,
 }
@@ -103,6 +113,7 @@ impl Services {
             waiting: BTreeMap::new(),
             freed: false,
             node_ports: BTreeMap::new(),
+            retired_datagram: Vec::new(),
             orphans,
             room,
         })
@@ -122,8 +133,17 @@ impl Services {
         for key in gone {
             self.remove(memory, &key, now, &mut report);
         }
+        // On fresh maps, which no program reads yet, frontends can wait for each other.
+        let fresh = self.known.is_empty() && self.orphans.is_empty();
+        if fresh {
+            memory.collect();
+        }
         for (key, desired) in table {
             self.upsert(memory, key, desired, now, &mut report);
+        }
+        if let Err(why) = memory.flush() {
+            let whole = ServiceKey("all services".to_owned());
+            report.refused.push((whole, why.into()));
         }
         for (index, orphan) in std::mem::take(&mut self.orphans).into_iter().enumerate() {
             let key = ServiceKey(format!("unclaimed-{index}"));
@@ -161,6 +181,17 @@ impl Services {
         self.known.len()
     }
 
+    /// How many services, or parts of them, wait for room or for another service.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Endpoints of a service with their ids.
+    pub(crate) fn backends(&self, key: &ServiceKey) -> impl Iterator<Item = (SocketAddr, u32)> + use<'_> {
+        let backends = self.known.get(key).into_iter().flat_map(|known| &known.backends);
+        backends.map(|(key, (id, _))| (socket_address(key), *id))
+    }
+
     /// The id of a service, for its counters.
     pub(crate) fn id(&self, key: &ServiceKey) -> Option<u32> {
         self.known.get(key).map(|known| known.id)
@@ -178,6 +209,7 @@ impl Services {
             }
         }
         memory.publish_node_ports(self.node_port_bounds());
+        report.retired_datagram.append(&mut self.retired_datagram);
     }
 
     fn upsert<M: Memory>(
@@ -279,7 +311,37 @@ impl Services {
             known.slot = ServiceSlot::new(known.slot.extent(), desired.affinity_secs);
             memory.publish_slot(known.id, known.slot);
         }
-        self.write_frontends(memory, key, known, frontends)
+        if known.name.as_deref() != Some(&key.0) {
+            memory.write_name(known.id, &key.0)?;
+            known.name = Some(key.0.clone());
+        }
+        let ranges: BTreeSet<(NetAddr, u8)> = desired.source_ranges.iter().map(SourcePrefix::key).collect();
+        self.room.check_ranges(ranges.difference(&known.ranges).count())?;
+        // New ranges before the frontends that ask for them, old ones after.
+        for range in ranges.iter().copied() {
+            if known.ranges.insert(range) {
+                self.room.ranges_used += 1;
+                memory.insert_range(known.id, range)?;
+            }
+        }
+        self.write_frontends(memory, key, known, frontends)?;
+        self.retain_ranges(memory, known, &ranges)
+    }
+
+    /// Removes all source ranges but these.
+    fn retain_ranges<M: Memory>(
+        &mut self,
+        memory: &mut M,
+        known: &mut Known,
+        wanted: &BTreeSet<(NetAddr, u8)>,
+    ) -> Result<(), Refused> {
+        let gone: Vec<(NetAddr, u8)> = known.ranges.difference(wanted).copied().collect();
+        for range in gone {
+            memory.remove_range(known.id, range)?;
+            known.ranges.remove(&range);
+            self.room.ranges_used = self.room.ranges_used.saturating_sub(1);
+        }
+        Ok(())
     }
 
     /// Moves readers to the new list with one store, then lets the old one go.
@@ -301,10 +363,18 @@ impl Services {
         for (key, (id, _)) in old {
             self.freed = true;
             if !known.backends.contains_key(&key) {
-                retire_backend(memory, id);
+                self.retire(memory, known, &key, id);
                 self.room.freed_backends.push(Range { start: id, len: 1 }, now);
             }
         }
+    }
+
+    /// Marks an endpoint as gone and notes it for sockets that are connected to it.
+    fn retire<M: Memory>(&mut self, memory: &mut M, known: &Known, key: &BackendKey, id: u32) {
+        if takes_datagrams(known) {
+            self.retired_datagram.push(socket_address(key));
+        }
+        retire_backend(memory, id);
     }
 
     fn write_frontends<M: Memory>(
@@ -347,16 +417,25 @@ impl Services {
             return;
         };
         self.waiting.remove(key);
+        let datagrams = takes_datagrams(&known);
         if let Err(why) = self.write_frontends(memory, key, &mut known, &BTreeMap::new()) {
             report.refused.push((key.clone(), why));
             self.known.insert(key.clone(), known);
             return;
         }
+        let leftovers = self.retain_ranges(memory, &mut known, &BTreeSet::new());
+        if let Err(why) = leftovers.and_then(|()| memory.remove_name(known.id).map_err(Refused::from)) {
+            // What stays is keyed by an id that nobody uses, and is overwritten by the id's next service.
+            report.refused.push((key.clone(), why));
+        }
         memory.publish_slot(known.id, ServiceSlot::default());
         if let Some(extent) = known.extent {
             self.room.freed_extents.push(extent, now);
         }
-        for (id, _) in known.backends.into_values() {
+        for (address, (id, _)) in std::mem::take(&mut known.backends) {
+            if datagrams {
+                report.retired_datagram.push(socket_address(&address));
+            }
             retire_backend(memory, id);
             self.room.freed_backends.push(Range { start: id, len: 1 }, now);
         }
@@ -405,14 +484,15 @@ fn write_backends<M: Memory>(memory: &mut M, service: u32, prepared: &Prepared) 
     let Some(extent) = prepared.extent else {
         return;
     };
-    let (mut near, mut local) = (0_u16, 0_u16);
+    let (mut local_only, mut local) = (0_u16, 0_u16);
     for (index, ((addr, port), id, place)) in (extent.start + 1..).zip(&prepared.order) {
-        let mut flags = Backend::FLAG_USABLE;
-        if *place == Place::Local {
-            flags |= Backend::FLAG_LOCAL;
-            local += 1;
-        }
-        near += u16::from(*place <= Place::Near);
+        let flags = match place {
+            Place::LocalOnly => Backend::FLAG_LOCAL,
+            Place::Local => Backend::FLAG_LOCAL | Backend::FLAG_CLUSTER,
+            Place::Far => Backend::FLAG_CLUSTER,
+        };
+        local_only += u16::from(*place == Place::LocalOnly);
+        local += u16::from(*place <= Place::Local);
         let backend = Backend { addr: *addr, port: *port, flags, service };
         if prepared.fresh.contains(id) || memory.backend(*id) != backend {
             memory.write_backend(*id, backend);
@@ -420,7 +500,15 @@ fn write_backends<M: Memory>(memory: &mut M, service: u32, prepared: &Prepared) 
         memory.write_extent_word(index, u64::from(*id));
     }
     let all = u16::try_from(prepared.order.len()).unwrap_or(u16::MAX);
-    memory.write_extent_word(extent.start, ExtentHeader::new(all, near, local).0);
+    memory.write_extent_word(extent.start, ExtentHeader::new(all, local, local_only).0);
+}
+
+fn socket_address((addr, port): &BackendKey) -> SocketAddr {
+    SocketAddr::new(IpAddr::from(*addr), port.to_host())
+}
+
+fn takes_datagrams(known: &Known) -> bool {
+    known.frontends.keys().any(|frontend| frontend.proto == Protocol::Udp.number())
 }
 
 /// Marks a backend as gone, for sockets and clients that remember it; its address stays readable until reuse.

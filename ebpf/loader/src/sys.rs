@@ -19,6 +19,7 @@ const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_GET_NEXT_ID: libc::c_long = 11;
 const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_ENABLE_STATS: libc::c_long = 32;
@@ -64,6 +65,19 @@ struct InfoAttr {
 #[derive(Default)]
 struct OneWordAttr {
     value: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
 }
 
 #[repr(C)]
@@ -167,6 +181,25 @@ pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     bpf(BPF_LINK_DETACH, &mut OneWordAttr { value: raw(link) }).map(drop)
 }
 
+/// Writes many elements with one call.
+pub(crate) fn map_update_batch<K: aya::Pod, V: aya::Pod>(
+    map: BorrowedFd<'_>,
+    keys: &[K],
+    values: &[V],
+) -> io::Result<()> {
+    let count = u32::try_from(keys.len().min(values.len())).map_err(io::Error::other)?;
+    // The kernel reads `count` keys and values, which both slices hold, at the map's own sizes, which the typed map
+    // that the descriptor belongs to has checked.
+    let mut attr = BatchAttr {
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count,
+        map_fd: raw(map),
+        ..BatchAttr::default()
+    };
+    bpf(BPF_MAP_UPDATE_BATCH, &mut attr).map(drop)
+}
+
 /// What a cgroup link is attached to.
 pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<CgroupLinkInfo> {
     let mut info = CgroupLinkInfo::default();
@@ -219,6 +252,20 @@ pub(crate) fn wait_for_grace_period() {
     if unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) } != 0 {
         tracing::debug!(error = %io::Error::last_os_error(), "membarrier is not available");
     }
+}
+
+/// A handle of a process.
+pub(crate) fn pidfd_open(pid: libc::pid_t) -> io::Result<OwnedFd> {
+    // SAFETY: the system call takes integers only and returns a new descriptor.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 { Err(io::Error::last_os_error()) } else { owned(fd) }
+}
+
+/// A copy of another process's descriptor.
+pub(crate) fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the system call takes integers only and returns a new descriptor.
+    let copy = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) };
+    if copy < 0 { Err(io::Error::last_os_error()) } else { owned(copy) }
 }
 
 /// Cookie of a socket's network namespace.

@@ -24,6 +24,25 @@ pub struct DesiredService {
     pub backends: Vec<DesiredBackend>,
     /// Seconds a client stays with its backend; 0 without affinity.
     pub affinity_secs: u32,
+    /// Where clients outside must come from, on frontends that ask for it.
+    pub source_ranges: Vec<SourcePrefix>,
+}
+
+/// Addresses that share their first bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SourcePrefix {
+    /// The first address.
+    pub address: IpAddr,
+    /// How many bits are shared.
+    pub bits: u8,
+}
+
+impl SourcePrefix {
+    /// The first address in its mapped form, and its bits among 128.
+    pub(crate) fn key(&self) -> (NetAddr, u8) {
+        let mapped = if self.address.is_ipv4() { 96 } else { 0 };
+        (NetAddr::from(self.address), self.bits.saturating_add(mapped).min(128))
+    }
 }
 
 /// One address and port that clients dial.
@@ -35,8 +54,14 @@ pub struct DesiredFrontend {
     pub port: u16,
     /// Which protocol.
     pub protocol: Protocol,
-    /// Which backends may answer there.
+    /// Which backends may answer clients inside the cluster.
     pub policy: Policy,
+    /// Which backends may answer clients outside; [`Policy::Local`] keeps their address.
+    pub external: Policy,
+    /// Clients outside must come from the service's source ranges.
+    pub ranged: bool,
+    /// Clients inside are served only where the address is this node's.
+    pub guarded: bool,
 }
 
 /// The address of a frontend.
@@ -64,8 +89,6 @@ pub enum Policy {
     All,
     /// Only those of this node; none means refusal.
     Local,
-    /// Those near this node, all where none is near.
-    Near,
 }
 
 /// One endpoint.
@@ -77,14 +100,14 @@ pub struct DesiredBackend {
     pub address: SocketAddr,
 }
 
-/// Where an endpoint runs, seen from this node; the order is the order of the backend index.
+/// Which policies an endpoint answers; the order is the order of the backend index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
-    /// On this node.
+    /// On this node, and only policy [`Policy::Local`] still sends there: it drains, and others need not use it.
+    LocalOnly,
+    /// On this node; both policies send there.
     Local,
-    /// Preferred for this node by traffic distribution.
-    Near,
-    /// Anywhere else.
+    /// Only policy [`Policy::All`] sends there.
     Far,
 }
 
@@ -98,6 +121,13 @@ pub enum Change {
 }
 
 impl DesiredFrontend {
+    /// A frontend on one address that all backends answer to everybody.
+    #[must_use]
+    pub fn new(listen: Listen, port: u16, protocol: Protocol) -> Self {
+        let (policy, external) = (Policy::All, Policy::All);
+        Self { listen, port, protocol, policy, external, ranged: false, guarded: false }
+    }
+
     /// The key under which programs find it.
     pub(crate) fn key(&self) -> FrontendKey {
         let (addr, scope) = match self.listen {
@@ -110,11 +140,11 @@ impl DesiredFrontend {
 
     /// The flags of its value.
     pub(crate) fn flags(&self) -> u32 {
-        match self.policy {
-            Policy::All => 0,
-            Policy::Local => FrontendValue::FLAG_LOCAL,
-            Policy::Near => FrontendValue::FLAG_NEAR,
-        }
+        let bit = |on: bool, flag: u32| if on { flag } else { 0 };
+        bit(self.policy == Policy::Local, FrontendValue::FLAG_LOCAL)
+            | bit(self.external == Policy::Local, FrontendValue::FLAG_EXTERNAL_LOCAL)
+            | bit(self.ranged, FrontendValue::FLAG_SOURCE_RANGES)
+            | bit(self.guarded, FrontendValue::FLAG_GUARDED)
     }
 }
 
@@ -125,11 +155,12 @@ impl fmt::Display for ServiceKey {
 }
 
 /// A frontend key as a person reads it: `10.96.0.1:443/TCP`, `node:30000/UDP`.
-pub(crate) fn describe(key: &FrontendKey) -> String {
-    let protocol = if key.proto == Protocol::Udp.number() { "UDP" } else { "TCP" };
+pub fn describe(key: &FrontendKey) -> String {
+    let protocol = Protocol::from_number(key.proto).map_or("?", Protocol::name);
     let port = key.port.to_host();
     if key.scope == FrontendKey::SCOPE_NODE {
-        return format!("node:{port}/{protocol}");
+        let family = if key.addr.is_v4() { "node" } else { "node6" };
+        return format!("{family}:{port}/{protocol}");
     }
     format!("{}/{protocol}", SocketAddr::new(IpAddr::from(key.addr), port))
 }

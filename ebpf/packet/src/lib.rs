@@ -16,4 +16,4 @@ mod peers;
 mod resolve;
 
 pub use peers::{find_by_backend, find_by_frontend, remember};
-pub use resolve::{Caller, Destination, Tables, Target, Verdict, resolve};
+pub use resolve::{Caller, Destination, Tables, Target, Verdict, Why, is_reserved, resolve};

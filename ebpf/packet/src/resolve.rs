@@ -1,8 +1,8 @@
-//! From a dialled address to a backend.
+//! From a dialled address to a backend, for sockets on this node.
 
 use ebpf_common::{
     AffinityKey, AffinityValue, Backend, ExtentHeader, FrontendKey, FrontendValue, NetAddr, NetPort,
-    NodePortBounds, Protocol, ServiceSlot,
+    NodeAddressUse, NodePortBounds, Protocol, ServiceSlot,
 };
 
 /// Read access to the maps of the data plane.
@@ -15,8 +15,8 @@ pub trait Tables {
     fn extent_word(&self, index: u32) -> Option<u64>;
     /// Reads a backend.
     fn backend(&self, id: u32) -> Option<&Backend>;
-    /// Whether the address belongs to this node.
-    fn is_node_address(&self, addr: &NetAddr) -> bool;
+    /// What the address is for, where it belongs to this node.
+    fn node_address(&self, addr: &NetAddr) -> NodeAddressUse;
     /// The range of NodePorts in use.
     fn node_port_bounds(&self) -> NodePortBounds;
     /// The backend a client last used.
@@ -60,6 +60,21 @@ pub struct Target<'t> {
     pub backend_id: u32,
     /// Its address and port.
     pub backend: &'t Backend,
+    /// Why this one.
+    pub why: Why,
+}
+
+/// Why a backend was chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// By chance.
+    Chosen,
+    /// The client had it before, and the service has session affinity.
+    Affinity,
+    /// The same socket had it before.
+    SameSocket,
+    /// By chance, because the one that the same socket had before is gone.
+    Healed,
 }
 
 /// What happens to the call.
@@ -82,25 +97,54 @@ pub fn resolve<'t, T: Tables, C: Caller>(tables: &'t T, caller: &C, dst: &Destin
     let Some(frontend) = find_frontend(tables, caller, dst) else {
         return Verdict::Pass;
     };
-    if let Some(backend_id) = caller.last_backend(dst)
-        && let Some(backend) = usable(tables, &frontend, backend_id)
+    let service = frontend.service;
+    let local = frontend.flags & FrontendValue::FLAG_LOCAL != 0;
+    let last = caller.last_backend(dst);
+    if let Some(backend_id) = last
+        && let Some(backend) = usable(tables, service, local, backend_id)
     {
-        return Verdict::Forward(Target { service: frontend.service, backend_id, backend });
+        return Verdict::Forward(Target { service, backend_id, backend, why: Why::SameSocket });
     }
-    let Some(slot) = tables.service(frontend.service) else {
-        return Verdict::Refuse(frontend.service);
+    let Some(slot) = tables.service(service) else {
+        return Verdict::Refuse(service);
     };
-    let chosen = if slot.affinity_secs() == 0 {
-        pick(tables, caller, &frontend, slot)
-    } else {
-        pick_with_affinity(tables, caller, &frontend, slot)
-    };
-    match chosen {
+    if slot.affinity_secs() != 0 {
+        let key = AffinityKey::pod(caller.netns_cookie(), service);
+        return match pick_with_affinity(tables, &key, caller.now_ns(), caller.random(), local, slot) {
+            Some(target) => Verdict::Forward(target),
+            None => Verdict::Refuse(service),
+        };
+    }
+    match pick(tables, caller.random(), local, slot) {
         Some((backend_id, backend)) => {
-            Verdict::Forward(Target { service: frontend.service, backend_id, backend })
+            let why = if last.is_some() { Why::Healed } else { Why::Chosen };
+            Verdict::Forward(Target { service, backend_id, backend, why })
         }
-        None => Verdict::Refuse(frontend.service),
+        None => Verdict::Refuse(service),
     }
+}
+
+/// Whether a socket of the node itself may not be bound to this address and port, because they are a NodePort.
+#[inline(always)]
+pub fn is_reserved<T: Tables>(tables: &T, addr: &NetAddr, port: NetPort, proto: Protocol) -> bool {
+    if !tables.node_port_bounds().contains(port.to_host()) {
+        return false;
+    }
+    let any = *addr == NetAddr::ANY_V4 || *addr == NetAddr::ANY_V6;
+    if !any && !serves_node_ports(tables, addr) {
+        return false;
+    }
+    let mut key =
+        FrontendKey { addr: NetAddr::ANY_V4, port, proto: proto.number(), scope: FrontendKey::SCOPE_NODE };
+    // A socket on `::` hears IPv4 too.
+    if (addr.is_v4() || any) && tables.frontend(&key).is_some() {
+        return true;
+    }
+    if addr.is_v4() {
+        return false;
+    }
+    key.addr = NetAddr::ANY_V6;
+    tables.frontend(&key).is_some()
 }
 
 /// Exact address first; then, for ports that can be NodePorts, any address of the node.
@@ -113,9 +157,15 @@ fn find_frontend<T: Tables, C: Caller>(tables: &T, caller: &C, dst: &Destination
         scope: FrontendKey::SCOPE_ADDRESS,
     };
     if let Some(found) = tables.frontend(&key) {
-        return Some(found);
+        let guarded = found.flags & FrontendValue::FLAG_GUARDED != 0;
+        let passes = guarded && tables.node_address(&dst.addr).0 & NodeAddressUse::OWN == 0;
+        return (!passes).then_some(found);
     }
-    if !tables.node_port_bounds().contains(dst.port.to_host()) || !reaches_node(tables, caller, &dst.addr) {
+    if !tables.node_port_bounds().contains(dst.port.to_host()) {
+        return None;
+    }
+    // A pod's loopback is its own, so it leads to NodePorts only from the node's network namespace.
+    if !serves_node_ports(tables, &dst.addr) || (dst.addr.is_loopback() && !caller.in_host_netns()) {
         return None;
     }
     key.addr = if dst.addr.is_v4() { NetAddr::ANY_V4 } else { NetAddr::ANY_V6 };
@@ -123,81 +173,76 @@ fn find_frontend<T: Tables, C: Caller>(tables: &T, caller: &C, dst: &Destination
     tables.frontend(&key)
 }
 
-/// A pod's loopback is its own, so it leads to NodePorts only from the node's network namespace.
+/// Whether NodePorts answer on this address of the node.
 #[inline(always)]
-fn reaches_node<T: Tables, C: Caller>(tables: &T, caller: &C, addr: &NetAddr) -> bool {
-    if addr.is_loopback() { caller.in_host_netns() } else { tables.is_node_address(addr) }
+pub(crate) fn serves_node_ports<T: Tables>(tables: &T, addr: &NetAddr) -> bool {
+    let asked = if !addr.is_loopback() {
+        *addr
+    } else if addr.is_v4() {
+        NetAddr::LOOPBACK_V4
+    } else {
+        NetAddr::LOOPBACK_V6
+    };
+    tables.node_address(&asked).0 & NodeAddressUse::NODE_PORTS != 0
 }
 
-/// A uniformly random backend of the range that the frontend's traffic policy allows.
+/// A backend of the range that the policy allows, at the place that `random` points to.
 #[inline(always)]
-fn pick<'t, T: Tables, C: Caller>(
-    tables: &'t T,
-    caller: &C,
-    frontend: &FrontendValue,
+pub(crate) fn pick<T: Tables>(
+    tables: &T,
+    random: u32,
+    local: bool,
     slot: ServiceSlot,
-) -> Option<(u32, &'t Backend)> {
+) -> Option<(u32, &Backend)> {
     let extent = slot.extent();
     if extent == 0 {
         return None;
     }
-    let count = range(frontend, ExtentHeader(tables.extent_word(extent)?));
-    if count == 0 {
+    let header = ExtentHeader(tables.extent_word(extent)?);
+    let (start, end) = if local { (0, header.local()) } else { (header.cluster(), header.all()) };
+    if start >= end {
         return None;
     }
     // Multiply and shift: as even as a remainder for counts this small, without a division.
-    let ordinal = (u64::from(caller.random()) * u64::from(count)) >> 32;
+    let ordinal = (u64::from(random) * u64::from(end - start)) >> 32;
     #[allow(clippy::cast_possible_truncation, reason = "ordinal < count, ids are 32 bits wide")]
-    let backend_id = tables.extent_word(extent + 1 + ordinal as u32)? as u32;
+    let backend_id = tables.extent_word(extent + 1 + start + ordinal as u32)? as u32;
     Some((backend_id, tables.backend(backend_id)?))
-}
-
-/// How many of the extent's first ids may answer this frontend.
-#[inline(always)]
-fn range(frontend: &FrontendValue, header: ExtentHeader) -> u32 {
-    if frontend.flags & FrontendValue::FLAG_LOCAL != 0 {
-        return header.local();
-    }
-    if frontend.flags & FrontendValue::FLAG_NEAR != 0 && header.near() != 0 {
-        return header.near();
-    }
-    header.all()
 }
 
 /// The client's last backend while it is usable and recent; else a new one, noted.
 #[inline(always)]
-fn pick_with_affinity<'t, T: Tables, C: Caller>(
+pub(crate) fn pick_with_affinity<'t, T: Tables>(
     tables: &'t T,
-    caller: &C,
-    frontend: &FrontendValue,
+    key: &AffinityKey,
+    now: u64,
+    random: u32,
+    local: bool,
     slot: ServiceSlot,
-) -> Option<(u32, &'t Backend)> {
-    let key = AffinityKey { client: caller.netns_cookie(), service: frontend.service, padding: 0 };
-    let now = caller.now_ns();
+) -> Option<Target<'t>> {
     let timeout = u64::from(slot.affinity_secs()) * NANOS_PER_SEC;
-    let kept = match tables.affinity(&key) {
+    let kept = match tables.affinity(key) {
         Some(last) if now.saturating_sub(last.last_used_ns) < timeout => {
-            usable(tables, frontend, last.backend_id).map(|backend| (last.backend_id, backend))
+            usable(tables, key.service, local, last.backend_id).map(|backend| (last.backend_id, backend))
         }
         _ => None,
     };
-    let (backend_id, backend) = match kept {
-        Some(kept) => kept,
-        None => pick(tables, caller, frontend, slot)?,
+    let (backend_id, backend, why) = if let Some((backend_id, backend)) = kept {
+        (backend_id, backend, Why::Affinity)
+    } else {
+        let (backend_id, backend) = pick(tables, random, local, slot)?;
+        (backend_id, backend, Why::Chosen)
     };
-    tables.set_affinity(&key, &AffinityValue { last_used_ns: now, backend_id, padding: 0 });
-    Some((backend_id, backend))
+    tables.set_affinity(key, &AffinityValue { last_used_ns: now, backend_id, padding: 0 });
+    Some(Target { service: key.service, backend_id, backend, why })
 }
 
-/// The backend of this id, if it still belongs to the service and may take new work under the frontend's policy.
+/// The backend of this id, if it still belongs to the service and may take new work under the policy.
 #[inline(always)]
-fn usable<'t, T: Tables>(tables: &'t T, frontend: &FrontendValue, backend_id: u32) -> Option<&'t Backend> {
+pub(crate) fn usable<T: Tables>(tables: &T, service: u32, local: bool, backend_id: u32) -> Option<&Backend> {
     let backend = tables.backend(backend_id)?;
-    let mut wanted = Backend::FLAG_USABLE;
-    if frontend.flags & FrontendValue::FLAG_LOCAL != 0 {
-        wanted |= Backend::FLAG_LOCAL;
-    }
-    (backend.service == frontend.service && backend.flags & wanted == wanted).then_some(backend)
+    let wanted = if local { Backend::FLAG_LOCAL } else { Backend::FLAG_CLUSTER };
+    (backend.service == service && backend.flags & wanted != 0).then_some(backend)
 }
 
 #[cfg(test)]

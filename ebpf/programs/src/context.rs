@@ -5,7 +5,7 @@ use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 use aya_ebpf::{
     EbpfContext,
     helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_set_retval},
-    programs::SockAddrContext,
+    programs::{SockAddrContext, SockContext},
 };
 use ebpf_common::{NetAddr, NetPort, Protocol};
 use ebpf_packet::{Caller, Destination, find_by_frontend};
@@ -18,6 +18,8 @@ pub(crate) const ALLOW: i32 = 1;
 pub(crate) const DENY: i32 = 0;
 /// "Connection refused".
 pub(crate) const ECONNREFUSED: i32 = 111;
+/// "Address already in use".
+pub(crate) const EADDRINUSE: i32 = 98;
 
 const IPPROTO_TCP: u32 = 6;
 const IPPROTO_UDP: u32 = 17;
@@ -101,6 +103,39 @@ pub(crate) fn protocol(ctx: &SockAddrContext) -> Option<Protocol> {
         IPPROTO_TCP | IPPROTO_MPTCP => Some(Protocol::Tcp),
         IPPROTO_UDP => Some(Protocol::Udp),
         _ => None,
+    }
+}
+
+/// Address, port and protocol of a socket of the node itself that was just bound; nothing for those of pods, whose
+/// addresses are their own.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "the port field is wider than a port")]
+pub(crate) fn binding<const V6: bool>(ctx: &SockContext) -> Option<(NetAddr, NetPort, Protocol)> {
+    // SAFETY: the helper takes the hook's own context.
+    if unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } != host_netns_cookie() {
+        return None;
+    }
+    let sock = ctx.sock;
+    // SAFETY: the context is valid for the run; these fields are readable in the post_bind hook of their family.
+    unsafe {
+        let proto = match read_volatile(addr_of!((*sock).protocol)) {
+            IPPROTO_TCP | IPPROTO_MPTCP => Protocol::Tcp,
+            IPPROTO_UDP => Protocol::Udp,
+            _ => return None,
+        };
+        let port = NetPort::from_host(read_volatile(addr_of!((*sock).src_port)) as u16);
+        let addr = if V6 {
+            let words = addr_of!((*sock).src_ip6).cast::<u32>();
+            NetAddr([
+                read_volatile(words),
+                read_volatile(words.add(1)),
+                read_volatile(words.add(2)),
+                read_volatile(words.add(3)),
+            ])
+        } else {
+            NetAddr::from_v4_word(read_volatile(addr_of!((*sock).src_ip4)))
+        };
+        Some((addr, port, proto))
     }
 }
 

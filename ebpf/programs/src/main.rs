@@ -1,7 +1,7 @@
 //! The BPF programs: entry, handler, verdict.
 //!
-//! Each hook of the socket load balancer is one entry function of a line or two that calls one handler in
-//! [`socket`] and returns its verdict. Decisions are made by `ebpf-packet`; the maps they read are in [`maps`].
+//! Each hook is one entry function of a line or two that calls one handler in [`socket`] or [`packet`] and returns its
+//! verdict. Decisions are made by `ebpf-packet`; the maps they read are in [`maps`].
 //!
 //! The verdict on every internal failure is "allow": a program that cannot do its bookkeeping must never break a
 //! connection that would work without it.
@@ -19,7 +19,10 @@
     reason = "the entry macros drop docs and pass by value"
 )]
 
-use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+use aya_ebpf::{
+    macros::{cgroup_sock, cgroup_sock_addr},
+    programs::{SockAddrContext, SockContext},
+};
 use context::{V4, V6};
 
 mod context;
@@ -72,6 +75,18 @@ pub fn kl_getpeername4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 pub fn kl_getpeername6(ctx: SockAddrContext) -> i32 {
     socket::getpeername::<V6>(&ctx)
+}
+
+/// Sockets of the node that were bound to an IPv4 address.
+#[cgroup_sock(post_bind4)]
+pub fn kl_post_bind4(ctx: SockContext) -> i32 {
+    socket::post_bind::<false>(&ctx)
+}
+
+/// Sockets of the node that were bound to an IPv6 address.
+#[cgroup_sock(post_bind6)]
+pub fn kl_post_bind6(ctx: SockContext) -> i32 {
+    socket::post_bind::<true>(&ctx)
 }
 
 // None of the helpers used asks for a GPL program.

@@ -7,11 +7,11 @@ use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::SkStorage,
     macros::{btf_map, map},
-    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
 use ebpf_common::{
-    AffinityKey, AffinityValue, Backend, DatagramPeers, FrontendKey, FrontendValue, Meta, NetAddr,
-    NodePortBounds, Peer, ServiceSlot, ServiceStats,
+    AffinityKey, AffinityValue, Backend, BackendStats, DatagramPeers, FrontendKey, FrontendValue, Meta,
+    NetAddr, NodeAddressUse, NodePortBounds, Peer, ServiceName, ServiceSlot, ServiceStats, SourceRange,
 };
 use ebpf_packet::Tables;
 
@@ -29,7 +29,7 @@ static EXTENTS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 static BACKENDS: Array<Backend> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// Written by the loader.
 #[map]
-static NODE_ADDRESSES: HashMap<NetAddr, u32> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+static NODE_ADDRESSES: HashMap<NetAddr, NodeAddressUse> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 /// Written by the loader, through its memory mapping.
 #[map]
 static NODE_PORT_BOUNDS: Array<NodePortBounds> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -39,6 +39,15 @@ static AFFINITY: LruHashMap<AffinityKey, AffinityValue> = LruHashMap::with_max_e
 /// Written by the programs.
 #[map]
 static SERVICE_STATS: PerCpuArray<ServiceStats> = PerCpuArray::with_max_entries(1, 0);
+/// Written by the programs.
+#[map]
+static BACKEND_STATS: PerCpuArray<BackendStats> = PerCpuArray::with_max_entries(1, 0);
+/// Written by the loader; the programs only keep it alive.
+#[map]
+static NAMES: HashMap<u32, ServiceName> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// Written by the loader.
+#[map]
+static SOURCE_RANGES: LpmTrie<SourceRange, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
 /// Written by the loader; the programs only keep it alive.
 #[map]
 static META: Array<Meta> = Array::with_max_entries(1, 0);
@@ -66,6 +75,15 @@ pub(crate) fn count(service: u32, bump: impl FnOnce(&mut ServiceStats)) {
         // SAFETY: the pointer is this CPU's own slot, which no other CPU writes, and the program is not preempted by
         // another run of itself on the same element in a way that could do more than lose one count.
         bump(unsafe { &mut *stats });
+    }
+}
+
+/// Counts a connection of the backend; silent where there is no counter.
+#[inline(always)]
+pub(crate) fn count_backend(backend: u32) {
+    if let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) {
+        // SAFETY: as above.
+        unsafe { (*stats).connections += 1 };
     }
 }
 
@@ -98,8 +116,9 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn is_node_address(&self, addr: &NetAddr) -> bool {
-        NODE_ADDRESSES.get_ptr(addr).is_some()
+    fn node_address(&self, addr: &NetAddr) -> NodeAddressUse {
+        // SAFETY: as for frontends.
+        unsafe { NODE_ADDRESSES.get(addr) }.copied().unwrap_or_default()
     }
 
     #[inline(always)]
@@ -123,6 +142,10 @@ impl Tables for KernelTables {
     }
 }
 
-/// Keeps the meta map in the object: nothing in the programs reads it.
+/// Keeps these maps in the object: nothing in the programs reads them.
 #[used]
 static KEEP_META: &Array<Meta> = &META;
+#[used]
+static KEEP_NAMES: &HashMap<u32, ServiceName> = &NAMES;
+#[used]
+static KEEP_RANGES: &LpmTrie<SourceRange, u32> = &SOURCE_RANGES;

@@ -1,12 +1,14 @@
 //! Handlers of the socket hooks: translate what a program dials, and translate back what it is told.
 
-use aya_ebpf::programs::SockAddrContext;
+use aya_ebpf::programs::{SockAddrContext, SockContext};
 use ebpf_common::{NetAddr, NetPort, Peer, Protocol};
-use ebpf_packet::{Destination, Target, Verdict, find_by_backend, remember, resolve};
+use ebpf_packet::{Destination, Target, Verdict, Why, find_by_backend, is_reserved, remember, resolve};
 
 use crate::{
-    context::{ALLOW, DENY, ECONNREFUSED, Family, Socket, fail_with, port, protocol, set_port},
-    maps::{DATAGRAM_PEER, KernelTables, STREAM_PEER, count},
+    context::{
+        ALLOW, DENY, EADDRINUSE, ECONNREFUSED, Family, Socket, binding, fail_with, port, protocol, set_port,
+    },
+    maps::{DATAGRAM_PEER, KernelTables, STREAM_PEER, count, count_backend},
 };
 
 /// `connect`: picks the backend once for the life of the connection.
@@ -47,10 +49,23 @@ pub(crate) fn getpeername<F: Family>(ctx: &SockAddrContext) -> i32 {
     let peer = match protocol(ctx) {
         Some(Protocol::Tcp) => stream_peer(ctx, &addr, from),
         Some(Protocol::Udp) => datagram_peer(ctx, &addr, from),
-        None => None,
+        Some(Protocol::Sctp) | None => None,
     };
     if let Some(peer) = peer {
         show::<F>(ctx, peer);
+    }
+    ALLOW
+}
+
+/// A socket of the node that was just bound: not where a NodePort listens, whose packets it would take.
+#[inline(always)]
+pub(crate) fn post_bind<const V6: bool>(ctx: &SockContext) -> i32 {
+    static TABLES: KernelTables = KernelTables;
+    if let Some((addr, port, proto)) = binding::<V6>(ctx)
+        && is_reserved(&TABLES, &addr, port, proto)
+    {
+        fail_with(EADDRINUSE);
+        return DENY;
     }
     ALLOW
 }
@@ -81,7 +96,12 @@ fn translate<F: Family>(ctx: &SockAddrContext, dst: &Destination, sticky: bool) 
             note(ctx, dst, target);
             F::write(ctx, &target.backend.addr);
             set_port(ctx, target.backend.port);
-            count(target.service, |stats| stats.forwarded += 1);
+            count(target.service, |stats| {
+                stats.forwarded += 1;
+                stats.affinity_hits += u64::from(target.why == Why::Affinity);
+                stats.healed += u64::from(target.why == Why::Healed);
+            });
+            count_backend(target.backend_id);
         }
     }
     verdict
@@ -121,6 +141,7 @@ fn note(ctx: &SockAddrContext, dst: &Destination, target: &Target<'_>) {
                     remember(peers, &peer);
                 }
             }
+            Protocol::Sctp => {}
         }
     }
 }

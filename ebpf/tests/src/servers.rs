@@ -67,7 +67,8 @@ impl Drop for Server {
         self.stop.store(true, Ordering::Release);
         // Wake it; if it is gone already there is nobody to wake.
         if self.udp {
-            drop(UdpSocket::bind("0.0.0.0:0").and_then(|socket| socket.send_to(b"stop", self.address)));
+            let any = if self.address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            drop(UdpSocket::bind(any).and_then(|socket| socket.send_to(b"stop", self.address)));
         } else {
             drop(TcpStream::connect_timeout(&self.address, DEADLINE));
         }

@@ -4,33 +4,24 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ebpf_common::Protocol;
 use ebpf_loader::{
-    DesiredBackend, DesiredFrontend, DesiredService, Family, Listen, Place, Policy, ServiceKey, ServiceTable,
+    DesiredBackend, DesiredFrontend, DesiredService, Family, Listen, Place, ServiceKey, ServiceTable,
 };
 
 /// A service on these addresses, answered by these backends.
 pub fn service(protocol: Protocol, frontends: &[SocketAddr], backends: &[SocketAddr]) -> DesiredService {
-    let frontend = |address: &SocketAddr| DesiredFrontend {
-        listen: Listen::Address(address.ip()),
-        port: address.port(),
-        protocol,
-        policy: Policy::All,
-    };
+    let frontend =
+        |address: &SocketAddr| DesiredFrontend::new(Listen::Address(address.ip()), address.port(), protocol);
     let backend = |address: &SocketAddr| DesiredBackend { place: Place::Far, address: *address };
     DesiredService {
         frontends: frontends.iter().map(frontend).collect(),
         backends: backends.iter().map(backend).collect(),
-        affinity_secs: 0,
+        ..DesiredService::default()
     }
 }
 
 /// The same, on a NodePort too.
 pub fn with_node_port(mut service: DesiredService, port: u16, protocol: Protocol) -> DesiredService {
-    service.frontends.push(DesiredFrontend {
-        listen: Listen::Node(Family::V4),
-        port,
-        protocol,
-        policy: Policy::All,
-    });
+    service.frontends.push(DesiredFrontend::new(Listen::Node(Family::V4), port, protocol));
     service
 }
 

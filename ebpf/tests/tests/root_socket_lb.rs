@@ -25,6 +25,12 @@ fn run(arena: &Arena, table: &ServiceTable) -> Result<DataPlane> {
     Ok(plane)
 }
 
+/// These are the node's addresses, and NodePorts answer there.
+fn serve_node_ports(plane: &mut DataPlane, addresses: &[&str]) -> Result<()> {
+    let addresses = ips(addresses).into_iter().collect();
+    Ok(plane.set_node_addresses(&addresses, &addresses)?)
+}
+
 #[test]
 fn a_cluster_ip_spreads_over_its_backends_and_getpeername_shows_it() -> Result<()> {
     let arena = Arena::enter(&ips(&["10.244.0.1", "10.244.0.2", "10.244.0.3"]))?;
@@ -122,14 +128,14 @@ fn a_node_port_answers_on_node_addresses_and_on_the_hosts_loopback_only() -> Res
     let _server = Server::tcp(at("10.244.0.1:80"))?;
     let web = with_node_port(service(Tcp, &[at("10.96.0.10:80")], &[at("10.244.0.1:80")]), 30000, Tcp);
     let mut plane = run(&arena, &ServiceTable::from([(key("web"), web)]))?;
-    plane.set_node_addresses(&ips(&["192.0.2.10"]).into_iter().collect())?;
+    serve_node_ports(&mut plane, &["192.0.2.10", "127.0.0.1"])?;
     for dialled in ["127.0.0.1:30000", "127.0.0.9:30000", "192.0.2.10:30000"] {
         assert_eq!(ask_tcp(at(dialled))?, ("10.244.0.1:80".to_owned(), at(dialled)), "{dialled}");
     }
     assert!(ask_tcp(at("[::1]:30000")).is_err(), "an IPv4 service listens on IPv4 addresses");
     let refused = ask_tcp(at("192.0.2.11:30000")).unwrap_err();
     assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused, "not an address of the node");
-    plane.set_node_addresses(&ips(&["192.0.2.11"]).into_iter().collect())?;
+    serve_node_ports(&mut plane, &["192.0.2.11"])?;
     assert!(ask_tcp(at("192.0.2.11:30000")).is_ok());
     assert!(ask_tcp(at("192.0.2.10:30000")).is_err());
     // In a pod, that is another network namespace of the same cgroup, loopback is the pod's own.

@@ -20,18 +20,31 @@ fn web() -> ServiceFacts {
         }],
         cluster_ips: vec!["10.96.0.5".parse().unwrap()],
         external_ips: Vec::new(),
+        balancer_ips: Vec::new(),
+        source_ranges: Vec::new(),
         affinity_secs: 0,
         internal_local: false,
+        external_local: false,
+        health_check_port: None,
+        problems: Vec::new(),
     }
 }
 
 fn endpoint(last: u8, state: EndpointState) -> EndpointFacts {
-    EndpointFacts { address: [10, 244, 0, last].into(), local: last.is_multiple_of(2), state, hinted: None }
+    let address = [10, 244, 0, last].into();
+    EndpointFacts { address, local: last.is_multiple_of(2), state, for_node: None, for_zones: None }
 }
 
 fn slice(service: &str, endpoints: Vec<EndpointFacts>) -> SliceFacts {
     let ports = vec![("http".into(), Protocol::Tcp, 8080)];
-    SliceFacts { service: name(service), family: Family::V4, ports, endpoints }
+    SliceFacts {
+        service: name(service),
+        family: Family::V4,
+        ports,
+        endpoints,
+        triggered: None,
+        problems: Vec::new(),
+    }
 }
 
 /// A catalog with one Service and one slice, both listings complete.
@@ -119,18 +132,85 @@ fn what_a_new_listing_does_not_name_is_gone() {
 }
 
 #[test]
-fn hints_for_nodes_prefer_those_only_when_every_endpoint_has_them() {
-    let mut here = endpoint(1, EndpointState::Ready);
-    here.hinted = Some(true);
-    let mut there = endpoint(3, EndpointState::Ready);
-    there.hinted = Some(false);
-    let table = synced(vec![here.clone(), there]).table();
+fn hints_are_followed_only_when_every_endpoint_has_them_and_one_is_for_us() {
+    let hinted = |last, node: Option<bool>, zones: &[&str]| {
+        let zones: Vec<String> = zones.iter().map(|zone| (*zone).to_owned()).collect();
+        let for_zones = (!zones.is_empty()).then_some(zones);
+        EndpointFacts { for_node: node, for_zones, ..endpoint(last, EndpointState::Ready) }
+    };
+    let chosen = |endpoints: Vec<EndpointFacts>| {
+        let mut catalog = synced(endpoints);
+        catalog.set_zone(Some("z1".into()));
+        let table = catalog.table();
+        let desired = table.values().next().unwrap();
+        let cluster = desired.backends.iter().filter(|backend| backend.place != Place::LocalOnly);
+        cluster.map(|backend| backend.address.ip().to_string()).collect::<Vec<_>>()
+    };
+    let (one, three, five) = ("10.244.0.1", "10.244.0.3", "10.244.0.5");
+    assert_eq!(chosen(vec![hinted(1, Some(true), &[]), hinted(3, Some(false), &[])]), [one]);
+    assert_eq!(chosen(vec![hinted(1, Some(true), &[]), hinted(3, None, &[])]), [one, three]);
+    assert_eq!(chosen(vec![hinted(1, Some(false), &[]), hinted(3, Some(false), &[])]), [one, three]);
+    assert_eq!(chosen(vec![hinted(1, None, &["z1"]), hinted(3, None, &["z2"])]), [one]);
+    assert_eq!(chosen(vec![hinted(1, None, &["z2"]), hinted(3, None, &["z2"])]), [one, three]);
+    // Hints for nodes that name nobody here fall back to the zone.
+    let both = vec![
+        hinted(1, Some(false), &["z2"]),
+        hinted(3, Some(false), &["z1"]),
+        hinted(5, Some(false), &["z1"]),
+    ];
+    assert_eq!(chosen(both), [three, five]);
+}
+
+#[test]
+fn each_policy_falls_back_to_its_own_draining_endpoints() {
+    use EndpointState::{Draining, Ready};
+    // 2 runs here and drains, 1 is ready elsewhere.
+    let table = synced(vec![endpoint(2, Draining), endpoint(1, Ready)]).table();
+    let backends = &table.values().next().unwrap().backends;
+    let places: BTreeMap<String, Place> =
+        backends.iter().map(|backend| (backend.address.ip().to_string(), backend.place)).collect();
+    assert_eq!(places["10.244.0.2"], Place::LocalOnly, "policy Local has nobody else");
+    assert_eq!(places["10.244.0.1"], Place::Far);
+}
+
+#[test]
+fn an_external_ip_in_the_service_range_is_refused_and_named() {
+    let mut catalog = Catalog::new(vec!["10.96.0.0/12".parse().unwrap()]);
+    let mut facts = web();
+    facts.external_ips = vec!["10.96.0.10".parse().unwrap(), "192.0.2.1".parse().unwrap()];
+    facts.balancer_ips = vec!["192.0.2.1".parse().unwrap()];
+    catalog.service(Seen::Changed(name("web"), Some(facts)));
+    let table = catalog.table();
+    let frontends = &table.values().next().unwrap().frontends;
+    assert!(frontends.iter().all(|frontend| frontend.listen != Listen::Address([10, 96, 0, 10].into())));
+    let twice: Vec<_> = frontends
+        .iter()
+        .filter(|frontend| frontend.listen == Listen::Address([192, 0, 2, 1].into()))
+        .collect();
+    assert_eq!(twice.len(), 1);
+    assert!(!twice[0].guarded, "the cluster's own choice wins");
+    assert!(catalog.problems(&name("web"))[0].contains("10.96.0.10 lies in the service range"));
+}
+
+#[test]
+fn source_ranges_and_policies_reach_the_frontends_they_are_for() {
+    let mut catalog = synced(vec![endpoint(2, EndpointState::Ready)]);
+    let mut facts = web();
+    facts.balancer_ips = vec!["198.51.100.1".parse().unwrap()];
+    facts.source_ranges = vec!["203.0.113.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
+    (facts.external_local, facts.internal_local) = (true, false);
+    catalog.service(Seen::Changed(name("web"), Some(facts)));
+    let table = catalog.table();
     let desired = table.values().next().unwrap();
-    assert_eq!(desired.frontends[0].policy, Policy::Near);
-    let places: Vec<_> = desired.backends.iter().map(|backend| backend.place).collect();
-    assert_eq!(places, [Place::Near, Place::Far]);
-    let table = synced(vec![here, endpoint(5, EndpointState::Ready)]).table();
-    assert_eq!(table.values().next().unwrap().frontends[0].policy, Policy::All);
+    assert_eq!(desired.source_ranges.len(), 1, "those of the family");
+    for frontend in &desired.frontends {
+        let balancer = frontend.listen == Listen::Address([198, 51, 100, 1].into());
+        let cluster = frontend.listen == Listen::Address([10, 96, 0, 5].into());
+        assert_eq!(frontend.ranged, balancer);
+        assert_eq!(frontend.policy, Policy::All, "inside, everybody may answer");
+        assert_eq!(frontend.external, if cluster { Policy::All } else { Policy::Local });
+    }
+    assert_eq!(catalog.local_ready(&name("web")), 1);
 }
 
 proptest! {

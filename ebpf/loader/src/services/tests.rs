@@ -6,12 +6,12 @@ use std::{
     time::Duration,
 };
 
-use ebpf_common::{AffinityKey, AffinityValue, NetAddr, Protocol};
+use ebpf_common::{AffinityKey, AffinityValue, NetAddr, NodeAddressUse, Protocol};
 use ebpf_packet::{Caller, Destination, Tables, Verdict, resolve};
 use proptest::prelude::*;
 
 use super::*;
-use crate::table::{DesiredFrontend, Family, Listen, Policy};
+use crate::table::{DesiredFrontend, Family, Listen};
 
 const CAPACITY: Capacity = Capacity { frontends: 64, services: 16, backends: 64, extent_words: 128 };
 
@@ -22,6 +22,8 @@ struct Fake {
     extents: Vec<u64>,
     backends: Vec<Backend>,
     bounds: NodePortBounds,
+    names: BTreeMap<u32, String>,
+    ranges: BTreeSet<(u32, (NetAddr, u8))>,
     writes: usize,
     /// Frontends that must answer at every moment, and who may.
     expected: BTreeMap<FrontendKey, HashSet<SocketAddr>>,
@@ -35,6 +37,8 @@ impl Default for Fake {
             extents: vec![0; 128],
             backends: vec![Backend::default(); 64],
             bounds: NodePortBounds::NONE,
+            names: BTreeMap::new(),
+            ranges: BTreeSet::new(),
             writes: 0,
             expected: BTreeMap::new(),
         }
@@ -54,8 +58,8 @@ impl Tables for Fake {
     fn backend(&self, id: u32) -> Option<&Backend> {
         self.backends.get(id as usize)
     }
-    fn is_node_address(&self, _addr: &NetAddr) -> bool {
-        true
+    fn node_address(&self, _addr: &NetAddr) -> NodeAddressUse {
+        NodeAddressUse(NodeAddressUse::OWN | NodeAddressUse::NODE_PORTS)
     }
     fn node_port_bounds(&self) -> NodePortBounds {
         self.bounds
@@ -153,6 +157,28 @@ impl Memory for Fake {
     fn frontends(&self) -> Result<Vec<(FrontendKey, FrontendValue)>, MemoryError> {
         Ok(self.frontends.iter().map(|(key, value)| (*key, *value)).collect())
     }
+    fn write_name(&mut self, service: u32, name: &str) -> Result<(), MemoryError> {
+        self.names.insert(service, name.to_owned());
+        Ok(())
+    }
+    fn remove_name(&mut self, service: u32) -> Result<(), MemoryError> {
+        self.names.remove(&service);
+        Ok(())
+    }
+    fn name(&self, service: u32) -> Option<String> {
+        self.names.get(&service).cloned()
+    }
+    fn insert_range(&mut self, service: u32, range: (NetAddr, u8)) -> Result<(), MemoryError> {
+        self.ranges.insert((service, range));
+        Ok(())
+    }
+    fn remove_range(&mut self, service: u32, range: (NetAddr, u8)) -> Result<(), MemoryError> {
+        self.ranges.remove(&(service, range));
+        Ok(())
+    }
+    fn ranges(&self) -> Vec<(u32, (NetAddr, u8))> {
+        self.ranges.iter().copied().collect()
+    }
     fn publish_node_ports(&mut self, bounds: NodePortBounds) {
         self.bounds = bounds;
         self.wrote();
@@ -162,8 +188,7 @@ impl Memory for Fake {
 
 /// A service on 10.96.0.N:80, and on a NodePort where `node` says so, with these backends.
 fn service(n: u8, node: bool, backends: &[u8]) -> DesiredService {
-    let frontend =
-        |listen, port| DesiredFrontend { listen, port, protocol: Protocol::Tcp, policy: Policy::All };
+    let frontend = |listen, port| DesiredFrontend::new(listen, port, Protocol::Tcp);
     let mut frontends = vec![frontend(Listen::Address([10, 96, 0, n].into()), 80)];
     if node {
         frontends.push(frontend(Listen::Node(Family::V4), 30_000 + u16::from(n)));
@@ -172,7 +197,11 @@ fn service(n: u8, node: bool, backends: &[u8]) -> DesiredService {
         let place = if last.is_multiple_of(3) { Place::Local } else { Place::Far };
         DesiredBackend { place, address: SocketAddr::from(([10, 244, n, *last], 8080)) }
     };
-    DesiredService { frontends, backends: backends.iter().map(backend).collect(), affinity_secs: 0 }
+    DesiredService {
+        frontends,
+        backends: backends.iter().map(backend).collect(),
+        ..DesiredService::default()
+    }
 }
 
 fn key(n: u8) -> ServiceKey {

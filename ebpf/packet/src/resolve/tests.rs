@@ -16,7 +16,7 @@ struct World {
     services: BTreeMap<u32, ServiceSlot>,
     extents: Vec<u64>,
     backends: BTreeMap<u32, Backend>,
-    node_addresses: BTreeSet<NetAddr>,
+    node_addresses: BTreeMap<NetAddr, u32>,
     affinity: RefCell<HashMap<AffinityKey, AffinityValue>>,
 }
 
@@ -41,8 +41,8 @@ impl Tables for World {
     fn backend(&self, id: u32) -> Option<&Backend> {
         self.backends.get(&id)
     }
-    fn is_node_address(&self, addr: &NetAddr) -> bool {
-        self.node_addresses.contains(addr)
+    fn node_address(&self, addr: &NetAddr) -> NodeAddressUse {
+        NodeAddressUse(self.node_addresses.get(addr).copied().unwrap_or_default())
     }
     fn node_port_bounds(&self) -> NodePortBounds {
         NodePortBounds::new(30000, 30010)
@@ -90,10 +90,12 @@ fn world(backends: u16, local: u16, flags: u32, affinity_secs: u32) -> World {
     world.frontends.insert(key, value);
     let key = FrontendKey { addr: NetAddr::ANY_V4, port: NetPort::from_host(30000), proto: 6, scope: 1 };
     world.frontends.insert(key, value);
-    world.node_addresses.insert(v4(NODE));
-    world.extents = std::vec![0, ExtentHeader::new(backends, local, local).0];
+    for addr in [v4(NODE), NetAddr::LOOPBACK_V4, NetAddr::LOOPBACK_V6] {
+        world.node_addresses.insert(addr, NodeAddressUse::OWN | NodeAddressUse::NODE_PORTS);
+    }
+    world.extents = std::vec![0, ExtentHeader::new(backends, local, 0).0];
     for id in 1..=backends {
-        let mut flags = Backend::FLAG_USABLE;
+        let mut flags = Backend::FLAG_CLUSTER;
         if id <= local {
             flags |= Backend::FLAG_LOCAL;
         }
@@ -155,15 +157,46 @@ fn no_endpoints_refuses_instead_of_timing_out() {
 }
 
 #[test]
-fn local_policy_stays_on_the_node_and_near_falls_back() {
+fn each_policy_meets_its_own_backends_only() {
     let pod = pod();
     let local = world(5, 2, FrontendValue::FLAG_LOCAL, 0);
     for _ in 0..100 {
         assert!(["1", "2"].contains(&answer(&local, &pod, &dial(VIP, 80)).as_str()));
     }
-    let near = world(5, 0, FrontendValue::FLAG_NEAR, 0);
-    let seen: BTreeSet<_> = (0..100).map(|_| answer(&near, &pod, &dial(VIP, 80))).collect();
-    assert_eq!(seen.len(), 5, "nothing is near, so all answer");
+    // Backends 1 and 2 are draining on this node: policy Local still uses them, policy Cluster the others.
+    let mut draining = world(5, 2, 0, 0);
+    draining.extents[1] = ExtentHeader::new(5, 2, 2).0;
+    for _ in 0..100 {
+        assert!(["3", "4", "5"].contains(&answer(&draining, &pod, &dial(VIP, 80)).as_str()));
+    }
+    for value in draining.frontends.values_mut() {
+        value.flags = FrontendValue::FLAG_LOCAL;
+    }
+    for _ in 0..100 {
+        assert!(["1", "2"].contains(&answer(&draining, &pod, &dial(VIP, 80)).as_str()));
+    }
+}
+
+#[test]
+fn a_guarded_address_is_followed_only_where_it_is_the_nodes() {
+    let mut guarded = world(1, 0, FrontendValue::FLAG_GUARDED, 0);
+    check(&guarded, &pod(), &dial(VIP, 80), "pass");
+    guarded.node_addresses.insert(v4(VIP), NodeAddressUse::OWN);
+    check(&guarded, &pod(), &dial(VIP, 80), "1");
+}
+
+#[test]
+fn node_ports_are_reserved_on_the_addresses_that_serve_them() {
+    let one = world(1, 1, 0, 0);
+    let reserved =
+        |addr: NetAddr, port: u16, proto| is_reserved(&one, &addr, NetPort::from_host(port), proto);
+    for addr in [NetAddr::ANY_V4, NetAddr::ANY_V6, v4(NODE), v4([127, 0, 0, 1]), v4([127, 0, 0, 9])] {
+        assert!(reserved(addr, 30000, Protocol::Tcp), "{addr:?}");
+    }
+    assert!(!reserved(v4([192, 0, 2, 99]), 30000, Protocol::Tcp), "not the node's");
+    assert!(!reserved(NetAddr::LOOPBACK_V6, 30000, Protocol::Tcp), "the service is of the other family");
+    assert!(!reserved(NetAddr::ANY_V4, 30000, Protocol::Udp));
+    assert!(!reserved(NetAddr::ANY_V4, 30001, Protocol::Tcp));
 }
 
 #[test]
@@ -185,7 +218,7 @@ fn affinity_keeps_the_backend_until_it_expires_or_goes() {
     assert!(after.len() > 1, "an expired entry binds nobody");
     world.affinity.borrow_mut().clear();
     world.set_affinity(
-        &AffinityKey { client: 42, service: 7, padding: 0 },
+        &AffinityKey::pod(42, 7),
         &AffinityValue { last_used_ns: pod.now, backend_id: id, padding: 0 },
     );
     world.backends.get_mut(&id).unwrap().flags = 0;
@@ -201,14 +234,14 @@ fn a_datagram_stays_with_its_backend_only_while_that_one_lives() {
     world.backends.get_mut(&3).unwrap().flags = 0;
     world.extents[1] = ExtentHeader::new(2, 0, 0).0;
     assert_ne!(answer(&world, &socket, &dial(VIP, 80)), "3");
-    world.backends.get_mut(&3).unwrap().flags = Backend::FLAG_USABLE;
+    world.backends.get_mut(&3).unwrap().flags = Backend::FLAG_CLUSTER;
     world.backends.get_mut(&3).unwrap().service = 8;
     assert_ne!(answer(&world, &socket, &dial(VIP, 80)), "3", "an id reused by another service");
 }
 
 proptest! {
     #[test]
-    fn every_choice_is_a_backend_of_the_service(backends in 1_u16..200, local in 0_u16..200, seed: u32, flags in 0_u32..4) {
+    fn every_choice_is_a_backend_of_the_service(backends in 1_u16..200, local in 0_u16..200, seed: u32, flags in 0_u32..2) {
         let local = local.min(backends);
         let world = world(backends, local, flags, 0);
         let pod = Pod { random: Cell::new(seed), ..pod() };

@@ -1,0 +1,360 @@
+//! `keelson-agent service …`: what is programmed on this node, read from the pinned maps, whether or not an agent runs.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Subcommand, ValueEnum};
+use ebpf_common::{FrontendKey, FrontendValue, Protocol};
+use ebpf_loader::{SeenService, Source, Trace, View, describe};
+use serde_json::{Value, json};
+
+/// How answers look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// Columns for people.
+    #[default]
+    Table,
+    /// One JSON document.
+    Json,
+}
+
+/// A question.
+#[derive(Debug, Subcommand)]
+pub enum Question {
+    /// Every programmed service port, and what it listens on.
+    List,
+    /// Everything about one Service: `namespace/name`, or `namespace/name:port`.
+    Show {
+        /// The Service.
+        name: String,
+    },
+    /// Where a connection goes: SRC is `host`, `pod` or an address, DST is address:port.
+    Trace {
+        /// Who dials.
+        source: String,
+        /// What is dialled.
+        destination: String,
+        /// TCP, UDP or SCTP.
+        #[arg(long, default_value = "TCP")]
+        protocol: String,
+    },
+    /// Every endpoint with the connections it was given.
+    Backends,
+    /// Counters of every service port.
+    Stats {
+        /// Draws rates anew every second until interrupted.
+        #[arg(long)]
+        watch: bool,
+    },
+}
+
+/// Answers a question; `stats --watch` calls `draw` again and again, the others once.
+pub fn answer(
+    pin_dir: &Path,
+    question: &Question,
+    output: Output,
+    mut draw: impl FnMut(&str) -> Result<()>,
+) -> Result<()> {
+    if let Question::Stats { watch: true } = question {
+        return watch(pin_dir, draw);
+    }
+    let view = open(pin_dir)?;
+    let document = match question {
+        Question::List => list(&view),
+        Question::Show { name } => show(&view, name)?,
+        Question::Trace { source, destination, protocol } => trace(&view, source, destination, protocol)?,
+        Question::Backends => backends(&view),
+        Question::Stats { .. } => stats(&view),
+    };
+    match output {
+        Output::Json => draw(&format!("{:#}\n", document.json)),
+        Output::Table => draw(&document.text),
+    }
+}
+
+/// An answer in both forms.
+struct Document {
+    json: Value,
+    text: String,
+}
+
+fn open(pin_dir: &Path) -> Result<View> {
+    View::open(pin_dir).with_context(|| {
+        format!(
+            "no service data plane of this version is pinned at {} (is the proxy enabled?)",
+            pin_dir.display()
+        )
+    })
+}
+
+fn list(view: &View) -> Document {
+    let services = view.services();
+    let rows = services.iter().map(|service| {
+        let listens: Vec<String> = service.frontends.iter().map(|(key, _)| describe(key)).collect();
+        vec![service.name.clone(), listens.join(","), service.backends.len().to_string(), affinity(service)]
+    });
+    let text = table(&["SERVICE", "LISTENS", "ENDPOINTS", "AFFINITY"], rows);
+    Document { json: services.iter().map(service_json).collect(), text }
+}
+
+fn affinity(service: &SeenService) -> String {
+    if service.affinity_secs == 0 { "-".to_owned() } else { format!("{}s", service.affinity_secs) }
+}
+
+fn show(view: &View, name: &str) -> Result<Document> {
+    let all = view.services();
+    let asked = |service: &&SeenService| {
+        let full = service.name.as_str();
+        let port_of = |end: char| full.strip_prefix(name).is_some_and(|rest| rest.starts_with(end));
+        full == name || port_of(':') || port_of('/')
+    };
+    let found: Vec<&SeenService> = all.iter().filter(asked).collect();
+    if found.is_empty() {
+        let known: Vec<&str> = all.iter().map(|service| service.name.as_str()).take(10).collect();
+        bail!(
+            "no service {name:?} is programmed here; there are {} ports, such as {}",
+            all.len(),
+            known.join(", ")
+        );
+    }
+    let mut text = String::new();
+    for service in &found {
+        // Writing to a string cannot fail.
+        writeln!(text, "{} (id {}, affinity {})", service.name, service.id, affinity(service)).ok();
+        let frontends =
+            service.frontends.iter().map(|(key, value)| vec![describe(key), kind(key), policy(value.flags)]);
+        text += &indent(&table(&["LISTENS", "ON", "POLICY"], frontends));
+        let endpoints = service.backends.iter().map(|backend| {
+            let here = if backend.local { "this node" } else { "" };
+            let takes = if backend.cluster { "all clients" } else { "policy Local only (draining)" };
+            vec![backend.address.to_string(), takes.into(), backend.connections.to_string(), here.into()]
+        });
+        if service.backends.is_empty() {
+            text += "  no endpoints: connections are refused\n";
+        } else {
+            text += &indent(&table(&["ENDPOINT", "TAKES", "CONNECTIONS", "RUNS ON"], endpoints));
+        }
+    }
+    Ok(Document { json: found.into_iter().map(service_json).collect(), text })
+}
+
+fn kind(key: &FrontendKey) -> String {
+    if key.scope == FrontendKey::SCOPE_NODE { "every address of the node" } else { "its address" }.to_owned()
+}
+
+fn policy(flags: u32) -> String {
+    let said = [
+        (FrontendValue::FLAG_LOCAL, "inside: Local"),
+        (FrontendValue::FLAG_EXTERNAL_LOCAL, "outside: Local"),
+        (FrontendValue::FLAG_SOURCE_RANGES, "source ranges"),
+        (FrontendValue::FLAG_GUARDED, "inside only where the address is this node's"),
+    ];
+    let said: Vec<&str> = said.iter().filter(|(flag, _)| flags & flag != 0).map(|(_, text)| *text).collect();
+    if said.is_empty() { "Cluster".to_owned() } else { said.join(", ") }
+}
+
+fn trace(view: &View, source: &str, destination: &str, protocol: &str) -> Result<Document> {
+    let from = match source {
+        "host" => Source::Host,
+        "pod" => Source::Pod,
+        text => {
+            let address: IpAddr =
+                text.parse().with_context(|| format!("SRC {text:?} is none of host, pod and an address"))?;
+            if view.is_own(address) { Source::Host } else { Source::Pod }
+        }
+    };
+    let to: SocketAddr = destination
+        .parse()
+        .with_context(|| format!("DST {destination:?} is not an address and port like 10.96.0.1:443"))?;
+    let known = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+    let protocol = known.into_iter().find(|known| known.name().eq_ignore_ascii_case(protocol));
+    let protocol = protocol.context("--protocol is none of TCP, UDP and SCTP")?;
+    let who = if from == Source::Host { "a process of this node" } else { "a pod" };
+    let (outcome, text, answers) = match view.trace(from, to, protocol) {
+        Trace::NotAService => {
+            ("passed", format!("{to} is no service for {who}: packets go there untouched\n"), Vec::new())
+        }
+        Trace::Refused(name) => {
+            let text = format!("{to} is {name}, which has no endpoint for {who}: refused at once\n");
+            ("refused", text, Vec::new())
+        }
+        Trace::Forwarded(name, answers) => {
+            let each: Vec<String> = answers.iter().map(|address| format!("  {address}\n")).collect();
+            let text = format!("{to} is {name}; {who} is connected to one of\n{}", each.concat());
+            ("forwarded", text, answers.iter().map(ToString::to_string).collect())
+        }
+    };
+    Ok(Document {
+        json: json!({"destination": to.to_string(), "outcome": outcome, "endpoints": answers}),
+        text,
+    })
+}
+
+fn backends(view: &View) -> Document {
+    let services = view.services();
+    let rows = services.iter().flat_map(|service| {
+        service.backends.iter().map(|backend| {
+            let place = if backend.local { "yes" } else { "no" };
+            vec![
+                backend.address.to_string(),
+                service.name.clone(),
+                place.to_owned(),
+                backend.connections.to_string(),
+            ]
+        })
+    });
+    let text = table(&["ENDPOINT", "SERVICE", "LOCAL", "CONNECTIONS"], rows);
+    Document { json: services.iter().map(service_json).collect(), text }
+}
+
+const STATS_HEAD: [&str; 6] = ["SERVICE", "CONNECTIONS", "REFUSED", "AFFINITY HITS", "HEALED", "EXTERNAL"];
+
+fn stats(view: &View) -> Document {
+    let services = view.services();
+    let rows = services.iter().map(|service| {
+        let s = &service.stats;
+        let figures = [s.forwarded, s.refused, s.affinity_hits, s.healed, s.external];
+        let figures = figures.iter().map(ToString::to_string);
+        std::iter::once(service.name.clone()).chain(figures).collect()
+    });
+    Document { text: table(&STATS_HEAD, rows), json: services.iter().map(service_json).collect() }
+}
+
+/// Rates of every service that was used during the last second, until interrupted.
+fn watch(pin_dir: &Path, mut draw: impl FnMut(&str) -> Result<()>) -> Result<()> {
+    let mut before: BTreeMap<String, [u64; 5]> = BTreeMap::new();
+    loop {
+        let view = open(pin_dir)?;
+        let now: BTreeMap<String, [u64; 5]> = view
+            .services()
+            .into_iter()
+            .map(|service| {
+                let s = service.stats;
+                (service.name, [s.forwarded, s.refused, s.affinity_hits, s.healed, s.external])
+            })
+            .collect();
+        let rows = now.iter().filter_map(|(name, figures)| {
+            let old = before.get(name)?;
+            let rates: Vec<u64> =
+                figures.iter().zip(old).map(|(new, old)| new.saturating_sub(*old)).collect();
+            let busy = rates.iter().any(|rate| *rate > 0);
+            busy.then(|| {
+                std::iter::once(name.clone()).chain(rates.iter().map(|rate| format!("{rate}/s"))).collect()
+            })
+        });
+        // Home and clear: the picture stays in place.
+        draw(&format!("\x1b[H\x1b[2J{}", table(&STATS_HEAD, rows)))?;
+        before = now;
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+fn service_json(service: &SeenService) -> Value {
+    let s = &service.stats;
+    json!({
+        "name": service.name,
+        "id": service.id,
+        "affinitySeconds": service.affinity_secs,
+        "frontends": service.frontends.iter().map(|(key, value)| json!({
+            "listens": describe(key),
+            "nodePort": key.scope == FrontendKey::SCOPE_NODE,
+            "internalTrafficPolicy": policy_name(value.flags, FrontendValue::FLAG_LOCAL),
+            "externalTrafficPolicy": policy_name(value.flags, FrontendValue::FLAG_EXTERNAL_LOCAL),
+            "sourceRanges": value.flags & FrontendValue::FLAG_SOURCE_RANGES != 0,
+            "guarded": value.flags & FrontendValue::FLAG_GUARDED != 0,
+        })).collect::<Vec<_>>(),
+        "endpoints": service.backends.iter().map(|backend| json!({
+            "address": backend.address.to_string(),
+            "local": backend.local,
+            "draining": !backend.cluster,
+            "connections": backend.connections,
+        })).collect::<Vec<_>>(),
+        "stats": {
+            "connections": s.forwarded, "refused": s.refused, "affinityHits": s.affinity_hits,
+            "healedDatagrams": s.healed, "externalConnections": s.external, "deniedPackets": s.denied,
+            "receivedPackets": s.packets_in, "receivedBytes": s.bytes_in,
+            "sentPackets": s.packets_out, "sentBytes": s.bytes_out,
+        },
+    })
+}
+
+fn policy_name(flags: u32, local: u32) -> &'static str {
+    if flags & local != 0 { "Local" } else { "Cluster" }
+}
+
+/// Columns as wide as their widest cell.
+fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let head: Vec<String> = head.iter().map(|cell| (*cell).to_owned()).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
+    let columns = rows.first().map_or(0, Vec::len);
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0))
+        .collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        text += cells.collect::<Vec<_>>().join("  ").trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+fn indent(text: &str) -> String {
+    let lines: Vec<String> = text.lines().map(|line| format!("  {line}\n")).collect();
+    lines.concat()
+}
+
+/// Compares the maps with what the API server says, and tells every difference.
+pub async fn verify(
+    pin_dir: &Path,
+    client: kube::Client,
+    config: &super::ProxyConfig,
+    zone: Option<String>,
+) -> Result<Vec<String>> {
+    let list = kube::api::ListParams::default();
+    let services: Vec<_> = kube::Api::<k8s_openapi::api::core::v1::Service>::all(client.clone())
+        .list(&list)
+        .await
+        .context("list Services")?
+        .items;
+    let slices: Vec<_> = kube::Api::<k8s_openapi::api::discovery::v1::EndpointSlice>::all(client)
+        .list(&list)
+        .await
+        .context("list EndpointSlices")?
+        .items;
+    let wanted = super::wanted(config, zone, &services, &slices);
+    ensure!(pin_dir.exists(), "nothing is pinned at {}", pin_dir.display());
+    Ok(open(pin_dir)?.differences(&wanted))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let rows = [vec!["a".to_owned(), "b".to_owned()], vec!["longer".to_owned(), "c".to_owned()]];
+        assert_eq!(table(&["X", "Y"], rows.into_iter()), "X       Y\na       b\nlonger  c\n");
+    }
+
+    #[test]
+    fn policies_are_told_in_the_words_of_the_api() {
+        assert_eq!(policy(0), "Cluster");
+        assert_eq!(
+            policy(FrontendValue::FLAG_LOCAL | FrontendValue::FLAG_EXTERNAL_LOCAL),
+            "inside: Local, outside: Local"
+        );
+    }
+
+    #[test]
+    fn a_directory_without_maps_is_named() {
+        let error = open(Path::new("/nonexistent")).err().unwrap();
+        assert!(format!("{error:#}").contains("pinned at /nonexistent"), "{error:#}");
+    }
+}

@@ -1,0 +1,333 @@
+//! The task that owns the data plane: takes watch steps, addresses, the node's labels and questions in, and keeps maps,
+//! health ports and Events up to date.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow};
+use ebpf_loader::{Change, DataPlane, Refused, ServiceKey, SyncReport};
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::core::v1::Node;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    ProxyConfig,
+    catalog::{Catalog, Seen},
+    facts::{ObjectName, ServiceFacts, SliceFacts},
+    health::{self, HealthChecks, ProxyHealth},
+    metrics::{self, Metrics, Question},
+    network::{self, Addresses},
+    reports::{Reports, node_ports_of},
+};
+
+/// Watch events that are taken in before the data plane is written, at most.
+const BATCH: usize = 1024;
+/// Questions that wait for the task.
+const QUESTIONS: usize = 16;
+/// How long after an endpoint went sockets are looked for once more: a program may just have been connecting.
+const SECOND_LOOK: Duration = Duration::from_secs(2);
+/// How long sockets of an endpoint that is gone are looked for while their service has no other.
+const GIVE_UP: Duration = Duration::from_mins(10);
+const ZONE: &str = "topology.kubernetes.io/zone";
+/// The cluster autoscaler is about to delete the node.
+const LEAVING: &str = "ToBeDeletedByClusterAutoscaler";
+
+/// The task's state.
+pub(super) struct Proxy {
+    plane: DataPlane,
+    config: ProxyConfig,
+    reports: Reports,
+    catalog: Catalog,
+    node: watch::Receiver<Option<Arc<Node>>>,
+    health: watch::Sender<ProxyHealth>,
+    checks: HealthChecks,
+    metrics: Metrics,
+    /// Endpoints to which datagram sockets may still be connected, and since when they are gone.
+    gone: BTreeMap<SocketAddr, Instant>,
+    /// When to look for such sockets again.
+    look_at: Option<Instant>,
+    /// Whether the data plane holds everything, and runs our programs.
+    filled: bool,
+    cancel: CancellationToken,
+}
+
+impl Proxy {
+    /// Nothing known yet.
+    pub(super) fn new(
+        plane: DataPlane,
+        config: ProxyConfig,
+        reports: Reports,
+        node: watch::Receiver<Option<Arc<Node>>>,
+        cancel: CancellationToken,
+    ) -> Self {
+        let health = watch::Sender::new(ProxyHealth { last_updated: None, node_eligible: true });
+        Self {
+            plane,
+            catalog: Catalog::new(config.service_ranges.clone()),
+            checks: HealthChecks::new(config.healthz.ip()),
+            config,
+            reports,
+            node,
+            health,
+            metrics: Metrics::default(),
+            gone: BTreeMap::new(),
+            look_at: None,
+            filled: false,
+            cancel,
+        }
+    }
+
+    /// Runs until cancelled.
+    pub(super) async fn serve(
+        mut self,
+        services: impl Stream<Item = Seen<ServiceFacts>>,
+        slices: impl Stream<Item = Seen<SliceFacts>>,
+    ) -> Result<()> {
+        let mut services = std::pin::pin!(services.ready_chunks(BATCH));
+        let mut slices = std::pin::pin!(slices.ready_chunks(BATCH));
+        let (addresses, mut address_changes) = Addresses::watch()?;
+        let (asker, mut questions) = mpsc::channel(QUESTIONS);
+        self.start_servers(asker).await;
+        self.refresh_addresses(&addresses).await;
+        self.refresh_node();
+        let cancel = self.cancel.clone();
+        loop {
+            let look = self.look_at.unwrap_or_else(|| Instant::now() + GIVE_UP);
+            // All arms are cancel-safe: a token, channels, a time and three streams, whose items are lost in no await.
+            tokio::select! {
+                () = cancel.cancelled() => return Ok(()),
+                batch = services.next() => {
+                    for seen in batch.context("the Service watch ended")? {
+                        self.catalog.service(seen);
+                    }
+                }
+                batch = slices.next() => {
+                    for seen in batch.context("the EndpointSlice watch ended")? {
+                        self.catalog.slice(seen);
+                    }
+                }
+                change = address_changes.next() => {
+                    change.context("the netlink socket closed")?;
+                    self.refresh_addresses(&addresses).await;
+                    continue;
+                }
+                Ok(()) = self.node.changed() => self.refresh_node(),
+                Some(question) = questions.recv() => {
+                    self.answer(question);
+                    continue;
+                }
+                () = tokio::time::sleep_until(look.into()) => {
+                    self.reconnect_datagrams().await;
+                    continue;
+                }
+            }
+            if self.filled {
+                self.update().await?;
+            } else if self.catalog.synced() {
+                self = self.fill().await?;
+            }
+        }
+    }
+
+    /// The health and metrics servers; a port that is taken is told and left out.
+    async fn start_servers(&mut self, asker: mpsc::Sender<Question>) {
+        if self.config.healthz.port() != 0 {
+            match TcpListener::bind(self.config.healthz).await {
+                Ok(listener) => {
+                    let server =
+                        health::serve_proxy(listener, self.health.subscribe(), self.cancel.child_token());
+                    drop(tokio::spawn(server));
+                }
+                Err(error) => {
+                    self.reports.port_taken("keelson.proxy.healthzPort", self.config.healthz, &error);
+                }
+            }
+        }
+        if self.config.metrics.port() != 0 {
+            match TcpListener::bind(self.config.metrics).await {
+                Ok(listener) => {
+                    drop(tokio::spawn(metrics::serve(listener, asker, self.cancel.child_token())));
+                }
+                Err(error) => {
+                    self.reports.port_taken("keelson.proxy.metricsPort", self.config.metrics, &error);
+                }
+            }
+        }
+    }
+
+    fn refresh_node(&mut self) {
+        let node = self.node.borrow_and_update().clone();
+        let labels = node.as_ref().and_then(|node| node.metadata.labels.as_ref());
+        self.catalog.set_zone(labels.and_then(|labels| labels.get(ZONE)).cloned());
+        let eligible = node.as_ref().is_none_or(|node| {
+            let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+            node.metadata.deletion_timestamp.is_none()
+                && !taints.into_iter().any(|taint| taint.key == LEAVING)
+        });
+        self.health.send_modify(|health| health.node_eligible = eligible);
+    }
+
+    /// The first time: makes the maps hold everything, then runs our programs on them.
+    async fn fill(mut self) -> Result<Self> {
+        let touched: Vec<ObjectName> = self.catalog.services().map(|(name, _)| name.clone()).collect();
+        let table = self.catalog.table();
+        self.catalog.take_triggers();
+        let started = Instant::now();
+        let (mut this, table, report, attached) = tokio::task::spawn_blocking(move || {
+            let report = self.plane.replace_all(&table);
+            let attached = self.plane.attach();
+            (self, table, report, attached)
+        })
+        .await?;
+        let attached = match attached {
+            Ok(attached) => attached,
+            Err(error) => {
+                let error = anyhow!(error);
+                this.reports.unavailable(&error);
+                return Err(error);
+            }
+        };
+        this.metrics.synced(started.elapsed(), &[]);
+        tracing::info!(
+            services = this.plane.usage().services,
+            written = report.written,
+            removed = report.removed,
+            links_created = attached.created,
+            links_updated = attached.updated,
+            "services programmed"
+        );
+        this.filled = true;
+        let report = this.grow_if_full(report)?;
+        this.reports.updated(&this.catalog, table.keys(), &report.refused);
+        this.reports.taken_node_ports(&this.catalog, node_ports_of(table.iter())).await;
+        this.finish(&touched, report).await;
+        Ok(this)
+    }
+
+    /// Afterwards: writes what changed.
+    async fn update(&mut self) -> Result<()> {
+        if !self.catalog.is_touched() {
+            return Ok(());
+        }
+        let touched: Vec<ObjectName> = self.catalog.touched().cloned().collect();
+        let changes = self.catalog.changes();
+        let started = Instant::now();
+        let report = self.plane.apply(&changes);
+        let triggers = self.catalog.take_triggers();
+        self.metrics.synced(started.elapsed(), &triggers);
+        tracing::debug!(written = report.written, removed = report.removed, "services updated");
+        let report = self.grow_if_full(report)?;
+        let mut upserts = Vec::new();
+        for change in &changes {
+            match change {
+                Change::Remove(key) => self.reports.removed(key),
+                Change::Upsert(key, desired) => upserts.push((key, desired)),
+            }
+        }
+        self.reports.updated(&self.catalog, upserts.iter().map(|(key, _)| *key), &report.refused);
+        self.reports.taken_node_ports(&self.catalog, node_ports_of(upserts.into_iter())).await;
+        self.finish(&touched, report).await;
+        Ok(())
+    }
+
+    /// What follows every write: health ports, complaints, and sockets of endpoints that are gone.
+    async fn finish(&mut self, touched: &[ObjectName], report: SyncReport) {
+        for name in touched {
+            let facts = self.catalog.facts(name);
+            let port = facts.filter(|facts| facts.external_local).and_then(|facts| facts.health_check_port);
+            let mut problems = self.catalog.problems(name);
+            let endpoints = if port.is_some() { self.catalog.local_ready(name) } else { 0 };
+            if let Err(problem) = self.checks.set(name, port, endpoints).await {
+                problems.push(problem);
+            }
+            self.reports.problems(&self.catalog, name, &problems);
+        }
+        let now = Instant::now();
+        let fresh = !report.retired_datagram.is_empty();
+        self.gone.extend(report.retired_datagram.into_iter().map(|address| (address, now)));
+        if fresh || !self.gone.is_empty() {
+            self.reconnect_datagrams().await;
+            if fresh {
+                self.look_at = Some(Instant::now() + SECOND_LOOK);
+            }
+        }
+        self.health.send_modify(|health| health.last_updated = Some(jiff::Timestamp::now()));
+    }
+
+    /// Connects datagram sockets of endpoints that are gone to live ones.
+    async fn reconnect_datagrams(&mut self) {
+        self.look_at = None;
+        self.gone.retain(|_, since| since.elapsed() < GIVE_UP);
+        if self.gone.is_empty() {
+            return;
+        }
+        let addresses: BTreeSet<SocketAddr> = self.gone.keys().copied().collect();
+        let search = tokio::task::spawn_blocking(move || ebpf_loader::reconnect_datagrams(&addresses)).await;
+        let Ok(outcome) = search else {
+            return;
+        };
+        self.metrics.healed += outcome.healed as u64;
+        if outcome.healed + outcome.waiting + outcome.failed > 0 {
+            tracing::info!(
+                healed = outcome.healed,
+                waiting = outcome.waiting,
+                failed = outcome.failed,
+                "datagram sockets of endpoints that are gone"
+            );
+        } else {
+            // Nobody is connected to them, and nobody new will be, except who just did when they went.
+            self.gone.retain(|_, since| since.elapsed() < SECOND_LOOK);
+        }
+    }
+
+    /// Where a map is full, moves everything to larger ones and writes what was refused.
+    fn grow_if_full(&mut self, report: SyncReport) -> Result<SyncReport> {
+        if !report.refused.iter().any(|(_, why)| matches!(why, Refused::Full { .. })) {
+            return Ok(report);
+        }
+        let table = self.catalog.whole_table();
+        let frontends = table.values().map(|desired| desired.frontends.len()).sum();
+        let backends = table.values().map(|desired| desired.backends.len()).sum();
+        let usage = self.plane.usage();
+        let grown = usage.capacity.grown_for(frontends, table.len(), backends);
+        let Some(grown) = grown.filter(|grown| *grown != usage.capacity) else {
+            return Ok(report);
+        };
+        tracing::info!(?grown, "the service maps are full: moving to larger ones");
+        let Some(mut moved) = self.plane.grow(grown, &table)? else {
+            return Ok(report);
+        };
+        moved.retired_datagram.extend(report.retired_datagram);
+        Ok(moved)
+    }
+
+    fn answer(&self, question: Question) {
+        let names: Vec<ServiceKey> = self.catalog.keys().cloned().collect();
+        // A scraper that has gone away needs no answer.
+        drop(question.send(self.metrics.render(&self.plane, &names)));
+    }
+
+    async fn refresh_addresses(&mut self, addresses: &Addresses) {
+        let written = match addresses.list().await {
+            Ok(own) => {
+                let node_ports = network::node_port_addresses(&own, &self.config.node_port_ranges);
+                self.plane.set_node_addresses(&own, &node_ports).context("write the node's addresses")
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = written {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "NodePorts may not answer on every address of the node"
+            );
+        }
+    }
+}

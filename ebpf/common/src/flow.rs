@@ -1,0 +1,154 @@
+//! Connections from outside that are translated packet by packet.
+
+use crate::{NetAddr, NetPort};
+
+/// One direction of a flow, as its packets arrive.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FlowKey {
+    /// Source address.
+    pub src: NetAddr,
+    /// Destination address.
+    pub dst: NetAddr,
+    /// Source port.
+    pub src_port: NetPort,
+    /// Destination port.
+    pub dst_port: NetPort,
+    /// IP protocol number.
+    pub proto: u8,
+    /// [`Self::FORWARD`] or [`Self::REPLY`].
+    pub direction: u8,
+    /// Padding, 0.
+    pub padding: u16,
+}
+
+impl FlowKey {
+    /// From the client to the service.
+    pub const FORWARD: u8 = 0;
+    /// From the backend.
+    pub const REPLY: u8 = 1;
+}
+
+/// Everything about a flow, the same behind both of its keys: either half is enough to make the other again.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct FlowValue {
+    /// The client.
+    pub client: NetAddr,
+    /// What it dialled.
+    pub frontend: NetAddr,
+    /// Who answers.
+    pub backend: NetAddr,
+    /// What the backend sees as the client: the client itself, or an address of this node.
+    pub source: NetAddr,
+    /// The client's port.
+    pub client_port: NetPort,
+    /// The dialled port.
+    pub frontend_port: NetPort,
+    /// The backend's port.
+    pub backend_port: NetPort,
+    /// The port beside [`Self::source`].
+    pub source_port: NetPort,
+    /// The service.
+    pub service: u32,
+    /// The backend's id.
+    pub backend_id: u32,
+    /// IP protocol number.
+    pub proto: u8,
+    /// `FLAG_*` bits.
+    pub flags: u8,
+    /// Padding, 0.
+    pub padding: [u8; 6],
+    /// `CLOCK_MONOTONIC` nanoseconds of the last packet.
+    pub last_used_ns: u64,
+}
+
+impl FlowValue {
+    /// The client or the backend has said goodbye; a new connection of the same client starts anew.
+    pub const FLAG_CLOSING: u8 = 1;
+
+    /// The key of packets from the client.
+    #[inline(always)]
+    #[must_use]
+    pub const fn forward_key(&self) -> FlowKey {
+        FlowKey {
+            src: self.client,
+            dst: self.frontend,
+            src_port: self.client_port,
+            dst_port: self.frontend_port,
+            proto: self.proto,
+            direction: FlowKey::FORWARD,
+            padding: 0,
+        }
+    }
+
+    /// The key of packets from the backend.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reply_key(&self) -> FlowKey {
+        FlowKey {
+            src: self.backend,
+            dst: self.source,
+            src_port: self.backend_port,
+            dst_port: self.source_port,
+            proto: self.proto,
+            direction: FlowKey::REPLY,
+            padding: 0,
+        }
+    }
+
+    /// Whether the backend sees another address than the client's.
+    #[inline(always)]
+    #[must_use]
+    pub fn hides_client(&self) -> bool {
+        self.source != self.client
+    }
+}
+
+/// A packet that came in fragments.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FragmentKey {
+    /// Source address.
+    pub src: NetAddr,
+    /// Destination address.
+    pub dst: NetAddr,
+    /// Identification of the packet.
+    pub id: u32,
+    /// IP protocol number.
+    pub proto: u32,
+}
+
+/// The ports that its first fragment had.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct FragmentPorts {
+    /// Source port.
+    pub src: NetPort,
+    /// Destination port.
+    pub dst: NetPort,
+}
+
+/// How clients outside are hidden from backends.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct NatConfig {
+    /// Address of this node that IPv4 backends see; all zero where there is none.
+    pub source_v4: NetAddr,
+    /// The same for IPv6.
+    pub source_v6: NetAddr,
+    /// First port, in host order.
+    pub first_port: u32,
+    /// How many ports; 0 switches the translation off.
+    pub ports: u32,
+    /// What makes the hash of a flow this cluster's own.
+    pub seed: u32,
+    /// Padding, 0.
+    pub padding: u32,
+}
+
+const _: () = assert!(size_of::<FlowKey>() == 40 && align_of::<FlowKey>() == 4);
+const _: () = assert!(size_of::<FlowValue>() == 96 && align_of::<FlowValue>() == 8);
+const _: () = assert!(size_of::<FragmentKey>() == 40);
+const _: () = assert!(size_of::<FragmentPorts>() == 4);
+const _: () = assert!(size_of::<NatConfig>() == 48);
