@@ -77,6 +77,7 @@ enum Dial {
     NodePort([&'static str; 2]),
 }
 
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn rows() -> Vec<Row> {
     use Endpoints as E;
     use Expected::{Both, Far, Local, Refused, Untouched};
@@ -323,7 +324,7 @@ fn dialled(index: usize, row: &Row, family: usize) -> SocketAddr {
     };
     SocketAddr::new(
         address.parse().expect("addresses are written as they should be"),
-        u16::try_from(port).unwrap(),
+        u16::try_from(port).expect("ports are small"),
     )
 }
 
@@ -372,6 +373,7 @@ fn join_pod() -> Result<()> {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "one world, one walk through it")]
 fn every_cell_of_the_semantics_matrix() -> Result<()> {
     let mut own = vec!["2001:db8::10", "192.0.2.10"];
     own.extend(LOCAL.into_iter().chain(FAR));
