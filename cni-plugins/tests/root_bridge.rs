@@ -12,7 +12,7 @@ use std::{
 
 use cni_plugins_host::{
     invoke::RuntimeArgs,
-    netlink::{LinkChange, LinkRef, Netlink, Step},
+    netlink::{LinkChange, LinkRef, Netlink, Step, VethPair},
     netns,
 };
 use cni_plugins_types::CniResult;
@@ -436,4 +436,56 @@ fn several_networks_on_several_bridges_do_not_meet() {
     assert_eq!(left[0].name, "eth0");
     pod.ifname = "eth0".to_owned();
     lab.del_from(&red, &pod);
+}
+
+#[test]
+fn what_a_pod_sends_to_the_outside_has_the_hosts_address() {
+    let lab = Lab::new();
+    // The outside: a namespace behind a veth of the host, which knows no way back to pods.
+    let outside = netns::create_named(&lab.dir.path().join("netns"), "outside").unwrap();
+    let file = std::fs::File::open(&outside).unwrap();
+    let host = Netlink::open_in(&lab.host).unwrap();
+    let pair = VethPair {
+        host_name: "uplink0",
+        bridge_index: None,
+        host_mac: None,
+        peer_name: "uplink1",
+        peer_mac: None,
+        peer_netns: Some(std::os::fd::AsRawFd::as_raw_fd(&file)),
+        mtu: 1500,
+    };
+    host.run(vec![Step::create_veth(&pair)]).unwrap();
+    let beyond = Netlink::open_in(&outside).unwrap();
+    for (netlink, name, address) in [(&host, "uplink0", "192.0.2.1/24"), (&beyond, "uplink1", "192.0.2.2/24")]
+    {
+        let up = LinkChange { up: Some(true), ..LinkChange::default() };
+        let index = netlink.link(name).unwrap().unwrap().index;
+        let steps = [
+            Step::set_link(LinkRef::Index(index), &up),
+            Step::add_address(index, address.parse().unwrap(), false),
+        ];
+        netlink.run(steps.into()).unwrap();
+    }
+    for (mode, masquerades) in [("bridge", true), ("routed", true), ("bridge", false)] {
+        let mut plugin = lab.bridge(&json!([[{"subnet": "10.99.0.0/24"}]]));
+        plugin["mode"] = mode.into();
+        plugin["hairpinMode"] = false.into();
+        plugin["ipMasq"] = masquerades.into();
+        let list = lab.list_of(&[plugin]);
+        let (one, two) = (lab.pod(), lab.pod());
+        lab.add_to(&list, &one).unwrap();
+        let other = lab.add_to(&list, &two).unwrap();
+        lab.check(&list, &one).unwrap();
+        lab.status(&list).unwrap();
+        let there = "192.0.2.2".parse().unwrap();
+        if masquerades {
+            assert_reachable(&one.netns, &outside, there);
+        } else {
+            assert_unreachable(&one.netns, &outside, there);
+        }
+        assert_reachable(&one.netns, &two.netns, address(&other, 0));
+        lab.del_from(&list, &one);
+        lab.del_from(&list, &two);
+        lab.assert_nothing_left();
+    }
 }

@@ -7,14 +7,14 @@ use cni_plugins_host::{
     netns,
     undo::UndoList,
 };
-use cni_plugins_types::{CniResult, ErrorCode, Interface};
+use cni_plugins_types::{CniResult, ErrorCode, Interface, IpNet};
 use nix::errno::Errno;
 
 use super::{
     config::{BridgeConfig, Mode},
     gateway, ipam, names, pod, remove,
 };
-use crate::{call::Call, failure::Failure};
+use crate::{call::Call, failure::Failure, plugins::masquerade};
 
 /// MTU where the host has no default route.
 const FALLBACK_MTU: u32 = 1500;
@@ -70,6 +70,8 @@ impl<'a> Attachment<'a> {
         undo.push("release addresses", move || ipam::release(call, config));
         let mut result = ipam::delegate(call, config)?.unwrap_or_default();
         pod::require_families(&result)?;
+        // With the subnet's prefix, which mode "routed" is about to take off.
+        let addresses: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
         gateway::complete(config, &mut result);
         if !config.dns.is_empty() {
             result.dns = config.dns.clone();
@@ -89,6 +91,10 @@ impl<'a> Attachment<'a> {
             gateway::prepare_routes(config, host, &port, &result)?;
         }
         pod::configure(call, config, self.inside, &result, self.requested_mac)?;
+        if config.ip_masq {
+            undo.push("end the masquerade", move || masquerade::detach(call));
+            masquerade::attach(call, &addresses, &config.ip_masq_except)?;
+        }
         self.describe(&mut result, bridge.as_ref(), &port, mac, mtu);
         Ok(result)
     }

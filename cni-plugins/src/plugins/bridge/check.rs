@@ -1,13 +1,13 @@
 //! CHECK: what is there against what ADD reported.
 
 use cni_plugins_host::netlink::{Link, Netlink, format_mac};
-use cni_plugins_types::{CniResult, Interface};
+use cni_plugins_types::{CniResult, Interface, IpNet};
 
 use super::{
     config::{BridgeConfig, Mode},
     gateway, ipam, names, pod,
 };
-use crate::{call::Call, failure::Failure};
+use crate::{call::Call, failure::Failure, plugins::masquerade};
 
 /// Compares; the error names the first difference.
 pub(super) fn check(call: &Call, config: &BridgeConfig) -> Result<(), Failure> {
@@ -19,6 +19,10 @@ pub(super) fn check(call: &Call, config: &BridgeConfig) -> Result<(), Failure> {
         check_host_routes(call, &host, &result)?;
     }
     check_pod(call, config, &result)?;
+    if config.ip_masq && config.mode == Mode::Bridge {
+        let addresses: Vec<IpNet> = reported_ips(call, &result).iter().map(|ip| ip.address).collect();
+        masquerade::check(call, &addresses, &config.ip_masq_except)?;
+    }
     ipam::delegate(call, config).map(|_| ())
 }
 

@@ -1,7 +1,7 @@
 //! The configuration of `keelson-bridge`; the keys are those of the reference plugin bridge, and `mode`.
 
 use cni_plugins_host::netlink::{VlanRange, parse_mac};
-use cni_plugins_types::{config::is_interface_name, result::Dns};
+use cni_plugins_types::{IpNet, config::is_interface_name, result::Dns};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -70,7 +70,10 @@ pub(super) struct BridgeConfig {
     pub(super) dns: Dns,
     /// Whether what pods send to the outside gets the node's address.
     #[serde(default)]
-    ip_masq: bool,
+    pub(super) ip_masq: bool,
+    /// Destinations outside that see the pod's own address.
+    #[serde(default)]
+    pub(super) ip_masq_except: Vec<IpNet>,
     #[serde(default)]
     runtime_config: RuntimeConfig,
 }
@@ -138,9 +141,8 @@ impl BridgeConfig {
             return Err(Failure::config(format!("vlan: {} is not between 0 and 4094", self.vlan)));
         }
         self.trunk()?;
-        if self.ip_masq {
-            let why = "add keelson-masquerade to the list";
-            return Err(Failure::unsupported("ipMasq", &true, why));
+        if self.ip_masq && self.ipam.is_none() {
+            return Err(Failure::config("ipMasq: needs addresses; there is no ipam"));
         }
         if self.disable_container_interface && self.ipam.is_some() {
             return Err(Failure::config(

@@ -4,8 +4,8 @@
 //! The host's end has a name computed from network, container and interface ([`names`]), so DEL and GC
 //! find it without any state. `keelson-ipam` runs in this process; any other IPAM type is executed.
 //! Changes in the host's namespace beyond links: `net/ipv4/ip_forward` (and
-//! `net/ipv6/conf/all/forwarding` with IPv6 addresses) are set to 1 when it is the gateway. No packet
-//! filter rule is written.
+//! `net/ipv6/conf/all/forwarding` with IPv6 addresses) are set to 1 when it is the gateway; with `ipMasq`,
+//! elements of the nftables map of [`masquerade`].
 
 mod add;
 mod check;
@@ -24,6 +24,7 @@ pub(crate) use self::remove::cleanup;
 use crate::{
     call::{Call, Command},
     failure::Failure,
+    plugins::masquerade,
 };
 
 /// Carries out one call.
@@ -36,6 +37,9 @@ pub(crate) fn run(call: &Call) -> Result<Option<CniResult>, Failure> {
         Command::Gc => remove::gc(call, &config).map(|()| None),
         Command::Status => {
             Netlink::open()?;
+            if config.ip_masq {
+                masquerade::status()?;
+            }
             ipam::delegate(call, &config).map(|_| None)
         }
         Command::Version => Ok(None),

@@ -16,7 +16,7 @@ use cni_plugins_host::{
 use nix::errno::Errno;
 
 use super::{config::BridgeConfig, ipam, names};
-use crate::{call::Call, failure::Failure, state::StateDir};
+use crate::{call::Call, failure::Failure, plugins::masquerade, state::StateDir};
 
 /// Device group of links that are going to be deleted; the number has no other meaning.
 const DOOMED: u32 = 0x6b6c_0d1e;
@@ -31,10 +31,12 @@ pub(super) fn del(call: &Call, config: &BridgeConfig) -> Result<(), Failure> {
     let netlink = Netlink::open()?;
     let name = names::host_interface(&call.network, &call.container_id, &call.ifname);
     let stopped = stop(&netlink, &name, &format!("{}:{}:{}", call.network, call.container_id, call.ifname));
+    let unmasked = if config.ip_masq { masquerade::detach(call) } else { Ok(()) };
     let released = ipam::delegate(call, config);
     if stopped? {
         delete_later(call, &netlink)?;
     }
+    unmasked?;
     released.map(|_| ())
 }
 
@@ -50,8 +52,10 @@ pub(super) fn gc(call: &Call, config: &BridgeConfig) -> Result<(), Failure> {
         .filter(|link| names::is_stale(link, &call.network, bridge, &kept) && link.group != DOOMED)
         .collect();
     let deleted = doom(&netlink, &stale).and_then(|()| delete_doomed(&netlink));
+    let unmasked = if config.ip_masq { masquerade::collect(call) } else { Ok(()) };
     let released = ipam::delegate(call, config);
     deleted?;
+    unmasked?;
     released.map(|_| ())
 }
 
