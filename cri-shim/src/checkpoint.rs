@@ -12,8 +12,8 @@ use cri_shim_api::v1::CheckpointContainerRequest;
 use cri_shim_core::record::ContainerRecord;
 use serde_json::json;
 
-use crate::containerd::METADATA_DEADLINE;
 use crate::containerd::containers::RUNC_SHIM;
+use crate::containerd::{ContainerdError, METADATA_DEADLINE};
 use crate::error::RuntimeError;
 use crate::host::blocking;
 use crate::runtime::Runtime;
@@ -50,7 +50,8 @@ impl Runtime {
         blocking(move || std::fs::create_dir_all(&made).map_err(RuntimeError::host("make", &made))).await?;
         let spec = stored.spec.map(|spec| spec.value).unwrap_or_default();
         let result = async {
-            self.client.checkpoint_task(&container.id, &images, &work, patience).await?;
+            let made = self.client.checkpoint_task(&container.id, &images, &work, patience).await;
+            made.map_err(|error| explained(error, &work))?;
             let mounts = self.client.snapshot_mounts(&container.id).await?;
             let (record, work) = (container.record.get(), work.clone());
             blocking(move || pack(&location, &work, &spec, &record, &mounts)).await
@@ -59,6 +60,28 @@ impl Runtime {
         blocking(move || std::fs::remove_dir_all(&work).map_err(RuntimeError::host("remove", &work))).await?;
         result
     }
+}
+
+/// What went wrong in words of the program that did: CRIU's own are in a log that goes with the container's bundle.
+fn explained(error: ContainerdError, work: &Path) -> RuntimeError {
+    let words = error.to_string();
+    // crun without CRIU, as Debian has it, does not know the word.
+    if words.contains("unknown command checkpoint") {
+        return unable("the handler's program was built without support for CRIU".to_owned());
+    }
+    let named = words.split_whitespace().map(|word| word.trim_end_matches(':'));
+    let named = named.filter(|word| word.ends_with("criu-dump.log")).map(PathBuf::from);
+    for log in named.chain([work.join("dump.log")]) {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let complaints: Vec<&str> =
+            text.lines().filter(|line| line.contains("Error")).map(str::trim).collect();
+        if !complaints.is_empty() {
+            return RuntimeError::host("have CRIU write a checkpoint", &log)(std::io::Error::other(
+                complaints.join("; "),
+            ));
+        }
+    }
+    error.into()
 }
 
 fn unable(reason: String) -> RuntimeError {

@@ -150,7 +150,15 @@ impl Runtime {
         let cgroup = container.record.with(|record| record.cgroup.clone());
         let counted = self.hierarchies.oom_kills(&cgroup) > 0;
         let counted_for_pod = self.pod_kills_grew(&container.sandbox_id);
-        counted || (counted_for_pod && !self.hierarchies.exists(&cgroup))
+        let gone = !self.hierarchies.exists(&cgroup);
+        tracing::info!(
+            container = container.id,
+            counted,
+            counted_for_pod,
+            gone,
+            "killed: by the memory limit?"
+        );
+        counted || (counted_for_pod && gone)
     }
 
     /// Whether the memory limit has killed in a pod since this was asked last. Only where systemd has the pod's cgroup.

@@ -127,8 +127,14 @@ fn make_on(
         return Err(host("bundle", &error));
     }
     let init = Process { names, pid, console: created.console, held, ..Process::default() };
-    let state =
-        State { pending: Some(created.pending), init, execs: BTreeMap::new(), paused: false, oom_kills: 0 };
+    let state = State {
+        pending: Some(created.pending),
+        init,
+        execs: BTreeMap::new(),
+        paused: false,
+        oom_kills: 0,
+        limit_reached: Arc::default(),
+    };
     let container = Arc::new(Container::new(request.id.clone(), bundle, runtime, own_pids(spec), state));
     if let Err(error) = run(shim, &container, "", created.pidfd) {
         let pending = container.lock().pending.take();
@@ -139,6 +145,7 @@ fn make_on(
     }
     if let Ok(watch) = container.runtime.oom_watch() {
         // Without it kills by the memory limit are still seen when the first process ends.
+        container.lock().limit_reached = Arc::clone(&watch.told);
         shim.watch(Watched::Oom(Arc::clone(&container), watch)).ok();
     }
     shim.add(&container);

@@ -60,6 +60,8 @@ pub struct State {
     pub paused: bool,
     /// Kills by the memory limit that were told.
     pub oom_kills: u64,
+    /// Whether the kernel said that the limit was reached; see [`OomWatch::told`].
+    pub limit_reached: Arc<AtomicBool>,
 }
 
 impl Container {
@@ -423,7 +425,9 @@ impl Shim {
     /// The kernel's event may come later than the end of what it killed; its count does not.
     fn look_for_oom(&self, container: &Arc<Container>) {
         let kills = container.runtime.stats().ok().and_then(|stats| stats.oom_kills);
-        self.oom_kills(container, kills.unwrap_or(0));
+        // Without a count: a process that was killed after the limit was reached.
+        let guess = || u64::from(container.lock().limit_reached.load(Ordering::Acquire));
+        self.oom_kills(container, kills.unwrap_or_else(guess));
     }
 
     /// Tells kills that were not told yet.

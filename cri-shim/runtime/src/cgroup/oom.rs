@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::inotify;
@@ -18,6 +20,10 @@ pub struct OomWatch {
     pub fd: OwnedFd,
     /// The file with the line `oom_kill N`.
     file: PathBuf,
+    version1: bool,
+    /// Version 1: whether the limit was said to be reached, in this cgroup or one above it. That comes before the kill;
+    /// when the killed process has ended, systemd may have removed the cgroup and its count already.
+    pub told: Arc<AtomicBool>,
 }
 
 impl Paths {
@@ -41,7 +47,7 @@ impl Paths {
             Ok(notify)
         };
         let fd = watch().map_err(Error::step(format!("watch {}", file.display())))?;
-        Ok(OomWatch { fd, file })
+        Ok(OomWatch { fd, file, version1: false, told: Arc::default() })
     }
 }
 
@@ -51,7 +57,7 @@ fn version1(directory: &Path) -> io::Result<OomWatch> {
     let control = std::fs::File::open(&file)?;
     let line = format!("{} {}", fd.as_raw_fd(), control.as_raw_fd());
     std::fs::write(directory.join("cgroup.event_control"), line)?;
-    Ok(OomWatch { fd, file })
+    Ok(OomWatch { fd, file, version1: true, told: Arc::default() })
 }
 
 impl OomWatch {
@@ -59,9 +65,13 @@ impl OomWatch {
     /// cgroup is gone.
     pub fn kills(&mut self) -> Result<Option<u64>, Error> {
         let mut news = [0_u8; 4096];
-        match rustix::io::retry_on_intr(|| rustix::io::read(&self.fd, &mut news)) {
-            Ok(_) | Err(Errno::AGAIN) => {}
+        let length = match rustix::io::retry_on_intr(|| rustix::io::read(&self.fd, &mut news)) {
+            Ok(length) => length,
+            Err(Errno::AGAIN) => 0,
             Err(errno) => return Err(Error::step("read memory events")(errno)),
+        };
+        if self.version1 && length == 8 {
+            self.told.store(true, Ordering::Release);
         }
         match std::fs::read_to_string(&self.file) {
             Ok(text) => Ok(Some(count(&text))),
