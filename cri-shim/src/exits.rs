@@ -59,7 +59,7 @@ impl Runtime {
             return;
         }
         // What was counted before its containers run is not theirs.
-        self.pod_kills_grew(&sandbox.id);
+        self.account_pod_kills(sandbox);
         let (runtime, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
         tokio::spawn(async move {
             if let Some(pause) = sandbox.pause() {
@@ -85,7 +85,9 @@ impl Runtime {
                 if let Some(container) = self.registry.container(&container) {
                     container.out_of_memory.store(true, Ordering::Release);
                     // Told, so no other container's.
-                    self.pod_kills_grew(&container.sandbox_id);
+                    if let Some(sandbox) = self.registry.sandbox(&container.sandbox_id) {
+                        self.account_pod_kills(&sandbox);
+                    }
                 }
             }
             TaskEvent::Exit { container: id, exit } => {
@@ -148,27 +150,35 @@ impl Runtime {
     /// its containers' sum and stays.
     fn killed_for_memory(&self, container: &Container) -> bool {
         let cgroup = container.record.with(|record| record.cgroup.clone());
-        let counted = self.hierarchies.oom_kills(&cgroup) > 0;
-        let counted_for_pod = self.pod_kills_grew(&container.sandbox_id);
-        let gone = !self.hierarchies.exists(&cgroup);
-        tracing::info!(
-            container = container.id,
-            counted,
-            counted_for_pod,
-            gone,
-            "killed: by the memory limit?"
-        );
-        counted || (counted_for_pod && gone)
+        let sandbox = self.registry.sandbox(&container.sandbox_id);
+        // The end is told by containerd twice. Whoever looks second must not find that nothing is new.
+        let mut known = sandbox.as_ref().map(|sandbox| sandbox.memory_kills());
+        let now = sandbox.as_ref().and_then(|sandbox| self.pod_kills(sandbox));
+        let grew = known.as_ref().zip(now).is_some_and(|(known, now)| **known < now);
+        if let (Some(known), Some(now)) = (&mut known, now) {
+            **known = now;
+        }
+        let counted = self.hierarchies.oom_kills(&cgroup) > 0 || (grew && !self.hierarchies.exists(&cgroup));
+        if counted {
+            container.out_of_memory.store(true, Ordering::Release);
+        }
+        container.out_of_memory.load(Ordering::Acquire)
     }
 
-    /// Whether the memory limit has killed in a pod since this was asked last. Only where systemd has the pod's cgroup.
-    fn pod_kills_grew(&self, sandbox: &str) -> bool {
-        let sandbox = self.registry.sandbox(sandbox).filter(|_| self.cgroup_driver == Driver::Systemd);
-        let Some(sandbox) = sandbox else { return false };
-        let pod = sandbox.record.with(|record| self.cgroup_driver.pod_directory(record.cgroup_parent()));
-        let Some(pod) = pod else { return false };
-        let kills = self.hierarchies.oom_kills(&pod);
-        sandbox.memory_kills.swap(kills, Ordering::AcqRel) < kills
+    /// Takes what was counted in a pod so far as nobody's.
+    fn account_pod_kills(&self, sandbox: &Sandbox) {
+        if let Some(now) = self.pod_kills(sandbox) {
+            *sandbox.memory_kills() = now;
+        }
+    }
+
+    /// Kills by the memory limit in a pod; only where systemd has the pod's cgroup.
+    fn pod_kills(&self, sandbox: &Sandbox) -> Option<u64> {
+        if self.cgroup_driver != Driver::Systemd {
+            return None;
+        }
+        let pod = sandbox.record.with(|record| self.cgroup_driver.pod_directory(record.cgroup_parent()))?;
+        Some(self.hierarchies.oom_kills(&pod))
     }
 
     /// Notes and tells a container's end, once, and deletes its task.

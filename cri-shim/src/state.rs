@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use containerd_client::types::Mount;
 use cri_shim_core::record::{ContainerPhase, ContainerRecord, SandboxPhase, SandboxRecord};
@@ -67,7 +67,7 @@ pub struct Sandbox {
     /// Whether somebody waits for its pause process to end.
     pub watched: AtomicBool,
     /// Kills by the memory limit that were counted in the pod's cgroup and are accounted for.
-    pub(crate) memory_kills: AtomicU64,
+    memory_kills: Mutex<u64>,
     /// Its pause process while it is held.
     pause: Mutex<Option<Arc<Pause>>>,
     /// Figures of earlier requests, to tell a rate from.
@@ -113,7 +113,7 @@ impl Sandbox {
             record: Shared::new(record),
             operation: tokio::sync::Mutex::default(),
             watched: AtomicBool::default(),
-            memory_kills: AtomicU64::default(),
+            memory_kills: Mutex::default(),
             pause: Mutex::default(),
             last_figures: LastFigures::default(),
         }
@@ -122,6 +122,11 @@ impl Sandbox {
     /// Where it is in its life.
     pub fn phase(&self) -> SandboxPhase {
         self.record.with(SandboxRecord::phase)
+    }
+
+    /// Kills by the memory limit in the pod's cgroup that are accounted for.
+    pub(crate) fn memory_kills(&self) -> MutexGuard<'_, u64> {
+        self.memory_kills.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its pause process, while it is held.

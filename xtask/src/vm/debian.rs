@@ -56,7 +56,7 @@ const BOOTS: &[Boot] = &[
         check: "test -f /sys/fs/cgroup/cgroup.controllers",
         tests: true,
         cells: &[
-            cell("systemd", "keelson", ""),
+            cell("systemd", "keelson", MOST),
             cell("systemd", "runc", MOST),
             cell("systemd", "crun", MOST),
             cell("cgroupfs", "keelson", CGROUPS),
@@ -72,6 +72,7 @@ const BOOTS: &[Boot] = &[
         cells: &[
             cell("systemd", "keelson", CGROUPS),
             cell("systemd", "runc", CGROUPS),
+            cell("systemd", "crun", CGROUPS),
             cell("cgroupfs", "keelson", CGROUPS),
             cell("cgroupfs", "runc", CGROUPS),
         ],

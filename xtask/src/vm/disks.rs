@@ -23,7 +23,7 @@ use crate::images::deb::Packages;
 const RECIPE: u32 = 2;
 /// What the guest has beside Debian's minimal system.
 const PACKAGES: &str = "systemd-sysv,udev,dbus,kmod,iproute2,nftables,procps,apparmor,busybox-static,containerd,\
-                        runc,crun,criu,curl,conntrack,tcpdump";
+                        runc,crun,criu,iptables,curl,conntrack,tcpdump";
 /// Modules of the first stage: enough to reach the disk.
 const BOOT_MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_rng", "ext4", "crc32c_generic"];
 /// cgroup drivers, each with an instance of keelson-cri of its own.
