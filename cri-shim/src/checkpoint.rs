@@ -12,13 +12,15 @@ use cri_shim_api::v1::CheckpointContainerRequest;
 use cri_shim_core::record::ContainerRecord;
 use serde_json::json;
 
+use crate::containerd::ContainerdError;
 use crate::containerd::containers::RUNC_SHIM;
-use crate::containerd::{ContainerdError, METADATA_DEADLINE};
 use crate::error::RuntimeError;
 use crate::host::blocking;
 use crate::runtime::Runtime;
 
 const WHAT: &str = "a checkpoint";
+/// How long CRIU may look at the kernel: it tries everything, and a busy machine is slow.
+const CHECK_PATIENCE: Duration = Duration::from_secs(60);
 /// How long one may take when the client says nothing.
 const DEFAULT_PATIENCE: Duration = Duration::from_secs(300);
 
@@ -91,7 +93,7 @@ fn unable(reason: String) -> RuntimeError {
 /// Has CRIU look whether it can work on this kernel.
 async fn criu_works() -> Result<(), RuntimeError> {
     let output = tokio::process::Command::new("criu").arg("check").kill_on_drop(true).output();
-    match tokio::time::timeout(METADATA_DEADLINE, output).await {
+    match tokio::time::timeout(CHECK_PATIENCE, output).await {
         Ok(Ok(output)) if output.status.success() => Ok(()),
         Ok(Ok(output)) => {
             let words = String::from_utf8_lossy(&output.stderr).into_owned();
