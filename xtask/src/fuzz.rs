@@ -1,6 +1,7 @@
-//! `cargo xtask fuzz [TARGET…]`: builds the fuzz targets of [`CRATES`] with nightly Rust and runs each for a while.
+//! `cargo xtask fuzz [TARGET…]`: builds the fuzz targets of `cri-shim/fuzz` and runs each for a while.
 //!
-//! Corpora are kept below `target/fuzz`, so that a later run goes on where the last one stopped; a finding is an input there.
+//! Stable Rust is enough: the parsers have no unsafe code, so what is looked for are panics, overflows, broken assertions, and
+//! inputs that take too long or too much. Corpora are kept below `target/fuzz`, so that a later run goes on where the last one stopped; a finding is an input there.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,47 +22,41 @@ pub(crate) struct Options {
     /// Runs of one target beside each other.
     #[arg(long, default_value_t = 1)]
     jobs: u32,
+    /// Build with nightly Rust's address sanitizer, for the C code beside (zlib, zstd); needs rustup.
+    #[arg(long)]
+    sanitize: bool,
     /// Only name the targets.
     #[arg(long)]
     list: bool,
 }
 
-/// The crates that hold fuzz targets; no two targets have the same name.
-const CRATES: [&str; 2] = ["cri-shim/fuzz", "cni-plugins/fuzz"];
 /// Most bytes of an input: what is to be found is found in small ones, and quickly.
 const MAX_INPUT: u32 = 4096;
 /// Seconds that one input may take: more is a finding.
 const SLOW: u32 = 20;
-/// MiB that a target may take: more is a finding. The sanitizer's own books are part of it.
+/// MiB that a target may take: more is a finding. A sanitizer's own books are part of it.
 const MEMORY: u32 = 2048;
 
 /// Runs the targets; the first finding ends it with an error that says how to see it again.
 pub(crate) fn run(repo: &Path, options: &Options) -> Result<()> {
     let all = targets(repo)?;
-    let names: Vec<&str> = all.iter().map(|target| target.name.as_str()).collect();
     if options.list {
-        println!("{}", names.join("\n"));
+        println!("{}", all.join("\n"));
         return Ok(());
     }
     for wanted in &options.targets {
-        if !names.contains(&wanted.as_str()) {
-            bail!("there is no fuzz target {wanted:?}; there are {}", names.join(", "));
+        if !all.contains(wanted) {
+            bail!("there is no fuzz target {wanted:?}; there are {}", all.join(", "));
         }
     }
-    let is_chosen = |target: &&Target| options.targets.is_empty() || options.targets.contains(&target.name);
-    let chosen: Vec<&Target> = all.iter().filter(is_chosen).collect();
-    if !setup::fuzzing()? {
-        bail!("fuzzing needs nightly Rust, and there is no rustup to install it (https://rustup.rs)");
-    }
+    let chosen = if options.targets.is_empty() { &all } else { &options.targets };
+    setup::fuzzing(options.sanitize)?;
     let place = repo.join("target/fuzz");
-    for home in CRATES.into_iter().filter(|home| chosen.iter().any(|target| target.home == *home)) {
-        step(&format!("building the fuzz targets of {home}"), || {
-            cargo_fuzz(repo, home, &place).args(["build"]).args(named(options)).run()
-        })?;
-    }
+    step("building the fuzz targets", || {
+        cargo_fuzz(repo, &place, options, "build").args(named(options)).run()
+    })?;
     for target in chosen {
-        let name = &target.name;
-        step(&format!("fuzzing {name} for {} s", options.seconds), || fuzz(repo, &place, target, options))?;
+        step(&format!("fuzzing {target} for {} s", options.seconds), || fuzz(repo, &place, target, options))?;
     }
     Ok(())
 }
@@ -71,14 +66,13 @@ fn named(options: &Options) -> Option<&String> {
     options.targets.first().filter(|_| options.targets.len() == 1)
 }
 
-fn fuzz(repo: &Path, place: &Path, target: &Target, options: &Options) -> Result<()> {
-    let Target { home, name: target } = target;
+fn fuzz(repo: &Path, place: &Path, target: &str, options: &Options) -> Result<()> {
     let (corpus, findings) = (place.join("corpus").join(target), place.join("findings").join(target));
     for directory in [&corpus, &findings] {
         fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
     }
-    let seeds = repo.join(home).join("seeds").join(target);
-    let mut cmd = cargo_fuzz(repo, home, place).args(["run", target]).args([&corpus]);
+    let seeds = repo.join("cri-shim/fuzz/seeds").join(target);
+    let mut cmd = cargo_fuzz(repo, place, options, "run").args([target]).args([&corpus]);
     if seeds.is_dir() {
         cmd = cmd.args([seeds]);
     }
@@ -101,35 +95,27 @@ fn fuzz(repo: &Path, place: &Path, target: &Target, options: &Options) -> Result
         .with_context(|| format!("{target} found something; its input is in {}", findings.display()))
 }
 
-/// Built with optimisation, overflow checks and assertions, and the address sanitizer.
-fn cargo_fuzz(repo: &Path, home: &str, place: &Path) -> Cmd {
+/// Built with optimisation, overflow checks and assertions.
+fn cargo_fuzz(repo: &Path, place: &Path, options: &Options, command: &str) -> Cmd {
+    let (toolchain, sanitizer) =
+        if options.sanitize { (Some("+nightly"), "address") } else { (None, "none") };
     Cmd::new("cargo")
-        .args(["+nightly", "fuzz"])
-        .dir(&repo.join(home))
+        .args(toolchain)
+        .args(["fuzz", command, "--sanitizer", sanitizer])
+        .dir(&repo.join("cri-shim/fuzz"))
         .env("CARGO_TARGET_DIR", place)
-        // cargo tells its children which toolchain to use; here it is another one.
-        .env("RUSTUP_TOOLCHAIN", "nightly")
 }
 
-/// A fuzz target and the crate it is in.
-struct Target {
-    home: &'static str,
-    name: String,
-}
-
-fn targets(repo: &Path) -> Result<Vec<Target>> {
-    let mut targets = Vec::new();
-    for home in CRATES {
-        let directory: PathBuf = repo.join(home).join("fuzz_targets");
-        let entries = fs::read_dir(&directory).with_context(|| format!("reading {}", directory.display()))?;
-        for entry in entries {
-            let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == "rs") {
-                let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-                targets.push(Target { home, name });
-            }
+fn targets(repo: &Path) -> Result<Vec<String>> {
+    let directory: PathBuf = repo.join("cri-shim/fuzz/fuzz_targets");
+    let entries = fs::read_dir(&directory).with_context(|| format!("reading {}", directory.display()))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            names.push(path.file_stem().unwrap_or_default().to_string_lossy().into_owned());
         }
     }
-    targets.sort_by(|one, other| one.name.cmp(&other.name));
-    Ok(targets)
+    names.sort();
+    Ok(names)
 }

@@ -68,14 +68,15 @@ pub(crate) fn run(repo: &Path, scope: Scope) -> Result<()> {
     Ok(())
 }
 
-/// Installs cargo-fuzz, and the nightly toolchain that it builds with; `false` where there is no rustup to get one.
-pub(crate) fn fuzzing() -> Result<bool> {
-    if which("rustup").is_none() {
-        return Ok(false);
+/// Installs cargo-fuzz, and the nightly toolchain where its sanitizer is wanted.
+pub(crate) fn fuzzing(sanitize: bool) -> Result<()> {
+    if sanitize {
+        if which("rustup").is_none() {
+            bail!("--sanitize needs nightly Rust, and there is no rustup to install it (https://rustup.rs)");
+        }
+        nightly_sources()?;
     }
-    nightly_sources()?;
-    cargo_tool("cargo-fuzz", &["--locked"])?;
-    Ok(true)
+    cargo_tool("cargo-fuzz", &["--locked"])
 }
 
 /// Installs what virtual machines need.

@@ -118,7 +118,9 @@ fn root(repo: &Path) -> Result<()> {
         }
         cmd.args(["--", "--test-threads=1"]).env("KEELSON_TEST_HANDLER", "runc").run()
     })?;
-    for (target, handler) in [("keelson", "keelson"), ("keelson", "runc"), ("containerd", "")] {
+    for (target, handler) in
+        [("keelson", "keelson"), ("keelson", "runc"), ("containerd", ""), ("containerd", "keelson")]
+    {
         step(&format!("CRI conformance of {target} {handler}"), || conformance(repo, target, handler))?;
     }
     for set in ["keelson", "debian"] {

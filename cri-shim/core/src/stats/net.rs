@@ -32,34 +32,18 @@ pub fn interfaces(net_dev: &str) -> Vec<InterfaceCounters> {
         .filter_map(|line| {
             let (name, counters) = line.split_once(':')?;
             let counters: Vec<u64> = counters.split_ascii_whitespace().map(number).collect();
-            let [
-                rx_bytes,
-                rx_packets,
-                rx_errors,
-                rx_dropped,
-                _,
-                _,
-                _,
-                _,
-                tx_bytes,
-                tx_packets,
-                tx_errors,
-                tx_dropped,
-                ..,
-            ] = counters[..]
-            else {
-                return None;
-            };
+            // Received: bytes, packets, errs, drop, fifo, frame, compressed, multicast; then the same of what was sent.
+            let (received, sent) = counters.split_at_checked(8).filter(|(_, sent)| sent.len() >= 4)?;
             (name.trim() != "lo").then(|| InterfaceCounters {
                 name: name.trim().to_owned(),
-                rx_bytes,
-                rx_packets,
-                rx_errors,
-                rx_dropped,
-                tx_bytes,
-                tx_packets,
-                tx_errors,
-                tx_dropped,
+                rx_bytes: received[0],
+                rx_packets: received[1],
+                rx_errors: received[2],
+                rx_dropped: received[3],
+                tx_bytes: sent[0],
+                tx_packets: sent[1],
+                tx_errors: sent[2],
+                tx_dropped: sent[3],
             })
         })
         .collect()

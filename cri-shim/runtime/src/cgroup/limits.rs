@@ -10,11 +10,9 @@ use super::{Paths, devices, systemd};
 use crate::error::Error;
 
 impl Paths {
-    /// Writes the limits that are present; device rules cannot be changed.
+    /// Writes the limits that are present. Device rules stay as they are, as with runc: containerd's CRI plugin sends the
+    /// whole section of the specification with them.
     pub fn update(&self, resources: &LinuxResources) -> Result<(), Error> {
-        if resources.devices().as_ref().is_some_and(|rules| !rules.is_empty()) {
-            return Err(Error::spec("linux.resources.devices", "cannot be changed in a running container"));
-        }
         self.check(resources)?;
         if let Some(unit) = &self.unit {
             systemd::update(unit, resources, self.v1.is_empty())?;
