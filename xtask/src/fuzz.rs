@@ -1,8 +1,10 @@
-//! `cargo xtask fuzz [TARGET…]`: builds the fuzz targets of `cri-shim/fuzz` and runs each for a while.
+//! `cargo xtask fuzz [TARGET…]`: builds the fuzz targets of [`CRATES`] and runs each for a while.
 //!
 //! Stable Rust is enough: the parsers have no unsafe code, so what is looked for are panics, overflows, broken assertions, and
-//! inputs that take too long or too much. Corpora are kept below `target/fuzz`, so that a later run goes on where the last one stopped; a finding is an input there.
+//! inputs that take too long or too much. Corpora are kept below `target/fuzz`, so that a later run goes on where the last
+//! one stopped; a finding is an input there.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +12,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::cmd::{Cmd, step};
 use crate::setup;
+
+/// Crates of fuzz targets; no two have a target of the same name.
+const CRATES: &[&str] = &["cri-shim/fuzz", "cni-plugins/fuzz"];
 
 /// What `fuzz` takes.
 #[derive(Debug, clap::Args)]
@@ -41,38 +46,44 @@ const MEMORY: u32 = 2048;
 pub(crate) fn run(repo: &Path, options: &Options) -> Result<()> {
     let all = targets(repo)?;
     if options.list {
-        println!("{}", all.join("\n"));
+        all.keys().for_each(|name| println!("{name}"));
         return Ok(());
     }
-    for wanted in &options.targets {
-        if !all.contains(wanted) {
-            bail!("there is no fuzz target {wanted:?}; there are {}", all.join(", "));
+    let names: Vec<&String> =
+        if options.targets.is_empty() { all.keys().collect() } else { options.targets.iter().collect() };
+    let mut chosen = Vec::new();
+    for name in names {
+        match all.get(name) {
+            Some(directory) => chosen.push((name.as_str(), directory.as_path())),
+            None => {
+                let known: Vec<&str> = all.keys().map(String::as_str).collect();
+                bail!("there is no fuzz target {name:?}; there are {}", known.join(", "));
+            }
         }
     }
-    let chosen = if options.targets.is_empty() { &all } else { &options.targets };
     setup::fuzzing(options.sanitize)?;
     let place = repo.join("target/fuzz");
-    step("building the fuzz targets", || {
-        cargo_fuzz(repo, &place, options, "build").args(named(options)).run()
-    })?;
-    for target in chosen {
-        step(&format!("fuzzing {target} for {} s", options.seconds), || fuzz(repo, &place, target, options))?;
+    // All are built before the first one runs.
+    for (name, directory) in &chosen {
+        step(&format!("building fuzz target {name}"), || {
+            cargo_fuzz(directory, &place, options, "build").args([name]).run()
+        })?;
+    }
+    for (name, directory) in chosen {
+        step(&format!("fuzzing {name} for {} s", options.seconds), || {
+            fuzz(directory, &place, name, options)
+        })?;
     }
     Ok(())
 }
 
-/// One target is built alone; several, or all, together.
-fn named(options: &Options) -> Option<&String> {
-    options.targets.first().filter(|_| options.targets.len() == 1)
-}
-
-fn fuzz(repo: &Path, place: &Path, target: &str, options: &Options) -> Result<()> {
+fn fuzz(directory: &Path, place: &Path, target: &str, options: &Options) -> Result<()> {
     let (corpus, findings) = (place.join("corpus").join(target), place.join("findings").join(target));
     for directory in [&corpus, &findings] {
         fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
     }
-    let seeds = repo.join("cri-shim/fuzz/seeds").join(target);
-    let mut cmd = cargo_fuzz(repo, place, options, "run").args([target]).args([&corpus]);
+    let mut cmd = cargo_fuzz(directory, place, options, "run").args([target]).args([&corpus]);
+    let seeds = directory.join("seeds").join(target);
     if seeds.is_dir() {
         cmd = cmd.args([seeds]);
     }
@@ -96,26 +107,30 @@ fn fuzz(repo: &Path, place: &Path, target: &str, options: &Options) -> Result<()
 }
 
 /// Built with optimisation, overflow checks and assertions.
-fn cargo_fuzz(repo: &Path, place: &Path, options: &Options, command: &str) -> Cmd {
+fn cargo_fuzz(directory: &Path, place: &Path, options: &Options, command: &str) -> Cmd {
     let (toolchain, sanitizer) =
         if options.sanitize { (Some("+nightly"), "address") } else { (None, "none") };
     Cmd::new("cargo")
         .args(toolchain)
-        .args(["fuzz", command, "--sanitizer", sanitizer])
-        .dir(&repo.join("cri-shim/fuzz"))
+        .args(["fuzz", command, "--fuzz-dir", ".", "--sanitizer", sanitizer])
+        .dir(directory)
         .env("CARGO_TARGET_DIR", place)
 }
 
-fn targets(repo: &Path) -> Result<Vec<String>> {
-    let directory: PathBuf = repo.join("cri-shim/fuzz/fuzz_targets");
-    let entries = fs::read_dir(&directory).with_context(|| format!("reading {}", directory.display()))?;
-    let mut names = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "rs") {
-            names.push(path.file_stem().unwrap_or_default().to_string_lossy().into_owned());
+/// Every target with the crate it is in.
+fn targets(repo: &Path) -> Result<BTreeMap<String, PathBuf>> {
+    let mut found = BTreeMap::new();
+    for directory in CRATES {
+        let directory = repo.join(directory);
+        let sources = directory.join("fuzz_targets");
+        let entries = fs::read_dir(&sources).with_context(|| format!("reading {}", sources.display()))?;
+        for entry in entries {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "rs") {
+                let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                found.insert(name, directory.clone());
+            }
         }
     }
-    names.sort();
-    Ok(names)
+    Ok(found)
 }

@@ -79,7 +79,7 @@ enum Command {
         #[command(subcommand)]
         what: conformance::What,
     },
-    /// Fuzz the CRI server's parsers of foreign bytes.
+    /// Fuzz the parsers of foreign bytes of the CRI server and the CNI plugins.
     Fuzz(fuzz::Options),
     /// Check crate edges, purity, module docs and file lengths.
     Tidy,

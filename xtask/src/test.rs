@@ -112,11 +112,7 @@ fn root(repo: &Path) -> Result<()> {
     let args = ["test", "--release", "--no-fail-fast", "--test", "root_*", "--", "--test-threads=1"];
     cargo(repo).args(args).run()?;
     step("root tests of keelson-cri with handler runc", || {
-        let mut cmd = cargo(repo).args(["test", "--release", "--no-fail-fast"]);
-        for name in root_tests(&repo.join("cri-shim/tests"))? {
-            cmd = cmd.args(["--test".to_owned(), name]);
-        }
-        cmd.args(["--", "--test-threads=1"]).env("KEELSON_TEST_HANDLER", "runc").run()
+        cri_tests(repo)?.env("KEELSON_TEST_HANDLER", "runc").run()
     })?;
     for (target, handler) in
         [("keelson", "keelson"), ("keelson", "runc"), ("containerd", ""), ("containerd", "keelson")]
@@ -150,8 +146,9 @@ fn cni_conformance(repo: &Path, set: &str) -> Result<()> {
         .run()
 }
 
-/// The first containerd on PATH is the one that the tests start.
+/// The first containerd on PATH is the one that the tests start, with the shim for runc beside it.
 fn compat(repo: &Path) -> Result<()> {
+    binaries::build(repo)?;
     for suite in COMPAT_SUITES {
         let dir = repo.join("target/debs").join(suite);
         let packages = step(&format!("fetching the containerd of Debian {suite}"), || {
@@ -161,15 +158,22 @@ fn compat(repo: &Path) -> Result<()> {
         let version = Cmd::new(bin.join("containerd")).args(["--version"]).output()?;
         let path = std::env::var_os("PATH").unwrap_or_default();
         let path = std::env::join_paths(std::iter::once(bin).chain(std::env::split_paths(&path)))?;
-        step(&format!("root tests of keelson-cri on {}", version.trim()), || {
-            let mut cmd = cargo(repo).args(["test", "--release", "--no-fail-fast"]);
-            for name in root_tests(&repo.join("cri-shim/tests"))? {
-                cmd = cmd.args(["--test".to_owned(), name]);
-            }
-            cmd.args(["--", "--test-threads=1"]).env("PATH", &path).run()
-        })?;
+        for handler in ["keelson", "runc"] {
+            step(&format!("root tests of keelson-cri, handler {handler}, on {}", version.trim()), || {
+                cri_tests(repo)?.env("PATH", &path).env("KEELSON_TEST_HANDLER", handler).run()
+            })?;
+        }
     }
     Ok(())
+}
+
+/// All root tests of keelson-cri.
+fn cri_tests(repo: &Path) -> Result<Cmd> {
+    let mut cmd = cargo(repo).args(["test", "--release", "--no-fail-fast"]);
+    for name in root_tests(&repo.join("cri-shim/tests"))? {
+        cmd = cmd.args(["--test".to_owned(), name]);
+    }
+    Ok(cmd.args(["--", "--test-threads=1"]))
 }
 
 /// The names of the root tests in a package's `tests`.

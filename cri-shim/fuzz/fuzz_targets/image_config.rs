@@ -10,7 +10,8 @@ const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca49
 
 fuzz_target!(|input: (u8, &[u8])| {
     let (layers, config) = input;
-    let layer = json!({ "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": DIGEST, "size": 1 });
+    let layer =
+        json!({ "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": DIGEST, "size": 1 });
     let text = json!({
         "schemaVersion": 2,
         "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": DIGEST, "size": 1 },

@@ -18,7 +18,21 @@ const BLOCK: usize = 512;
 
 /// Parts of paths and links.
 const WORDS: [&str; 16] = [
-    "a", "b", "c", "a/b", "..", "../..", ".", "", "/", "//", "../outside", ".wh.a", ".wh..wh..opq", ".wh...", "outside",
+    "a",
+    "b",
+    "c",
+    "a/b",
+    "..",
+    "../..",
+    ".",
+    "",
+    "/",
+    "//",
+    "../outside",
+    ".wh.a",
+    ".wh..wh..opq",
+    ".wh...",
+    "outside",
     "b/../..",
 ];
 
@@ -61,7 +75,11 @@ fn entry(source: &mut Source, archive: &mut Vec<u8>) {
     let kind = KINDS[usize::from(source.byte()) % KINDS.len()];
     let content: Vec<u8> = match kind {
         b'x' => {
-            let record = format!(" {}={}\n", ["path", "linkpath", "size", "mtime"][usize::from(source.byte() % 4)], link);
+            let record = format!(
+                " {}={}\n",
+                ["path", "linkpath", "size", "mtime"][usize::from(source.byte() % 4)],
+                link
+            );
             let length = record.len() + 2;
             format!("{length:02}{record}").into_bytes()
         }
@@ -96,12 +114,16 @@ fn apply_beside_others(archive: &[u8], whiteouts: Whiteouts) {
     }
     fs::remove_file(root.join("kept")).expect("removed");
     let before = outside_of(&root);
-    let meter = Budget::new(&Settings { max_layer_bytes: 1 << 20, ..Settings::default() }).layer(archive.len() as u64);
+    let meter = Budget::new(&Settings { max_layer_bytes: 1 << 20, ..Settings::default() })
+        .layer(archive.len() as u64);
     let applied = apply(archive, &root, whiteouts, meter);
     assert_eq!(outside_of(&root), before, "something outside was touched");
     if let Ok(applied) = applied {
         for path in applied.implicit {
-            assert!(path.components().all(|part| matches!(part, std::path::Component::Normal(_))), "{path:?}");
+            assert!(
+                path.components().all(|part| matches!(part, std::path::Component::Normal(_))),
+                "{path:?}"
+            );
         }
     }
     fs::remove_dir_all(&*PLACE).expect("all that was made can be removed");

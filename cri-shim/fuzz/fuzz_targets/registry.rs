@@ -14,7 +14,9 @@ fuzz_target!(|input: (&str, &[u8])| {
     drop(registry::range_start(header));
     let words = hostclient::explain(body);
     assert!(words.chars().count() <= 303 && !words.contains(char::is_control), "{words:?}");
-    for media_type in [header, "application/vnd.oci.image.index.v1+json", "application/vnd.oci.image.manifest.v1+json", ""] {
+    for media_type in
+        [header, "application/vnd.oci.image.index.v1+json", "application/vnd.oci.image.manifest.v1+json", ""]
+    {
         if let Ok(Parsed::Index(index)) = manifest::parse(body, media_type, DIGEST) {
             drop(manifest::select(&index));
         }

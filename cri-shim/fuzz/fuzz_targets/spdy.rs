@@ -62,7 +62,9 @@ fuzz_target!(|input: (Vec<u8>, u8)| {
             if encoder.encode(&Frame::SynStream { id: *id, headers: headers.clone() }, &mut wire).is_ok() {
                 let mut again = Vec::new();
                 if decode(&mut Decoder::default(), &mut wire, &mut again) {
-                    let [Event::SynStream { headers: understood, .. }] = &again[..] else { panic!("{again:?}") };
+                    let [Event::SynStream { headers: understood, .. }] = &again[..] else {
+                        panic!("{again:?}")
+                    };
                     assert_eq!(understood, headers);
                 }
             }

@@ -112,7 +112,7 @@ fn make_on(
         spec,
         rootfs: root,
         stdio,
-        cgroups: driver(request.options.as_ref())?,
+        cgroups: driver(request.options.as_ref(), spec)?,
         seccomp_cache: seccomp_cache(own_socket(spec)).as_deref(),
     }
     .create()
@@ -168,10 +168,13 @@ fn own_pids(spec: &Spec) -> bool {
     })
 }
 
-/// Whether systemd makes the cgroups: containerd hands its runtime options on.
-pub fn driver(options: Option<&prost_types::Any>) -> Result<CgroupDriver, Failure> {
+/// Whether systemd makes the cgroups: as runc's options say, which keelson-cri gives. containerd's own CRI plugin gives those
+/// to runc only; then it is the path that tells, which names a unit where the pod's cgroup parent is a slice.
+pub fn driver(options: Option<&prost_types::Any>, spec: &Spec) -> Result<CgroupDriver, Failure> {
     let Some(options) = options.filter(|options| options.type_url.ends_with("runc.v1.Options")) else {
-        return Ok(CgroupDriver::Cgroupfs);
+        let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref()?.to_str());
+        let names_unit = path.is_some_and(|path| !path.starts_with('/') && path.matches(':').count() == 2);
+        return Ok(if names_unit { CgroupDriver::Systemd } else { CgroupDriver::Cgroupfs });
     };
     let options = msg::RuncOptions::decode(options.value.as_slice())
         .map_err(|error| Failure::new(Code::InvalidArgument, format!("runtime options: {error}")))?;
@@ -407,4 +410,30 @@ fn gone(shim: &Shim, container: &str, id: &str, pid: u32, exit: crate::process::
         id: id.to_owned(),
     });
     msg::DeleteResponse { pid, exit_status: exit.status, exited_at }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cgroup_driver_follows_the_options_or_else_the_path() {
+        let spec = |path: &str| -> Spec {
+            serde_json::from_value(serde_json::json!({"ociVersion": "1.0.2", "linux": {"cgroupsPath": path}}))
+                .unwrap()
+        };
+        let unit = spec("kubepods-burstable.slice:cri-containerd:abc");
+        let chosen = |options: Option<&prost_types::Any>, spec: &Spec| driver(options, spec).unwrap();
+        assert!(matches!(chosen(None, &unit), CgroupDriver::Systemd));
+        assert!(matches!(chosen(None, &spec("/kubepods/a:b:c")), CgroupDriver::Cgroupfs));
+        assert!(matches!(chosen(None, &spec("/kubepods/burstable/abc")), CgroupDriver::Cgroupfs));
+        let other = prost_types::Any { type_url: "runtimeoptions.v1.Options".to_owned(), value: Vec::new() };
+        assert!(matches!(chosen(Some(&other), &unit), CgroupDriver::Systemd));
+        let told = msg::RuncOptions { systemd_cgroup: false, ..msg::RuncOptions::default() };
+        let told = prost_types::Any {
+            type_url: "containerd.runc.v1.Options".to_owned(),
+            value: told.encode_to_vec(),
+        };
+        assert!(matches!(chosen(Some(&told), &unit), CgroupDriver::Cgroupfs), "what is said counts");
+    }
 }
