@@ -46,20 +46,20 @@ const MEMORY: u32 = 2048;
 pub(crate) fn run(repo: &Path, options: &Options) -> Result<()> {
     let all = targets(repo)?;
     if options.list {
-        all.keys().for_each(|name| println!("{name}"));
+        for name in all.keys() {
+            println!("{name}");
+        }
         return Ok(());
     }
     let names: Vec<&String> =
         if options.targets.is_empty() { all.keys().collect() } else { options.targets.iter().collect() };
     let mut chosen = Vec::new();
     for name in names {
-        match all.get(name) {
-            Some(directory) => chosen.push((name.as_str(), directory.as_path())),
-            None => {
-                let known: Vec<&str> = all.keys().map(String::as_str).collect();
-                bail!("there is no fuzz target {name:?}; there are {}", known.join(", "));
-            }
-        }
+        let Some(directory) = all.get(name) else {
+            let known: Vec<&str> = all.keys().map(String::as_str).collect();
+            bail!("there is no fuzz target {name:?}; there are {}", known.join(", "));
+        };
+        chosen.push((name.as_str(), directory.as_path()));
     }
     setup::fuzzing(options.sanitize)?;
     let place = repo.join("target/fuzz");
