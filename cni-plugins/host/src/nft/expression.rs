@@ -112,7 +112,7 @@ impl Rule {
     }
 
     /// Goes on when the destination is an address of this host.
-    pub(super) fn to_this_host(self) -> Self {
+    pub(super) fn for_this_host(self) -> Self {
         self.push("fib", |data| {
             // By destination address; the kind of address.
             data.be32(1, FIRST_REGISTER).be32(2, 3).be32(3, 2);

@@ -155,7 +155,7 @@ pub(super) fn flush_chain(name: &str) -> Message {
 
 fn rules() -> Vec<Message> {
     let loopback = [b"lo".as_slice(), &[0; 14]].concat();
-    let mapped = || Rule::default().meta(0, Meta::Protocol).destination_port(1).in_set(PORTS).to_this_host();
+    let mapped = || Rule::default().meta(0, Meta::Protocol).destination_port(1).in_set(PORTS).for_this_host();
     let protocol_of = |family| Rule::default().family(family).meta(0, Meta::Protocol);
     let mut all = Vec::new();
     // Host ports reach 127.0.0.1 by `route_localnet` on the pods' link; what it opens besides is closed here.

@@ -186,7 +186,7 @@ impl Socket {
         let mut buffer = vec![0; BUFFER];
         loop {
             let length = self.receive(&mut buffer)?;
-            for reply in replies(&buffer[..length]).filter(|reply| reply.sequence == sequence) {
+            if let Some(reply) = replies(&buffer[..length]).find(|reply| reply.sequence == sequence) {
                 if reply.kind == NLMSG_ERROR {
                     return Err(error_of(reply.payload).unwrap_or_else(|| io::Error::other("no object")));
                 }

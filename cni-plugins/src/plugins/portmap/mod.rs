@@ -86,7 +86,7 @@ fn program(
     if let Some(old) = before {
         nft::ports::remove(&old.mappings(), rest)?;
     }
-    if agent::offer(records.dir(), &records.file_name(&call.network, &Attachment::of(call))) {
+    if agent::offer(records.dir(), &Records::file_name(&call.network, &Attachment::of(call))) {
         record.carrier = Carrier::Agent;
         records.write(call, record)?;
     } else {
@@ -121,7 +121,7 @@ fn take_away(
     rest: &Mappings,
 ) -> Result<(), Failure> {
     if own.carrier == Carrier::Agent {
-        agent::withdraw(records.dir(), &records.file_name(network, attachment));
+        agent::withdraw(records.dir(), &Records::file_name(network, attachment));
     }
     nft::ports::remove(&own.mappings(), rest)?;
     conntrack::forget_udp(&own.udp_ports())?;
@@ -161,7 +161,7 @@ fn gc(call: &Call) -> Result<(), Failure> {
         record.network == call.network && !valid.iter().any(|one| record.is_of(&call.network, one))
     });
     for record in stale.iter().filter(|record| record.carrier == Carrier::Agent) {
-        agent::withdraw(records.dir(), &records.file_name(&record.network, &record.attachment()));
+        agent::withdraw(records.dir(), &Records::file_name(&record.network, &record.attachment()));
     }
     let carried = kept.into_iter().filter(|record| record.carrier == Carrier::Nftables);
     nft::ports::replace(&mappings(carried))?;

@@ -177,7 +177,7 @@ impl Records {
     }
 
     /// The file of an attachment, as [`StateDir`] names it.
-    pub(super) fn file_name(&self, network: &str, attachment: &Attachment) -> String {
+    pub(super) fn file_name(network: &str, attachment: &Attachment) -> String {
         format!("{network},{},{}.json", attachment.container_id, attachment.ifname)
     }
 
