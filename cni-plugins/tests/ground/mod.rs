@@ -4,6 +4,7 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "test helpers fail by panicking")]
+#![allow(clippy::unused_self, reason = "a test reads as what it does with its ground")]
 
 use std::{
     collections::BTreeMap,
