@@ -189,7 +189,7 @@ mod tests {
 
     use super::*;
 
-    fn claims(mappings: Value) -> Result<Vec<String>, String> {
+    fn claims(mappings: &Value) -> Result<Vec<String>, String> {
         let config: PortmapConfig =
             serde_json::from_value(json!({"runtimeConfig": {"portMappings": mappings}})).unwrap();
         let result: CniResult = serde_json::from_value(json!({
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn an_entry_is_for_both_families_unless_it_names_one() {
-        let one = |entry: Value| claims(json!([entry]));
+        let one = |entry: Value| claims(&json!([entry]));
         assert_eq!(
             one(json!({"hostPort": 8080, "containerPort": 80})).unwrap(),
             ["8080/tcp > 10.1.0.2:80", "8080/tcp > [fd00::2]:80"]
@@ -225,7 +225,7 @@ mod tests {
             (json!({"hostPort": 65000, "containerPort": 80, "range": 600}), "range 600"),
         ];
         for (entry, message) in cases {
-            let error = claims(json!([entry])).unwrap_err();
+            let error = claims(&json!([entry])).unwrap_err();
             assert!(error.contains(message), "{error}");
         }
     }
