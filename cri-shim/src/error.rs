@@ -160,10 +160,10 @@ impl RuntimeError {
     }
 
     /// The gRPC code that says best what happened.
-    fn code(&self) -> Code {
+    pub(crate) fn code(&self) -> Code {
         match self {
             Self::NotFound { .. } => Code::NotFound,
-            Self::Image(error) if matches!(**error, ImageError::NotPresent(_)) => Code::NotFound,
+            Self::Image(error) => crate::images::service::status(error).code(),
             Self::NameTaken { .. } => Code::AlreadyExists,
             Self::Shim(error) => Status::from(error.as_ref()).code(),
             Self::WrongState { .. } => Code::FailedPrecondition,
@@ -174,8 +174,7 @@ impl RuntimeError {
             Self::NetworkNotReady(_) | Self::NotReady(_) => Code::Unavailable,
             Self::Deadline { .. } => Code::DeadlineExceeded,
             Self::Unimplemented { .. } => Code::Unimplemented,
-            Self::Image(_)
-            | Self::Netns(_)
+            Self::Netns(_)
             | Self::Network { .. }
             | Self::Host { .. }
             | Self::Pause { .. }

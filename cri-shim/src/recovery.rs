@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cni_plugins_host::netns;
@@ -14,6 +15,7 @@ use containerd_client::types::v1::{Process, Status};
 use cri_shim_core::record::{ContainerPhase, ContainerRecord, SandboxPhase, SandboxRecord};
 use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
+use tonic::Code;
 
 use crate::container::start::{hold_stdin, log_path, pipes};
 use crate::error::{RuntimeError, chain};
@@ -173,18 +175,28 @@ impl Runtime {
         }
     }
 
-    /// Undoes what was being made, goes on with what was being removed.
+    /// Undoes what was being made, goes on with what was being removed. One that cannot be cleaned, because a process of it
+    /// hangs in the kernel, keeps no other waiting.
     async fn continue_unfinished(self: &Arc<Self>) -> Result<(), RuntimeError> {
         for container in self.registry.containers() {
             let phase = container.phase();
             let lost = self.registry.sandbox(&container.sandbox_id).is_none();
             if lost || matches!(phase, ContainerPhase::Creating | ContainerPhase::Removing) {
                 tracing::info!(container = container.id, "removing what an interrupted operation left");
-                self.erase_container(&container).await?;
+                if let Err(error) = skippable(self.erase_container(&container).await)? {
+                    tracing::error!(container = container.id, error = %chain(&error), "its removal goes on later");
+                    container.erasing.store(true, Ordering::Release);
+                    self.erase_behind(container);
+                }
             } else if phase != ContainerPhase::Running {
                 // A task of a container that does not run: a start that was cut off before it was written down.
-                self.client.force_delete_task(&container.id, KILL_PATIENCE).await?;
-                self.clear_runtime(&container).await?;
+                let cleared = async {
+                    self.client.force_delete_task(&container.id, KILL_PATIENCE).await?;
+                    self.clear_runtime(&container).await
+                };
+                if let Err(error) = skippable(cleared.await)? {
+                    tracing::error!(container = container.id, error = %chain(&error), "what its start left stays");
+                }
             }
         }
         for sandbox in self.registry.sandboxes() {
@@ -274,12 +286,18 @@ impl Runtime {
             self.client.delete_container(&id).await
         }));
         for result in removed.await {
-            result?;
+            if let Err(error) = skippable(result.map_err(RuntimeError::from))? {
+                tracing::error!(error = %chain(&error), "a container that no record explains stays");
+            }
         }
         for snapshot in self.client.snapshots(filter()).await? {
-            if !known.contains(&snapshot.name) {
-                tracing::warn!(snapshot = snapshot.name, "removing a snapshot that no record explains");
-                self.client.remove_snapshot(&snapshot.name).await?;
+            if known.contains(&snapshot.name) {
+                continue;
+            }
+            tracing::warn!(snapshot = snapshot.name, "removing a snapshot that no record explains");
+            let removed = self.client.remove_snapshot(&snapshot.name).await;
+            if let Err(error) = skippable(removed.map_err(RuntimeError::from))? {
+                tracing::error!(snapshot = snapshot.name, error = %chain(&error), "it stays");
             }
         }
         self.images.retain_mounts(|owner| known.contains(owner)).await?;
@@ -322,6 +340,14 @@ impl Runtime {
             Ok(())
         })
         .await
+    }
+}
+
+/// What went wrong with one object alone (inner); without containerd nothing can go on (outer).
+fn skippable(result: Result<(), RuntimeError>) -> Result<Result<(), RuntimeError>, RuntimeError> {
+    match result {
+        Err(error) if error.code() == Code::Unavailable => Err(error),
+        other => Ok(other),
     }
 }
 

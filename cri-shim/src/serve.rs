@@ -88,14 +88,13 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
 
 /// What pulls of an earlier server began; the kubelet has had time to ask for them again, and they went on from there.
 async fn sweep_images(runtime: Arc<Runtime>, images: ImageStore, patience: Duration) {
-    if runtime.recovered().await.is_ok() {
-        tokio::time::sleep(patience).await;
-        if let Err(error) = images.sweep().await {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "leases of dead pulls stay until they expire"
-            );
-        }
+    until_recovered(&runtime).await;
+    tokio::time::sleep(patience).await;
+    if let Err(error) = images.sweep().await {
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "leases of dead pulls stay until they expire"
+        );
     }
 }
 
@@ -121,9 +120,13 @@ async fn serve_metrics(
 
 /// Processes that an earlier server ran for clients that are gone; containerd must be there to end them.
 async fn end_old_execs(runtime: Arc<Runtime>, executor: Executor) {
-    if runtime.recovered().await.is_ok() {
-        executor.recover().await;
-    }
+    until_recovered(&runtime).await;
+    executor.recover().await;
+}
+
+/// Waits for the recovery, however late containerd comes.
+async fn until_recovered(runtime: &Runtime) {
+    while runtime.recovered().await.is_err() {}
 }
 
 /// Listens, waiting a moment for a server that was just killed: a process it was making holds the socket until it notices.

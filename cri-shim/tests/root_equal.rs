@@ -1,5 +1,5 @@
-//! Commands find themselves confined alike whether our own shim or runc runs the pod, and whether they are run at once
-//! (ExecSync) or interactively. Needs root.
+//! Commands find themselves confined alike whether our own shim or runc runs the pod, and run by ExecSync.
+//! Needs root.
 
 mod support;
 

@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use cri_shim_api::v1;
 use cri_shim_api::v1::ContainerEventType::{
     ContainerCreatedEvent, ContainerDeletedEvent, ContainerStartedEvent, ContainerStoppedEvent,
@@ -199,5 +201,28 @@ async fn a_follower_that_does_not_read_holds_nobody_up() {
         assert!(seen.contains(&("sandbox", kind)), "{kind:?} of the sandbox is not in {seen:?}");
     }
     drop(slow);
+    cri.assert_nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_removed_while_its_container_is_made_takes_it_along() {
+    let cri = Cri::start().await;
+    for round in 0..24_u64 {
+        let name = format!("cut-{round}");
+        let pod = cri.pod(&name);
+        let sandbox = cri.run(&pod).await.expect("running");
+        let remove = async {
+            // Not to wait for anything: each round meets the creation at another of its steps.
+            tokio::time::sleep(Duration::from_micros(round / 2 * 500)).await;
+            cri.remove(&sandbox).await;
+        };
+        let (created, ()) = tokio::join!(cri.create(&sandbox, &pod, shell("main", "true")), remove);
+        if let Err(status) = created {
+            assert!(
+                matches!(status.code(), Code::NotFound | Code::FailedPrecondition),
+                "refused for another reason: {status:?}"
+            );
+        }
+    }
     cri.assert_nothing_left().await;
 }

@@ -177,6 +177,8 @@ fn agent(layout: &Layout, node: &Node) -> Value {
                 "confDir": layout.run.join("cni/net.d"),
                 "bridge": layout.bridge(),
                 "dataDir": layout.run.join("cni/ipam"),
+                "stateDir": layout.run.join("cni/state"),
+                "logFile": layout.log().join("cni.log"),
                 "mtu": 0,
                 "netnsDir": layout.run.join("netns"),
             },

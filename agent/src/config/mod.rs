@@ -300,6 +300,12 @@ pub struct CniConfig {
     pub bridge: String,
     /// The address allocator's directory.
     pub data_dir: PathBuf,
+    /// Where the plugins write down what they changed; absent: `/run/keelson/cni`.
+    #[serde(default)]
+    pub state_dir: Option<PathBuf>,
+    /// The plugins' log; absent: `/var/log/keelson/cni.log`.
+    #[serde(default)]
+    pub log_file: Option<PathBuf>,
     /// 0: that of the uplink.
     #[serde(default)]
     pub mtu: u32,

@@ -112,6 +112,14 @@ fn conflist(config: &CniConfig, ranges: &[String]) -> Value {
     if let Some(masquerade) = &config.masquerade {
         plugins.push(json!({"type": "keelson-masquerade", "ipMasqExcept": masquerade.except}));
     }
+    let own = [("stateDir", &config.state_dir), ("logFile", &config.log_file)];
+    for plugin in &mut plugins {
+        for (key, path) in own {
+            if let Some(path) = path {
+                plugin[key] = json!(path);
+            }
+        }
+    }
     json!({"cniVersion": "1.1.0", "name": "keelson", "plugins": plugins})
 }
 
@@ -140,6 +148,8 @@ mod tests {
             conf_dir: dir.to_owned(),
             bridge: "kl-up0".to_owned(),
             data_dir: "/run/ipam".into(),
+            state_dir: None,
+            log_file: None,
             mtu,
             masquerade: None,
             netns_dir: None,
@@ -162,6 +172,8 @@ mod tests {
         );
         assert_eq!(bridge["ipam"]["routes"], json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]));
         assert!(conflist(&config(Path::new("/x"), 0), &[])["plugins"][0].get("mtu").is_none());
+        let elsewhere = CniConfig { log_file: Some("/l/cni.log".into()), ..config(Path::new("/x"), 0) };
+        assert_eq!(conflist(&elsewhere, &[])["plugins"][0]["logFile"], "/l/cni.log");
         let except = vec!["10.244.0.0/16".to_owned()];
         let masquerade = Some(MasqueradeConfig { except });
         let chained = conflist(&CniConfig { masquerade, ..config(Path::new("/x"), 0) }, &[]);

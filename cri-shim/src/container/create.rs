@@ -88,6 +88,8 @@ impl Runtime {
         match Box::pin(self.build_container(&sandbox, &container, &image)).await {
             Ok(()) => Ok(container.id.clone()),
             Err(error) => {
+                // A removal of the pod may be at the same.
+                let _one_at_a_time = container.operation.lock().await;
                 if let Err(undo) = self.erase_container(&container).await {
                     tracing::error!(
                         container = container.id,
@@ -169,10 +171,23 @@ impl Runtime {
             });
             identity
         };
-        container.record.change(|record| {
-            record.user = Some(identity.to_cri());
-            record.set_phase(ContainerPhase::Created);
+        // The pod may have been removed in the meantime, this container with it: what was made since is taken away again.
+        let still_wanted = container.record.change(|record| {
+            let wanted = record.phase() == ContainerPhase::Creating;
+            if wanted {
+                record.user = Some(identity.to_cri());
+                record.set_phase(ContainerPhase::Created);
+            }
+            wanted
         });
+        if !still_wanted {
+            return Err(RuntimeError::WrongState {
+                kind: "container",
+                id: record.id,
+                state: container_word(container.phase()),
+                needed: "being made",
+            });
+        }
         self.save(&container.record).await?;
         reached(Step::ContainerCreated);
         self.register_behind(container).await;
@@ -243,6 +258,9 @@ impl Runtime {
     pub(super) async fn register(&self, container: &Container) -> Result<(), RuntimeError> {
         let record = container.record.get();
         let Some(registration) = &record.registration else { return Ok(()) };
+        if record.phase() == ContainerPhase::Removing {
+            return Ok(());
+        }
         let sandbox = self.sandbox(&record.sandbox_id)?;
         let handler = sandbox.record.with(|record| record.handler.clone());
         let handler = self.handlers.of_record(&handler)?;

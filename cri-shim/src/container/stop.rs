@@ -48,16 +48,32 @@ impl Runtime {
     /// away behind the answer.
     pub async fn remove_container(self: &Arc<Self>, id: &str) -> Result<(), RuntimeError> {
         let Some(container) = self.registry.container(id) else { return Ok(()) };
-        {
+        // On its own: what was begun is gone on with, also when the caller does not wait for it.
+        let runtime = Arc::clone(self);
+        let begun = tokio::spawn(async move { runtime.remove_known(container).await });
+        begun.await.unwrap_or(Err(RuntimeError::Interrupted("removing the container")))
+    }
+
+    async fn remove_known(self: Arc<Self>, container: Arc<Container>) -> Result<(), RuntimeError> {
+        let written = {
             let _one_at_a_time = container.operation.lock().await;
             // Somebody else may have removed it while we waited.
-            if self.registry.container(id).is_none() || container.erasing.load(Ordering::Acquire) {
+            let gone = self.registry.container(&container.id).is_none();
+            if gone || container.erasing.load(Ordering::Acquire) {
                 return Ok(());
             }
             self.kill(&container).await?;
-            self.begin_removal(&container).await?;
+            // Also where it could not be written down: nobody sees the container any more.
+            let written = self.begin_removal(&container).await;
             container.erasing.store(true, Ordering::Release);
-        }
+            written
+        };
+        self.erase_behind(container);
+        written
+    }
+
+    /// Takes a container away in the background, again and again until nothing of it is left.
+    pub(crate) fn erase_behind(self: &Arc<Self>, container: Arc<Container>) {
         let (runtime, layers) = (Arc::clone(self), self.images.use_layers());
         tokio::spawn(async move {
             let mut pause = ERASE_PAUSES.0;
@@ -70,7 +86,6 @@ impl Runtime {
                 pause = (pause * 2).min(ERASE_PAUSES.1);
             }
         });
-        Ok(())
     }
 
     /// Removes a container and waits until nothing of it is left.
