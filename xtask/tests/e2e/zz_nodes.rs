@@ -151,7 +151,8 @@ fn c_kubectl_reaches_pods_on_every_node() {
             .spawn()
             .unwrap();
         let mut line = String::new();
-        let output = forward.stdout.take().unwrap();
+        // Kept open: kubectl prints one more line, and ends when nobody can read it.
+        let output = forward.stdout.as_mut().unwrap();
         std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line).unwrap();
         let port = line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap();
         let answer = crate::support::get(&format!("127.0.0.1:{port}"));
