@@ -33,6 +33,20 @@ pub(super) fn available_replicas(set: &ReplicaSet) -> i32 {
     set.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0)
 }
 
+/// True when the ReplicaSet controller's report was made after the last change of the size.
+///
+/// An older report may count pods that were removed since: the set was shrunk, and then grown again by a
+/// rollback before the controller spoke.
+pub(super) fn report_is_current(set: &ReplicaSet) -> bool {
+    let observed = set.status.as_ref().and_then(|status| status.observed_generation);
+    observed.unwrap_or(0) >= set.metadata.generation.unwrap_or(0)
+}
+
+/// Available pods that a decision may rely on: none while the report is older than the last resize.
+pub(super) fn surely_available(set: &ReplicaSet) -> i32 {
+    if report_is_current(set) { available_replicas(set) } else { 0 }
+}
+
 /// Ready pods, as last reported.
 pub(super) fn ready_replicas(set: &ReplicaSet) -> i32 {
     set.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0)

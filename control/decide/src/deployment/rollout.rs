@@ -6,7 +6,7 @@ use k8s_openapi::api::apps::v1::ReplicaSet;
 
 use super::{
     Context,
-    replica_set::{actual_replicas, available_replicas, replicas},
+    replica_set::{actual_replicas, available_replicas, replicas, report_is_current, surely_available},
 };
 use crate::object;
 
@@ -65,15 +65,18 @@ impl<'a> Context<'a> {
             return false;
         }
         // Pods of the new ReplicaSet that are not available yet must not be counted on.
-        let pending = replicas(new) - available_replicas(new);
+        let pending = replicas(new) - surely_available(new);
         let surplus = self.planned_total() - self.sizes.fewest_available() - pending;
         if surplus <= 0 {
             return false;
         }
-        let unhealthy = self.shrink(surplus, |set, left| (left - available_replicas(set)).max(0));
-        // A report may be older than the last resize: no more pods than the size are counted as available.
+        // What an outdated report calls unhealthy may serve by now.
+        let unhealthy = self.shrink(surplus, |set, left| {
+            if report_is_current(set) { (left - available_replicas(set)).max(0) } else { 0 }
+        });
+        // The controller may report before it removes: no more pods than the size are counted as available.
         let available: i32 =
-            self.all().map(|set| available_replicas(set).min(self.planned_replicas(set))).sum();
+            self.all().map(|set| surely_available(set).min(self.planned_replicas(set))).sum();
         let healthy = self.shrink(available - self.sizes.fewest_available(), |_, left| left);
         unhealthy || healthy
     }
