@@ -20,12 +20,22 @@ pub fn check(config: &AgentConfig) -> anyhow::Result<()> {
         }
     };
     readable("keelson.kubeconfig", &config.keelson.kubeconfig);
-    readable("tlsCertFile", &config.tls_cert_file);
-    readable("tlsPrivateKeyFile", &config.tls_private_key_file);
-    let client_ca = &config.authentication.x509.client_ca_file;
-    if !client_ca.as_os_str().is_empty() {
-        readable("authentication.x509.clientCAFile", client_ca);
+    if config.keelson.kubelet {
+        readable("tlsCertFile", &config.tls_cert_file);
+        readable("tlsPrivateKeyFile", &config.tls_private_key_file);
+        let client_ca = &config.authentication.x509.client_ca_file;
+        if !client_ca.as_os_str().is_empty() {
+            readable("authentication.x509.clientCAFile", client_ca);
+        }
+        own_directories(config, &mut problems);
     }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    bail!("the agent cannot start:\n  - {}", problems.join("\n  - "))
+}
+
+fn own_directories(config: &AgentConfig, problems: &mut Vec<String>) {
     let mut directory = |field: &str, path: &Path| {
         if let Err(error) = std::fs::create_dir_all(path) {
             problems.push(format!("{field} {} cannot be made: {error}", path.display()));
@@ -34,8 +44,4 @@ pub fn check(config: &AgentConfig) -> anyhow::Result<()> {
     directory("keelson.rootDir", &config.keelson.root_dir.join("pods"));
     directory("podLogsDir", &config.pod_logs_dir);
     directory("keelson.containerLogLinksDir", &config.keelson.container_log_links_dir);
-    if problems.is_empty() {
-        return Ok(());
-    }
-    bail!("the agent cannot start:\n  - {}", problems.join("\n  - "))
 }

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use k8s_openapi::api::core::v1::Node;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
@@ -35,6 +36,9 @@ const POD_EVENTS: usize = 256;
 /// Runs every role until `cancel`, or until one fails.
 pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Result<()> {
     let config = Arc::new(config);
+    if !config.keelson.kubelet {
+        return run_beside_a_kubelet(&config, cancel).await;
+    }
     let node_name = config.keelson.node_name.clone();
     let client = client(&config).await?;
     let cri = cri::connect(config.runtime_socket(), config.image_socket(), config.runtime_request_timeout.0);
@@ -101,18 +105,46 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
         pods: lookup,
         events: recorder.clone(),
         node_ip: config.keelson.node_ip,
-        overlay: start_network(&mut roles, &config, &client, &context)?,
+        overlay: start_network(&mut roles, &config, &client, context.node.clone(), context.events.clone())?,
     };
     roles.start("node", node::run(client.clone(), Arc::clone(&config), node_facts, cancel.clone()));
-    if let Some(section) = config.keelson.proxy.as_ref().filter(|section| section.enabled) {
-        let proxy = proxy::ProxyConfig::new(section, &config.keelson.node_name, config.keelson.node_ip)?;
-        let run = proxy::run(client.clone(), proxy, node_of_proxy, recorder.clone(), cancel.clone());
-        roles.optional("service proxy", run);
-    }
+    start_proxy(&mut roles, &config, &client, node_of_proxy, &recorder)?;
     roles.endless("CRI events", runtime::events::follow(cri.clone(), directory.clone(), cancel.clone()));
     roles.endless("pods", manager::run(context, directory.clone(), pod_event_queue, cancel.clone()));
     info!(node = %config.keelson.node_name, cri = %config.container_runtime_endpoint, "agent started");
     roles.join().await
+}
+
+/// The roles that another kubelet on this node leaves to the agent: the service proxy and the network between nodes.
+async fn run_beside_a_kubelet(config: &AgentConfig, cancel: CancellationToken) -> anyhow::Result<()> {
+    let node_name = config.keelson.node_name.clone();
+    let client = client(config).await?;
+    let (recorder, facts) = EventRecorder::new();
+    let (node_sender, node) = watch::channel(None);
+    let mut roles = Roles::new(cancel.clone());
+    roles.endless("events", events::run(client.clone(), node_name.clone(), facts, cancel.clone()));
+    let node_watch = sources::node::run(client.clone(), node_name.clone(), node_sender, cancel);
+    roles.endless("node watch", node_watch);
+    start_proxy(&mut roles, config, &client, node.clone(), &recorder)?;
+    let _state = start_network(&mut roles, config, &client, node, recorder)?;
+    info!(node = %node_name, "agent started beside another kubelet");
+    roles.join().await
+}
+
+/// Starts the service proxy, where it is wanted.
+fn start_proxy(
+    roles: &mut Roles,
+    config: &AgentConfig,
+    client: &Client,
+    node: watch::Receiver<Option<Arc<Node>>>,
+    events: &EventRecorder,
+) -> anyhow::Result<()> {
+    if let Some(section) = config.keelson.proxy.as_ref().filter(|section| section.enabled) {
+        let proxy = proxy::ProxyConfig::new(section, &config.keelson.node_name, config.keelson.node_ip)?;
+        let run = proxy::run(client.clone(), proxy, node, events.clone(), roles.cancel.clone());
+        roles.optional("service proxy", run);
+    }
+    Ok(())
 }
 
 /// Starts the network between nodes, where there is one; what pods need of it.
@@ -120,14 +152,14 @@ fn start_network(
     roles: &mut Roles,
     config: &AgentConfig,
     client: &Client,
-    context: &PodContext,
+    node: watch::Receiver<Option<Arc<Node>>>,
+    events: EventRecorder,
 ) -> anyhow::Result<Option<watch::Receiver<Option<network::State>>>> {
     let Some(section) = config.keelson.network.as_ref().filter(|section| section.enabled) else {
         return Ok(None);
     };
     let settings = network::NetworkConfig::new(section, config)?;
     let (sender, state) = watch::channel(None);
-    let (node, events) = (context.node.clone(), context.events.clone());
     let role = network::run(client.clone(), settings, node, sender, events, roles.cancel.clone());
     roles.start("network", role);
     Ok(Some(state))

@@ -46,6 +46,12 @@ const VM_TOOLS: &[Tool] = &[
     Tool { program: "mkfs.ext4", package: "e2fsprogs", needed_for: "the guest's disks" },
 ];
 
+/// What `bench lb` measures beside our data plane.
+const FORWARDING_PEERS: &[Tool] = &[
+    Tool { program: "iptables-restore", package: "iptables", needed_for: "a peer of the service data plane" },
+    Tool { program: "nft", package: "nftables", needed_for: "a peer of the service data plane" },
+];
+
 /// How much of the tool set a command needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scope {
@@ -77,6 +83,11 @@ pub(crate) fn fuzzing(sanitize: bool) -> Result<()> {
         nightly_sources()?;
     }
     cargo_tool("cargo-fuzz", &["--locked"])
+}
+
+/// Installs the peers of the service data plane.
+pub(crate) fn forwarding_peers() -> Result<()> {
+    debian_packages(FORWARDING_PEERS)
 }
 
 /// Installs what virtual machines need.

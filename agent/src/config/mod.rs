@@ -231,6 +231,9 @@ pub struct KeelsonConfig {
     pub node_labels: BTreeMap<String, String>,
     /// How to reach the API server.
     pub kubeconfig: PathBuf,
+    /// Whether this agent is the node's kubelet; `false`: another one is, and only proxy and network run here.
+    #[serde(default = "yes")]
+    pub kubelet: bool,
     /// `<rootDir>/pods/<uid>` and the agent's state.
     #[serde(default = "default_root_dir")]
     pub root_dir: PathBuf,
@@ -431,7 +434,9 @@ impl AgentConfig {
         if !self.cgroup_root.starts_with('/') {
             problems.push(format!("cgroupRoot {:?} is not absolute", self.cgroup_root));
         }
-        if self.tls_cert_file.as_os_str().is_empty() || self.tls_private_key_file.as_os_str().is_empty() {
+        let no_tls =
+            self.tls_cert_file.as_os_str().is_empty() || self.tls_private_key_file.as_os_str().is_empty();
+        if self.keelson.kubelet && no_tls {
             problems.push("tlsCertFile and tlsPrivateKeyFile must be given".to_owned());
         }
         for (field, dir) in [("podLogsDir", &self.pod_logs_dir), ("keelson.rootDir", &self.keelson.root_dir)]

@@ -37,6 +37,8 @@ struct Cache<F> {
     /// Names met since the listing began; `None` outside of a listing.
     listing: Option<BTreeSet<ObjectName>>,
     synced: bool,
+    /// A listing named nothing at all, and was not believed.
+    unbelieved: bool,
 }
 
 /// Everything known, by kind.
@@ -58,7 +60,7 @@ pub(super) struct Catalog {
 
 impl<F> Default for Cache<F> {
     fn default() -> Self {
-        Self { objects: BTreeMap::new(), listing: None, synced: false }
+        Self { objects: BTreeMap::new(), listing: None, synced: false, unbelieved: false }
     }
 }
 
@@ -76,11 +78,21 @@ impl<F> Cache<F> {
                 }
                 vec![self.put(name, facts)]
             }
-            Seen::Changed(name, facts) => vec![self.put(name, facts)],
+            Seen::Changed(name, facts) => {
+                // The server that listed nothing now tells something: it is at work.
+                self.synced |= self.listing.is_none();
+                vec![self.put(name, facts)]
+            }
             Seen::Gone(name) => vec![self.put(name, None)],
             Seen::Complete => {
-                self.synced = true;
                 let listed = self.listing.take().unwrap_or_default();
+                // Every cluster has the Service `kubernetes` and its slice: a server that lists nothing has lost its
+                // data, or has not read it yet. Deletions that it tells one by one are believed.
+                if listed.is_empty() {
+                    self.unbelieved = true;
+                    return Vec::new();
+                }
+                self.synced = true;
                 let gone: Vec<ObjectName> =
                     self.objects.keys().filter(|name| !listed.contains(*name)).cloned().collect();
                 gone.into_iter().map(|name| self.put(name, None)).collect()
@@ -165,6 +177,23 @@ impl Catalog {
             }
         }
         table
+    }
+
+    /// The services whose endpoints may not be known yet: no EndpointSlice names them, not even an empty one.
+    pub(super) fn without_slices(&self) -> BTreeSet<ServiceKey> {
+        let handed = self.handed.iter().filter(|(name, _)| !self.slices_of.contains_key(*name));
+        handed.flat_map(|(_, keys)| keys).cloned().collect()
+    }
+
+    /// Has the services without slices handed out once more, with no endpoint.
+    pub(super) fn touch_without_slices(&mut self) {
+        let names = self.services.objects.keys().filter(|name| !self.slices_of.contains_key(*name));
+        self.touched.extend(names.cloned());
+    }
+
+    /// Whether, since the last call, a listing named nothing at all and was not believed.
+    pub(super) fn take_unbelieved(&mut self) -> bool {
+        std::mem::take(&mut self.services.unbelieved) | std::mem::take(&mut self.slices.unbelieved)
     }
 
     /// The whole table, without forgetting what was touched.

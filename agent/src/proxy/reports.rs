@@ -50,6 +50,15 @@ impl Reports {
         self.events.record(self.node.clone(), EventType::Warning, "ServiceProxyUnavailable", message);
     }
 
+    /// The API server lists nothing where every cluster has something.
+    pub(super) fn empty_listing(&self) {
+        let message = "the API server lists no Service or no EndpointSlice at all, which no cluster is without: what is \
+                       programmed stays as it is until it lists some";
+        tracing::warn!("{message}");
+        let message = message.to_owned();
+        self.events.record(self.node.clone(), EventType::Warning, "ServiceListEmpty", message);
+    }
+
     /// Routes that would carry untranslated service traffic away.
     pub(super) fn clashing_routes(&self, range: &str, clashes: &[String]) {
         if clashes.is_empty() {

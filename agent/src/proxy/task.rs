@@ -34,6 +34,9 @@ const BATCH: usize = 1024;
 const QUESTIONS: usize = 16;
 /// How long after an endpoint went sockets are looked for once more: a program may just have been connecting.
 const SECOND_LOOK: Duration = Duration::from_secs(2);
+/// How long what an earlier agent left, and the API server does not name, goes on answering: the server or its
+/// controllers may be behind.
+const SETTLE: Duration = Duration::from_secs(20);
 /// How long sockets of an endpoint that is gone are looked for while their service has no other.
 const GIVE_UP: Duration = Duration::from_mins(10);
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -56,6 +59,8 @@ pub(super) struct Proxy {
     look_at: Option<Instant>,
     /// Whether the data plane holds everything, and runs our programs.
     filled: bool,
+    /// When what an earlier agent left, and nobody has named since, is removed.
+    settle_at: Option<Instant>,
     cancel: CancellationToken,
 }
 
@@ -81,6 +86,7 @@ impl Proxy {
             gone: BTreeMap::new(),
             look_at: None,
             filled: false,
+            settle_at: None,
             cancel,
         }
     }
@@ -100,8 +106,9 @@ impl Proxy {
         self.refresh_node();
         let cancel = self.cancel.clone();
         loop {
-            let look = self.look_at.unwrap_or_else(|| Instant::now() + GIVE_UP);
-            // All arms are cancel-safe: a token, channels, a time and three streams, whose items are lost in no await.
+            let later = Instant::now() + GIVE_UP;
+            let (look, settle) = (self.look_at.unwrap_or(later), self.settle_at.unwrap_or(later));
+            // All arms are cancel-safe: a token, channels, times and three streams, whose items are lost in no await.
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
                 batch = services.next() => {
@@ -128,6 +135,13 @@ impl Proxy {
                     self.reconnect_datagrams().await;
                     continue;
                 }
+                () = tokio::time::sleep_until(settle.into()) => {
+                    self.settle().await?;
+                    continue;
+                }
+            }
+            if self.catalog.take_unbelieved() {
+                self.reports.empty_listing();
             }
             if self.filled {
                 self.update().await?;
@@ -177,12 +191,13 @@ impl Proxy {
 
     /// The first time: makes the maps hold everything, then runs our programs on them.
     async fn fill(mut self) -> Result<Self> {
+        let started = Instant::now();
         let touched: Vec<ObjectName> = self.catalog.services().map(|(name, _)| name.clone()).collect();
         let table = self.catalog.table();
+        let unsure = self.catalog.without_slices();
         self.catalog.take_triggers();
-        let started = Instant::now();
         let (mut this, table, report, attached) = tokio::task::spawn_blocking(move || {
-            let report = self.plane.replace_all(&table);
+            let report = self.plane.add_all(&table, &unsure);
             let attached = self.plane.attach();
             (self, table, report, attached)
         })
@@ -205,6 +220,13 @@ impl Proxy {
             "services programmed"
         );
         this.filled = true;
+        if this.plane.unclaimed() > 0 {
+            tracing::info!(
+                services = this.plane.unclaimed(),
+                "kept until the API server has had time to name them"
+            );
+            this.settle_at = Some(Instant::now() + SETTLE);
+        }
         let report = this.grow_if_full(report)?;
         this.reports.updated(&this.catalog, table.keys(), &report.refused);
         this.reports.taken_node_ports(&this.catalog, node_ports_of(table.iter())).await;
@@ -212,14 +234,28 @@ impl Proxy {
         Ok(this)
     }
 
+    /// Lets go of what an earlier agent left and the API server has not named since.
+    async fn settle(&mut self) -> Result<()> {
+        self.settle_at = None;
+        // Those that the server names without endpoints are taken over before the rest goes.
+        self.catalog.touch_without_slices();
+        self.update().await?;
+        let report = self.plane.remove_unclaimed();
+        if report.removed > 0 {
+            tracing::info!(removed = report.removed, "removed services that the API server does not know");
+        }
+        self.finish(&[], report).await;
+        Ok(())
+    }
+
     /// Afterwards: writes what changed.
     async fn update(&mut self) -> Result<()> {
         if !self.catalog.is_touched() {
             return Ok(());
         }
+        let started = Instant::now();
         let touched: Vec<ObjectName> = self.catalog.touched().cloned().collect();
         let changes = self.catalog.changes();
-        let started = Instant::now();
         let report = self.plane.apply(&changes);
         let triggers = self.catalog.take_triggers();
         self.metrics.synced(started.elapsed(), &triggers);

@@ -29,7 +29,9 @@ pub use links::{Attached, LinkError};
 pub use maps::MapsError;
 pub use memory::{Capacity, MemoryError};
 pub use object::is_built;
-pub use pins::{PinError, unload};
+pub use pins::{PinError, map_memory, unload};
+#[doc(hidden)]
+pub use plane::pretend_layout;
 pub use plane::{Config, DataPlane, OpenError, Usage, netns_cookie};
 pub use probe::{Feature, missing, probe};
 pub use services::{Refused, SyncReport};

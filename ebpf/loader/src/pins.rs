@@ -142,6 +142,16 @@ pub fn unload(root: &Path) -> Result<bool, PinError> {
     Ok(true)
 }
 
+/// Names of the current maps below a pin directory, with the bytes of kernel memory that each occupies.
+pub fn map_memory(root: &Path) -> Result<Vec<(String, u64)>, PinError> {
+    let sizes = list(&root.join("maps"))?.into_iter().map(|path| {
+        let bytes = sys::get_pinned(&path).and_then(|map| sys::map_bytes(map.as_fd()));
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok((name, bytes.map_err(|source| failed("inspect", &path, source))?))
+    });
+    sizes.collect()
+}
+
 /// Whether the path, or its nearest existing ancestor, lies on a BPF file system.
 pub(crate) fn on_bpffs(path: &Path) -> bool {
     path.ancestors()

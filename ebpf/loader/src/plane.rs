@@ -166,7 +166,8 @@ impl DataPlane {
                 return Ok(None);
             }
         };
-        let report = larger.replace_all(table);
+        // What an earlier process left, and nobody has named yet, moves along.
+        let report = larger.add_all(table, &BTreeSet::new());
         larger.attach()?;
         std::mem::swap(self, &mut larger);
         Ok(Some(report))
@@ -181,6 +182,24 @@ impl DataPlane {
     /// Makes the maps hold exactly this table. Removes what is not in it, so only for callers who know everything.
     pub fn replace_all(&mut self, table: &ServiceTable) -> SyncReport {
         self.services.replace_all(&mut self.maps, table, Instant::now())
+    }
+
+    /// Makes the maps hold this table and removes nothing: what else they hold goes on until
+    /// [`Self::remove_unclaimed`]. A service that is in `unsure`, because its endpoints may not be known yet, stays as
+    /// it is where the maps have it.
+    pub fn add_all(&mut self, table: &ServiceTable, unsure: &BTreeSet<ServiceKey>) -> SyncReport {
+        self.services.add_all(&mut self.maps, table, unsure, Instant::now())
+    }
+
+    /// Removes what an earlier process left in the maps and no table or change has named since.
+    pub fn remove_unclaimed(&mut self) -> SyncReport {
+        self.services.remove_unclaimed(&mut self.maps, Instant::now())
+    }
+
+    /// How many services of an earlier process no table or change has named so far.
+    #[must_use]
+    pub fn unclaimed(&self) -> usize {
+        self.services.unclaimed()
     }
 
     /// Carries out changes; costs what changed, whatever the number of services.
@@ -277,6 +296,17 @@ fn capacity_of(meta: &Meta) -> Option<Capacity> {
 /// Whether the maps in a directory are of this layout and not larger, so that what they hold can be copied.
 fn fits(dir: &Path, capacity: Capacity) -> bool {
     read_meta(dir).and_then(|meta| capacity_of(&meta)).is_some_and(|old| capacity.holds(&old))
+}
+
+/// Makes the pinned maps look as if another version had made them, so that the next process moves everything to new
+/// ones: for tests of upgrades and downgrades.
+#[doc(hidden)]
+pub fn pretend_layout(pin_dir: &Path, version: u32) -> Result<(), OpenError> {
+    let dir = pin_dir.join("maps");
+    let name = map_names::META;
+    let mut map: Array<MapData, Meta> = crate::maps::pinned(&dir, name)?;
+    let meta = map.get(&0, 0).map_err(OpenError::Meta)?;
+    map.set(0, Meta { layout_version: version, ..meta }, 0).map_err(OpenError::Meta)
 }
 
 fn read_meta(dir: &Path) -> Option<Meta> {

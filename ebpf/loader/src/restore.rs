@@ -4,7 +4,7 @@
 //! Trusts nothing it reads: an extent or backend that lies outside its array, or is claimed twice, is ignored, and
 //! its service is written anew.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ebpf_common::{ExtentHeader, FrontendKey};
 
@@ -13,7 +13,7 @@ use crate::{
     memory::{Memory, MemoryError},
     room::{BackendKey, Room},
     services::Known,
-    table::Place,
+    table::{Place, ServiceKey},
 };
 
 /// Services found in the maps whose name is not known yet. They keep answering until claimed or removed.
@@ -74,6 +74,17 @@ impl Orphans {
             return false;
         };
         self.by_id.get_mut(&id).is_some_and(|known| known.frontends.remove(frontend).is_some())
+    }
+
+    /// Which of these services are among them, by their names.
+    pub(crate) fn named(&self, keys: &BTreeSet<ServiceKey>) -> BTreeSet<ServiceKey> {
+        let names: BTreeSet<&str> = self.by_id.values().filter_map(|known| known.name.as_deref()).collect();
+        keys.iter().filter(|key| names.contains(key.0.as_str())).cloned().collect()
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.by_id.len()
     }
 
     /// Whether there are none.

@@ -133,25 +133,68 @@ impl Services {
         for key in gone {
             self.remove(memory, &key, now, &mut report);
         }
+        self.write_all(memory, table.iter(), now, &mut report);
+        self.drop_orphans(memory, now, &mut report);
+        self.settle(memory, now, &mut report);
+        report
+    }
+
+    /// Makes the maps hold this table and lets everything else stand that they hold already. A service of which
+    /// `unsure` says that its endpoints may not be known yet stays as it is where the maps have it.
+    pub(crate) fn add_all<M: Memory>(
+        &mut self,
+        memory: &mut M,
+        table: &ServiceTable,
+        unsure: &BTreeSet<ServiceKey>,
+        now: Instant,
+    ) -> SyncReport {
+        let mut report = SyncReport::default();
+        let left = self.orphans.named(unsure);
+        let sure = table.iter().filter(|(key, _)| !left.contains(*key));
+        self.write_all(memory, sure, now, &mut report);
+        self.settle(memory, now, &mut report);
+        report
+    }
+
+    /// Removes what the maps held before this process and nobody has claimed since.
+    pub(crate) fn remove_unclaimed<M: Memory>(&mut self, memory: &mut M, now: Instant) -> SyncReport {
+        let mut report = SyncReport::default();
+        self.drop_orphans(memory, now, &mut report);
+        self.settle(memory, now, &mut report);
+        report
+    }
+
+    /// How many services the maps held before this process that nobody has claimed.
+    pub(crate) fn unclaimed(&self) -> usize {
+        self.orphans.len()
+    }
+
+    fn write_all<'t, M: Memory>(
+        &mut self,
+        memory: &mut M,
+        table: impl Iterator<Item = (&'t ServiceKey, &'t DesiredService)>,
+        now: Instant,
+        report: &mut SyncReport,
+    ) {
         // On fresh maps, which no program reads yet, frontends can wait for each other.
-        let fresh = self.known.is_empty() && self.orphans.is_empty();
-        if fresh {
+        if self.known.is_empty() && self.orphans.is_empty() {
             memory.collect();
         }
         for (key, desired) in table {
-            self.upsert(memory, key, desired, now, &mut report);
+            self.upsert(memory, key, desired, now, report);
         }
         if let Err(why) = memory.flush() {
             let whole = ServiceKey("all services".to_owned());
             report.refused.push((whole, why.into()));
         }
+    }
+
+    fn drop_orphans<M: Memory>(&mut self, memory: &mut M, now: Instant, report: &mut SyncReport) {
         for (index, orphan) in std::mem::take(&mut self.orphans).into_iter().enumerate() {
             let key = ServiceKey(format!("unclaimed-{index}"));
             self.known.insert(key.clone(), orphan);
-            self.remove(memory, &key, now, &mut report);
+            self.remove(memory, &key, now, report);
         }
-        self.settle(memory, now, &mut report);
-        report
     }
 
     /// Carries changes out; removals first, so that what they free can be taken.

@@ -245,6 +245,13 @@ pub fn program_runs(prefix: &str) -> io::Result<Vec<ProgramRuns>> {
     Ok(found)
 }
 
+/// Bytes of kernel memory that a map occupies, as the kernel tells.
+pub(crate) fn map_bytes(map: BorrowedFd<'_>) -> io::Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
+    let bytes = text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok());
+    bytes.ok_or_else(|| io::Error::other("the kernel does not tell the memory of a map"))
+}
+
 /// Waits for an RCU grace period: every program that was running has finished. Falls back to nothing where the
 /// kernel lacks the call; the quarantine's time then is the only protection.
 pub(crate) fn wait_for_grace_period() {

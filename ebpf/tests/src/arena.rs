@@ -4,9 +4,12 @@
 //! makes afterwards, on this thread or threads it starts, is one of the clients. Never touches the machine's own
 //! interfaces, and attaches to its own cgroup only.
 
+#![allow(unsafe_code, reason = "a child that ends with its parent is told so between fork and exec")]
+
 use std::{
     fs,
     net::IpAddr,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -21,6 +24,8 @@ use nix::sched::{CloneFlags, unshare};
 
 /// A process has one cgroup, so arenas of one process take turns.
 static TURN: Mutex<()> = Mutex::new(());
+/// Where every arena has its pin directory.
+const PINS: &str = "/sys/fs/bpf/keelson";
 static SERIAL: AtomicU32 = AtomicU32::new(0);
 
 /// The place of one test.
@@ -40,13 +45,10 @@ impl Arena {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let name = format!("keelson-test-{}-{}", std::process::id(), SERIAL.fetch_add(1, Ordering::Relaxed));
         let root = cgroup2_root()?;
+        sweep(&root);
         let home = root.join(own_cgroup()?.trim_start_matches('/'));
-        let arena = Self {
-            pin_dir: Path::new("/sys/fs/bpf/keelson").join(&name),
-            cgroup: root.join(&name),
-            home,
-            _turn: turn,
-        };
+        let arena =
+            Self { pin_dir: Path::new(PINS).join(&name), cgroup: root.join(&name), home, _turn: turn };
         unshare(CloneFlags::CLONE_NEWNET).context("unshare the network namespace")?;
         ip(&["link", "set", "lo", "up"])?;
         for address in addresses {
@@ -75,6 +77,33 @@ impl Drop for Arena {
         drop(ebpf_loader::unload(&self.pin_dir));
         drop(move_process(&self.home));
         drop(fs::remove_dir(&self.cgroup));
+    }
+}
+
+/// Removes what a process left that was killed: its cgroups, and its pins.
+fn sweep(root: &Path) {
+    for entry in fs::read_dir(root).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let pid = name.strip_prefix("keelson-test-").and_then(|rest| rest.split('-').next());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            // Whoever still lives there keeps the cgroup.
+            drop(ebpf_loader::unload(&Path::new(PINS).join(&name)));
+            drop(fs::remove_dir(entry.path()));
+        }
+    }
+}
+
+/// Has the kernel end the child when the thread that starts it ends, however that ends.
+pub fn end_with_us(command: &mut Command) -> &mut Command {
+    // SAFETY: between fork and exec the closure makes one system call and touches no memory of the parent.
+    unsafe {
+        command.pre_exec(|| {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == 0 {
+                Ok(())
+            } else {
+                Err(std::io::Error::last_os_error())
+            }
+        })
     }
 }
 

@@ -2,8 +2,11 @@
 //!
 //! An [`Arena`](arena::Arena) is a network namespace, a cgroup and a pin directory of its own, so that nothing of the
 //! machine is touched and tests can run beside a live cluster. [`servers`] answer in it; [`tables`] writes service
-//! tables briefly; [`bench`] measures.
+//! tables briefly; [`agent`] runs a real agent with only its proxy beside a pretended API server, [`api`]; [`bench`]
+//! measures.
 
+pub mod agent;
+pub mod api;
 pub mod arena;
 pub mod bench;
 pub mod servers;

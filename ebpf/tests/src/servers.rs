@@ -39,6 +39,24 @@ impl Server {
         }))
     }
 
+    /// Sends back what it gets, on any number of connections.
+    pub fn echo(address: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind(address)?;
+        Ok(Self::spawn(listener.local_addr()?, false, move |stop| {
+            while let Ok((mut stream, _)) = listener.accept() {
+                if stop.load(Ordering::Acquire) {
+                    return;
+                }
+                // Each ends with its client.
+                std::thread::spawn(move || {
+                    drop(stream.set_nodelay(true));
+                    let mut byte = [0];
+                    while stream.read_exact(&mut byte).is_ok() && stream.write_all(&byte).is_ok() {}
+                });
+            }
+        }))
+    }
+
     /// Answers every datagram with its own address.
     pub fn udp(address: SocketAddr) -> io::Result<Self> {
         let socket = UdpSocket::bind(address)?;

@@ -17,12 +17,8 @@ use crate::process::write_atomic;
 /// What to measure.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum What {
-    /// New TCP connections per second through a ClusterIP, beside direct ones.
-    Lb {
-        /// Interleaved rounds at the most.
-        #[arg(long, default_value_t = 20)]
-        rounds: u32,
-    },
+    /// The service data plane beside iptables and nftables: connections, programming, memory.
+    Lb(lb::Arguments),
     /// `kubectl apply` of the example to all pods Ready, images present. Needs `up`.
     Start {
         /// Repetitions.
@@ -42,7 +38,7 @@ pub(crate) enum What {
 /// Runs one measurement.
 pub(crate) fn run(layout: &Layout, what: &What) -> Result<()> {
     match what {
-        What::Lb { rounds } => lb::run(layout, *rounds),
+        What::Lb(arguments) => lb::run(layout, arguments),
         What::Start { runs } => start::run(layout, *runs),
         What::Cri(arguments) => cri::run(layout, arguments),
         What::Overlay(arguments) => overlay::run(layout, arguments),

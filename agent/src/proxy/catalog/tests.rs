@@ -69,12 +69,47 @@ fn backends(changes: &[Change]) -> Vec<String> {
 fn nothing_is_synced_before_both_listings_are_complete() {
     let mut catalog = Catalog::default();
     catalog.service(Seen::Restart);
+    catalog.service(Seen::Listed(name("web"), Some(web())));
     catalog.service(Seen::Complete);
     assert!(!catalog.synced());
     catalog.slice(Seen::Restart);
+    catalog.slice(Seen::Listed(name("web-1"), Some(slice("web", vec![]))));
     assert!(!catalog.synced());
     catalog.slice(Seen::Complete);
     assert!(catalog.synced());
+}
+
+#[test]
+fn a_listing_of_nothing_is_not_believed() {
+    let mut catalog = synced(vec![endpoint(1, EndpointState::Ready)]);
+    catalog.changes();
+    for _ in 0..2 {
+        catalog.service(Seen::Restart);
+        catalog.service(Seen::Complete);
+        catalog.slice(Seen::Restart);
+        catalog.slice(Seen::Complete);
+    }
+    assert!(catalog.take_unbelieved() && !catalog.take_unbelieved(), "told once");
+    assert_eq!(catalog.changes(), []);
+    let mut fresh = Catalog::default();
+    fresh.service(Seen::Restart);
+    fresh.service(Seen::Complete);
+    fresh.slice(Seen::Restart);
+    fresh.slice(Seen::Complete);
+    assert!(!fresh.synced());
+    fresh.service(Seen::Changed(name("web"), Some(web())));
+    fresh.slice(Seen::Changed(name("web-1"), Some(slice("web", vec![]))));
+    assert!(fresh.synced(), "it tells something now");
+}
+
+#[test]
+fn a_service_that_no_slice_names_is_unsure() {
+    let mut catalog = synced(vec![]);
+    catalog.service(Seen::Changed(name("new"), Some(web())));
+    catalog.changes();
+    assert_eq!(catalog.without_slices(), [ServiceKey("ns/new:80/TCP/IPv4".into())].into());
+    catalog.touch_without_slices();
+    assert_eq!(backends(&catalog.changes()), Vec::<String>::new());
 }
 
 #[test]
@@ -127,7 +162,9 @@ fn what_a_new_listing_does_not_name_is_gone() {
     catalog.changes();
     catalog.slice(Seen::Restart);
     assert!(!catalog.is_touched(), "an unfinished listing removes nothing");
+    catalog.slice(Seen::Listed(name("else-1"), Some(slice("else", vec![]))));
     catalog.slice(Seen::Complete);
+    catalog.service(Seen::Gone(name("else")));
     assert_eq!(backends(&catalog.changes()), Vec::<String>::new());
 }
 

@@ -1,0 +1,344 @@
+//! What was measured, the goals, and the tables.
+
+use std::fmt::Write as _;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+const MIB: f64 = 1024.0 * 1024.0;
+
+/// Everything that was measured, and on what.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    kernel: String,
+    processors: usize,
+    /// Load of the machine before the measurement; anything near or above the processors spoils the figures.
+    load_before: String,
+    quick: bool,
+    /// What connections cost, by number of services.
+    pub(super) connections: Vec<Way>,
+    /// How long programming takes, by size.
+    pub(super) programming: Vec<Programming>,
+    goals: Vec<Goal>,
+}
+
+/// A promise and what became of it.
+#[derive(Debug, Serialize)]
+struct Goal {
+    what: String,
+    found: String,
+    met: bool,
+}
+
+/// One number of services.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Way {
+    /// Services in all.
+    pub(super) services: u32,
+    load_ms: f64,
+    peers: Vec<Peer>,
+    /// Connections, requests, calls.
+    pub(super) works: Vec<Work>,
+    hook_service_ns: f64,
+    hook_other_ns: f64,
+    call_added_ns: f64,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+struct Peer {
+    name: String,
+    version: Option<String>,
+    absent: Option<String>,
+    load_ms: Option<f64>,
+}
+
+/// One kind of work.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Work {
+    /// `Connections`, `Requests` or `Calls`.
+    #[serde(rename = "work")]
+    pub(super) kind: String,
+    rounds: usize,
+    precise: bool,
+    direct: Figure,
+    /// Direct once more.
+    pub(super) control: Figure,
+    /// Through our hooks.
+    pub(super) ours: Figure,
+    /// Through the peers.
+    pub(super) peers: Vec<(String, Figure)>,
+}
+
+/// One way of forwarding.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Figure {
+    per_sec: f64,
+    low: f64,
+    high: f64,
+    p50_us: f64,
+    p99_us: f64,
+    /// Rate ÷ the direct one's.
+    pub(super) ratio: Option<Interval>,
+}
+
+/// A mean with its 95 % interval.
+#[derive(Debug, Clone, Copy, Deserialize, Serialize)]
+pub(super) struct Interval {
+    /// Mean of the rounds.
+    pub(super) mean: f64,
+    /// Lower end.
+    pub(super) low: f64,
+    /// Upper end.
+    pub(super) high: f64,
+}
+
+/// One size.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Programming {
+    size: Size,
+    cold_written: f64,
+    cold_answered: f64,
+    change_written_ms: f64,
+    change_answered_ms: f64,
+    change_answered_p99_ms: f64,
+    memory: Memory,
+    peers: Vec<ProgrammingPeer>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+struct Size {
+    services: u32,
+    endpoints: u32,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+struct Memory {
+    maps: u64,
+    each_map: Vec<(String, u64)>,
+    process: u64,
+    process_peak: u64,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+struct ProgrammingPeer {
+    name: String,
+    absent: Option<String>,
+    cold: Option<f64>,
+    change_ms: Option<f64>,
+}
+
+/// What a soak told.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Soak {
+    kills: u64,
+    completed: u64,
+    layouts: u64,
+    empty_lists: u64,
+    exchanges: u64,
+    connections: u64,
+    datagrams: u64,
+    requests: u64,
+    /// Everything that failed.
+    pub(super) failures: Vec<String>,
+    verified: String,
+}
+
+impl Soak {
+    /// For people.
+    pub(super) fn table(&self) -> String {
+        format!(
+            "\nkill -9                       {:>9}\n  starts that met a new layout {:>8}\n  with an API that listed nothing {:>5}\n  \
+             exchanges of the program     {:>8}\n  completed before the next    {:>8}\nconnections                   {:>9}\n\
+             datagrams                     {:>9}\nrequests on open connections  {:>9}\nfailures                      {:>9}\n{}",
+            self.kills,
+            self.layouts,
+            self.empty_lists,
+            self.exchanges,
+            self.completed,
+            self.connections,
+            self.datagrams,
+            self.requests,
+            self.failures.len(),
+            self.verified
+        )
+    }
+}
+
+impl Report {
+    /// An empty report that tells what is measured on what.
+    pub(super) fn new(quick: bool) -> Result<Self> {
+        Ok(Self {
+            kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+            processors: std::thread::available_parallelism()?.get(),
+            load_before: std::fs::read_to_string("/proc/loadavg")?.trim().to_owned(),
+            quick,
+            connections: Vec::new(),
+            programming: Vec::new(),
+            goals: Vec::new(),
+        })
+    }
+
+    /// Holds the figures against the goals.
+    pub(super) fn judge(&mut self) {
+        let mut goals = Vec::new();
+        for way in &self.connections {
+            for work in &way.works {
+                let goal = match work.kind.as_str() {
+                    "Connections" => 0.975,
+                    "Requests" => 0.99,
+                    _ => continue,
+                };
+                let Some(ratio) = work.ours.ratio else { continue };
+                goals.push(Goal {
+                    what: format!("{} ÷ direct at {} services reach {goal}", work.kind, way.services),
+                    found: interval(ratio),
+                    met: ratio.high >= goal,
+                });
+            }
+        }
+        for size in &self.programming {
+            let name = format!("{} × {}", size.size.services, size.size.endpoints);
+            let mut at_most = |what: &str, found: f64, limit: f64, unit: &str| {
+                goals.push(Goal {
+                    what: format!("{name}: {what} ≤ {limit} {unit}"),
+                    found: format!("{found:.3} {unit}"),
+                    met: found <= limit,
+                });
+            };
+            match (size.size.services, size.size.endpoints) {
+                (5000, 3) => at_most("from nothing to the last write", size.cold_written, 0.05, "s"),
+                (10_000, 10) => {
+                    at_most("from nothing to the last write", size.cold_written, 0.3, "s");
+                    at_most("maps and agent", mib(size.memory.maps + size.memory.process), 32.0, "MiB");
+                    at_most("change to correct connection, p99", size.change_answered_p99_ms, 50.0, "ms");
+                }
+                _ => continue,
+            }
+            at_most("one endpoint changed", size.change_written_ms, 0.2, "ms");
+        }
+        self.goals = goals;
+    }
+
+    /// Tables on the terminal.
+    pub(super) fn print(&self) {
+        println!(
+            "\nservice data plane; kernel {}, {} processors, load before {}{}",
+            self.kernel,
+            self.processors,
+            self.load_before,
+            if self.quick { " (quick: coarse figures)" } else { "" }
+        );
+        for way in &self.connections {
+            print!("{}", way.table());
+        }
+        if !self.programming.is_empty() {
+            print!("{}", programming_table(&self.programming));
+        }
+        println!();
+        for goal in &self.goals {
+            let met = if goal.met { "met" } else { "NOT MET" };
+            println!("  {:<58} {:<26} {met}", goal.what, goal.found);
+        }
+        let met = self.goals.iter().filter(|goal| goal.met).count();
+        println!("goals met: {met} of {}", self.goals.len());
+    }
+}
+
+impl Way {
+    fn table(&self) -> String {
+        let mut text = format!(
+            "\n{} services: hook {:.0} ns per connect of a service, {:.0} ns of another address; a call of connect takes \
+             {:.0} ns more\n",
+            self.services, self.hook_service_ns, self.hook_other_ns, self.call_added_ns
+        );
+        for peer in &self.peers {
+            let line = match (&peer.absent, &peer.version) {
+                (Some(why), _) => format!("absent: {why}"),
+                (None, version) => version.clone().unwrap_or_default(),
+            };
+            // Writing to a String cannot fail, here and below.
+            writeln!(text, "  {}: {line}", peer.name).ok();
+        }
+        writeln!(
+            text,
+            "  {:<12} {:<16} {:>10} {:>19} {:>9} {:>9}  ÷ direct [95 %]",
+            "", "", "per s", "spread of 5", "p50 µs", "p99 µs"
+        )
+        .ok();
+        for work in &self.works {
+            let note =
+                format!("{} rounds{}", work.rounds, if work.precise { "" } else { ", wider than asked" });
+            let own = [("direct", &work.direct), ("direct again", &work.control), ("keelson", &work.ours)];
+            let peers = work.peers.iter().map(|(name, figure)| (name.as_str(), figure));
+            for (index, (name, figure)) in own.into_iter().chain(peers).enumerate() {
+                let head = if index == 0 { work.kind.as_str() } else { "" };
+                writeln!(
+                    text,
+                    "  {head:<12} {name:<16} {:>10.0} {:>19} {:>9.2} {:>9.2}  {}{}",
+                    figure.per_sec,
+                    format!("{:.0}..{:.0}", figure.low, figure.high),
+                    figure.p50_us,
+                    figure.p99_us,
+                    figure.ratio.map_or("1".to_owned(), interval),
+                    if index == 0 { format!("   ({note})") } else { String::new() }
+                )
+                .ok();
+            }
+        }
+        text
+    }
+}
+
+fn programming_table(all: &[Programming]) -> String {
+    let mut text = format!(
+        "\n  {:<12} {:<16} {:>12} {:>12} {:>13} {:>13} {:>10}  memory\n",
+        "programming", "", "cold: write", "to answer", "change: write", "to answer", "p99"
+    );
+    for size in all {
+        writeln!(
+            text,
+            "  {:<12} {:<16} {:>10.3} s {:>10.3} s {:>10.3} ms {:>10.3} ms {:>7.2} ms  maps {:.1} MiB, agent {:.1} MiB (peak {:.1})",
+            format!("{} × {}", size.size.services, size.size.endpoints),
+            "keelson",
+            size.cold_written,
+            size.cold_answered,
+            size.change_written_ms,
+            size.change_answered_ms,
+            size.change_answered_p99_ms,
+            mib(size.memory.maps),
+            mib(size.memory.process),
+            mib(size.memory.process_peak),
+        )
+        .ok();
+        for peer in &size.peers {
+            match (&peer.absent, peer.cold, peer.change_ms) {
+                (None, Some(cold), Some(change)) => writeln!(
+                    text,
+                    "  {:<12} {:<16} {cold:>10.3} s {:>12} {change:>10.3} ms",
+                    "", peer.name, "-"
+                ),
+                (why, _, _) => {
+                    writeln!(
+                        text,
+                        "  {:<12} {:<16} absent: {}",
+                        "",
+                        peer.name,
+                        why.clone().unwrap_or_default()
+                    )
+                }
+            }
+            .ok();
+        }
+    }
+    text
+}
+
+fn interval(ratio: Interval) -> String {
+    format!("{:.3} [{:.3}, {:.3}]", ratio.mean, ratio.low, ratio.high)
+}
+
+fn mib(bytes: u64) -> f64 {
+    #[allow(clippy::cast_precision_loss, reason = "megabytes for people")]
+    let bytes = bytes as f64;
+    bytes / MIB
+}
