@@ -30,6 +30,8 @@ use crate::{
 
 /// Failures that are told in full.
 const TOLD: usize = 20;
+/// Each kind of round twice, however slow the machine is.
+const LEAST_ROUNDS: usize = 10;
 const NAMESPACE: &str = "soak";
 const WEB: u8 = 10;
 const DNS: u8 = 11;
@@ -188,7 +190,7 @@ fn rounds(
 ) -> Result<()> {
     let until = Instant::now() + options.duration;
     let mut round = 0_usize;
-    while Instant::now() < until {
+    while Instant::now() < until || round < LEAST_ROUNDS {
         round += 1;
         agent.kill()?;
         report.kills += 1;
