@@ -3,20 +3,25 @@
 //! containerd's runc shim does the work where CRIU is installed; everywhere else the answer is `Unimplemented` with the reason.
 //! The file is a tar: `checkpoint/` (CRIU's images), `spec.dump`, `config.dump`, `rootfs-diff.tar`.
 
+use std::ffi::OsStr;
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use containerd_client::types::Mount;
 use cri_shim_api::v1::CheckpointContainerRequest;
-use cri_shim_core::record::ContainerRecord;
+use cri_shim_core::record::{ContainerPhase, ContainerRecord};
 use serde_json::json;
+use tracing::Instrument;
 
 use crate::containerd::ContainerdError;
 use crate::containerd::containers::RUNC_SHIM;
 use crate::error::RuntimeError;
-use crate::host::blocking;
+use crate::host::{blocking, files, process};
 use crate::runtime::Runtime;
+use crate::state::Container;
 
 const WHAT: &str = "a checkpoint";
 /// How long CRIU may look at the kernel: it tries everything, and a busy machine is slow.
@@ -25,8 +30,12 @@ const CHECK_PATIENCE: Duration = Duration::from_secs(60);
 const DEFAULT_PATIENCE: Duration = Duration::from_secs(300);
 
 impl Runtime {
-    /// Writes a checkpoint of a running container to the file that the client names. The container goes on.
-    pub async fn checkpoint(&self, request: CheckpointContainerRequest) -> Result<(), RuntimeError> {
+    /// Writes a checkpoint of a running container to the file that the client names. The container goes on. A caller that
+    /// goes away does not stop it; stopping or removing the container does, by taking away what is looked at.
+    pub async fn checkpoint(
+        self: &Arc<Self>,
+        request: CheckpointContainerRequest,
+    ) -> Result<(), RuntimeError> {
         let location = PathBuf::from(&request.location);
         if !location.is_absolute() || location.file_name().is_none() {
             let problem = format!("{:?} is not the absolute path of a file", request.location);
@@ -45,23 +54,91 @@ impl Runtime {
         criu_works().await?;
         let patience = u64::try_from(request.timeout).ok().filter(|seconds| *seconds > 0);
         let patience = patience.map_or(DEFAULT_PATIENCE, Duration::from_secs);
-        let _one_at_a_time = container.operation.lock().await;
-        let work = self.paths.state_dir.join("checkpoints").join(&container.id);
-        let images = work.join("checkpoint");
-        let made = images.clone();
-        blocking(move || std::fs::create_dir_all(&made).map_err(RuntimeError::host("make", &made))).await?;
         let spec = stored.spec.map(|spec| spec.value).unwrap_or_default();
+        // On its own: CRIU cannot be called back half-way, and its files must go.
+        let runtime = Arc::clone(self);
+        let work = async move { runtime.write_checkpoint(&container, location, spec, patience).await };
+        let work = tokio::spawn(work.in_current_span());
+        work.await.unwrap_or(Err(RuntimeError::Interrupted("the checkpoint")))
+    }
+
+    async fn write_checkpoint(
+        &self,
+        container: &Container,
+        location: PathBuf,
+        spec: Vec<u8>,
+        patience: Duration,
+    ) -> Result<(), RuntimeError> {
+        // Not the container's operation: whoever wants to stop it need not wait for CRIU, see `give_checkpoint_up`.
+        let _one_at_a_time = container.checkpoint.lock().await;
+        container.must_be(ContainerPhase::Running)?;
+        // On the disk: the images are as large as the container's memory.
+        let work = self.paths.checkpoints().join(&container.id);
+        let (images, part) = (work.join("checkpoint"), part_of(&location));
+        let (made, intent, named) = (images.clone(), work.join(INTENT), part.clone());
+        blocking(move || {
+            std::fs::create_dir_all(&made).map_err(RuntimeError::host("make", &made))?;
+            // So that a half-written file is found after a crash.
+            std::fs::write(&intent, named.as_os_str().as_bytes()).map_err(RuntimeError::host("write", &intent))
+        })
+        .await?;
         let result = async {
             let made = self.client.checkpoint_task(&container.id, &images, &work, patience).await;
             made.map_err(|error| explained(error, &work))?;
             let mounts = self.client.snapshot_mounts(&container.id).await?;
             let (record, work) = (container.record.get(), work.clone());
-            blocking(move || pack(&location, &work, &spec, &record, &mounts)).await
+            blocking(move || pack(&location, &part, &work, &spec, &record, &mounts)).await
         }
         .await;
-        blocking(move || std::fs::remove_dir_all(&work).map_err(RuntimeError::host("remove", &work))).await?;
+        blocking(move || clear(&work)).await?;
         result
     }
+
+    /// Ends the checkpoint of a container that is to stop, if one is under way: until then its shim does nothing else.
+    pub(crate) async fn give_checkpoint_up(&self, container: &Container) -> Result<(), RuntimeError> {
+        if container.checkpoint.try_lock().is_ok() {
+            return Ok(());
+        }
+        tracing::warn!(container = container.id, "its checkpoint is given up: it is to stop");
+        let work = self.paths.checkpoints().join(&container.id);
+        blocking(move || process::kill_imaging(&work)).await
+    }
+
+    /// Ends checkpoints that a crash of ours cut off, and takes away what they left.
+    pub(crate) async fn clear_checkpoints(&self) -> Result<(), RuntimeError> {
+        // Where they were before.
+        let old = self.paths.state_dir.join("checkpoints");
+        let all = [self.paths.checkpoints(), old];
+        blocking(move || {
+            for directory in &all {
+                for name in files::names_in(directory)? {
+                    clear(&directory.join(name))?;
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// The file in a checkpoint's directory that names the file that is being written.
+const INTENT: &str = "writes";
+
+/// What is written before it gets its name.
+fn part_of(location: &Path) -> PathBuf {
+    let mut name = location.file_name().unwrap_or_default().to_owned();
+    name.push(".part");
+    location.with_file_name(name)
+}
+
+/// Ends who still writes there, removes a checkpoint's directory and the file that it was writing, if that is there.
+fn clear(work: &Path) -> Result<(), RuntimeError> {
+    process::kill_imaging(work)?;
+    let intent = work.join(INTENT);
+    if let Ok(named) = std::fs::read(&intent) {
+        files::remove_file(Path::new(OsStr::from_bytes(&named)))?;
+    }
+    files::remove_tree(work)
 }
 
 /// What went wrong in words of the program that did: CRIU's own are in a log that goes with the container's bundle.
@@ -108,16 +185,16 @@ async fn criu_works() -> Result<(), RuntimeError> {
 /// Puts everything into the file: written beside it first, so that a half-written one never has its name.
 fn pack(
     location: &Path,
+    part: &Path,
     work: &Path,
     spec: &[u8],
     record: &ContainerRecord,
     mounts: &[Mount],
 ) -> Result<(), RuntimeError> {
-    let part = location.with_extension("part");
-    let written = write_tar(&part, work, spec, record, mounts);
-    let written = written.and_then(|()| std::fs::rename(&part, location));
+    let written = write_tar(part, work, spec, record, mounts);
+    let written = written.and_then(|()| std::fs::rename(part, location));
     written.map_err(|error| {
-        drop(std::fs::remove_file(&part));
+        drop(std::fs::remove_file(part));
         RuntimeError::host("write checkpoint", location)(error)
     })
 }
@@ -184,7 +261,8 @@ mod tests {
             ..Mount::default()
         };
         let location = directory.path().join("checkpoint.tar");
-        pack(&location, &work, b"{}", &ContainerRecord::default(), &[mount]).unwrap();
+        let part = part_of(&location);
+        pack(&location, &part, &work, b"{}", &ContainerRecord::default(), &[mount]).unwrap();
         let mut archive = tar::Archive::new(File::open(&location).unwrap());
         let mut names = Vec::new();
         let mut inner = Vec::new();
@@ -206,14 +284,33 @@ mod tests {
             .map(|entry| entry.unwrap().path().unwrap().display().to_string())
             .collect();
         assert!(inside.iter().any(|name| name.ends_with("etc/changed")), "{inside:?}");
-        assert!(!directory.path().join("checkpoint.part").exists());
+        assert!(!part.exists());
+    }
+
+    #[test]
+    fn what_a_crash_cut_off_goes_with_the_file_it_was_writing() {
+        let directory = tempfile::tempdir().unwrap();
+        let work = directory.path().join("checkpoints/c1");
+        std::fs::create_dir_all(work.join("checkpoint")).unwrap();
+        std::fs::write(work.join("checkpoint/pages-1.img"), "memory").unwrap();
+        let location = directory.path().join("kept/checkpoint-web.tar");
+        std::fs::create_dir_all(location.parent().unwrap()).unwrap();
+        let part = part_of(&location);
+        std::fs::write(&part, "half").unwrap();
+        std::fs::write(location.with_file_name("other.tar"), "whole").unwrap();
+        std::fs::write(work.join(INTENT), part.as_os_str().as_bytes()).unwrap();
+        clear(&work).unwrap();
+        assert!(!work.exists() && !part.exists());
+        assert!(location.with_file_name("other.tar").exists(), "nobody else's files");
+        clear(&work).unwrap();
     }
 
     #[test]
     fn a_place_that_cannot_be_written_is_named_and_keeps_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let location = directory.path().join("missing/checkpoint.tar");
-        let error = pack(&location, directory.path(), b"{}", &ContainerRecord::default(), &[]).unwrap_err();
+        let error = pack(&location, &part_of(&location), directory.path(), b"{}", &ContainerRecord::default(), &[])
+            .unwrap_err();
         assert!(error.to_string().contains("missing/checkpoint.tar"), "{error}");
         assert!(std::fs::read_dir(directory.path()).unwrap().next().is_none());
     }

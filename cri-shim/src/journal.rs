@@ -1,4 +1,4 @@
-//! Records on disk: one file per sandbox and container, replaced atomically.
+//! Records on disk: one file per sandbox, container and detachment that is still to be done, replaced atomically.
 //!
 //! A file is written before the first side effect of what it describes, so after `kill -9` everything that exists is
 //! explained by one. Files are not synced: what a power cut takes from them it also takes from the kernel objects they
@@ -9,7 +9,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use cri_shim_core::record::{ContainerRecord, SandboxRecord};
+use cri_shim_core::record::{ContainerRecord, DetachmentRecord, SandboxRecord};
 use prost::Message;
 
 use crate::error::RuntimeError;
@@ -36,6 +36,13 @@ impl Journaled for ContainerRecord {
     }
 }
 
+impl Journaled for DetachmentRecord {
+    const DIRECTORY: &'static str = "detachments";
+    fn id(&self) -> &str {
+        &self.sandbox.id
+    }
+}
+
 /// The directory of records.
 #[derive(Clone, Debug)]
 pub struct Journal {
@@ -45,7 +52,7 @@ pub struct Journal {
 impl Journal {
     /// Opens (and makes) the journal below `directory`.
     pub fn open(directory: &Path) -> Result<Self, RuntimeError> {
-        for kind in [SandboxRecord::DIRECTORY, ContainerRecord::DIRECTORY] {
+        for kind in [SandboxRecord::DIRECTORY, ContainerRecord::DIRECTORY, DetachmentRecord::DIRECTORY] {
             let path = directory.join(kind);
             fs::create_dir_all(&path).map_err(RuntimeError::host("make", &path))?;
         }

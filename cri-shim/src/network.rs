@@ -35,7 +35,8 @@ const BURST: u32 = i32::MAX as u32;
 /// Between two tries to watch a configuration directory that was taken away.
 const WATCH_PAUSE: Duration = Duration::from_secs(1);
 
-type Loaded = Result<Arc<NetworkConfigList>, String>;
+/// The network that counts, or why there is none.
+pub type Loaded = Result<Arc<NetworkConfigList>, String>;
 
 /// The pod network.
 #[derive(Clone, Debug)]
@@ -100,6 +101,11 @@ impl Network {
     /// The network that counts now, or why there is none.
     pub fn current(&self) -> Loaded {
         self.current.borrow().clone()
+    }
+
+    /// Tells when another network counts.
+    pub fn changes(&self) -> watch::Receiver<Loaded> {
+        self.current.clone()
     }
 
     /// Attaches a sandbox; its addresses, the primary one (the first of version 4, if any) first.

@@ -113,6 +113,8 @@ impl Runtime {
                 self.registry.add_container(&Arc::new(Container::new(record)));
             }
         }
+        self.recover_detachments().await?;
+        self.clear_checkpoints().await?;
         self.resync().await?;
         self.continue_unfinished().await?;
         self.end_forgotten_shims().await?;
@@ -152,7 +154,7 @@ impl Runtime {
             if container.phase() == ContainerPhase::Running {
                 let task = tasks.get(&container.id);
                 if task.is_some() && container.pump().is_none() && self.own_shim(&container).is_none() {
-                    self.reopen_output(&container).await;
+                    self.reopen_output(&container);
                 }
                 self.take_up(&container, task).await;
             }
@@ -161,18 +163,21 @@ impl Runtime {
     }
 
     /// Reads on where the process before us stopped. Without pipes the container goes on without a log.
-    async fn reopen_output(&self, container: &Arc<Container>) {
+    fn reopen_output(&self, container: &Container) {
+        if let Err(error) = self.take_output_up(container) {
+            tracing::error!(container = container.id, error = %chain(&error), "its output is lost");
+        }
+    }
+
+    /// Reads the output of a running container from now on.
+    pub(crate) fn take_output_up(&self, container: &Container) -> Result<(), RuntimeError> {
         let record = container.record.get();
         let stdio = fifo::paths(&container.state_dir(&self.paths.state_dir), &record.id, pipes(&record));
         if let Ok(stdin) = hold_stdin(&stdio.stdin) {
             container.set_stdin(stdin);
         }
-        match LogPump::start(&stdio, log_path(&record)).await {
-            Ok(pump) => container.set_pump(Some(pump)),
-            Err(error) => {
-                tracing::error!(container = container.id, error = %chain(&error), "its output is lost");
-            }
-        }
+        container.set_pump(Some(LogPump::resume(&stdio, log_path(&record))?));
+        Ok(())
     }
 
     /// Undoes what was being made, goes on with what was being removed. One that cannot be cleaned, because a process of it

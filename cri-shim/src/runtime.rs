@@ -28,6 +28,7 @@ use crate::host::{apparmor, blocking, pause};
 use crate::images::ImageStore;
 use crate::journal::{Journal, Journaled};
 use crate::network::Network;
+use crate::sandbox::owed::Owed;
 use crate::state::{Container, Registry, Sandbox, Shared};
 use crate::stats::Collector;
 use crate::{clock, facts, sandbox};
@@ -60,6 +61,11 @@ pub struct Paths {
 }
 
 impl Paths {
+    /// Where checkpoints are made, a directory for each.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.root_dir.join("checkpoints")
+    }
+
     /// Where runtimes keep their own state: a directory for each containerd namespace, in it one for each container.
     pub fn runtime_root(&self) -> PathBuf {
         self.state_dir.join("runc")
@@ -119,6 +125,8 @@ pub struct Runtime {
     pub(crate) container_flights: Flights<String>,
     /// Sandboxes being stopped or removed, by what is done and id.
     pub(crate) ending_flights: Flights<()>,
+    /// Detachments that are still to be done.
+    pub(crate) owed: Owed,
     /// The passwd and group files of images used lately.
     pub(crate) accounts: AccountCache,
 }
@@ -173,6 +181,7 @@ impl Runtime {
             sandbox_flights: Flights::default(),
             container_flights: Flights::default(),
             ending_flights: Flights::default(),
+            owed: Owed::default(),
             accounts: AccountCache::default(),
         }))
     }

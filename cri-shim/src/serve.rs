@@ -57,6 +57,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let supervisor = tokio::spawn(recovery::supervise(Arc::clone(&runtime), cancel.clone()));
     tokio::spawn(sweep_images(Arc::clone(&runtime), images.clone(), config.images.progress_deadline()));
     tokio::spawn(end_old_execs(Arc::clone(&runtime), executor.clone()));
+    tokio::spawn(pay_detachments(Arc::clone(&runtime)));
 
     tokio::spawn(memory::keep_small(cancel.clone()));
     serve_metrics(&config, &runtime, &cancel).await?;
@@ -122,6 +123,12 @@ async fn serve_metrics(
 async fn end_old_execs(runtime: Arc<Runtime>, executor: Executor) {
     until_recovered(&runtime).await;
     executor.recover().await;
+}
+
+/// What the pod network still holds of sandboxes that are gone.
+async fn pay_detachments(runtime: Arc<Runtime>) {
+    until_recovered(&runtime).await;
+    runtime.pay_detachments().await;
 }
 
 /// Waits for the recovery, however late containerd comes.

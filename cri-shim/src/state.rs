@@ -85,6 +85,8 @@ pub struct Container {
     pub record: Shared<ContainerRecord>,
     /// One operation at a time.
     pub operation: Arc<tokio::sync::Mutex<()>>,
+    /// One checkpoint at a time.
+    pub(crate) checkpoint: tokio::sync::Mutex<()>,
     /// Held while its end is taken up and its task deleted: two deletions side by side can cost containerd 1.6 the shim.
     pub(crate) ending: tokio::sync::Mutex<()>,
     /// Whether it was removed, and a task takes away what is left of it until nothing is.
@@ -161,6 +163,7 @@ impl Container {
             sandbox_id: record.sandbox_id.clone(),
             record: Shared::new(record),
             operation: Arc::default(),
+            checkpoint: tokio::sync::Mutex::default(),
             ending: tokio::sync::Mutex::default(),
             erasing: AtomicBool::default(),
             task_deleted: AtomicBool::default(),

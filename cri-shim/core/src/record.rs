@@ -98,6 +98,14 @@ impl SandboxRecord {
     }
 }
 
+/// A sandbox that is no more, but could not be detached from the pod network: what it held there is still to be given back.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct DetachmentRecord {
+    /// The sandbox, as it was.
+    #[prost(message, required, tag = "1")]
+    pub sandbox: SandboxRecord,
+}
+
 /// A container.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ContainerRecord {

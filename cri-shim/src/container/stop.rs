@@ -177,6 +177,7 @@ impl Runtime {
 
     /// Sends a signal; when there is no process any more its end is taken up at once.
     async fn signal(self: &Arc<Self>, container: &Arc<Container>, signal: u32) -> Result<(), RuntimeError> {
+        self.give_checkpoint_up(container).await?;
         match self.client.kill_task(&container.id, "", signal, false).await {
             Ok(()) => {
                 reached(Step::ContainerSignalled);

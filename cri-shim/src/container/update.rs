@@ -4,13 +4,16 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use cri_shim_api::v1::UpdateContainerResourcesRequest;
+use cri_shim_api::v1::{LinuxContainerResources, UpdateContainerResourcesRequest};
 use cri_shim_core::oci::resources;
 use cri_shim_core::record::ContainerPhase;
 use oci_spec::runtime::{LinuxResources, Spec};
+use tracing::Instrument;
 
+use crate::container::start::log_path;
 use crate::error::RuntimeError;
 use crate::host::blocking;
+use crate::logs;
 use crate::runtime::Runtime;
 use crate::state::{Container, container_word};
 
@@ -22,6 +25,18 @@ impl Runtime {
     ) -> Result<(), RuntimeError> {
         let container = self.container(&request.container_id)?;
         let Some(update) = request.linux else { return Ok(()) };
+        // On its own: a caller that goes away in the middle would leave limits that no record tells.
+        let runtime = Arc::clone(self);
+        let work = async move { runtime.apply_update(&container, update).await };
+        let work = tokio::spawn(work.in_current_span());
+        work.await.unwrap_or(Err(RuntimeError::Interrupted("changing the container's resources")))
+    }
+
+    async fn apply_update(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        update: LinuxContainerResources,
+    ) -> Result<(), RuntimeError> {
         let _one_at_a_time = container.operation.lock().await;
         let old = container.record.with(|record| record.resources.clone()).unwrap_or_default();
         let new = resources::merged(&old, &update);
@@ -35,9 +50,9 @@ impl Runtime {
                 }
             }
             ContainerPhase::Created => {
-                self.register(&container).await?;
+                self.register(container).await?;
                 let score = resources::oom_score(new.oom_score_adj, &self.node);
-                self.update_spec(&container, resources::limits(&new, &self.node)?, score).await?;
+                self.update_spec(container, resources::limits(&new, &self.node)?, score).await?;
             }
             phase => {
                 let needed = "created or running";
@@ -55,9 +70,14 @@ impl Runtime {
         if let Some(shim) = self.own_shim(&container) {
             return shim.reopen_log(id).await.map_err(|error| RuntimeError::Shim(Box::new(error)));
         }
-        match container.pump() {
-            Some(pump) => pump.reopen().await,
-            None => container.must_be(ContainerPhase::Exited),
+        if let Some(pump) = container.pump() {
+            return pump.reopen().await;
+        }
+        // Its output was lost when we came back after a restart, or it is just ending: then who rotates still gets a file.
+        let _one_at_a_time = container.operation.lock().await;
+        match container.phase() {
+            ContainerPhase::Running if container.pump().is_none() => self.take_output_up(&container),
+            _ => logs::make(log_path(&container.record.get())).await,
         }
     }
 

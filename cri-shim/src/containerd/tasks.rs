@@ -211,7 +211,18 @@ impl Client {
             options: Some(Any { type_url: CHECKPOINT_TYPE.to_owned(), value: options.encode_to_vec() }),
             ..CheckpointTaskRequest::default()
         };
-        call("Tasks.Checkpoint", id, deadline, self.tasks_client().checkpoint(request)).await.map(drop)
+        // containerd hands the deadline on to the shim, which ends the program; by itself it would go on for ever.
+        let mut request = tonic::Request::new(request);
+        request.set_timeout(deadline);
+        let begun = std::time::Instant::now();
+        let patience = deadline + TASK_DEADLINE;
+        match call("Tasks.Checkpoint", id, patience, self.tasks_client().checkpoint(request)).await {
+            // Whoever noticed it first words it in its own way.
+            Err(_) if begun.elapsed() >= deadline => {
+                Err(ContainerdError::Deadline { call: "Tasks.Checkpoint", object: id.to_owned(), deadline })
+            }
+            other => other.map(drop),
+        }
     }
 
     /// Adds the exec process `exec`, not yet running, to a running task; `process` is an OCI `Process` as JSON.

@@ -7,11 +7,16 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use super::files;
+use crate::error::RuntimeError;
 
 /// When a process began, in the kernel's ticks since boot; nothing when there is none.
 pub fn start_time(pid: u32) -> Option<u64> {
@@ -65,6 +70,32 @@ pub fn send(process: &impl AsFd, signal: Signal) -> io::Result<()> {
     if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) }
 }
 
+/// Kills every process that was told to write images (`--image-path`, as runc takes it) below a directory. Reads `/proc`.
+pub fn kill_imaging(below: &Path) -> Result<(), RuntimeError> {
+    let proc = Path::new("/proc");
+    for name in files::names_in(proc)? {
+        let Ok(pid) = name.parse::<u32>() else { continue };
+        let place = proc.join(&name);
+        let Some(started) = start_time(pid) else { continue };
+        let command = fs::read(place.join("cmdline")).unwrap_or_default();
+        if !images_below(&command, below) {
+            continue;
+        }
+        let process = open(pid, started);
+        let killed = process.and_then(|process| process.map_or(Ok(()), |process| kill(&process)));
+        killed.map_err(RuntimeError::host("end the checkpoint of", &place))?;
+    }
+    Ok(())
+}
+
+/// Whether a command line says so.
+fn images_below(command: &[u8], below: &Path) -> bool {
+    let words: Vec<&[u8]> = command.split(|byte| *byte == 0).collect();
+    words.windows(2).any(|pair| {
+        pair[0] == b"--image-path" && Path::new(std::ffi::OsStr::from_bytes(pair[1])).starts_with(below)
+    })
+}
+
 /// Kills a child and takes its entry out of the process table. Blocks until it has ended.
 pub fn end_child(process: &impl AsFd) {
     if kill(process).is_ok() {
@@ -83,6 +114,16 @@ pub fn reap(process: &impl AsFd) {
 mod tests {
     use super::*;
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    #[test]
+    fn only_who_writes_images_there_is_meant() {
+        let below = Path::new("/var/lib/cri/checkpoints");
+        let of = |words: &[&str]| images_below(words.join("\0").as_bytes(), below);
+        let images = "/var/lib/cri/checkpoints/c1/checkpoint";
+        assert!(of(&["runc", "checkpoint", "--image-path", images, "--work-path", "/x", "c1"]));
+        assert!(!of(&["runc", "checkpoint", "--image-path", "/var/lib/cri/checkpoints-of-mine/c1", "c1"]));
+        assert!(!of(&["ls", images]) && !of(&[]) && !of(&["runc", "--image-path"]));
+    }
 
     #[test]
     fn a_process_is_known_by_id_and_time_ended_and_reaped() {

@@ -1,5 +1,7 @@
-//! Operations on sandboxes: [`run`] with its process [`pause`], [`stop`] (and remove), and what CRI shows of them ([`status`]).
+//! Operations on sandboxes: [`run`] with its process [`pause`], [`stop`] (and remove, with
+//! [`owed`], what could not be given back), and what CRI shows of them ([`status`]).
 
+pub mod owed;
 pub mod pause;
 pub mod run;
 pub mod status;

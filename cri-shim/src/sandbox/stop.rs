@@ -119,9 +119,10 @@ impl Runtime {
 
     async fn detach(&self, sandbox: &Sandbox, record: &SandboxRecord) -> Result<(), RuntimeError> {
         match self.network.detach(record).await {
-            // Of an attachment that never came about nothing must be left, and nobody could ever detach it better.
+            // It was never ready, so nobody can ask for this again; what the plugins gave it is given back later.
             Err(error) if record.addresses.is_empty() => {
-                tracing::warn!(sandbox = sandbox.id, error = %chain(&error), "detaching a half-made sandbox failed");
+                tracing::warn!(sandbox = sandbox.id, error = %chain(&error), "detaching a half-made sandbox failed; it is tried again");
+                self.owe_detachment(record).await?;
             }
             other => other?,
         }

@@ -70,6 +70,7 @@ struct Metrics {
     sandboxes: Family<State, Gauge>,
     containers: Family<State, Gauge>,
     followers: Gauge,
+    detachments_owed: Gauge,
     ready: Gauge,
     process: serve::Process,
 }
@@ -93,6 +94,7 @@ impl Metrics {
             sandboxes: Family::default(),
             containers: Family::default(),
             followers: Gauge::default(),
+            detachments_owed: Gauge::default(),
             ready: Gauge::default(),
             process: serve::Process::default(),
         };
@@ -126,6 +128,11 @@ impl Metrics {
             this.events_missed.clone(),
         );
         registry.register("event_followers", "Clients that follow container events", this.followers.clone());
+        registry.register(
+            "detachments_owed",
+            "Sandboxes that are gone and that the pod network could not detach yet",
+            this.detachments_owed.clone(),
+        );
         registry.register("sandboxes", "Sandboxes, by state", this.sandboxes.clone());
         registry.register("containers", "Containers, by state", this.containers.clone());
         registry.register("ready", "1 when the runtime can run containers", this.ready.clone());
