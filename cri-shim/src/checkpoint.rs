@@ -79,7 +79,8 @@ impl Runtime {
         blocking(move || {
             std::fs::create_dir_all(&made).map_err(RuntimeError::host("make", &made))?;
             // So that a half-written file is found after a crash.
-            std::fs::write(&intent, named.as_os_str().as_bytes()).map_err(RuntimeError::host("write", &intent))
+            std::fs::write(&intent, named.as_os_str().as_bytes())
+                .map_err(RuntimeError::host("write", &intent))
         })
         .await?;
         let result = async {
@@ -309,8 +310,9 @@ mod tests {
     fn a_place_that_cannot_be_written_is_named_and_keeps_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let location = directory.path().join("missing/checkpoint.tar");
-        let error = pack(&location, &part_of(&location), directory.path(), b"{}", &ContainerRecord::default(), &[])
-            .unwrap_err();
+        let error =
+            pack(&location, &part_of(&location), directory.path(), b"{}", &ContainerRecord::default(), &[])
+                .unwrap_err();
         assert!(error.to_string().contains("missing/checkpoint.tar"), "{error}");
         assert!(std::fs::read_dir(directory.path()).unwrap().next().is_none());
     }

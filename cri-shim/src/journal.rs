@@ -8,11 +8,13 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 
 use cri_shim_core::record::{ContainerRecord, DetachmentRecord, SandboxRecord};
 use prost::Message;
 
 use crate::error::RuntimeError;
+use crate::state::Shared;
 
 /// A kind of record and where it is kept.
 pub trait Journaled: Message + Default + Clone + Send + 'static {
@@ -40,6 +42,15 @@ impl Journaled for DetachmentRecord {
     const DIRECTORY: &'static str = "detachments";
     fn id(&self) -> &str {
         &self.sandbox.id
+    }
+}
+
+impl<R: Journaled + Sync> Shared<R> {
+    /// Takes the record from the disk for good. Blocks.
+    pub(crate) fn forget(&self, journal: &Journal, id: &str) -> Result<(), RuntimeError> {
+        let mut forgotten = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
+        *forgotten = true;
+        journal.remove::<R>(id)
     }
 }
 

@@ -114,7 +114,9 @@ impl Runtime {
             }
         }
         self.recover_detachments().await?;
-        self.clear_checkpoints().await?;
+        if let Err(error) = self.clear_checkpoints().await {
+            tracing::error!(error = %chain(&error), "what a checkpoint left stays");
+        }
         self.resync().await?;
         self.continue_unfinished().await?;
         self.end_forgotten_shims().await?;

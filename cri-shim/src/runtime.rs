@@ -247,12 +247,7 @@ impl Runtime {
         record: &Shared<R>,
     ) -> Result<(), RuntimeError> {
         let (journal, record, id) = (self.journal.clone(), record.clone(), id.to_owned());
-        blocking(move || {
-            let mut forgotten = record.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
-            *forgotten = true;
-            journal.remove::<R>(&id)
-        })
-        .await
+        blocking(move || record.forget(&journal, &id)).await
     }
 
     /// The directories of a sandbox.

@@ -66,6 +66,7 @@ pub fn status(runtime: &Runtime, verbose: bool) -> StatusResponse {
     };
     if verbose {
         info.insert("handlers".to_owned(), runtime.handlers.info().to_string());
+        info.insert("pulls".to_owned(), runtime.images.pulls().list().to_string());
     }
     StatusResponse {
         status: Some(RuntimeStatus { conditions: vec![ready, network] }),

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{self, CgroupDriver, OomWatch, Stats};
 use crate::error::Error;
+use crate::hooks::{AtStart, Hooks, Last, StartHooks};
 use crate::host::fork::{Forked, fork, reap};
 use crate::host::link::{self, Message, Received};
 use crate::host::{idmap, init, sys};
@@ -33,6 +34,8 @@ pub struct Create<'a> {
     pub id: &'a str,
     /// What it is. `root.path` is not read: see `rootfs`.
     pub spec: &'a Spec,
+    /// The directory of its specification, which hooks are told.
+    pub bundle: &'a Path,
     /// Its root file system, ready, on this host.
     pub rootfs: &'a Path,
     /// The first process's streams; [`Stdio::Terminal`] when `process.terminal` is set.
@@ -60,17 +63,28 @@ impl Create<'_> {
                 .map_err(Error::step(format!("open the root file system {}", self.rootfs.display())))?;
         let common =
             Common { id: self.id.to_owned(), seccomp: seccomp.clone(), subreaper: false, root: Some(root) };
-        let process_plan = plan::process::plan(process, self.stdio, common)?;
+        let mut process_plan = plan::process::plan(process, self.stdio, common)?;
+        let (hooks, start_hooks) = Hooks::plan(spec, self.id, self.bundle)?.unzip();
+        process_plan.hooks = start_hooks.flatten();
+        let start_hooks = process_plan.hooks.as_ref().map(StartHooks::summary);
         let path = linux.cgroups_path().as_deref();
         let resources = linux.resources().as_ref();
         let (cgroups, placeholder) = cgroup::Paths::make(self.cgroups, self.id, path, resources)?;
         let made = cgroups.entry().and_then(|entry| {
-            let given = Given { rootfs: self.rootfs, process: process_plan, entry, cgroups: &cgroups };
-            let plan = plan::plan(spec, given)?;
-            make(&plan, &cgroups, resources)
+            let given = Given { rootfs: self.rootfs, process: process_plan, entry, cgroups: &cgroups, hooks };
+            let mut plan = plan::plan(spec, given)?;
+            match make(&mut plan, &cgroups, resources) {
+                Ok(made) => Ok((made, plan.hooks)),
+                Err(error) => {
+                    if let Some(hooks) = &plan.hooks {
+                        hooks.given_up();
+                    }
+                    Err(error)
+                }
+            }
         });
         drop(placeholder);
-        let made = match made {
+        let (made, hooks) = match made {
             Ok(made) => made,
             Err(error) => {
                 // The first error is the one to tell.
@@ -78,6 +92,7 @@ impl Create<'_> {
                 return Err(error);
             }
         };
+        let (at_start, last) = hooks.map(|hooks| hooks.ready(made.process.pid, start_hooks)).unzip();
         let annotations = spec.annotations().iter().flatten();
         let mut warnings = missing_capabilities(process);
         warnings.extend(steps::warnings(made.warnings));
@@ -89,10 +104,11 @@ impl Create<'_> {
             cgroups,
             seccomp,
             annotations: annotations.map(|(key, value)| (key.clone(), value.clone())).collect(),
+            last: last.flatten(),
         };
         Ok(Created {
             container,
-            pending: Pending { socket: made.process.socket, program: program_name(process) },
+            pending: Pending { socket: made.process.socket, program: program_name(process), hooks: at_start },
             pidfd: made.process.pidfd,
             console: made.console,
             warnings,
@@ -121,19 +137,23 @@ pub struct Created {
 pub struct Pending {
     socket: OwnedFd,
     program: String,
+    hooks: Option<AtStart>,
 }
 
 impl Pending {
-    /// Lets the program run; returns when it has begun, or with the reason why it cannot (the process ends then).
+    /// Lets the program run; returns when it has begun, or with the reason why it cannot (the process ends then). When a
+    /// hook fails that runs after its beginning, the program still runs, and the caller must end it.
     pub fn start(self) -> Result<(), Error> {
+        let hooks_limit = self.hooks.as_ref().map(AtStart::begin).transpose()?.unwrap_or_default();
         if link::send(self.socket.as_fd(), Message::Go).is_err() {
             return Err(Error::Died("it had ended before it was started".to_owned()));
         }
-        match link::receive(&self.socket, LIMIT).map_err(Error::step("hear from the container's process"))? {
+        let heard = link::receive(&self.socket, LIMIT + hooks_limit);
+        match heard.map_err(Error::step("hear from the container's process"))? {
             // The socket closes by itself when the program begins.
-            Received::Closed => Ok(()),
+            Received::Closed => self.hooks.as_ref().map_or(Ok(()), AtStart::started),
             Received::Message(Message::Failed(failure), _) => {
-                Err(plan::words::start_error(&self.program, failure))
+                Err(plan::words::start_error(&self.program, self.hooks.as_ref(), failure))
             }
             Received::Message(..) => Err(Error::Died("an odd message".to_owned())),
             Received::Late => Err(Error::Died(format!("its program has not begun after {LIMIT:?}"))),
@@ -158,6 +178,9 @@ pub struct Container {
     pub annotations: BTreeMap<String, String>,
     /// The compiled system call filter of all its processes.
     pub(crate) seccomp: Option<Filter>,
+    /// Hooks that run when it is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) last: Option<Last>,
 }
 
 impl Container {
@@ -223,6 +246,11 @@ impl Container {
     pub fn delete(&self, deadline: Duration) -> Result<(), Error> {
         self.cgroups.delete(deadline)
     }
+
+    /// Runs its `poststop` hooks, after [`Self::delete`]. Gives what went wrong, a sentence each: nothing is undone by it.
+    pub fn run_poststop(&self) -> Vec<String> {
+        self.last.as_ref().map(Last::run).unwrap_or_default()
+    }
 }
 
 fn program_name(process: &Process) -> String {
@@ -237,7 +265,7 @@ struct Made {
 }
 
 fn make(
-    plan: &ContainerPlan,
+    plan: &mut ContainerPlan,
     cgroups: &cgroup::Paths,
     resources: Option<&LinuxResources>,
 ) -> Result<Made, Error> {
@@ -249,11 +277,15 @@ fn make(
         }
         Some(user) => fork(0, into, None, |socket| init::run_helper(plan, user, &socket))?,
     };
-    let mut hearing = Hearing { plan, helper: plan.user.is_some(), made: None, console: None };
+    let helper = plan.user.is_some();
+    let limits = Limits { cgroups, resources };
+    let mut hearing = Hearing { plan, limits, helper, hooks: false, made: None, console: None };
     let heard = hearing.until_ready(&first);
     let ready = heard.and_then(|warnings| {
-        // Only now: a small quota would make the set-up slow.
-        cgroups.set_all(resources)?;
+        // Only now: a small quota would make the set-up slow. Hooks may have changed what was set before them.
+        if !hearing.plan.hooks.as_ref().is_some_and(Hooks::before_root) {
+            cgroups.set_all(resources)?;
+        }
         Ok(warnings)
     });
     match ready {
@@ -278,11 +310,20 @@ fn make(
     }
 }
 
+/// What the cgroups are set to.
+struct Limits<'a> {
+    cgroups: &'a cgroup::Paths,
+    resources: Option<&'a LinuxResources>,
+}
+
 /// Following a process from the fork until it is ready.
 struct Hearing<'a> {
-    plan: &'a ContainerPlan,
+    plan: &'a mut ContainerPlan,
+    limits: Limits<'a>,
     /// Whether the first process is a helper that makes the container's.
     helper: bool,
+    /// Whether the child waits for hooks.
+    hooks: bool,
     made: Option<(i32, OwnedFd)>,
     console: Option<OwnedFd>,
 }
@@ -290,13 +331,16 @@ struct Hearing<'a> {
 impl Hearing<'_> {
     fn until_ready(&mut self, first: &Forked) -> Result<u32, Error> {
         let mut ready = None;
+        let limit = LIMIT + self.plan.hooks.as_ref().map(Hooks::limit).unwrap_or_default();
         loop {
+            self.run_hooks(first)?;
             if let Some(warnings) = ready.filter(|_| !self.helper || self.made.is_some()) {
                 return Ok(warnings);
             }
-            match link::receive(&first.socket, LIMIT)
+            match link::receive(&first.socket, limit)
                 .map_err(Error::step("hear from the container's process"))?
             {
+                Received::Message(Message::Hooks, _) => self.hooks = true,
                 Received::Message(Message::Ready(warnings), _) => ready = Some(warnings),
                 Received::Message(Message::Terminal, descriptor) => self.console = descriptor,
                 Received::Message(Message::MapMe, _) => self.map(first)?,
@@ -309,6 +353,22 @@ impl Hearing<'_> {
                 Received::Late => return Err(Error::Died(format!("not ready after {LIMIT:?}"))),
             }
         }
+    }
+
+    /// Runs hooks that the child waits for, as soon as its id is known.
+    fn run_hooks(&mut self, first: &Forked) -> Result<(), Error> {
+        let pid = match &self.made {
+            _ if !self.hooks => return Ok(()),
+            Some((pid, _)) => *pid,
+            None if self.helper => return Ok(()),
+            None => first.pid,
+        };
+        self.hooks = false;
+        self.limits.cgroups.set_all(self.limits.resources)?;
+        if let Some(hooks) = &mut self.plan.hooks {
+            hooks.created(pid)?;
+        }
+        link::send(first.socket.as_fd(), Message::Go).map_err(Error::step("speak to the container's process"))
     }
 
     fn map(&self, first: &Forked) -> Result<(), Error> {

@@ -32,6 +32,14 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A hook could not be run, failed or took too long.
+    #[error("{hook}: {problem}")]
+    Hook {
+        /// Its place in the specification and its program.
+        hook: String,
+        /// What happened, with what it printed.
+        problem: String,
+    },
     /// The container's process ended before it was ready, without a report: killed, often by its memory limit.
     #[error("the container's process ended while it was set up ({0})")]
     Died(String),

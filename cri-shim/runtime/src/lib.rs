@@ -7,7 +7,7 @@
 //!
 //! Everything that needs memory is prepared before the fork, because callers may have threads; the child makes system
 //! calls only, and reports the step that failed through a socket, so that errors name it wherever it happened.
-//! Hooks and other parts of the specification that are not offered are refused with the field's name.
+//! Parts of the specification that are not offered are refused with the field's name.
 
 pub mod cgroup;
 pub mod container;
@@ -17,6 +17,7 @@ pub mod sealed;
 pub mod stdio;
 pub mod wait;
 
+mod hooks;
 mod host;
 mod plan;
 mod seccomp;

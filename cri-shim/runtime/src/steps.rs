@@ -49,11 +49,15 @@ pub(crate) enum Step {
     AmbientCapabilities,
     WorkingDirectory,
     FindProgram,
+    CreateHook,
+    CreateHookStatus,
+    StartHook,
+    StartHookStatus,
     Exec,
 }
 
 /// All steps in the order of their numbers.
-const STEPS: [Step; 44] = [
+const STEPS: [Step; 48] = [
     Step::Session,
     Step::EnterCgroup,
     Step::Rlimit,
@@ -97,6 +101,10 @@ const STEPS: [Step; 44] = [
     Step::AmbientCapabilities,
     Step::WorkingDirectory,
     Step::FindProgram,
+    Step::CreateHook,
+    Step::CreateHookStatus,
+    Step::StartHook,
+    Step::StartHookStatus,
     Step::Exec,
 ];
 

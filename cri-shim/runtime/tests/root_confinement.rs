@@ -139,6 +139,7 @@ fn a_filter_forbids_and_is_kept_for_the_next() {
         let create = cri_shim_runtime::Create {
             id: "x",
             spec: &spec,
+            bundle: bundle.dir(),
             rootfs: &bundle.rootfs(),
             stdio: Stdio::null(),
             cgroups: cri_shim_runtime::cgroup::CgroupDriver::Cgroupfs,

@@ -110,6 +110,7 @@ fn make_on(
     let created = Create {
         id: &request.id,
         spec,
+        bundle: &bundle.path,
         rootfs: root,
         stdio,
         cgroups: driver(request.options.as_ref(), spec)?,
@@ -157,6 +158,8 @@ fn undo(pending: Pending, runtime: &cri_shim_runtime::Container, pidfd: &OwnedFd
     runtime.kill(SIGKILL).ok();
     cri_shim_runtime::wait::reap(pidfd, true).ok();
     runtime.delete(KILL_PATIENCE).ok();
+    // The failure to be told is the other one.
+    drop(runtime.run_poststop());
 }
 
 /// Whether the container's processes end with its first one.
@@ -241,7 +244,8 @@ fn start_init(shim: &Arc<Shim>, container: &Arc<Container>) -> Result<u32, Failu
     match started {
         Ok(()) => Ok(pid),
         Err(error) => {
-            // It ends by itself; who hears of the failure can delete it at once.
+            // It ends by itself, unless a hook failed when it ran; who hears of the failure can delete it at once.
+            container.runtime.kill_all(SIGKILL).ok();
             container.wait_ended(KILL_PATIENCE);
             Err(Failure::new(Code::Unknown, format!("OCI runtime start failed: {}", error.chain())))
         }
@@ -354,6 +358,9 @@ pub fn delete(shim: &Arc<Shim>, request: &msg::DeleteRequest) -> Result<msg::Del
         .map_err(|error| Failure::new(Code::Unknown, format!("delete: {}", error.chain())))?;
     if let Some(pump) = pump {
         pump.stop();
+    }
+    for problem in container.runtime.run_poststop() {
+        container.bundle.say(&problem);
     }
     rootfs::remove(&container.bundle.rootfs()).map_err(|error| host("unmount", &error))?;
     container.bundle.forget();

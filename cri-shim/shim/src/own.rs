@@ -34,10 +34,10 @@ pub fn accept(shim: &Arc<Shim>, client: UnixStream) {
         if let Err(failure) = serve(&worker, &client) {
             fail(&client, &failure);
         }
-        worker.busy.fetch_sub(1, Ordering::AcqRel);
+        worker.work_done();
     };
     if threads::spawn("own", work).is_err() {
-        shim.busy.fetch_sub(1, Ordering::AcqRel);
+        shim.work_done();
     }
 }
 

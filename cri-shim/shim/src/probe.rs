@@ -22,6 +22,7 @@ pub fn run(options: &Options) -> Result<(), String> {
     let create = Create {
         id: &options.id,
         spec: &spec,
+        bundle: &bundle.path,
         rootfs: &bundle.rootfs(),
         stdio: Stdio::null(),
         cgroups: CgroupDriver::Cgroupfs,

@@ -31,6 +31,9 @@ pub fn run(options: &Options) -> io::Result<()> {
         // One that has ended is fine.
         container.kill(SIGKILL).ok();
         container.delete(PATIENCE).map_err(|error| io::Error::other(error.chain()))?;
+        for problem in container.run_poststop() {
+            bundle.say(&problem);
+        }
         rootfs::remove(&bundle.rootfs())?;
         bundle.forget();
         remove_sockets(&bundle);

@@ -9,6 +9,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nix::sys::prctl;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use crate::host;
@@ -20,8 +22,6 @@ use crate::{own, task};
 
 /// How long the first container may take to be made.
 const FIRST_PATIENCE: Duration = Duration::from_secs(60);
-/// How often it is looked for orphans and for whether the shim is still needed.
-const LOOK: Duration = Duration::from_secs(10);
 /// After how long without work the shim takes itself to be idle.
 const SETTLE: Duration = Duration::from_secs(1);
 /// How often once containerd needs it no more.
@@ -39,30 +39,39 @@ pub fn run(options: &Options, listener: UnixListener) -> io::Result<()> {
     prctl::set_name(c"containerd-shim")?;
     let socket = listener.local_addr()?.as_pathname().map(Path::to_owned);
     let events = std::env::var_os("TTRPC_ADDRESS").map(PathBuf::from);
+    // Before there are threads, so that none of them takes the signal.
+    let mut ends = SigSet::empty();
+    ends.add(Signal::SIGCHLD);
+    ends.thread_block()?;
+    let children = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let shim = Arc::new(Shim::new(Publisher::new(events, &options.namespace), FIRST_PATIENCE)?);
     shim.watch(Watched::Listener(listener))?;
+    shim.watch(Watched::Children(children))?;
     let program = host::memory::Program::find();
     let mut settled = false;
     while !over(&shim) {
-        // A shim that is to end waits for its last answers only.
+        // A shim that is to end waits for its last answers only; one at rest until something happens, or until nobody
+        // comes any more.
         let patience = match settled {
-            _ if shim.was_told_idle() => LAST_LOOK,
-            true => LOOK,
-            false => SETTLE,
+            _ if shim.was_told_idle() => Some(LAST_LOOK),
+            true => shim.expects_for(),
+            false => Some(SETTLE),
         };
         let events = shim.next_events(patience);
-        let idle = events.is_empty() && shim.busy.load(Ordering::Acquire) == 0;
-        if idle && !settled {
-            program.unload();
+        let quiet = events.is_empty();
+        if quiet && !settled {
+            host::memory::trim();
+            if shim.busy.load(Ordering::Acquire) == 0 {
+                program.unload();
+            }
         }
-        settled = idle;
+        settled = quiet;
         for token in events {
             if let Some(watched) = shim.take(token) {
                 step(&shim, token, watched);
             }
         }
         reap_orphans(&shim);
-        host::memory::trim();
     }
     // Nobody shall find a socket that nobody serves.
     for path in socket.into_iter().chain(shim.own_socket()) {
@@ -75,7 +84,7 @@ pub fn run(options: &Options, listener: UnixListener) -> io::Result<()> {
 fn over(shim: &Shim) -> bool {
     shim.ending.load(Ordering::Acquire)
         || (!shim.is_used()
-            && !shim.is_expecting()
+            && shim.expects_for().is_none()
             && (shim.was_told_idle() || shim.connections.load(Ordering::Acquire) == 0))
 }
 
@@ -134,6 +143,15 @@ fn step(shim: &Arc<Shim>, token: u64, mut watched: Watched) {
                 shim.connections.fetch_sub(1, Ordering::AcqRel);
             }
             open
+        }
+        // What has ended is looked for after all events.
+        Watched::Children(signals) => {
+            while let Ok(Some(_)) = signals.read_signal() {}
+            true
+        }
+        Watched::Wake(wake) => {
+            wake.read().ok();
+            true
         }
         Watched::Process { container, exec, pidfd, .. } => !shim.look_after(container, exec, pidfd),
         Watched::Oom(container, watch) => match watch.kills() {

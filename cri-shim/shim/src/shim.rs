@@ -13,7 +13,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use cri_shim_runtime::cgroup::OomWatch;
 use cri_shim_runtime::{Pending, wait};
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signalfd::SignalFd;
 
 use crate::bundle::Bundle;
 use crate::files::Files;
@@ -142,6 +144,10 @@ pub enum Watched {
     },
     /// The memory limit kills.
     Oom(Arc<Container>, OomWatch),
+    /// A child has ended, perhaps one that lost its parent.
+    Children(SignalFd),
+    /// A thread says that its work is done.
+    Wake(Arc<EventFd>),
 }
 
 impl Watched {
@@ -151,6 +157,8 @@ impl Watched {
             Self::Connection(connection, _) => act(connection.as_fd()),
             Self::Process { pidfd, .. } => act(pidfd.as_fd()),
             Self::Oom(_, watch) => act(watch.fd.as_fd()),
+            Self::Children(signals) => act(signals.as_fd()),
+            Self::Wake(wake) => act(wake.as_fd()),
         }
     }
 }
@@ -176,6 +184,7 @@ pub struct Shim {
     own_socket: Mutex<Option<PathBuf>>,
     containers: Mutex<BTreeMap<String, Slot>>,
     epoll: Epoll,
+    wake: Arc<EventFd>,
     watched: Mutex<BTreeMap<u64, Watched>>,
     next: AtomicU64,
 }
@@ -194,7 +203,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shim {
     /// One without containers, that stays for `patience` when none come.
     pub fn new(events: Publisher, patience: Duration) -> std::io::Result<Self> {
-        Ok(Self {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let wake = Arc::new(EventFd::from_flags(flags)?);
+        let this = Self {
             events,
             files: Files::raise(),
             busy: AtomicUsize::new(0),
@@ -205,9 +216,12 @@ impl Shim {
             own_socket: Mutex::default(),
             containers: Mutex::default(),
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
+            wake: Arc::clone(&wake),
             watched: Mutex::default(),
             next: AtomicU64::new(1),
-        })
+        };
+        this.watch(Watched::Wake(wake))?;
+        Ok(this)
     }
 
     /// Keeps the shim for a while although it has nothing to do: a container is about to come.
@@ -228,9 +242,18 @@ impl Shim {
         self.idle.load(Ordering::Acquire)
     }
 
-    /// Whether somebody announced a container.
-    pub fn is_expecting(&self) -> bool {
-        Instant::now() < *lock(&self.stay)
+    /// How long it still waits for a container that was announced.
+    pub fn expects_for(&self) -> Option<Duration> {
+        let left = lock(&self.stay).saturating_duration_since(Instant::now());
+        (!left.is_zero()).then_some(left)
+    }
+
+    /// A thread has done its work. The main loop is woken by the last one, since the shim may have nothing left to do.
+    pub fn work_done(&self) {
+        if self.busy.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // It only fails when it is full of wake-ups.
+            self.wake.write(1).ok();
+        }
     }
 
     /// Listens for keelson-cri at `path`, unless the shim does so already.
@@ -295,10 +318,13 @@ impl Shim {
         Ok(())
     }
 
-    /// Waits for something watched, at most `patience`; gives their tokens.
-    pub fn next_events(&self, patience: Duration) -> Vec<u64> {
+    /// Waits for something watched, at most `patience`, where there is one; gives their tokens.
+    pub fn next_events(&self, patience: Option<Duration>) -> Vec<u64> {
         let mut events = [EpollEvent::empty(); 16];
-        let timeout = u16::try_from(patience.as_millis()).unwrap_or(u16::MAX);
+        // Rounded up, so that the time is over when it wakes us.
+        let timeout = patience.map_or(EpollTimeout::NONE, |patience| {
+            EpollTimeout::try_from(patience + Duration::from_millis(1)).unwrap_or(EpollTimeout::MAX)
+        });
         let count = self.epoll.wait(&mut events, timeout).unwrap_or(0);
         events[..count].iter().map(EpollEvent::data).collect()
     }

@@ -65,11 +65,11 @@ fn in_thread(shim: &Arc<Shim>, method: String, payload: Vec<u8>, responder: Resp
         let answer = slow(&worker, &method, &payload);
         responder.answer(answer);
         // Not before: a shim without work may end, and its connections with it.
-        worker.busy.fetch_sub(1, Ordering::AcqRel);
+        worker.work_done();
     };
     if threads::spawn(&name, work).is_err() {
         // The responder is gone with the closure; containerd's own deadline tells the caller.
-        shim.busy.fetch_sub(1, Ordering::AcqRel);
+        shim.work_done();
     }
 }
 

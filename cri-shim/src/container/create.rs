@@ -353,11 +353,6 @@ impl Runtime {
             made,
         };
         let inputs = blocking(move || inputs::gather(search)).await?;
-        if !inputs.cdi.hooks.is_empty() && plan.handler.kind == HandlerKind::Keelson {
-            let problem =
-                format!("a device's file has hooks, which handler {:?} does not run", plan.handler.name);
-            return Err(RuntimeError::Invalid { field: "CDI_devices", problem });
-        }
         let mut spec = spec(&ContainerSpec {
             sandbox_id: &plan.sandbox.id,
             sandbox: &pod.config,

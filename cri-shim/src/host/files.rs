@@ -65,6 +65,13 @@ impl SandboxDirs {
     /// Removes everything.
     pub fn remove(&self) -> Result<(), RuntimeError> {
         self.release()?;
+        // What is there is known; the mount table of a busy node is long, and is only read when something else is.
+        for file in ["hostname", "hosts", "resolv.conf"] {
+            drop(std::fs::remove_file(self.root.join(file)));
+        }
+        for directory in [&self.shm(), &self.state, &self.root] {
+            drop(std::fs::remove_dir(directory));
+        }
         remove_tree(&self.state)?;
         remove_tree(&self.root)
     }

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use super::decode::Meter;
-use super::pull::Progress;
+use super::progress::Progress;
 use super::unpack::{Layer, UnpackError};
 use super::untar::merge::Target;
 use super::untar::{self, Applied, ApplyError};

@@ -16,7 +16,8 @@ use tonic::Code;
 use super::content::{self, CHUNK, Writer};
 use super::decode::Budget;
 use super::feed::Feed;
-use super::pull::{Progress, PullError, Shared};
+use super::progress::Progress;
+use super::pull::{PullError, Shared};
 use super::records::{self, Details};
 use super::registry::{FetchError, HostError, Registry};
 use super::settings::Unpacker;
@@ -114,7 +115,9 @@ impl Job {
         let _one_unpacker = self.progress.patiently(self.shared.locks.lock(&layer.chain_id)).await;
         if unpack::is_unpacked(session, snapshotter, &layer.chain_id).await? {
             done.send(()).ok();
-            return self.download(&layer).await;
+            self.download(&layer).await?;
+            self.progress.layer_done();
+            return Ok(());
         }
         let staged = match self.shared.settings.unpacker {
             Unpacker::Builtin => unpack::stage(session, snapshotter, &layer).await?,
@@ -140,7 +143,7 @@ impl Job {
             let unpacked = unpack::by_containerd(session, snapshotter, &layer);
             telemetry::stage("layer_unpack", Box::pin(self.progress.patiently(unpacked))).await?;
         }
-        self.progress.tick();
+        self.progress.layer_done();
         // Nobody waits for the topmost one.
         done.send(()).ok();
         Ok(())
@@ -271,7 +274,7 @@ impl Job {
                         return at_fault(HostError::Transport(error));
                     }
                 };
-                self.progress.tick();
+                self.progress.received(chunk.as_ref().map_or(0, Bytes::len));
                 let ended = chunk.is_none();
                 buffer.extend_from_slice(&chunk.unwrap_or_default());
                 if writer.offset() + buffer.len() as u64 > size {

@@ -3,7 +3,7 @@
 //! Input: references such as `nginx:1.17` and registries configured below a `certs.d` directory. Output: images in
 //! containerd, unpacked. containerd's own resolver and CRI plugin are not used.
 //!
-//! In reading order: [`store`] (what there is, pull, remove), [`pull`] (one pull), [`registry`] with [`auth`] and
+//! In reading order: [`store`] (what there is, pull, remove), [`pull`] (one pull, and its [`progress`]), [`registry`] with [`auth`] and
 //! [`hosts`] (the network side), [`content`], [`unpack`] and [`records`] over [`session`] (the containerd side),
 //! [`manifest`] and [`reference`] (pure), [`import`] over [`archive`] (files instead of a registry), [`mount`] (image
 //! volumes), [`usage`] (disk figures), [`settings`] and [`service`] (gRPC).
@@ -22,6 +22,7 @@ pub mod keyed;
 pub mod layers;
 pub mod manifest;
 pub mod mount;
+pub mod progress;
 pub mod pull;
 pub mod records;
 pub mod reference;

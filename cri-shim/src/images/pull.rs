@@ -4,8 +4,7 @@
 //! Layers are fetched in parallel and unpacked as they arrive ([`layers`]). Everything is held by a lease until the records exist, so a pull that dies leaves nothing for good.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use containerd_client::types;
 use oci_spec::image::{Descriptor, ImageManifest};
@@ -17,6 +16,7 @@ use super::hosts::HostsError;
 use super::keyed::KeyedLocks;
 use super::layers;
 use super::manifest::{self, ManifestError, Parsed};
+use super::progress::{Progress, Pulls};
 use super::records::{self, Details};
 use super::reference::Reference;
 use super::registry::{Document, FetchError, Registry};
@@ -26,9 +26,6 @@ use super::unpack::UnpackError;
 
 /// How long threads that unpack may take to end after a failure; what they still hold goes with the lease's expiry.
 const END_PATIENCE: Duration = Duration::from_secs(60);
-
-/// How often a wait that is nobody's fault is counted as progress.
-const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Why a pull failed.
 #[derive(Debug, thiserror::Error)]
@@ -94,66 +91,8 @@ pub struct Shared {
     pub transfers: Arc<Semaphore>,
     /// Limits and patience.
     pub settings: Arc<Settings>,
-}
-
-/// When something last happened in a pull. Cloning shares it.
-#[derive(Clone, Debug)]
-pub struct Progress {
-    begun: Instant,
-    /// Milliseconds after `begun`.
-    last: Arc<AtomicU64>,
-}
-
-impl Default for Progress {
-    fn default() -> Self {
-        Self { begun: Instant::now(), last: Arc::default() }
-    }
-}
-
-impl Progress {
-    /// Something happened.
-    pub fn tick(&self) {
-        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last.store(now, Ordering::Relaxed);
-    }
-
-    /// Waits for `work` that has a deadline or an owner of its own, without counting the time as standing still.
-    pub async fn patiently<T>(&self, work: impl Future<Output = T>) -> T {
-        let mut work = std::pin::pin!(work);
-        loop {
-            // Cancel-safe: the work stays pinned here while the time runs out.
-            match tokio::time::timeout(PATIENCE, &mut work).await {
-                Ok(done) => return done,
-                Err(_) => self.tick(),
-            }
-        }
-    }
-
-    /// Returns once nothing has happened for `deadline`.
-    pub async fn stalled(&self, deadline: Duration) {
-        loop {
-            let last = Duration::from_millis(self.last.load(Ordering::Relaxed));
-            let idle = self.begun.elapsed().saturating_sub(last);
-            let left = deadline.saturating_sub(idle);
-            if left.is_zero() {
-                return;
-            }
-            tokio::time::sleep(left).await;
-        }
-    }
-
-    /// Runs `work` unless it stands still for `deadline`.
-    pub async fn watch<T, E: From<PullError>>(
-        &self,
-        deadline: Duration,
-        work: impl Future<Output = Result<T, E>>,
-    ) -> Result<T, E> {
-        // Cancel-safe: what the work has begun is under a lease that its owner gives back.
-        tokio::select! {
-            result = work => result,
-            () = self.stalled(deadline) => Err(PullError::Stalled(deadline).into()),
-        }
-    }
+    /// The pulls under way.
+    pub pulls: Arc<Pulls>,
 }
 
 /// A resolved reference: what the registry says it stands for now.
@@ -184,10 +123,11 @@ pub async fn pull(
     registry: Arc<Registry>,
     reference: &Reference,
     resolved: Resolved,
+    progress: &Progress,
 ) -> Result<Details, PullError> {
-    let (progress, deadline) = (Progress::default(), shared.settings.progress_deadline());
+    let deadline = shared.settings.progress_deadline();
     let work = leased(shared, async |leased: &Shared, threads: &TaskTracker| {
-        let work = Box::pin(run(leased, registry, reference, resolved, &progress, threads));
+        let work = Box::pin(run(leased, registry, reference, resolved, progress, threads));
         Box::pin(progress.watch(deadline, work)).await
     });
     Box::pin(work).await
@@ -238,7 +178,7 @@ async fn run(
     if details.size > shared.settings.max_image_bytes {
         return Err(PullError::TooLarge { bytes: details.size, limit: shared.settings.max_image_bytes });
     }
-    progress.tick();
+    progress.expect(&details);
     layers::fetch(shared, &registry, &details, progress, threads).await?;
     record(&shared.session, reference, &details.id, target).await?;
     Ok(details)

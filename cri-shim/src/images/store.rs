@@ -22,7 +22,8 @@ use super::hosts;
 use super::keyed::KeyedLocks;
 use super::layers;
 use super::mount::MountError;
-use super::pull::{self, Progress, PullError, Resolved, Shared};
+use super::progress::Pulls;
+use super::pull::{self, PullError, Resolved, Shared};
 use super::records::{self, Details, LoadError};
 use super::reference::{self, Reference, ReferenceError};
 use super::registry::Registry;
@@ -167,6 +168,7 @@ impl ImageStore {
             locks: Arc::new(KeyedLocks::default()),
             transfers: Arc::new(Semaphore::new(settings.parallel_transfers.max(1))),
             settings: Arc::new(settings),
+            pulls: Arc::default(),
         };
         Self(Arc::new(Inner {
             shared,
@@ -331,15 +333,20 @@ impl ImageStore {
         let hosts = hosts.map_err(|lost| failed(lost.into()))?.map_err(|error| failed(error.into()))?;
         let registry = Arc::new(Registry::new(reference.clone(), hosts, credentials));
         let deadline = self.0.shared.settings.progress_deadline();
-        let progress = Progress::default();
+        let progress = self.0.shared.pulls.begin(reference.to_string());
         let asked = progress.watch(deadline, Resolved::ask(&registry, reference));
         let asked = stage("pull_resolve", asked).await;
         let resolved = asked.map_err(failed)?;
         if let Some(image) = self.current(reference, resolved.digest()).await? {
             return Ok(image);
         }
-        let pulled = Box::pin(pull::pull(&self.0.shared, registry, reference, resolved));
-        let details = stage("pull", pulled).await.map_err(failed)?;
+        let pulled = Box::pin(pull::pull(&self.0.shared, registry, reference, resolved, &progress));
+        let name = reference.to_string();
+        // Cancel-safe: the report has nothing to lose, the pull is what ends this.
+        let details = tokio::select! {
+            details = stage("pull", pulled) => details.map_err(failed)?,
+            never = progress.report(&name) => match never {},
+        };
         let (id, size) = (details.id, details.size);
         tracing::info!(image = %reference, %id, bytes = size, elapsed = ?begun.elapsed(), "pulled an image");
         self.resolve(&id).await
@@ -362,6 +369,11 @@ impl ImageStore {
     /// What pulls and imports share.
     pub(super) fn shared(&self) -> &Shared {
         &self.0.shared
+    }
+
+    /// The pulls under way.
+    pub fn pulls(&self) -> &Arc<Pulls> {
+        &self.0.shared.pulls
     }
 
     /// Deletes what pulls of processes that died hold on to.

@@ -57,7 +57,10 @@ impl Runtime {
         let journal = self.journal.clone();
         blocking(move || journal.write(&debt)).await?;
         if !self.owed.add(record.clone()) {
-            tracing::error!(sandbox = record.id, "too many sandboxes to detach; this one is tried after a restart");
+            tracing::error!(
+                sandbox = record.id,
+                "too many sandboxes to detach; this one is tried after a restart"
+            );
         }
         Ok(())
     }

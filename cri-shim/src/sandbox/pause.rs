@@ -84,7 +84,7 @@ impl Runtime {
             let make = |spec: &Spec| {
                 let stdio = Stdio::null();
                 let seccomp_cache = Some(cache.as_path());
-                Create { id: &id, spec, rootfs: &root, stdio, cgroups, seccomp_cache }.create()
+                Create { id: &id, spec, bundle: &root, rootfs: &root, stdio, cgroups, seccomp_cache }.create()
             };
             let created = match make(&spec) {
                 // On a node without libseccomp pause still has no rights at all, and runs no code but ours.

@@ -53,7 +53,7 @@ impl Runtime {
                 SandboxPhase::Creating | SandboxPhase::Removing => {
                     let _one_at_a_time = existing.operation.lock().await;
                     if self.registry.sandbox(&existing.id).is_some() {
-                        self.erase_sandbox(&existing).await?;
+                        self.erase_sandbox(&existing, false).await?;
                     }
                 }
                 phase => {
@@ -199,7 +199,7 @@ impl Runtime {
     /// Takes a half-made sandbox back. What cannot be undone stays visible as not ready, so that it is tried again.
     pub(crate) async fn undo_sandbox(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
         let _one_at_a_time = sandbox.operation.lock().await;
-        if let Err(error) = self.erase_sandbox(sandbox).await {
+        if let Err(error) = self.erase_sandbox(sandbox, false).await {
             tracing::error!(sandbox = sandbox.id, error = %chain(&error), "a half-made sandbox could not be undone");
         }
     }

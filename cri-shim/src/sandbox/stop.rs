@@ -39,18 +39,26 @@ impl Runtime {
                 // Somebody else removed it while we waited.
                 return Ok(());
             }
-            runtime.erase_sandbox(&sandbox).await?;
+            runtime.erase_sandbox(&sandbox, true).await?;
             tracing::info!(sandbox = sandbox.id, "sandbox is removed");
             Ok(())
         };
         self.ending_flights.join(&format!("remove {id}"), Box::pin(work)).await
     }
 
-    /// Stops what runs and takes everything of the sandbox away, its record last. The caller holds its operation.
-    pub(crate) async fn erase_sandbox(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), RuntimeError> {
+    /// Stops what runs and takes everything of the sandbox away, its record last. The caller holds its operation. `asked` says
+    /// that a client asked for it, who asks again when it hears nothing.
+    pub(crate) async fn erase_sandbox(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        asked: bool,
+    ) -> Result<(), RuntimeError> {
         self.shut_down(sandbox).await?;
         sandbox.record.change(|record| record.advance(SandboxPhase::Removing));
-        self.save(&sandbox.record).await?;
+        if !asked {
+            // Nobody asks for it again, so a restart must go on with it.
+            self.save(&sandbox.record).await?;
+        }
         reached(Step::SandboxRemoving);
         let mut containers = self.registry.containers_of(&sandbox.id);
         // Those that were removed by themselves need nothing of the sandbox, and go on going without it.
@@ -63,12 +71,16 @@ impl Runtime {
         if sandbox.record.with(SandboxRecord::pause_in_containerd) {
             self.client.delete_container(&sandbox.id).await?;
         }
-        let dirs = self.sandbox_dirs(&sandbox.id);
-        blocking(move || dirs.remove()).await?;
-        reached(Step::SandboxFilesRemoved);
-        self.tell(ContainerEventType::ContainerDeletedEvent, &sandbox.id, &sandbox.id);
-        self.forget(&sandbox.id, &sandbox.record).await?;
+        let (dirs, journal) = (self.sandbox_dirs(&sandbox.id), self.journal.clone());
+        let (record, id) = (sandbox.record.clone(), sandbox.id.clone());
+        blocking(move || {
+            dirs.remove()?;
+            reached(Step::SandboxFilesRemoved);
+            record.forget(&journal, &id)
+        })
+        .await?;
         reached(Step::SandboxForgotten);
+        self.tell(ContainerEventType::ContainerDeletedEvent, &sandbox.id, &sandbox.id);
         self.registry.drop_sandbox(&sandbox.id);
         Ok(())
     }

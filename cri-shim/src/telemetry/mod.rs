@@ -71,6 +71,8 @@ struct Metrics {
     containers: Family<State, Gauge>,
     followers: Gauge,
     detachments_owed: Gauge,
+    pulls: Gauge,
+    pulled_bytes: Counter,
     ready: Gauge,
     process: serve::Process,
 }
@@ -95,6 +97,8 @@ impl Metrics {
             containers: Family::default(),
             followers: Gauge::default(),
             detachments_owed: Gauge::default(),
+            pulls: Gauge::default(),
+            pulled_bytes: Counter::default(),
             ready: Gauge::default(),
             process: serve::Process::default(),
         };
@@ -132,6 +136,12 @@ impl Metrics {
             "detachments_owed",
             "Sandboxes that are gone and that the pod network could not detach yet",
             this.detachments_owed.clone(),
+        );
+        registry.register("image_pulls", "Images being pulled now", this.pulls.clone());
+        registry.register(
+            "image_pull_bytes",
+            "Bytes of layers that came from registries",
+            this.pulled_bytes.clone(),
         );
         registry.register("sandboxes", "Sandboxes, by state", this.sandboxes.clone());
         registry.register("containers", "Containers, by state", this.containers.clone());
@@ -174,6 +184,11 @@ pub fn containerd_call(call: &'static str, time: Duration, failed: bool) {
 /// Counts events that a follower was too slow for.
 pub fn events_missed(count: u64) {
     METRICS.events_missed.inc_by(count);
+}
+
+/// Counts bytes of a layer that came from a registry.
+pub fn pulled_bytes(count: u64) {
+    METRICS.pulled_bytes.inc_by(count);
 }
 
 fn milliseconds(time: Duration) -> u64 {

@@ -73,6 +73,7 @@ fn text(runtime: &Runtime) -> Result<String, std::fmt::Error> {
     METRICS.followers.set(i64::try_from(runtime.events.followers()).unwrap_or(i64::MAX));
     METRICS.ready.set(i64::from(matches!(*runtime.readiness.borrow(), Readiness::Ready { .. })));
     METRICS.detachments_owed.set(i64::try_from(runtime.owed.count()).unwrap_or(i64::MAX));
+    METRICS.pulls.set(i64::try_from(runtime.images.pulls().count()).unwrap_or(i64::MAX));
     METRICS.sandboxes.clear();
     for sandbox in runtime.registry.sandboxes() {
         let state = crate::state::sandbox_word(sandbox.phase());

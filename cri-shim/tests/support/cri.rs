@@ -524,6 +524,8 @@ fn spawn(dir: &Path, die_at: Option<&str>) -> Child {
         .arg("--config")
         .arg(dir.join("cri.yaml"))
         .envs(die_at.map(|step| (keelson_cri::steps::ABORT_AT, step)))
+        // Programs that a test puts there stand in for the host's.
+        .env("PATH", format!("{}:{}", dir.join("path").display(), std::env::var("PATH").unwrap_or_default()))
         .stderr(log)
         .spawn()
         .expect("keelson-cri runs")

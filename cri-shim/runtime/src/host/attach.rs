@@ -27,9 +27,7 @@ const PROC_MAGIC: u64 = 0x9fa0;
 pub(crate) fn tree(plan: &ContainerPlan) -> Outcome<()> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change(c"/", private).at(Step::PrivateMounts)?;
-    // Over this process's root: lookups still begin below it, and no directory has to be reachable.
-    let to = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    rustix::mount::move_mount(&plan.root.tree, c"", CWD, c"/", to).at(Step::AttachRoot)?;
+    attach_root(plan).at(Step::AttachRoot)?;
     let root = plan.root.tree.as_fd();
     for (index, mount) in plan.mounts.iter().enumerate() {
         one(root, mount, index)?;
@@ -44,6 +42,20 @@ pub(crate) fn tree(plan: &ContainerPlan) -> Outcome<()> {
     }
     rustix::process::umask(Mode::from_raw_mode(0o022));
     Ok(())
+}
+
+fn attach_root(plan: &ContainerPlan) -> Result<(), Errno> {
+    let to = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    if let Some(path) = &plan.root_path {
+        // Where it is on the host, because hooks look there.
+        match rustix::mount::move_mount(&plan.root.tree, c"", CWD, path.as_c_str(), to) {
+            // A user namespace's root may not see the way.
+            Err(Errno::ACCESS) => {}
+            other => return other,
+        }
+    }
+    // Over this process's root: lookups still begin below it, and no directory has to be reachable.
+    rustix::mount::move_mount(&plan.root.tree, c"", CWD, c"/", to)
 }
 
 fn one(root: BorrowedFd<'_>, mount: &MountPlan, index: usize) -> Outcome<()> {

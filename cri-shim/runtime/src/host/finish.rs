@@ -12,7 +12,8 @@ use rustix::process::{Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::link::{self, Message};
-use super::sys;
+use super::{hook, sys};
+use crate::hooks::StartHooks;
 use crate::plan::process::{ProcessPlan, Streams, is_null_device};
 use crate::steps::{At, Failure, Outcome, Step, WARN_OOM_SCORE, WARN_RLIMIT};
 
@@ -156,8 +157,8 @@ pub(crate) fn become_program(
         fail(socket.as_fd(), failure);
     }
     drop(own);
-    let Ok(socket) = keep_only(socket) else { sys::exit(1) };
-    match confine(process, &socket, wait, warnings) {
+    let Ok((socket, state)) = keep_only(socket, process.hooks.as_ref()) else { sys::exit(1) };
+    match confine(process, &socket, state.as_ref(), wait, warnings) {
         Ok(failure) | Err(failure) => fail(socket.as_fd(), failure),
     }
 }
@@ -182,22 +183,36 @@ fn labels(own: &OwnFiles, process: &ProcessPlan) -> Outcome<()> {
     Ok(())
 }
 
-/// Closes everything but the streams and the socket, which becomes 3: a working directory like `/proc/self/fd/7` must
-/// find nothing of the host.
-fn keep_only(socket: OwnedFd) -> Result<OwnedFd, Errno> {
-    let socket = if socket.as_raw_fd() == 3 { socket } else { move_to_3(&socket)? };
-    sys::close_from(4)?;
-    Ok(socket)
+/// Closes everything but the streams and the socket, which becomes 3, and what hooks read, 4: a working directory like
+/// `/proc/self/fd/7` must find nothing of the host.
+fn keep_only(socket: OwnedFd, hooks: Option<&StartHooks>) -> Result<(OwnedFd, Option<OwnedFd>), Errno> {
+    let Some(hooks) = hooks else {
+        let socket = if socket.as_raw_fd() == 3 { socket } else { moved(socket.as_fd(), 3)? };
+        sys::close_from(4)?;
+        return Ok((socket, None));
+    };
+    // Above both places first, so that neither move closes the other.
+    let socket = rustix::io::fcntl_dupfd_cloexec(&socket, 5)?;
+    let state = rustix::io::fcntl_dupfd_cloexec(&hooks.input, 5)?;
+    let (socket, state) = (moved(socket.as_fd(), 3)?, moved(state.as_fd(), 4)?);
+    sys::close_from(5)?;
+    Ok((socket, Some(state)))
 }
 
-fn move_to_3(socket: &OwnedFd) -> Result<OwnedFd, Errno> {
-    sys::close_one(3);
-    let moved = rustix::io::fcntl_dupfd_cloexec(socket, 3)?;
-    if moved.as_raw_fd() == 3 { Ok(moved) } else { Err(Errno::BADF) }
+fn moved(file: BorrowedFd<'_>, place: i32) -> Result<OwnedFd, Errno> {
+    sys::close_one(place);
+    let moved = rustix::io::fcntl_dupfd_cloexec(file, place)?;
+    if moved.as_raw_fd() == place { Ok(moved) } else { Err(Errno::BADF) }
 }
 
 /// The rest; gives the failure of exec, or of an earlier step.
-fn confine(process: &ProcessPlan, socket: &OwnedFd, wait: bool, warnings: u32) -> Outcome<Failure> {
+fn confine(
+    process: &ProcessPlan,
+    socket: &OwnedFd,
+    state: Option<&OwnedFd>,
+    wait: bool,
+    warnings: u32,
+) -> Outcome<Failure> {
     if let Some(filter) = process.seccomp.as_ref().filter(|_| !process.no_new_privileges) {
         sys::seccomp(&filter.program, filter.flags).at(Step::Seccomp)?;
     }
@@ -214,6 +229,9 @@ fn confine(process: &ProcessPlan, socket: &OwnedFd, wait: bool, warnings: u32) -
         }
     } else if warnings != 0 {
         let _gone = link::send(socket.as_fd(), Message::Ready(warnings));
+    }
+    if let (Some(hooks), Some(state)) = (&process.hooks, state) {
+        hook::before_program(hooks, state)?;
     }
     sys::unblock_signals();
     if let Some(filter) = process.seccomp.as_ref().filter(|_| process.no_new_privileges) {

@@ -10,7 +10,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use super::finish::{self, OwnFiles, fail};
 use super::fork::fork_sibling;
 use super::link::{self, Message};
-use super::{attach, namespaces, sys, tty};
+use super::{attach, hook, namespaces, sys, tty};
 use crate::plan::process::Streams;
 use crate::plan::{ContainerPlan, UserNamespace};
 use crate::steps::{At, Outcome, Step};
@@ -82,6 +82,9 @@ fn build(plan: &ContainerPlan, socket: BorrowedFd<'_>) -> Outcome<OwnFiles> {
     finish::keyring(&plan.process)?;
     host_settings(plan)?;
     attach::tree(plan)?;
+    if let Some(hooks) = &plan.hooks {
+        hook::before_root(hooks, plan.root.tree.as_fd(), socket)?;
+    }
     let terminal = match &plan.process.streams {
         Streams::Terminal(size) => {
             let root = plan.root.tree.as_fd();

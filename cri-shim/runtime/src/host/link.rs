@@ -27,6 +27,8 @@ pub(crate) enum Message {
     Made(i32),
     /// Child: the terminal's master side comes with this message.
     Terminal,
+    /// Child: all mounts are made, the parent's hooks may run; waiting for [`Message::Go`].
+    Hooks,
     /// Parent: go on.
     Go,
 }
@@ -40,6 +42,7 @@ impl Message {
             Self::Made(pid) => (4, 0, 0, pid),
             Self::Terminal => (5, 0, 0, 0),
             Self::Go => (6, 0, 0, 0),
+            Self::Hooks => (7, 0, 0, 0),
         };
         let ([i0, i1], [v0, v1, v2, v3]) = (index.to_le_bytes(), value.to_le_bytes());
         [kind, step, i0, i1, v0, v1, v2, v3]
@@ -59,6 +62,7 @@ impl Message {
             4 => Self::Made(value),
             5 => Self::Terminal,
             6 => Self::Go,
+            7 => Self::Hooks,
             _ => return None,
         })
     }
@@ -143,9 +147,14 @@ mod tests {
     fn messages_and_descriptors_come_through_and_the_end_is_seen() {
         let (a, b) = pair().unwrap();
         let failure = Failure { step: Step::Mount, index: 259, errno: Errno::NOENT };
-        for message in
-            [Message::Ready(3), Message::Failed(failure), Message::MapMe, Message::Made(77), Message::Go]
-        {
+        for message in [
+            Message::Ready(3),
+            Message::Failed(failure),
+            Message::MapMe,
+            Message::Made(77),
+            Message::Hooks,
+            Message::Go,
+        ] {
             send(a.as_fd(), message).unwrap();
             match receive(&b, Duration::from_secs(5)).unwrap() {
                 Received::Message(got, None) => assert_eq!(got, message),

@@ -4,8 +4,10 @@
     reason = "clone3, mount_setattr, seccomp, keyctl, execve and the like have no safe wrapper"
 )]
 
+use std::convert::Infallible;
 use std::ffi::{CStr, c_char, c_int, c_long};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
@@ -90,6 +92,40 @@ pub(crate) unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Resul
     // SAFETY: the kernel stored a new descriptor, which nobody else knows.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok(Side::Parent(i32::try_from(pid).unwrap_or(-1), pidfd))
+}
+
+/// Forks in a child, plainly, as system call filters allow it. Gives the new process's id.
+pub(crate) fn fork(child: impl FnOnce() -> Infallible) -> Result<i32, Errno> {
+    // SAFETY: without CLONE_VM the child has a copy of everything, its stack too; what it runs never comes back and is held to
+    // system calls, as this process is, which has one thread.
+    let pid =
+        checked(unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(libc::SIGCHLD), 0, 0, 0, 0) })?;
+    if pid == 0 {
+        #[expect(unreachable_code, reason = "the child's code never comes back, as its type says")]
+        match child() {}
+    }
+    Ok(i32::try_from(pid).unwrap_or(-1))
+}
+
+/// Waits for the blocked signal of a child's end; gives what is left of the time, or `AGAIN` when it is over.
+pub(crate) fn wait_for_child_signal(patience: Duration) -> Result<Duration, Errno> {
+    let begun = Instant::now();
+    let limit = libc::timespec {
+        tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: patience.subsec_nanos().into(),
+    };
+    // SAFETY: the set is owned here and initialised by the calls, which read it and the time; no information is asked for.
+    let waited = checked(c_long::from(unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        libc::sigtimedwait(&raw const set, std::ptr::null_mut(), &raw const limit)
+    }));
+    match waited {
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(errno) => return Err(errno),
+    }
+    Ok(patience.saturating_sub(begun.elapsed()))
 }
 
 /// Ends this process at once.

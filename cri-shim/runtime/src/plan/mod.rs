@@ -19,6 +19,7 @@ use oci_spec::runtime::{Linux, LinuxPersonalityDomain, Spec};
 
 use crate::cgroup::Entry;
 use crate::error::Error;
+use crate::hooks::Hooks;
 use crate::host::namespaces::Join;
 use devices::DevicePlan;
 use mounts::{FsPlan, MountPlan, RootPlan};
@@ -53,6 +54,9 @@ pub(crate) struct ContainerPlan {
     /// Mounts that become read-only when all is made in them.
     pub(crate) readonly_later: Vec<CString>,
     pub(crate) personality: Option<u64>,
+    /// Where the root is put before it becomes the root: where hooks expect it, if there are hooks.
+    pub(crate) root_path: Option<CString>,
+    pub(crate) hooks: Option<Hooks>,
 }
 
 /// The user namespace of the container.
@@ -90,6 +94,7 @@ pub(crate) struct Given<'a> {
     pub(crate) process: ProcessPlan,
     pub(crate) entry: Entry,
     pub(crate) cgroups: &'a crate::cgroup::Paths,
+    pub(crate) hooks: Option<Hooks>,
 }
 
 /// Makes the plan.
@@ -113,7 +118,11 @@ pub(crate) fn plan(spec: &Spec, given: Given<'_>) -> Result<ContainerPlan, Error
     if own_dev {
         links.extend(devices::links()?);
     }
+    let rootfs = given.rootfs.as_os_str().as_encoded_bytes();
+    let hooks_look = given.hooks.as_ref().is_some_and(Hooks::before_root);
     Ok(ContainerPlan {
+        root_path: if hooks_look { Some(process::c_string(rootfs, "root.path")?) } else { None },
+        hooks: given.hooks,
         process: given.process,
         enter: given.entry.enter,
         into: given.entry.into,

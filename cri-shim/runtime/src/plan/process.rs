@@ -11,6 +11,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, Gid, Uid};
 
 use super::schedule;
 use crate::error::Error;
+use crate::hooks::StartHooks;
 use crate::host::sys::SchedAttr;
 use crate::seccomp::Filter;
 use crate::stdio::{Stdio, WindowSize};
@@ -45,6 +46,8 @@ pub(crate) struct ProcessPlan {
     pub(crate) io_priority: Option<i32>,
     pub(crate) subreaper: bool,
     pub(crate) streams: Streams,
+    /// What runs before the program.
+    pub(crate) hooks: Option<StartHooks>,
 }
 
 /// An array of C strings with the array of pointers that exec takes.
@@ -129,6 +132,7 @@ pub(crate) fn plan(process: &Process, stdio: Stdio, common: Common) -> Result<Pr
         io_priority: process.io_priority().as_ref().map(schedule::io_priority).transpose()?,
         subreaper: common.subreaper,
         streams: streams(stdio, process)?,
+        hooks: None,
         program,
     })
 }
@@ -147,6 +151,11 @@ fn refuse(process: &Process) -> Result<(), Error> {
 /// A C string of bytes from the specification.
 pub(crate) fn c_string(bytes: &[u8], field: &str) -> Result<CString, Error> {
     CString::new(bytes).map_err(|error| Error::spec(field, error.to_string()))
+}
+
+/// Texts as exec takes them.
+pub(crate) fn strings(texts: &[String], field: &str) -> Result<Strings, Error> {
+    c_strings(texts, field).map(Strings::new)
 }
 
 fn c_strings(texts: &[String], field: &str) -> Result<Vec<CString>, Error> {

@@ -6,22 +6,7 @@ use crate::error::Error;
 
 /// Fails on the first such part.
 pub(crate) fn unsupported(spec: &Spec, linux: &Linux) -> Result<(), Error> {
-    let hooks = spec.hooks().as_ref().and_then(|hooks| {
-        #[allow(deprecated, reason = "an old hook is refused as well")]
-        let prestart = hooks.prestart();
-        [
-            ("hooks.prestart", prestart),
-            ("hooks.createRuntime", hooks.create_runtime()),
-            ("hooks.createContainer", hooks.create_container()),
-            ("hooks.startContainer", hooks.start_container()),
-            ("hooks.poststart", hooks.poststart()),
-            ("hooks.poststop", hooks.poststop()),
-        ]
-        .into_iter()
-        .find_map(|(name, list)| list.as_ref().is_some_and(|list| !list.is_empty()).then_some(name))
-    });
     let parts = [
-        (hooks.unwrap_or("hooks"), hooks.is_some()),
         ("windows", spec.windows().is_some()),
         ("solaris", spec.solaris().is_some()),
         ("vm", spec.vm().is_some()),
@@ -47,17 +32,17 @@ pub(crate) fn unsupported(spec: &Spec, linux: &Linux) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use oci_spec::runtime::{Hook, HooksBuilder, Linux};
+    use oci_spec::runtime::Linux;
 
     use super::*;
 
     #[test]
-    fn hooks_are_refused_by_their_name_and_empty_lists_are_not() {
-        let mut spec = Spec::default();
-        spec.set_hooks(Some(HooksBuilder::default().poststop(Vec::<Hook>::new()).build().unwrap()));
-        assert!(unsupported(&spec, &Linux::default()).is_ok());
-        spec.set_hooks(Some(HooksBuilder::default().poststop(vec![Hook::default()]).build().unwrap()));
-        let error = unsupported(&spec, &Linux::default()).unwrap_err();
-        assert_eq!(error.to_string(), "hooks.poststop: is not offered by this runtime");
+    fn what_is_not_offered_is_refused_by_its_name() {
+        let linux = |text: serde_json::Value| serde_json::from_value::<Linux>(text).unwrap();
+        assert!(unsupported(&Spec::default(), &Linux::default()).is_ok());
+        assert!(unsupported(&Spec::default(), &linux(serde_json::json!({ "timeOffsets": {} }))).is_ok());
+        let rdt = linux(serde_json::json!({ "intelRdt": { "closID": "guaranteed" } }));
+        let error = unsupported(&Spec::default(), &rdt).unwrap_err();
+        assert_eq!(error.to_string(), "linux.intelRdt: is not offered by this runtime");
     }
 }

@@ -6,6 +6,7 @@ use super::ContainerPlan;
 use super::mounts::shown;
 use super::process::ProcessPlan;
 use crate::error::Error;
+use crate::hooks::{AtStart, Hooks};
 use crate::host::join::JoinPlan;
 use crate::steps::{Failure, Step};
 
@@ -43,6 +44,15 @@ impl ContainerPlan {
             Step::MaskedPath => {
                 let path = self.masks.as_ref().and_then(|masks| masks.paths.get(index));
                 format!("linux.maskedPaths: {}", path.map(shown).unwrap_or_default())
+            }
+            Step::CreateHook | Step::CreateHookStatus => {
+                let hook = self.hooks.as_ref().and_then(|hooks| hooks.create_container.get(index));
+                let name = hook.map_or("hooks.createContainer", |hook| hook.name.as_str());
+                return hook_error(
+                    name,
+                    failure,
+                    &self.hooks.as_ref().map(Hooks::output).unwrap_or_default(),
+                );
             }
             _ => return self.process.error(failure),
         };
@@ -97,8 +107,26 @@ impl ProcessPlan {
     }
 }
 
+/// The error that a hook of the child is.
+fn hook_error(name: &str, failure: Failure, output: &str) -> Error {
+    let problem = match failure.step {
+        Step::CreateHookStatus | Step::StartHookStatus => {
+            format!("ended with status {}", failure.errno.raw_os_error())
+        }
+        _ if failure.errno == rustix::io::Errno::TIMEDOUT => "has not ended in time".to_owned(),
+        _ => source(failure).to_string(),
+    };
+    let output = output.trim();
+    let told = if output.is_empty() { String::new() } else { format!(": {output}") };
+    Error::Hook { hook: name.to_owned(), problem: format!("{problem}{told}") }
+}
+
 /// The error of a process that was ready and could not become its program.
-pub(crate) fn start_error(program: &str, failure: Failure) -> Error {
+pub(crate) fn start_error(program: &str, hooks: Option<&AtStart>, failure: Failure) -> Error {
+    if matches!(failure.step, Step::StartHook | Step::StartHookStatus) {
+        let name = hooks.map_or("hooks.startContainer", |hooks| hooks.name(usize::from(failure.index)));
+        return hook_error(name, failure, "");
+    }
     if failure.step == Step::Exec {
         return Error::Exec {
             program: program.to_owned(),

@@ -160,6 +160,7 @@ pub fn create(bundle: &Bundle, value: &Value, stdio: Stdio) -> Result<Created, E
     let create = Create {
         id: &id,
         spec: &spec(value),
+        bundle: bundle.dir(),
         rootfs: &bundle.rootfs(),
         stdio,
         cgroups: CgroupDriver::Cgroupfs,
