@@ -63,7 +63,7 @@ pub(crate) fn run(repo: &Path, tiers: &[Tier], guests: &Choice) -> Result<()> {
     if chosen.iter().any(|tier| tier.has_guest()) {
         setup::virtual_machines()?;
     }
-    if chosen.iter().any(|tier| *tier != Tier::VmLight) && !guests.no_build {
+    if !guests.no_build {
         step("building the BPF programs", || crate::build_ebpf::run(repo))?;
     }
     for tier in chosen {

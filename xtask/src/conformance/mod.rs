@@ -79,6 +79,9 @@ pub(crate) struct Options {
     /// Cases that are known to fail: lines of `group: name = reason`.
     #[arg(long)]
     known: Option<PathBuf>,
+    /// Cases that must not be skipped: words as of --filter; for a machine that is known to have what they need.
+    #[arg(long)]
+    never_skip: Option<String>,
     /// Seconds that one case may take.
     #[arg(long, default_value_t = 120)]
     deadline: u64,
@@ -187,7 +190,10 @@ async fn check(
     let begun = Instant::now();
     let suite = Arc::new(suite(options, endpoint, catalog, dir).await?);
     println!("checking {} ({} cases)", suite.facts.runtime, chosen.len());
-    let done = runner::run(&suite, chosen, options.parallel, &known, &skipped).await;
+    let mut done = runner::run(&suite, chosen, options.parallel, &known, &skipped).await;
+    if let Some(filter) = &options.never_skip {
+        done = report::without_skips(done, filter);
+    }
     remove_images(&suite).await;
     start::remove_cgroups(&suite.cgroup_parent);
     if let Some(file) = &options.junit {

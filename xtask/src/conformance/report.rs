@@ -49,6 +49,19 @@ pub(crate) struct Done {
     pub(crate) outcome: Outcome,
 }
 
+/// Takes skips of cases that must run here for what they are: failures.
+pub(crate) fn without_skips(mut all: Vec<Done>, filter: &str) -> Vec<Done> {
+    for done in &mut all {
+        if let Outcome::Skipped(reason) = &done.outcome
+            && super::list::matches(&format!("{}: {}", done.group, done.name), filter)
+        {
+            done.outcome =
+                Outcome::Failed(format!("skipped, and this machine must have what it needs: {reason}"));
+        }
+    }
+    all
+}
+
 /// Prints the line of one case.
 pub(crate) fn line(done: &Done) {
     let (word, seconds) = (done.outcome.word(), done.time.as_secs_f32());
@@ -258,6 +271,18 @@ mod tests {
             time: Duration::from_millis(1500),
             outcome,
         }
+    }
+
+    #[test]
+    fn a_skip_that_must_not_be_is_a_failure() {
+        let all = vec![
+            done("AppArmor confines", Outcome::Skipped("none here".to_owned())),
+            done("SELinux labels", Outcome::Skipped("none here".to_owned())),
+            done("AppArmor of exec", Outcome::Passed),
+        ];
+        let words: Vec<_> =
+            without_skips(all, "apparmor|criu").iter().map(|done| done.outcome.word()).collect();
+        assert_eq!(words, ["FAILED", "skipped", "ok"]);
     }
 
     #[test]

@@ -48,6 +48,16 @@ const fn cell(driver: &'static str, handler: &'static str, cases: &'static str) 
 const MOST: &str = "security:|resources:|container process:|exec sync:|user namespaces:|mounts:|checkpoint";
 /// What depends on cgroups and their driver.
 const CGROUPS: &str = "resources:|stats:|container exit:";
+/// What this guest has on purpose: cases that a lesser machine skips must run here.
+const SURE: &str = "AppArmor RuntimeDefault confines|AppArmor RuntimeDefault refuses|AppArmor Localhost|hugepage|daemon-reload";
+/// The same of handlers that CRIU is built into.
+const SURE_WITH_CRIU: &str = "|checkpoint";
+
+/// Cases that must not be skipped with a handler. Debian's crun is built without CRIU.
+fn sure(handler: &str) -> String {
+    let criu = if handler == "runc" { SURE_WITH_CRIU } else { "" };
+    format!("{SURE}{criu}")
+}
 
 const BOOTS: &[Boot] = &[
     Boot {
@@ -181,14 +191,14 @@ struct Planned {
     collect: Vec<PathBuf>,
     /// The test program that it runs instead of a command: its package's folder, and its name.
     test: Option<(String, String)>,
-    modules: &'static [&'static str],
+    modules: Vec<&'static str>,
     env: &'static [(&'static str, &'static str)],
 }
 
 impl Planned {
     fn new(name: String, command: &str, seconds: u64) -> Self {
         let command = command.split(' ').map(str::to_owned).collect();
-        Self { name, command, seconds, collect: Vec::new(), test: None, modules: &[], env: &[] }
+        Self { name, command, seconds, collect: Vec::new(), test: None, modules: Vec::new(), env: &[] }
     }
 
     /// Tests name executables by where cargo built them: the guest gets the same paths as links.
@@ -248,9 +258,9 @@ fn jobs(repo: &Path, boot: &Boot, other_cases: Option<&str>) -> Result<Vec<Plann
     for suite in Suite::of(Lane::Debian).filter(|_| boot.tests) {
         for test in suite.names(repo)? {
             let name = format!("{}: {} {test}", boot.name, suite.folder);
-            let mut job = Planned::new(name, "--test-threads=1", TEST_LIMIT);
+            let mut job = Planned::new(name, &guest::TEST_ARGUMENTS.join(" "), TEST_LIMIT);
             job.command.extend(suite.arguments.iter().map(|argument| (*argument).to_owned()));
-            (job.modules, job.env) = (suite.modules, suite.env);
+            (job.modules, job.env) = (suite.modules(), suite.env);
             job.test = Some((suite.folder.to_owned(), test));
             jobs.push(job);
         }
@@ -265,6 +275,7 @@ fn jobs(repo: &Path, boot: &Boot, other_cases: Option<&str>) -> Result<Vec<Plann
         let name = format!("{}: conformance cri, {driver} driver, {handler}", boot.name);
         let mut job = Planned::new(name, &command, SUITE_LIMIT);
         job.command.push(other_cases.unwrap_or(cases).to_owned());
+        job.command.extend(["--never-skip".to_owned(), sure(handler)]);
         job.collect.push(junit);
         jobs.push(job);
     }

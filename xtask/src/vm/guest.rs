@@ -29,6 +29,8 @@ pub(super) const SELF: &str = "/bin/xtask";
 pub(super) const MODULES: &str = "/modules.list";
 /// What to run, where no parameter names another file.
 pub(super) const JOBS: &str = "/jobs.json";
+/// Arguments of every test program: one test at a time, and its words also when it passes.
+pub(super) const TEST_ARGUMENTS: &[&str] = &["--test-threads=1", "--show-output"];
 /// Name of the kernel parameter that tells the disk to continue on.
 pub(super) const ROOT_PARAMETER: &str = "keelson.root=";
 /// Name of the kernel parameter that tells the list of jobs.

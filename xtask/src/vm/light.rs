@@ -13,7 +13,7 @@ use super::guest::{self, Job};
 use super::kernel::Kernel;
 use super::programs::{self, Program};
 use super::qemu::Machine;
-use super::suites::{Lane, Suite};
+use super::suites::{Lane, Run, Suite};
 use super::{Choice, cache, output};
 use crate::cmd::{Cmd, step, which};
 use crate::images::deb::Packages;
@@ -21,16 +21,44 @@ use crate::images::deb::Packages;
 /// Needed by all.
 const MODULES: &[&str] = &["virtio_pci", "virtio_rng"];
 /// Longest that one test program may take, under QEMU's own processor on a busy machine.
-const TEST_LIMIT: u64 = 300;
+const TEST_LIMIT: u64 = 900;
 /// Longest that the machine may run.
-const DEADLINE: Duration = Duration::from_secs(900);
+const DEADLINE: Duration = Duration::from_secs(5400);
+/// Memory in MiB, beside what the initramfs takes.
+const MEMORY: u32 = 2048;
+
+/// One job of the guest.
+struct Chosen {
+    suite: &'static Suite,
+    what: What,
+}
+
+/// What a job runs.
+enum What {
+    /// The root test of this name.
+    Test(String),
+    /// `xtask` with these words.
+    Run(&'static Run),
+}
+
+impl Chosen {
+    fn name(&self) -> String {
+        match &self.what {
+            What::Test(test) => format!("{} {test}", self.suite.folder),
+            What::Run(run) => {
+                let words: Vec<_> = run.words.iter().copied().take(2).collect();
+                format!("{} {}", self.suite.folder, words.join(" "))
+            }
+        }
+    }
+}
 
 /// Builds the tests, boots, and tells the outcome of each.
 pub(crate) fn run(repo: &Path, choice: &Choice) -> Result<()> {
-    let suites = chosen(repo, choice)?;
+    let chosen = chosen(repo, choice)?;
     if choice.list {
-        for (suite, test) in &suites {
-            println!("{}", job_name(suite, test));
+        for job in &chosen {
+            println!("{}", job.name());
         }
         return Ok(());
     }
@@ -41,23 +69,30 @@ pub(crate) fn run(repo: &Path, choice: &Choice) -> Result<()> {
     let mut archive = Archive::default();
     let mut jobs = Vec::new();
     step("building the tests for the guest", || {
-        let wanted: BTreeSet<(String, String)> =
-            suites.iter().map(|(suite, test)| (suite.folder.to_owned(), test.clone())).collect();
-        let programs = programs::root_tests(repo, &wanted)?;
-        suites.iter().try_for_each(|(suite, test)| add_test(suite, test, &programs, &mut archive, &mut jobs))
+        let programs = build(repo, &chosen)?;
+        chosen.iter().try_for_each(|job| {
+            add_needs(job.suite, &mut archive)?;
+            match &job.what {
+                What::Test(test) => add_test(job, test, &programs, &mut archive, &mut jobs),
+                What::Run(run) => add_run(repo, job, run, &mut archive, &mut jobs),
+            }
+        })
     })?;
-    add_system(repo, &kernel, &suites, &mut archive)?;
+    add_system(repo, &kernel, &chosen, &mut archive)?;
     archive.content(guest::JOBS, 0o644, &serde_json::to_vec_pretty(&jobs)?)?;
     let directory = output(repo, "light");
     let initramfs = directory.join("initramfs.cpio");
-    crate::process::write_atomic(&initramfs, &archive.finish()?)?;
+    let bytes = archive.finish()?;
+    let size = u32::try_from(bytes.len() >> 20).context("the initramfs is too large")?;
+    crate::process::write_atomic(&initramfs, &bytes)?;
     let run = step(&format!("{} test programs on Linux {}", jobs.len(), kernel.version), || {
         Machine {
             kernel: &kernel.image,
             initramfs: &initramfs,
             command_line: &format!("quiet rdinit={} -- vm-init", guest::SELF),
             disks: &[],
-            memory: 2048,
+            // The archive, what is unpacked from it, and that copied to the new root.
+            memory: MEMORY + 3 * size,
             deadline: DEADLINE,
             output: &directory,
         }
@@ -66,73 +101,120 @@ pub(crate) fn run(repo: &Path, choice: &Choice) -> Result<()> {
     super::report(&run, &directory)
 }
 
-/// The chosen tests, each with its suite.
-fn chosen(repo: &Path, choice: &Choice) -> Result<Vec<(&'static Suite, String)>> {
+/// The chosen jobs.
+fn chosen(repo: &Path, choice: &Choice) -> Result<Vec<Chosen>> {
     let mut found = Vec::new();
     for suite in Suite::of(Lane::Light) {
-        let names = suite.names(repo)?;
-        found.extend(
-            names.into_iter().filter(|test| choice.takes(&job_name(suite, test))).map(|test| (suite, test)),
-        );
+        let tests = suite.names(repo)?.into_iter().map(What::Test);
+        let all = tests.chain(suite.runs.iter().map(What::Run)).map(|what| Chosen { suite, what });
+        found.extend(all.filter(|job| choice.takes(&job.name())));
     }
     anyhow::ensure!(!found.is_empty(), "no test is chosen; `--list` prints their names");
     Ok(found)
 }
 
-fn job_name(suite: &Suite, test: &str) -> String {
-    format!("{} {test}", suite.folder)
+/// The test programs, and what the runs call.
+fn build(repo: &Path, chosen: &[Chosen]) -> Result<Vec<Program>> {
+    let runs = chosen.iter().filter_map(|job| match &job.what {
+        What::Run(run) => Some(run.executables),
+        What::Test(_) => None,
+    });
+    let executables: BTreeSet<&str> = runs.flatten().copied().collect();
+    if !executables.is_empty() {
+        crate::binaries::build_only(repo, &executables.into_iter().collect::<Vec<_>>())?;
+    }
+    let wanted: BTreeSet<(String, String)> = chosen
+        .iter()
+        .filter_map(|job| match &job.what {
+            What::Test(test) => Some((job.suite.folder.to_owned(), test.clone())),
+            What::Run(_) => None,
+        })
+        .collect();
+    programs::root_tests(repo, &wanted)
 }
 
-/// A test program as a job, with everything that it calls.
+/// What a suite takes along from this machine.
+fn add_needs(suite: &Suite, archive: &mut Archive) -> Result<()> {
+    for program in suite.programs {
+        let file =
+            which(program).with_context(|| format!("{program} is missing: run `cargo xtask setup`"))?;
+        archive.program(&format!("/bin/{program}"), &file)?;
+    }
+    let there = suite.files.iter().map(Path::new).filter(|file| file.exists());
+    for file in there {
+        if file.is_file() {
+            archive.program(&file.to_string_lossy(), file)?;
+        } else {
+            archive.tree(file)?;
+        }
+    }
+    Ok(())
+}
+
+/// A test program as a job, with the executables of its package.
 fn add_test(
-    suite: &Suite,
+    job: &Chosen,
     test: &str,
     programs: &[Program],
     archive: &mut Archive,
     jobs: &mut Vec<Job>,
 ) -> Result<()> {
-    for program in programs.iter().filter(|program| program.folder == suite.folder) {
+    for program in programs.iter().filter(|program| program.folder == job.suite.folder) {
         if program.is_test && program.name != test {
             continue;
         }
         let path = program.file.to_string_lossy().into_owned();
         archive.program(&path, &program.file)?;
         if program.is_test {
-            let mut command = vec![path, "--test-threads=1".to_owned()];
-            command.extend(suite.arguments.iter().map(|argument| (*argument).to_owned()));
-            jobs.push(Job {
-                name: job_name(suite, test),
-                command,
-                env: suite
-                    .env
-                    .iter()
-                    .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-                    .collect(),
-                directory: PathBuf::from("/"),
-                modules: Vec::new(),
-                links: BTreeMap::new(),
-                seconds: TEST_LIMIT,
-                collect: Vec::new(),
-            });
+            let mut command = vec![path];
+            command.extend(guest::TEST_ARGUMENTS.iter().map(|argument| (*argument).to_owned()));
+            command.extend(job.suite.arguments.iter().map(|argument| (*argument).to_owned()));
+            jobs.push(planned(job, command, PathBuf::from("/"), Vec::new()));
         }
     }
-    for program in suite.programs {
-        let file =
-            which(program).with_context(|| format!("{program} is missing: run `cargo xtask setup`"))?;
-        archive.program(&format!("/bin/{program}"), &file)?;
+    Ok(())
+}
+
+/// A run of one of our own suites as a job, in what looks like this checkout.
+fn add_run(repo: &Path, job: &Chosen, run: &Run, archive: &mut Archive, jobs: &mut Vec<Job>) -> Result<()> {
+    let inside = |path: &str| repo.join(path).to_string_lossy().into_owned();
+    for path in ["Cargo.toml", "xtask/Cargo.toml"] {
+        archive.content(&inside(path), 0o644, b"")?;
     }
-    suite.files.iter().try_for_each(|file| archive.tree(Path::new(file)))
+    for path in run.files {
+        archive.file(&inside(path), &repo.join(path))?;
+    }
+    for name in run.executables {
+        let path = format!("target/release/{name}");
+        archive.program(&inside(&path), &repo.join(&path))?;
+    }
+    let junit = format!("/tmp/{}.xml", job.name().replace([' ', '/'], "-"));
+    let mut command = vec![guest::SELF.to_owned()];
+    command.extend(run.words.iter().map(|word| (*word).to_owned()));
+    command.extend(["--junit".to_owned(), junit.clone()]);
+    jobs.push(planned(job, command, repo.to_owned(), vec![PathBuf::from(junit)]));
+    Ok(())
+}
+
+fn planned(job: &Chosen, command: Vec<String>, directory: PathBuf, collect: Vec<PathBuf>) -> Job {
+    let mut env = BTreeMap::from([("KEELSON_VM".to_owned(), "light".to_owned())]);
+    env.extend(job.suite.env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    Job {
+        name: job.name(),
+        command,
+        env,
+        directory,
+        modules: Vec::new(),
+        links: BTreeMap::new(),
+        seconds: TEST_LIMIT,
+        collect,
+    }
 }
 
 /// Kernel modules, busybox under its usual names, and this program.
-fn add_system(
-    repo: &Path,
-    kernel: &Kernel,
-    suites: &[(&'static Suite, String)],
-    archive: &mut Archive,
-) -> Result<()> {
+fn add_system(repo: &Path, kernel: &Kernel, chosen: &[Chosen], archive: &mut Archive) -> Result<()> {
     let wanted: Vec<&str> =
-        MODULES.iter().chain(suites.iter().flat_map(|(suite, _)| suite.modules)).copied().collect();
+        MODULES.iter().copied().chain(chosen.iter().flat_map(|job| job.suite.modules())).collect();
     super::add_modules(kernel, &wanted, archive)?;
     archive.program(guest::SELF, &std::env::current_exe()?)?;
     let packages = Packages::fetch(&cache(repo).join("debs"), &["busybox-static"])?;

@@ -24,12 +24,13 @@ mod suites;
 pub(crate) use debian::run as debian;
 pub(crate) use light::run as light;
 
-use std::fs::{File, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
 use self::cpio::Archive;
+use self::guest::Outcome;
 use self::kernel::Kernel;
 use self::qemu::Run;
 
@@ -74,7 +75,7 @@ fn output(repo: &Path, lane: &str) -> PathBuf {
 /// Waits until no other process holds the lock; `does` says what one that holds it does.
 fn lock(path: &Path, does: &str) -> Result<File> {
     if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
+        fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
     }
     let file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
     if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
@@ -98,12 +99,41 @@ fn add_modules(kernel: &Kernel, names: &[&str], archive: &mut Archive) -> Result
     archive.content(guest::MODULES, 0o644, list.as_bytes())
 }
 
+/// What a job itself said of how it went: the sums of test programs and suites, and what was skipped.
+fn summary(console: &str, outcome: &Outcome) -> (String, Vec<String>) {
+    let begin = format!("vm: == {}", outcome.name);
+    let mut lines = console.lines().map(str::trim_end).skip_while(|line| *line != begin).skip(1);
+    let section: Vec<&str> = lines.by_ref().take_while(|line| !line.starts_with(&begin)).collect();
+    let sums =
+        |line: &&str| line.strip_prefix("test result: ").and_then(|rest| rest.split("; finished").next());
+    let tests = section.iter().rev().find_map(sums);
+    let junit = outcome.files.values().find_map(|text| junit_sums(text));
+    let skipped = section.iter().filter(|line| line.starts_with("skipped: ")).map(|line| (*line).to_owned());
+    (junit.or_else(|| tests.map(str::to_owned)).unwrap_or_default(), skipped.collect())
+}
+
+/// The sums that a JUnit file begins with.
+fn junit_sums(text: &str) -> Option<String> {
+    let head = text.lines().find(|line| line.starts_with("<testsuites "))?;
+    let number = |name: &str| head.split_once(&format!(" {name}=\""))?.1.split('"').next();
+    Some(format!(
+        "{} cases, {} failed, {} skipped",
+        number("tests")?,
+        number("failures")?,
+        number("skipped")?
+    ))
+}
+
 /// Prints the outcomes, keeps the files that came back, and fails when a job did or the guest did not get to its end.
 fn report(run: &Run, directory: &Path) -> Result<()> {
+    let console = fs::read(directory.join("console.log")).unwrap_or_default();
+    let console = String::from_utf8_lossy(&console);
     for outcome in &run.outcomes {
         let state = if outcome.passed() { "ok" } else { "FAILED" };
         let problem = outcome.problem.as_deref().unwrap_or_default();
-        println!("    {:<64} {state:<7} {:>6.1} s {problem}", outcome.name, outcome.seconds);
+        let (sums, skipped) = summary(&console, outcome);
+        println!("    {:<56} {state:<7} {:>6.1} s  {sums} {problem}", outcome.name, outcome.seconds);
+        skipped.iter().for_each(|line| println!("        {line}"));
         for (path, content) in &outcome.files {
             let name = path.file_name().unwrap_or_default();
             crate::process::write_atomic(&directory.join(name), content.as_bytes())?;
@@ -127,6 +157,26 @@ fn report(run: &Run, directory: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_job_is_summed_up_in_its_own_words() {
+        let outcome = |name: &str, files: &[(&str, &str)]| Outcome {
+            name: name.to_owned(),
+            status: Some(0),
+            seconds: 1.0,
+            problem: None,
+            files: files.iter().map(|(path, text)| (PathBuf::from(path), (*text).to_owned())).collect(),
+        };
+        let console = "vm: == a root_x\r\ntest one ... skipped: no SCTP\r\nskipped: no netem\r\n\
+            test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s\r\n\
+            vm: == a root_x: Some(0) after 1.0 s\r\nvm: == b\r\nskipped: other\r\n";
+        let (sums, skipped) = summary(console, &outcome("a root_x", &[]));
+        assert!(sums.starts_with("ok. 3 passed; 0 failed"), "{sums}");
+        assert_eq!(skipped, ["skipped: no netem"]);
+        let xml = "<?xml?>\n<testsuites name=\"x\" tests=\"9\" failures=\"1\" skipped=\"2\" time=\"3\">\n";
+        let (sums, _) = summary(console, &outcome("b", &[("/tmp/x.xml", xml)]));
+        assert_eq!(sums, "9 cases, 1 failed, 2 skipped");
+    }
 
     #[test]
     fn jobs_are_chosen_by_words() {

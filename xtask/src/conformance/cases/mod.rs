@@ -15,6 +15,7 @@ pub(super) mod sandbox;
 pub(super) mod seccomp;
 pub(super) mod security;
 pub(super) mod streaming;
+pub(super) mod systemd;
 
 use super::case::Case;
 
@@ -33,6 +34,7 @@ pub(super) fn all() -> Vec<Case> {
         labels::cases(),
         mounts::cases(),
         resources::cases(),
+        systemd::cases(),
         streaming::cases(),
         images::cases(),
         others::cases(),

@@ -378,7 +378,7 @@ async fn declared_volume_over(t: T) -> Result<()> {
     Ok(())
 }
 
-fn one_device(host: &str, container: &str, permissions: &str) -> Vec<v1::Device> {
+pub(super) fn one_device(host: &str, container: &str, permissions: &str) -> Vec<v1::Device> {
     vec![v1::Device {
         container_path: container.to_owned(),
         host_path: host.to_owned(),
