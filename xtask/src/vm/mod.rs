@@ -104,9 +104,8 @@ fn summary(console: &str, outcome: &Outcome) -> (String, Vec<String>) {
     let begin = format!("vm: == {}", outcome.name);
     let mut lines = console.lines().map(str::trim_end).skip_while(|line| *line != begin).skip(1);
     let section: Vec<&str> = lines.by_ref().take_while(|line| !line.starts_with(&begin)).collect();
-    let sums =
-        |line: &&str| line.strip_prefix("test result: ").and_then(|rest| rest.split("; finished").next());
-    let tests = section.iter().rev().find_map(sums);
+    let results = section.iter().rev().find_map(|line| line.strip_prefix("test result: "));
+    let tests = results.and_then(|rest| rest.split("; finished").next());
     let junit = outcome.files.values().find_map(|text| junit_sums(text));
     let skipped = section.iter().filter(|line| line.starts_with("skipped: ")).map(|line| (*line).to_owned());
     (junit.or_else(|| tests.map(str::to_owned)).unwrap_or_default(), skipped.collect())

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use cri_shim_api::v1::ContainerEventType as Kind;
 use cri_shim_api::v1::{self, NamespaceMode};
 
-use super::super::case::{Case, case, holds, refused, same};
+use super::super::case::{Case, case, holds, refused, same, skip};
 use super::super::context::{T, pod_security, security};
 
 pub(crate) fn cases() -> Vec<Case> {
