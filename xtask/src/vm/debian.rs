@@ -271,7 +271,7 @@ fn jobs(repo: &Path, boot: &Boot, other_cases: Option<&str>) -> Result<Vec<Plann
         let junit = PathBuf::from(format!("/tmp/cri-{driver}-{handler}.xml"));
         let command = format!(
             "/keelson/bin/xtask conformance cri --endpoint unix:///run/keelson/{driver}/cri.sock --handler {handler} \
-             --known /keelson/known.txt --parallel 4 --deadline {CASE_LIMIT} --junit {} --filter",
+             --known /keelson/known-{handler}.txt --parallel 4 --deadline {CASE_LIMIT} --junit {} --filter",
             junit.display()
         );
         let name = format!("{}: conformance cri, {driver} driver, {handler}", boot.name);

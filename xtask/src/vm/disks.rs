@@ -185,7 +185,16 @@ pub(super) fn payload(
     // What makes the suite take this for a checkout, with its images made already.
     fs::write(tree.join("Cargo.toml"), "")?;
     fs::write(tree.join("xtask/Cargo.toml"), "")?;
-    fs::copy(repo.join("xtask/src/conformance/keelson.txt"), tree.join("known.txt"))?;
+    let known = |name: &str| -> Result<String> {
+        let file = repo.join("xtask/src/conformance").join(name);
+        fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))
+    };
+    let ours = known("keelson.txt")?;
+    for (handler, more) in
+        [("keelson", String::new()), ("runc", String::new()), ("crun", known("keelson-crun.txt")?)]
+    {
+        fs::write(tree.join(format!("known-{handler}.txt")), format!("{ours}{more}"))?;
+    }
     let packages = Path::new(SUITE_IMAGES).join("debs");
     fs::create_dir_all(tree.join(SUITE_IMAGES))?;
     Cmd::new("cp")

@@ -59,7 +59,7 @@ mod tests {
     #[test]
     fn the_lists_name_cases_that_exist() {
         let ids: Vec<String> = super::all().iter().map(super::Case::id).collect();
-        for name in ["containerd-1.6.txt", "keelson.txt"] {
+        for name in ["containerd-1.6.txt", "keelson.txt", "keelson-crun.txt"] {
             let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/conformance").join(name);
             super::super::list::load(&file, &ids).expect("a list of existing cases");
         }
