@@ -29,7 +29,7 @@ pub(super) fn profile(kind: ProfileType, file: &str) -> Option<v1::SecurityProfi
 }
 
 /// The mode in `/proc/self/status`, and whether a user namespace could be made.
-const FILTER: &str = "grep Seccomp: /proc/self/status; if unshare -m true 2>/dev/null; then echo unshared; else echo refused; fi";
+const FILTER: &str = "grep Seccomp: /proc/self/status; if unshare -u true 2>/dev/null; then echo unshared; else echo refused; fi";
 
 async fn filtered(t: &T, seccomp: Option<v1::SecurityProfile>, add: &[&str]) -> Result<String> {
     let text = t.output(FILTER, |config| {
