@@ -28,7 +28,7 @@ pub(super) fn profile(kind: ProfileType, file: &str) -> Option<v1::SecurityProfi
     Some(v1::SecurityProfile { profile_type: kind.into(), localhost_ref: file.to_owned() })
 }
 
-/// The mode in `/proc/self/status`, and whether a user namespace could be made.
+/// The mode in `/proc/self/status`, and whether a namespace for the host name could be made: AppArmor has no say in that.
 const FILTER: &str = "grep Seccomp: /proc/self/status; if unshare -u true 2>/dev/null; then echo unshared; else echo refused; fi";
 
 async fn filtered(t: &T, seccomp: Option<v1::SecurityProfile>, add: &[&str]) -> Result<String> {
