@@ -30,7 +30,8 @@ pub(super) struct Suite {
     /// Kernel modules that nothing loads by itself; what these depend on is found. Debian's kernel for clouds has no
     /// others than those of its package: a test that needs one which is not there must say so itself.
     pub(super) modules: &'static [&'static [&'static str]],
-    /// Programs of this machine that the tests call, for the light guest; the other one has what its image has.
+    /// Programs of this machine that the tests call, for the light guest; the other one has what its image has. Busybox's
+    /// own stand for the rest; those of them that start another program (`nsenter`) prefer busybox's.
     pub(super) programs: &'static [&'static str],
     /// Files and directories of this machine that the tests read, for the light guest; those that are missing here are
     /// missed by the test, which says so.
@@ -91,7 +92,7 @@ pub(super) const SUITES: &[Suite] = &[
             files: &["xtask/src/conformance/cni/keelson.txt"],
         }],
         modules: &[LINKS, FILTERS, QUEUES],
-        programs: &["ip", "nft", "tc", "bridge"],
+        programs: &["ip", "nft", "tc", "bridge", "nsenter"],
         // Chains with plugins of others, where this machine has them.
         files: &[
             "/usr/lib/cni/bandwidth",
@@ -109,7 +110,7 @@ pub(super) const SUITES: &[Suite] = &[
         folder: "agent",
         tests: &["root_network", "root_proxy", "root_service_matrix", "root_host"],
         modules: &[LINKS, FILTERS, QUEUES],
-        programs: &["ip", "nft", "tc", "bridge"],
+        programs: &["ip", "nft", "tc", "bridge", "nsenter"],
         ..PLAIN
     },
     Suite {
