@@ -2,7 +2,7 @@
 //!
 //! How they connect: [`roles`] builds every part and joins their tasks. [`sources`] watch the API server; [`pods`] runs
 //! the `Desired/Observed → plan` loop of `agent_core` and acts through [`runtime`] (the CRI) and [`host`] (cgroups,
-//! volumes); [`probes`] and [`events`] hang off it. [`node`], [`server`], [`proxy`] and [`network`] run beside it and read
+//! volumes); [`probes`] and [`events`] hang off it. [`node`], [`server`], [`proxy`], [`network`] and [`host_ports`] run beside it and read
 //! pods through [`contracts`], where the seams between all of them are. A library only so that root tests can drive parts;
 //! nobody else links it.
 
@@ -11,6 +11,7 @@ pub mod config;
 pub mod contracts;
 pub mod events;
 pub mod host;
+pub mod host_ports;
 pub mod network;
 pub mod node;
 pub mod observability;

@@ -28,7 +28,7 @@ use crate::runtime::{cri, health};
 use crate::server::{self, ServerConfig};
 use crate::sources::objects::Objects;
 use crate::sources::services::services;
-use crate::{host, network, node, proxy, runtime, sources};
+use crate::{host, host_ports, network, node, proxy, runtime, sources};
 
 /// Pod events between watch and manager; a full queue holds the watch back.
 const POD_EVENTS: usize = 256;
@@ -109,6 +109,7 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     };
     roles.start("node", node::run(client.clone(), Arc::clone(&config), node_facts, cancel.clone()));
     start_proxy(&mut roles, &config, &client, node_of_proxy, &recorder)?;
+    start_host_ports(&mut roles, &config)?;
     roles.endless("CRI events", runtime::events::follow(cri.clone(), directory.clone(), cancel.clone()));
     roles.endless("pods", manager::run(context, directory.clone(), pod_event_queue, cancel.clone()));
     info!(node = %config.keelson.node_name, cri = %config.container_runtime_endpoint, "agent started");
@@ -163,6 +164,19 @@ fn start_network(
     let role = network::run(client.clone(), settings, node, sender, events, roles.cancel.clone());
     roles.start("network", role);
     Ok(Some(state))
+}
+
+/// Starts the seam for host ports, where this agent writes the CNI configuration. Without a data plane for them, it sees to
+/// it that an earlier agent's are in nftables.
+fn start_host_ports(roles: &mut Roles, config: &AgentConfig) -> anyhow::Result<()> {
+    if !config.keelson.cni.as_ref().is_some_and(|cni| cni.host_ports) {
+        return Ok(());
+    }
+    // The proxy does not take requests yet.
+    let (asks, _nobody) = host_ports::queue();
+    let dir = host_ports::directory(config)?;
+    roles.optional("host ports", host_ports::run(dir, asks, roles.cancel.clone()));
+    Ok(())
 }
 
 /// What differs between the service maps and the API server, for `keelson-agent service verify`.

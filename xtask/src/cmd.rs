@@ -2,6 +2,7 @@
 //!
 //! Never goes through a shell, so no argument needs quoting.
 
+use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -12,13 +13,14 @@ use anyhow::{Context, Result, bail};
 pub(crate) struct Cmd {
     inner: Command,
     shown: String,
+    input: Option<String>,
 }
 
 impl Cmd {
     /// A command found on PATH (or by path), without arguments.
     pub(crate) fn new(program: impl AsRef<std::ffi::OsStr>) -> Self {
         let shown = program.as_ref().to_string_lossy().into_owned();
-        Self { inner: Command::new(program), shown }
+        Self { inner: Command::new(program), shown, input: None }
     }
 
     /// Adds arguments.
@@ -43,6 +45,12 @@ impl Cmd {
         self
     }
 
+    /// Gives [`Self::output`] a text to read; short enough for a pipe.
+    pub(crate) fn input(mut self, text: String) -> Self {
+        self.input = Some(text);
+        self
+    }
+
     /// Runs with the caller's stdout and stderr; a status other than 0 is an error.
     pub(crate) fn run(mut self) -> Result<()> {
         let status = self
@@ -58,17 +66,25 @@ impl Cmd {
 
     /// Runs and returns stdout; on failure the error carries stderr.
     pub(crate) fn output(mut self) -> Result<String> {
-        let out = self
-            .inner
-            .stdin(Stdio::null())
-            .output()
-            .with_context(|| format!("cannot start `{}`", self.shown))?;
+        let out = match &self.input {
+            None => self.inner.stdin(Stdio::null()).output(),
+            Some(text) => fed(&mut self.inner, text),
+        };
+        let out = out.with_context(|| format!("cannot start `{}`", self.shown))?;
         if !out.status.success() {
             let said = String::from_utf8_lossy(&out.stderr);
             bail!("`{}` failed: {}: {}", self.shown, out.status, said.trim());
         }
         Ok(String::from_utf8_lossy(&out.stdout).into_owned())
     }
+}
+
+fn fed(command: &mut Command, text: &str) -> std::io::Result<std::process::Output> {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    if let Some(mut input) = child.stdin.take() {
+        input.write_all(text.as_bytes())?;
+    }
+    child.wait_with_output()
 }
 
 /// The path of `program` on PATH, or in the directories that Debian keeps out of a plain user's PATH.

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use crate::cmd::Cmd;
 use crate::paths::Layout;
 use crate::process::write_atomic;
 
@@ -31,6 +32,9 @@ pub(crate) struct Overlay {
     /// Reach pods of nodes in the same subnet without the tunnel.
     #[arg(long, requires = "nodes")]
     pub(crate) direct_routing: bool,
+    /// Give nodes and pods IPv6 addresses, too.
+    #[arg(long, requires = "nodes")]
+    pub(crate) dual_stack: bool,
 }
 
 /// How packets travel.
@@ -48,6 +52,8 @@ pub(crate) enum Mode {
 pub(crate) const SERVICE_CIDR: &str = "10.96.0.0/12";
 /// Range that the nodes' pod ranges are taken from.
 pub(crate) const POD_CIDR: &str = "10.244.0.0/16";
+/// The same for IPv6, with `--dual-stack`.
+pub(crate) const POD_CIDR_V6: &str = "fd00:10:244::/56";
 /// Ports that must be free, and who listens there.
 pub(crate) const PORTS: &[(u16, &str)] =
     &[(6443, "the Kubernetes API"), (10250, "the kubelet API"), (10248, "the agent's health check")];
@@ -76,14 +82,21 @@ fn write_node(cluster: &Layout, layout: &Layout, node: &Node) -> Result<()> {
     write_yaml(&layout.data.join("cri.yaml"), &cri(cluster, layout))?;
     write_yaml(&layout.data.join("agent.yaml"), &agent(layout, node))?;
     write_atomic(&layout.run.join("containerd/config.toml"), containerd(layout).as_bytes())?;
-    for name in ["keelson-bridge", "keelson-ipam", "keelson-loopback"] {
-        let link = layout.cni_bin().join(name);
-        // An old link may lead into an earlier checkout.
-        fs::remove_file(&link).ok();
-        std::os::unix::fs::symlink(layout.binary("keelson-cni"), &link)
-            .with_context(|| format!("linking {}", link.display()))?;
-    }
+    // Every plugin there is; old links may lead into an earlier checkout, and are replaced.
+    Cmd::new(layout.binary("keelson-cni"))
+        .args(["install".as_ref(), layout.cni_bin().as_os_str()])
+        .output()?;
     Ok(())
+}
+
+/// The ranges that the nodes' pod ranges are taken from, one per family.
+fn pod_ranges(dual_stack: bool) -> Vec<&'static str> {
+    if dual_stack { vec![POD_CIDR, POD_CIDR_V6] } else { vec![POD_CIDR] }
+}
+
+/// Name of an instance's pod network: nodes may share the host's network namespace with other instances.
+pub(crate) fn network_name(layout: &Layout) -> String {
+    format!("keelson-{}", layout.instance.replace('/', "-"))
 }
 
 fn restrict(dir: &Path) -> Result<()> {
@@ -98,13 +111,14 @@ fn write_yaml(path: &Path, value: &Value) -> Result<()> {
 }
 
 fn control(layout: &Layout, address: &str, nodes: &[(Layout, Node)]) -> Value {
+    let dual_stack = nodes.iter().any(|(_, node)| node.overlay.is_some_and(|overlay| overlay.dual_stack));
     let nodes: Vec<Value> = nodes.iter().map(|(place, node)| identity(place, node)).collect();
     json!({
         "dataDir": layout.data.join("control"),
         "listen": "0.0.0.0:6443",
         "advertiseAddress": address,
         "serviceCIDR": SERVICE_CIDR,
-        "podCIDR": POD_CIDR,
+        "podCIDR": pod_ranges(dual_stack).join(","),
         "nodePortRange": "30000-32767",
         "adminKubeconfig": layout.kubeconfig(),
         "roles": ["api", "scheduler", "controllers"],
@@ -147,6 +161,7 @@ fn cri(cluster: &Layout, layout: &Layout) -> Value {
 
 fn agent(layout: &Layout, node: &Node) -> Value {
     let identity = layout.data.join("node");
+    let dual_stack = node.overlay.is_some_and(|overlay| overlay.dual_stack);
     let mut config = json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -175,12 +190,15 @@ fn agent(layout: &Layout, node: &Node) -> Value {
             "containerLogLinksDir": layout.log().join("containers"),
             "cni": {
                 "confDir": layout.run.join("cni/net.d"),
+                "name": network_name(layout),
                 "bridge": layout.bridge(),
                 "dataDir": layout.run.join("cni/ipam"),
                 "stateDir": layout.run.join("cni/state"),
                 "logFile": layout.log().join("cni.log"),
                 "mtu": 0,
                 "netnsDir": layout.run.join("netns"),
+                // Other nodes' pods see a pod's own address.
+                "masquerade": {"except": pod_ranges(dual_stack)},
             },
             "proxy": {
                 "enabled": true,

@@ -31,9 +31,10 @@ pub(crate) fn run(layout: &Layout) -> Result<()> {
         step("service load balancer", host::remove_data_plane(node));
     }
     step("service load balancer", host::remove_data_plane(layout));
+    step("packet filter", host::remove_packet_filter(layout));
     step("nodes' links", fabric::remove(layout));
     step("mounts", host::unmount_below(&layout.run));
-    step("mounts", host::unmount_below(&layout.data));
+    step("mounts", host::unmount_inside(&layout.data));
     step("sockets of containers", host::remove_sockets(&sockets));
     step("links", host::remove_links(layout));
     step("cgroups", host::remove_cgroups(layout));

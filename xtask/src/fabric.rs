@@ -21,6 +21,8 @@ use crate::paths::Layout;
 pub(crate) const CIDR: &str = "10.250.0.0/24";
 /// The host on the fabric: the control plane and the image registry listen there.
 pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(10, 250, 0, 1);
+/// The host's IPv6 address on the fabric, with `--dual-stack`.
+pub(crate) const HOST_V6: &str = "fd00:250::1";
 /// Nodes at most: as many as two cores run.
 pub(crate) const MOST: u8 = 5;
 
@@ -32,6 +34,11 @@ pub(crate) fn name(number: u8) -> String {
 /// Its address on the fabric.
 pub(crate) fn address(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 250, 0, 10 + number)
+}
+
+/// Its IPv6 address there: the same number, as it is written.
+pub(crate) fn address_v6(number: u8) -> String {
+    format!("fd00:250::{}", 10 + number)
 }
 
 /// The number in a node's name.
@@ -55,19 +62,23 @@ pub(crate) fn netns(node: &Layout) -> PathBuf {
 }
 
 /// Makes bridge, namespaces and links anew.
-pub(crate) fn create(layout: &Layout, nodes: u8) -> Result<()> {
+pub(crate) fn create(layout: &Layout, nodes: u8, dual_stack: bool) -> Result<()> {
     remove(layout)?;
     let bridge = bridge(layout);
     ip(&["link", "add", &bridge, "type", "bridge"])?;
     ip(&["address", "add", &format!("{HOST}/24"), "dev", &bridge])?;
+    if dual_stack {
+        ip(&["address", "add", &format!("{HOST_V6}/64"), "dev", &bridge, "nodad"])?;
+    }
     ip(&["link", "set", &bridge, "up"])?;
     for number in 1..=nodes {
-        join(layout, number).with_context(|| format!("making the network namespace of {}", name(number)))?;
+        join(layout, number, dual_stack)
+            .with_context(|| format!("making the network namespace of {}", name(number)))?;
     }
     Ok(())
 }
 
-fn join(layout: &Layout, number: u8) -> Result<()> {
+fn join(layout: &Layout, number: u8, dual_stack: bool) -> Result<()> {
     let netns = netns(&layout.node(&name(number)));
     if let Some(dir) = netns.parent() {
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
@@ -82,7 +93,13 @@ fn join(layout: &Layout, number: u8) -> Result<()> {
     };
     inside(&["link", "set", "lo", "up"])?;
     inside(&["address", "add", &format!("{}/24", address(number)), "dev", "eth0"])?;
+    if dual_stack {
+        inside(&["address", "add", &format!("{}/64", address_v6(number)), "dev", "eth0", "nodad"])?;
+    }
     inside(&["link", "set", "eth0", "up"])?;
+    if dual_stack {
+        inside(&["-6", "route", "add", "default", "via", HOST_V6])?;
+    }
     inside(&["route", "add", "default", "via", &HOST.to_string()])
 }
 

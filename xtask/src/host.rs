@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::mount::{MntFlags, umount2};
 use rustix::process::Signal;
+use serde_json::json;
 
 use crate::cmd::Cmd;
 use crate::paths::Layout;
@@ -65,10 +66,21 @@ fn unescape(path: &str) -> String {
     path.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 
-/// Unmounts all below `dir`.
+/// Unmounts all below `dir`, and what is mounted there itself.
 pub(crate) fn unmount_below(dir: &Path) -> Result<()> {
-    for mount in mounts_below(dir) {
-        umount2(&mount, MntFlags::MNT_DETACH).with_context(|| format!("unmounting {}", mount.display()))?;
+    unmount(&mounts_below(dir))
+}
+
+/// Unmounts all below `dir`, which may be a mount of the operator's.
+pub(crate) fn unmount_inside(dir: &Path) -> Result<()> {
+    let mut mounts = mounts_below(dir);
+    mounts.retain(|mount| mount != dir);
+    unmount(&mounts)
+}
+
+fn unmount(mounts: &[PathBuf]) -> Result<()> {
+    for mount in mounts {
+        umount2(mount, MntFlags::MNT_DETACH).with_context(|| format!("unmounting {}", mount.display()))?;
     }
     Ok(())
 }
@@ -234,6 +246,36 @@ pub(crate) fn remove_links(layout: &Layout) -> Result<()> {
         Cmd::new("ip").args(["link".as_ref(), "del".as_ref(), port.file_name().as_os_str()]).output().ok();
     }
     Cmd::new("ip").args(["link", "del", &bridge]).output().map(drop)
+}
+
+/// Takes this instance's addresses and host ports out of the table of the CNI plugins, and the table when nobody else
+/// has anything in it. Nodes with namespaces of their own take theirs along.
+pub(crate) fn remove_packet_filter(layout: &Layout) -> Result<()> {
+    let plugins = ["keelson-masquerade", "keelson-portmap"].map(|plugin| layout.cni_bin().join(plugin));
+    let table = ["table", "inet", "keelson_cni"];
+    let shown = || Cmd::new("nft").args(["list"]).args(table).output();
+    if !plugins.iter().all(|plugin| plugin.exists()) || shown().is_err() {
+        return Ok(());
+    }
+    for plugin in plugins {
+        let config = json!({
+            "cniVersion": "1.1.0",
+            "name": crate::config::network_name(layout),
+            "type": plugin.file_name().unwrap_or_default().to_string_lossy(),
+            "stateDir": layout.run.join("cni/state"),
+            "logFile": "",
+            "cni.dev/valid-attachments": [],
+        });
+        Cmd::new(plugin)
+            .env("CNI_COMMAND", "GC")
+            .env("CNI_PATH", layout.cni_bin())
+            .input(config.to_string())
+            .output()?;
+    }
+    if !shown()?.contains("elements = ") {
+        Cmd::new("nft").args(["delete"]).args(table).output()?;
+    }
+    Ok(())
 }
 
 /// Detaches and unpins the BPF programs and removes the proxy's route, by the agent that knows both.

@@ -81,7 +81,7 @@ fn prepare(layout: &Layout, options: &Options) -> Result<()> {
     };
     let nodes = preflight::check_nodes(layout, cgroup_root, count, options.overlay)?;
     host::record_settings(layout)?;
-    fabric::create(layout, count)?;
+    fabric::create(layout, count, options.overlay.dual_stack)?;
     config::write(layout, &fabric::HOST.to_string(), &nodes)
 }
 

@@ -299,6 +299,9 @@ pub struct UnderlaySection {
 pub struct CniConfig {
     /// Where `10-keelson.conflist` is written.
     pub conf_dir: PathBuf,
+    /// The network's name: several agents in one network namespace need different ones.
+    #[serde(default = "default_network_name")]
+    pub name: String,
     /// Bridge's name.
     pub bridge: String,
     /// The address allocator's directory.
@@ -312,9 +315,15 @@ pub struct CniConfig {
     /// 0: that of the uplink.
     #[serde(default)]
     pub mtu: u32,
-    /// Pods reach the outside with the node's address, by the plugin keelson-masquerade; absent: with their own.
+    /// Pods reach the outside with the node's address; absent: with their own.
     #[serde(default)]
     pub masquerade: Option<MasqueradeConfig>,
+    /// Whether `hostPort` of containers is served, by the plugin keelson-portmap.
+    #[serde(default = "yes")]
+    pub host_ports: bool,
+    /// Whether the annotations for bandwidth are obeyed, by the plugin keelson-bandwidth.
+    #[serde(default = "yes")]
+    pub bandwidth: bool,
     /// Where the runtime keeps the pods' network namespaces; absent: running pods keep their MTU when it changes.
     #[serde(default)]
     pub netns_dir: Option<PathBuf>,
@@ -519,6 +528,10 @@ fn default_vni() -> u32 {
 
 fn default_vxlan_port() -> u16 {
     8472
+}
+
+fn default_network_name() -> String {
+    "keelson".to_owned()
 }
 
 fn default_instance() -> String {

@@ -108,9 +108,16 @@ fn conflist(config: &CniConfig, ranges: &[String]) -> Value {
     if config.mtu != 0 {
         bridge["mtu"] = config.mtu.into();
     }
-    let mut plugins = vec![bridge];
     if let Some(masquerade) = &config.masquerade {
-        plugins.push(json!({"type": "keelson-masquerade", "ipMasqExcept": masquerade.except}));
+        bridge["ipMasq"] = true.into();
+        bridge["ipMasqExcept"] = json!(masquerade.except);
+    }
+    let mut plugins = vec![bridge];
+    if config.bandwidth {
+        plugins.push(json!({"type": "keelson-bandwidth", "capabilities": {"bandwidth": true}}));
+    }
+    if config.host_ports {
+        plugins.push(json!({"type": "keelson-portmap", "capabilities": {"portMappings": true}}));
     }
     let own = [("stateDir", &config.state_dir), ("logFile", &config.log_file)];
     for plugin in &mut plugins {
@@ -120,7 +127,7 @@ fn conflist(config: &CniConfig, ranges: &[String]) -> Value {
             }
         }
     }
-    json!({"cniVersion": "1.1.0", "name": "keelson", "plugins": plugins})
+    json!({"cniVersion": "1.1.0", "name": config.name, "plugins": plugins})
 }
 
 /// Tells whether the file had to be written.
@@ -146,12 +153,15 @@ mod tests {
     fn config(dir: &Path, mtu: u32) -> CniConfig {
         CniConfig {
             conf_dir: dir.to_owned(),
+            name: "pods".to_owned(),
             bridge: "kl-up0".to_owned(),
             data_dir: "/run/ipam".into(),
             state_dir: None,
             log_file: None,
             mtu,
             masquerade: None,
+            host_ports: true,
+            bandwidth: true,
             netns_dir: None,
         }
     }
@@ -177,10 +187,14 @@ mod tests {
         let except = vec!["10.244.0.0/16".to_owned()];
         let masquerade = Some(MasqueradeConfig { except });
         let chained = conflist(&CniConfig { masquerade, ..config(Path::new("/x"), 0) }, &[]);
-        assert_eq!(
-            chained["plugins"][1],
-            json!({"type": "keelson-masquerade", "ipMasqExcept": ["10.244.0.0/16"]})
-        );
+        assert_eq!(chained["plugins"][0]["ipMasq"], true);
+        assert_eq!(chained["plugins"][0]["ipMasqExcept"], json!(["10.244.0.0/16"]));
+        assert_eq!(chained["name"], "pods");
+        let capabilities: Vec<&Value> =
+            (1..3).map(|index| &chained["plugins"][index]["capabilities"]).collect();
+        assert_eq!(capabilities, [&json!({"bandwidth": true}), &json!({"portMappings": true})]);
+        let plain = CniConfig { bandwidth: false, host_ports: false, ..config(Path::new("/x"), 0) };
+        assert_eq!(conflist(&plain, &[])["plugins"].as_array().map(Vec::len), Some(1));
     }
 
     #[test]

@@ -63,6 +63,16 @@ impl Api {
         self.register(name, &[range.to_owned()], address);
     }
 
+    /// What a node's agent would publish of its tunnel.
+    pub(crate) fn publish_tunnel(&self, name: &str, address: IpAddr, mac: &str) {
+        let published = [
+            (network::MODE, "vxlan".to_owned()),
+            (network::ADDRESSES, address.to_string()),
+            (network::VTEP_MAC, mac.to_owned()),
+        ];
+        self.annotate(name, published.into_iter().map(|(name, value)| (name, Some(value))).collect());
+    }
+
     /// A node is deleted.
     pub(crate) fn remove_node(&self, name: &str) {
         self.change(|nodes| drop(nodes.remove(name)));
@@ -377,14 +387,15 @@ pub(crate) fn talk(from: &str, to: &str, address: IpAddr) -> Result<IpAddr, Stri
     server.join().unwrap()
 }
 
-/// What a UDP socket takes for the path's MTU after it has sent a packet as large as its own interface allows.
-pub(crate) fn path_mtu(from: &str, to: IpAddr) -> i32 {
+/// What a UDP socket takes for the path's MTU after it has sent packets of this size, which must not be split.
+pub(crate) fn path_mtu(from: &str, to: IpAddr, size: usize) -> i32 {
     inside(from, || {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         socket.connect(SocketAddr::new(to, 9)).unwrap();
+        let payload = vec![0; size - 28];
         // The answers to the first arrive as errors of later calls.
         for _ in 0..3 {
-            socket.send(&[0; 1472]).ok();
+            socket.send(&payload).ok();
             std::thread::sleep(Duration::from_millis(20));
         }
         getsockopt(&socket, sockopt::IpMtu).unwrap()

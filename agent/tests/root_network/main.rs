@@ -106,7 +106,7 @@ fn packets_that_are_too_large_are_answered_and_the_mtu_follows_the_underlay() {
     assert_eq!(lab.mtu(1), 1450);
     // The lab's pods were made with the underlay's MTU, as by a plugin that knows nothing of tunnels.
     let to = nodes[1].pod_addresses[0];
-    eventually("a pod hears what fits", || match lab::path_mtu(&nodes[0].stray_pod, to) {
+    eventually("a pod hears what fits", || match lab::path_mtu(&nodes[0].stray_pod, to, 1500) {
         1450 => Ok(()),
         other => Err(format!("path MTU {other}")),
     });
@@ -221,4 +221,32 @@ fn what_cannot_work_is_told_as_an_event() {
     let address: IpAddr = [192, 0, 2, 50].into();
     lab.api.add_silent_node("stranger", "10.244.50.0/24", address);
     eventually("a peer without a device", || lab::expect(&lab.events(1), "keelson.io/vtep-mac"));
+}
+
+#[test]
+fn another_address_or_device_of_a_peer_replaces_the_one_before() {
+    let lab = Lab::new(1, "mode: vxlan", true);
+    let node = &lab.nodes[0];
+    let (first, second) = (IpAddr::from([192, 0, 2, 50]), IpAddr::from([192, 0, 2, 51]));
+    let (mac, other) = ("02:00:00:00:50:01", "02:00:00:00:50:02");
+    lab.api.add_silent_node("stranger", "10.244.50.0/24", first);
+    let is = |mac: &str, address: IpAddr| {
+        let now = entries(node);
+        lab::expect(&now, &format!("10.244.50.0 dev kl-vxlan lladdr {mac} PERMANENT"))?;
+        lab::expect(&now, &format!("{mac} dst {address} self permanent"))?;
+        match now.lines().filter(|line| line.contains("02:00:00:00:50:")).count() {
+            2 => Ok(()),
+            _ => Err(format!("something of before is left: {now}")),
+        }
+    };
+    for (mac, address) in [(mac, first), (other, first), (other, second), (mac, first)] {
+        lab.api.publish_tunnel("stranger", address, mac);
+        eventually(&format!("{mac} at {address}"), || is(mac, address));
+    }
+    // This node's own device gets its hardware address back: peers send there.
+    let own = || ip(&node.netns, &["-o", "link", "show", "kl-vxlan"]);
+    let before = own();
+    ip(&node.netns, &["link", "set", "kl-vxlan", "address", "02:00:00:00:99:99"]);
+    eventually("the device's own address", || if own() == before { Ok(()) } else { Err(own()) });
+    eventually("with its entries", || is(mac, first));
 }

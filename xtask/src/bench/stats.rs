@@ -93,7 +93,44 @@ pub(crate) fn ratio(rounds: &[Round], statistic: fn(&[f64]) -> f64) -> Option<In
     Some(Interval { value, low: *at(25)?, high: *at(975)? })
 }
 
-/// The same without an interval.
+/// Ours ÷ peer as the middle of the rounds' own ratios, with a bootstrap interval: for rounds whose measurements were taken
+/// next to each other, so that what slows the machine for minutes slows both sides of a round. A round's ratio is that of
+/// the geometric means. `None` with fewer than three rounds, or a value that is not above 0.
+pub(crate) fn paired(rounds: &[Round]) -> Option<Interval> {
+    let level = |values: &[f64]| {
+        let logarithms: Vec<f64> = values.iter().map(|value| value.ln()).collect();
+        mean(&logarithms)
+    };
+    let all = rounds.iter().flat_map(|round| round.0.iter().chain(&round.1));
+    let sides = rounds.iter().all(|round| !round.0.is_empty() && !round.1.is_empty());
+    if rounds.len() < 3 || !sides || all.into_iter().any(|value| *value <= 0.0) {
+        return None;
+    }
+    let differences: Vec<f64> = rounds.iter().map(|round| level(&round.0) - level(&round.1)).collect();
+    let mut random = SplitMix(0x6b65_656c_736f_6e00);
+    let draws: Vec<f64> = (0..RESAMPLES)
+        .map(|_| {
+            let drawn: Vec<f64> =
+                differences.iter().map(|_| differences[random.below(differences.len())]).collect();
+            median(&drawn)
+        })
+        .collect();
+    let draws = sorted(&draws);
+    Some(Interval {
+        value: median(&differences).exp(),
+        low: draws[RESAMPLES * 25 / 1000].exp(),
+        high: draws[RESAMPLES * 975 / 1000].exp(),
+    })
+}
+
+impl Interval {
+    /// Half of its width, as a part of the estimate.
+    pub(crate) fn uncertainty(&self) -> f64 {
+        (self.high - self.low) / (2.0 * self.value)
+    }
+}
+
+/// [`ratio`] without an interval.
 pub(crate) fn plain_ratio(rounds: &[Round], statistic: fn(&[f64]) -> f64) -> Option<f64> {
     ratio_of(&rounds.iter().collect::<Vec<_>>(), statistic)
 }
@@ -150,5 +187,22 @@ mod tests {
         assert!(wide.low < wide.value && wide.value <= wide.high, "{wide:?}");
         assert_eq!(ratio(&steady[..2], median), None, "two rounds say nothing about their spread");
         assert_eq!(plain_ratio(&[(vec![1.0], vec![])], median), None);
+    }
+
+    #[test]
+    fn rounds_that_are_slow_as_a_whole_do_not_widen_a_paired_interval() {
+        let round = |index: u32| {
+            let speed = 1.0 + f64::from(index % 5);
+            let noise = 0.01 * (f64::from(index % 3) - 1.0);
+            (vec![0.9 * speed * (1.0 + noise)], vec![speed])
+        };
+        let rounds: Vec<Round> = (0..30).map(round).collect();
+        let found = paired(&rounds).unwrap();
+        assert!((found.value - 0.9).abs() < 0.01, "{found:?}");
+        assert!(found.low <= found.value && found.value <= found.high, "{found:?}");
+        assert!(found.uncertainty() < 0.011, "{found:?}");
+        assert!(ratio(&rounds, median).unwrap().uncertainty() > found.uncertainty());
+        assert_eq!(paired(&rounds[..2]), None);
+        assert_eq!(paired(&vec![(vec![0.0], vec![1.0]); 5]), None);
     }
 }

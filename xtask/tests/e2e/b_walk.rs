@@ -1,5 +1,6 @@
 //! The README's walk with the tutorial manifest.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use crate::support::{
 };
 
 const APP: &str = "app=nginx";
+const PLUGINS: &str = "table inet keelson_cni";
 
 fn manifest() -> String {
     repo().join("examples/nginx.yaml").display().to_string()
@@ -35,9 +37,17 @@ pub(crate) fn cluster_ip() -> String {
     kubectl(&["get", "service", "nginx", "-o", "jsonpath={.spec.clusterIP}"])
 }
 
-fn packet_filter_rules() -> String {
+/// The tables of nftables, and of each what it holds.
+fn packet_filter() -> BTreeMap<String, String> {
     let output = Command::new("nft").args(["list", "ruleset"]).output().expect("nft starts");
-    said(&output)
+    let text = said(&output);
+    let tables = text.split("\n}").filter_map(|table| table.trim().split_once(" {\n"));
+    tables.map(|(name, content)| (name.to_owned(), content.to_owned())).collect()
+}
+
+/// The table of the CNI plugins, where pods' masquerade and host ports are; empty where there is none.
+pub(crate) fn table_of_plugins() -> String {
+    packet_filter().remove(PLUGINS).unwrap_or_default()
 }
 
 #[test]
@@ -55,9 +65,9 @@ fn a_second_up_changes_nothing() {
 
 #[test]
 fn b_apply_get_and_curl() {
-    let rules = {
+    let before = {
         cluster();
-        packet_filter_rules()
+        packet_filter()
     };
     let names = deployed();
     let table = kubectl(&["get", "nodes,deployments,rs,pods,svc,endpointslices", "-o", "wide"]);
@@ -79,7 +89,14 @@ fn b_apply_get_and_curl() {
     answers_from_all(&format!("{}:80", cluster_ip()), &names);
     answers_from_all(&format!("{}:30000", node_address()), &names);
     answers_from_all("127.0.0.1:30000", &names);
-    assert_eq!(rules, packet_filter_rules(), "no packet filter rule may be written for a Service");
+    // For pods there is masquerade, in the plugins' table; for Services there is nothing in any.
+    let mut after = packet_filter();
+    let plugins = after.remove(PLUGINS).unwrap_or_default();
+    let before: BTreeMap<_, _> = before.into_iter().filter(|(name, _)| name != PLUGINS).collect();
+    assert_eq!(before, after, "no table but that of the plugins may change");
+    for trace in [cluster_ip().as_str(), "30000", "10.96."] {
+        assert!(!plugins.contains(trace), "{trace} of a Service is in the packet filter: {plugins}");
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod b_walk;
 mod c_recovery;
 mod d_bad_input;
 mod e_workloads;
+mod f_network;
 mod support;
 mod z_down;
 mod zz_nodes;

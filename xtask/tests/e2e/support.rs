@@ -202,3 +202,19 @@ pub(crate) fn pid_of(component: &str) -> Option<i32> {
     let lines: serde_json::Value = serde_json::from_slice(&output.stdout).expect("status prints JSON");
     lines.as_array()?.iter().find(|line| line["name"] == component)?["pid"].as_i64()?.try_into().ok()
 }
+
+/// The network namespace, of those that the runtime keeps in `dir`, that has an address.
+pub(crate) fn namespace_with(dir: impl AsRef<Path>, address: &str) -> PathBuf {
+    let wanted = format!(" {address}/");
+    let has = |path: &PathBuf| {
+        let shown = Command::new("nsenter")
+            .arg(format!("--net={}", path.display()))
+            .args(["ip", "-o", "address"])
+            .output()
+            .expect("nsenter starts");
+        said(&shown).contains(&wanted)
+    };
+    let mut paths =
+        std::fs::read_dir(&dir).expect("the runtime's directory").flatten().map(|entry| entry.path());
+    paths.find(has).unwrap_or_else(|| panic!("no namespace with {address} below {}", dir.as_ref().display()))
+}

@@ -1,13 +1,16 @@
 //! A cluster of three nodes: the pod network between them, what kubectl reaches on each, failing links, a node that
 //! leaves, and `down`. After all others, since there is one cluster on a machine at a time.
 
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use nix::sched::{CloneFlags, setns};
+
 use crate::support::{
-    kubectl, kubectl_command, pid_of, repo, said, served_by, wait_for, wait_kubectl, xtask,
+    kubectl, kubectl_command, namespace_with, pid_of, repo, said, served_by, wait_for, wait_kubectl, xtask,
 };
 
 const NODES: [&str; 3] = ["node-1", "node-2", "node-3"];
@@ -31,27 +34,40 @@ metadata: {name: everywhere}
 spec: {selector: {app: everywhere}, ports: [{port: 80}]}
 ";
 
+/// A pod with a host port on the second node.
+const HOST_PORT: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: host-port}
+spec:
+  nodeName: node-2
+  terminationGracePeriodSeconds: 1
+  containers: [{name: nginx, image: 'nginx:1.17.9', ports: [{containerPort: 80, hostPort: 18086}]}]
+";
+
 #[derive(Clone, Debug)]
 struct Pod {
     name: String,
     node: String,
     address: String,
+    /// Its IPv6 address.
+    second: String,
 }
 
 /// Brings the nodes and pods up once.
 fn pods() -> &'static [Pod] {
     static PODS: OnceLock<Vec<Pod>> = OnceLock::new();
     PODS.get_or_init(|| {
-        let output = xtask(&["up", "--detach", "--no-build", "--nodes", "3"]);
+        let output = xtask(&["up", "--detach", "--no-build", "--nodes", "3", "--dual-stack"]);
         assert!(output.status.success(), "up failed: {}", said(&output));
         crate::support::apply(MANIFEST, &[]);
-        let list = "jsonpath={range .items[*]}{.metadata.name} {.spec.nodeName} {.status.podIP} {.status.conditions[?(@.type=='Ready')].status}{'\\n'}{end}";
+        let list = "jsonpath={range .items[*]}{.metadata.name} {.spec.nodeName} {.status.podIPs[0].ip} {.status.podIPs[1].ip} {.status.conditions[?(@.type=='Ready')].status}{'\\n'}{end}";
         let text = wait_kubectl("six pods", &["get", "pods", "-l", "app=everywhere", "-o", list], |text| {
             text.matches(" True").count() == 6
         });
         text.lines().filter_map(|line| {
             let mut words = line.split_whitespace().map(str::to_owned);
-            Some(Pod { name: words.next()?, node: words.next()?, address: words.next()? })
+            Some(Pod { name: words.next()?, node: words.next()?, address: words.next()?, second: words.next()? })
         }).collect()
     })
 }
@@ -87,18 +103,7 @@ fn in_pod(pod: &Pod, command: &[&str]) -> Output {
 
 /// The namespace that has the pod's address.
 fn pod_netns(pod: &Pod) -> PathBuf {
-    let dir = Path::new("/run/keelson/up/nodes").join(&pod.node).join("netns");
-    let wanted = format!(" {}/", pod.address);
-    let has = |path: &PathBuf| {
-        let shown = Command::new("nsenter")
-            .arg(format!("--net={}", path.display()))
-            .args(["ip", "-o", "-4", "address"])
-            .output()
-            .unwrap();
-        said(&shown).contains(&wanted)
-    };
-    let mut paths = std::fs::read_dir(&dir).unwrap().flatten().map(|entry| entry.path());
-    paths.find(has).unwrap_or_else(|| panic!("no namespace with {wanted} below {}", dir.display()))
+    namespace_with(Path::new("/run/keelson/up/nodes").join(&pod.node).join("netns"), &pod.address)
 }
 
 #[test]
@@ -119,6 +124,87 @@ fn a_pods_are_spread_and_reach_each_other_by_their_own_addresses() {
             log.lines().any(|line| line.starts_with(&format!("{} ", client.address)))
         });
     }
+}
+
+#[test]
+fn aa_pods_have_ipv6_and_reach_each_other_over_it() {
+    let (from, to) = (pod_on("node-1"), pod_on("node-2"));
+    assert!(
+        from.second.starts_with("fd00:10:244:") && to.second.starts_with("fd00:10:244:"),
+        "{from:?} {to:?}"
+    );
+    wait_for("over IPv6 between nodes", LIMIT, || {
+        let seen = seen_by_server_in(to, &to.second, |target| {
+            in_pod(from, &["curl", "-sS", "-m", "3", &format!("http://{target}/")])
+        })?;
+        if seen.to_string() == from.second {
+            Ok(())
+        } else {
+            Err(format!("seen as {seen}, not {}", from.second))
+        }
+    });
+}
+
+#[test]
+fn ab_pods_reach_the_outside_masqueraded() {
+    // The host is beyond the nodes: it has no route to pods.
+    let pod = pod_on("node-1");
+    for (host, node) in [("10.250.0.1", "10.250.0.11"), ("fd00:250::1", "fd00:250::11")] {
+        let listener = TcpListener::bind(SocketAddr::new(host.parse().unwrap(), 0)).unwrap();
+        let seen = wait_for(&format!("a connection to {host}"), LIMIT, || {
+            seen_by(&listener, |target| {
+                in_pod(pod, &["curl", "-sS", "-m", "3", &format!("http://{target}/")])
+            })
+        });
+        assert_eq!(seen.to_string(), node);
+    }
+}
+
+#[test]
+fn ac_a_host_port_answers_on_its_node_for_everybody() {
+    pods();
+    crate::support::apply(HOST_PORT, &[]);
+    kubectl(&["wait", "--for=condition=Ready", "pod/host-port", "--timeout=60s"]);
+    let served = |answer: Result<String, String>| {
+        let answer = answer?;
+        if served_by(&answer) == Some("host-port") { Ok(()) } else { Err(answer) }
+    };
+    wait_for("from the host", LIMIT, || served(crate::support::get("10.250.0.12:18086")));
+    for node in NODES {
+        wait_for(&format!("from {node}"), LIMIT, || served(curl(node, "10.250.0.12:18086")));
+        wait_for(&format!("from a pod on {node}"), LIMIT, || {
+            let url = "http://10.250.0.12:18086/";
+            served(Ok(said(&in_pod(pod_on(node), &["curl", "-sSi", "-m", "3", url]))))
+        });
+    }
+    wait_for("on the node's loopback", LIMIT, || served(curl("node-2", "127.0.0.1:18086")));
+    kubectl(&["delete", "pod", "host-port"]);
+    wait_for("gone", LIMIT, || match crate::support::get("10.250.0.12:18086") {
+        Err(error) if error.contains("refused") => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+}
+
+/// The client's address as a server inside a pod's network sees it.
+fn seen_by_server_in(
+    pod: &Pod,
+    address: &str,
+    dial: impl FnOnce(SocketAddr) -> Output,
+) -> Result<IpAddr, String> {
+    let file = std::fs::File::open(pod_netns(pod)).unwrap();
+    let to = SocketAddr::new(address.parse().unwrap(), 0);
+    let listener = std::thread::spawn(move || {
+        setns(&file, CloneFlags::CLONE_NEWNET).unwrap();
+        TcpListener::bind(to).unwrap()
+    });
+    seen_by(&listener.join().unwrap(), dial)
+}
+
+/// The client's address as a listener sees it.
+fn seen_by(listener: &TcpListener, dial: impl FnOnce(SocketAddr) -> Output) -> Result<IpAddr, String> {
+    listener.set_nonblocking(true).unwrap();
+    let told = dial(listener.local_addr().unwrap());
+    listener.accept().map(|(_, peer)| peer.ip()).map_err(|_none| said(&told))
 }
 
 #[test]

@@ -86,9 +86,11 @@ fn program(
     if let Some(old) = before {
         nft::ports::remove(&old.mappings(), rest)?;
     }
-    if agent::offer(records.dir(), &Records::file_name(&call.network, &Attachment::of(call))) {
+    let offered = agent::offer(records.dir(), &Records::file_name(&call.network, &Attachment::of(call)));
+    if let Some(taken) = offered {
         record.carrier = Carrier::Agent;
         records.write(call, record)?;
+        drop(taken);
     } else {
         nft::ports::add(&record.mappings())?;
         for link in &record.links {
@@ -137,11 +139,19 @@ fn check(call: &Call) -> Result<(), Failure> {
     }
     let attachment = Attachment::of(call);
     let records = Records::open_existing(call)?;
-    let all = records.map(|records| records.all()).transpose()?.unwrap_or_default();
+    let all = records.as_ref().map(Records::all).transpose()?.unwrap_or_default();
     let own = all.iter().find(|record| record.is_of(&call.network, &attachment));
     let own = own.filter(|record| record.claims == claims).ok_or_else(|| {
         Failure::different(format!("the host ports of container {} are not recorded", call.container_id))
     })?;
+    let missing_in_agent =
+        |records: &Records| agent::misses(records.dir(), &Records::file_name(&call.network, &attachment));
+    if own.carrier == Carrier::Agent && records.as_ref().is_some_and(missing_in_agent) {
+        return Err(Failure::different(format!(
+            "host ports of container {} are missing in the agent's data plane",
+            call.container_id
+        )));
+    }
     if own.carrier == Carrier::Nftables && !nft::ports::present(&own.mappings())? {
         return Err(Failure::different(format!(
             "host ports of container {} are missing in the nftables table inet {}",
@@ -163,8 +173,7 @@ fn gc(call: &Call) -> Result<(), Failure> {
     for record in stale.iter().filter(|record| record.carrier == Carrier::Agent) {
         agent::withdraw(records.dir(), &Records::file_name(&record.network, &record.attachment()));
     }
-    let carried = kept.into_iter().filter(|record| record.carrier == Carrier::Nftables);
-    nft::ports::replace(&mappings(carried))?;
+    nft::ports::replace(&mappings(kept.into_iter()))?;
     let udp: BTreeSet<u16> = stale.iter().flat_map(|record| record.udp_ports()).collect();
     conntrack::forget_udp(&udp)?;
     stale.iter().try_for_each(|record| records.remove(&record.network, &record.attachment()))
@@ -176,9 +185,12 @@ pub(crate) fn cleanup() -> Result<Vec<String>, Failure> {
     Ok(if removed { vec![format!("nftables table inet {}", nft::TABLE)] } else { Vec::new() })
 }
 
+/// What nftables must have for these records: nothing for those that the agent carries.
 fn mappings<'a>(records: impl Iterator<Item = &'a Record>) -> Mappings {
     let mut all = Mappings::default();
-    records.for_each(|record| all.extend(&record.mappings()));
+    records
+        .filter(|record| record.carrier == Carrier::Nftables)
+        .for_each(|record| all.extend(&record.mappings()));
     all
 }
 

@@ -2,32 +2,41 @@
 //! own, both as a ratio to the same link without a tunnel.
 //!
 //! All three paths end in the same two nodes: the nodes' addresses on the fabric, the addresses of the agent's tunnel
-//! devices, and those of the second pair of devices. Rounds are interleaved (A B C C B A), so that what disturbs the
-//! machine disturbs all three.
+//! devices, and those of the second pair of devices. A round measures each path twice, forth and back (A B C C B A), and
+//! the next one begins with another path; a ratio is taken within a round, so that what slows the machine slows both. Rounds
+//! go on until the interval of keelson ÷ flannel is narrow enough, or the time is over. Beside it stands the same ratio of
+//! flannel's two measurements of a round, which must be 1 within its interval.
 
 mod traffic;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
-use super::stats::{Interval, Round, median, ratio, summary};
+use super::stats::{Interval, Round, paired, summary};
 use crate::fabric;
 use crate::paths::Layout;
 use crate::status::kubectl;
 
 pub(crate) use traffic::Peer;
 
+/// Rounds at least, however narrow the interval is.
+const LEAST: usize = 12;
+
 /// Options of `bench overlay`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Interleaved rounds.
-    #[arg(long, default_value_t = 10)]
-    rounds: u32,
+    /// Half of the interval's width at which a line is done, as a part of the ratio.
+    #[arg(long, default_value_t = 0.01)]
+    within: f64,
+    /// Seconds for each line at the most.
+    #[arg(long, default_value_t = 300)]
+    seconds: u64,
     /// Milliseconds of each measurement.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 250)]
     millis: u64,
     /// Parallel connections of the measurement with many streams.
     #[arg(long, default_value_t = 8)]
@@ -50,18 +59,20 @@ struct Way {
 struct Line {
     what: &'static str,
     unit: &'static str,
+    rounds: usize,
     direct: f64,
     keelson: f64,
     flannel: f64,
-    /// Keelson ÷ without a tunnel; for latency the inverse, so that more is always better.
+    /// Keelson ÷ without a tunnel; requests are counted, not timed, so that more is always better.
     keelson_to_direct: Option<Interval>,
     flannel_to_direct: Option<Interval>,
     keelson_to_flannel: Option<Interval>,
+    /// The control: flannel's first measurements of the rounds ÷ its second ones.
+    flannel_to_itself: Option<Interval>,
 }
 
 #[derive(Serialize)]
 struct Report {
-    rounds: u32,
     millis: u64,
     streams: u32,
     lines: Vec<Line>,
@@ -88,48 +99,77 @@ pub(crate) fn run(layout: &Layout, arguments: &Arguments) -> Result<()> {
     ];
     let mut lines = Vec::new();
     for (what, unit, kind) in kinds {
-        let mut values = [const { Vec::new() }; 3];
-        for round in 0..=arguments.rounds {
-            let mut found = [const { Vec::new() }; 3];
-            for index in [0, 1, 2, 2, 1, 0] {
-                let value = server.measure(one, paths[index].to, kind, arguments.millis);
-                found[index].push(value.with_context(|| format!("{what} over {}", paths[index].name))?);
-            }
-            // The first warms up.
-            if round > 0 {
-                values.iter_mut().zip(found).for_each(|(all, round)| all.push(round));
-            }
-        }
+        let measure = |index: usize| {
+            let path: &Way = &paths[index];
+            let value = server.measure(one, path.to, kind, arguments.millis);
+            value.with_context(|| format!("{what} over {}", path.name))
+        };
+        // Warms caches and congestion windows up.
+        (0..paths.len()).try_for_each(|index| measure(index).map(drop))?;
+        let values = rounds(arguments, measure)?;
         lines.push(line(what, unit, &values));
     }
     print(&lines);
-    let report =
-        Report { rounds: arguments.rounds, millis: arguments.millis, streams: arguments.streams, lines };
+    let report = Report { millis: arguments.millis, streams: arguments.streams, lines };
     super::save(layout, "overlay", &report)
 }
 
-fn line(what: &'static str, unit: &'static str, [direct, keelson, flannel]: &[Vec<Vec<f64>>; 3]) -> Line {
+/// Measurements of the three paths, by round.
+type Values = [Vec<Vec<f64>>; 3];
+
+fn rounds(arguments: &Arguments, measure: impl Fn(usize) -> Result<f64>) -> Result<Values> {
+    let end = Instant::now() + Duration::from_secs(arguments.seconds);
+    let mut values: Values = [const { Vec::new() }; 3];
+    loop {
+        let first = values[0].len();
+        let forth = (0..3).map(|step| (first + step) % 3);
+        let mut found = [const { Vec::new() }; 3];
+        for index in forth.clone().chain(forth.rev()) {
+            found[index].push(measure(index)?);
+        }
+        values.iter_mut().zip(found).for_each(|(all, round)| all.push(round));
+        let narrow = against(&values[1], &values[2]).is_some_and(|it| it.uncertainty() <= arguments.within);
+        if values[0].len() >= LEAST && (narrow || Instant::now() >= end) {
+            return Ok(values);
+        }
+    }
+}
+
+fn against(ours: &[Vec<f64>], base: &[Vec<f64>]) -> Option<Interval> {
+    let rounds: Vec<Round> = ours.iter().cloned().zip(base.iter().cloned()).collect();
+    paired(&rounds)
+}
+
+fn line(what: &'static str, unit: &'static str, [direct, keelson, flannel]: &Values) -> Line {
     let middle = |rounds: &[Vec<f64>]| summary(&rounds.concat()).median;
-    let against = |ours: &[Vec<f64>], base: &[Vec<f64>]| {
-        let rounds: Vec<Round> = ours.iter().cloned().zip(base.iter().cloned()).collect();
-        ratio(&rounds, median)
-    };
+    let part = |index: usize| -> Vec<Vec<f64>> { flannel.iter().map(|round| vec![round[index]]).collect() };
     Line {
         what,
         unit,
+        rounds: direct.len(),
         direct: middle(direct),
         keelson: middle(keelson),
         flannel: middle(flannel),
         keelson_to_direct: against(keelson, direct),
         flannel_to_direct: against(flannel, direct),
         keelson_to_flannel: against(keelson, flannel),
+        flannel_to_itself: against(&part(0), &part(1)),
     }
 }
 
 fn print(lines: &[Line]) {
     println!(
-        "{:<18} {:>7} {:>10} {:>10} {:>10}  {:<20} {:<20} {:<20}",
-        "", "", "no tunnel", "keelson", "flannel", "keelson ÷ none", "flannel ÷ none", "keelson ÷ flannel"
+        "{:<17} {:>6} {:>6} {:>9} {:>9} {:>9}  {:<20} {:<20} {:<20} {:<20}",
+        "",
+        "",
+        "rounds",
+        "no tunnel",
+        "keelson",
+        "flannel",
+        "keelson ÷ none",
+        "flannel ÷ none",
+        "keelson ÷ flannel",
+        "flannel ÷ itself"
     );
     let shown = |interval: Option<Interval>| {
         interval
@@ -137,15 +177,17 @@ fn print(lines: &[Line]) {
     };
     for line in lines {
         println!(
-            "{:<18} {:>7} {:>10.2} {:>10.2} {:>10.2}  {:<20} {:<20} {:<20}",
+            "{:<17} {:>6} {:>6} {:>9.2} {:>9.2} {:>9.2}  {:<20} {:<20} {:<20} {:<20}",
             line.what,
             line.unit,
+            line.rounds,
             line.direct,
             line.keelson,
             line.flannel,
             shown(line.keelson_to_direct),
             shown(line.flannel_to_direct),
-            shown(line.keelson_to_flannel)
+            shown(line.keelson_to_flannel),
+            shown(line.flannel_to_itself)
         );
     }
     println!("\ngoal: keelson ÷ flannel not below 1 within its interval, in every line");
