@@ -10,6 +10,7 @@
 //! It knows no Pod, Service or API server: only what CRI requests say.
 
 pub mod attach;
+pub mod authority;
 pub mod checkpoint;
 pub mod clock;
 pub mod config;

@@ -10,12 +10,14 @@ use anyhow::Context;
 use cri_shim_api::v1::image_service_server::ImageServiceServer;
 use cri_shim_api::v1::runtime_service_server::RuntimeServiceServer;
 use cri_shim_streaming::server::Server;
+use futures::StreamExt;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::attach::Attached;
+use crate::authority::Tolerant;
 use crate::config::Config;
 use crate::containerd::Client;
 use crate::exec::{Executor, Streamer};
@@ -63,13 +65,14 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     serve_metrics(&config, &runtime, &cancel).await?;
     tracing::info!(socket = %config.listen.display(), "serving CRI v1");
     let service = Service::new(runtime, executor, urls, cancel.clone());
+    let connections = UnixListenerStream::new(listener).map(|stream| stream.map(Tolerant::new));
     let server = tonic::transport::Server::builder()
         .layer(Watch)
         .add_service(RuntimeServiceServer::new(service).max_decoding_message_size(MAX_REQUEST))
         .add_service(
             ImageServiceServer::new(images::Service::new(images)).max_decoding_message_size(MAX_REQUEST),
         )
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), cancel.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(connections, cancel.clone().cancelled_owned());
     let mut server = tokio::spawn(server);
     // Cancel-safe: a server that ended is looked at, a signal is kept by its stream.
     tokio::select! {

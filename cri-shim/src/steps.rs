@@ -9,6 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// The environment variable that names the step to end at. For tests only.
 pub const ABORT_AT: &str = "KEELSON_CRI_ABORT_AT";
 
+/// The environment variable that names the step at which to halt until SIGCONT comes, so that something else can die in
+/// the meantime. For tests only.
+pub const HALT_AT: &str = "KEELSON_CRI_HALT_AT";
+
 macro_rules! steps {
     ($($(#[$doc:meta])* $step:ident = $name:literal,)*) => {
         /// A point between two side effects.
@@ -42,6 +46,10 @@ steps! {
     SandboxReady = "sandbox-ready",
     /// The intent to make a container is on disk, nothing else.
     ContainerIntent = "container-intent",
+    /// The volumes that its image declares are filled.
+    ContainerVolumes = "container-volumes",
+    /// Images that it has as volumes are mounted.
+    ContainerImages = "container-images",
     /// Its writable snapshot exists.
     ContainerSnapshot = "container-snapshot",
     /// containerd has its record.
@@ -56,6 +64,8 @@ steps! {
     ContainerRunning = "container-running",
     /// It runs; the caller does not know.
     ContainerStarted = "container-started",
+    /// New limits are in force, and not written down.
+    ContainerLimited = "container-limited",
     /// It has been told to stop.
     ContainerSignalled = "container-signalled",
     /// Its end is written down; its task still exists.
@@ -90,19 +100,38 @@ steps! {
     SandboxForgotten = "sandbox-forgotten",
 }
 
+/// A step that the environment names, and how often it was reached.
+struct Point {
+    name: String,
+    times: usize,
+    reached: AtomicUsize,
+}
+
+impl Point {
+    fn of(variable: &str) -> Option<Self> {
+        let wanted = std::env::var(variable).ok()?;
+        let (name, times) = wanted.split_once(':').unwrap_or((&wanted, "1"));
+        Some(Self { name: name.to_owned(), times: times.parse().ok()?, reached: AtomicUsize::new(0) })
+    }
+
+    fn is(&self, step: Step) -> bool {
+        self.name == step.name() && self.reached.fetch_add(1, Ordering::AcqRel) + 1 == self.times
+    }
+}
+
 /// Says that a step is reached.
 pub fn reached(step: Step) {
-    static ABORT: OnceLock<Option<(String, usize)>> = OnceLock::new();
-    static TIMES: AtomicUsize = AtomicUsize::new(0);
-    let abort = ABORT.get_or_init(|| {
-        let wanted = std::env::var(ABORT_AT).ok()?;
-        let (name, times) = wanted.split_once(':').unwrap_or((&wanted, "1"));
-        Some((name.to_owned(), times.parse().ok()?))
-    });
-    let Some((name, times)) = abort else { return };
-    if name == step.name() && TIMES.fetch_add(1, Ordering::AcqRel) + 1 == *times {
+    static POINTS: OnceLock<[Option<Point>; 2]> = OnceLock::new();
+    let [abort, halt] = POINTS.get_or_init(|| [ABORT_AT, HALT_AT].map(Point::of));
+    if abort.as_ref().is_some_and(|point| point.is(step)) {
         tracing::error!(step = step.name(), "ending here, as the environment asks");
         std::process::abort();
+    }
+    if halt.as_ref().is_some_and(|point| point.is(step)) {
+        tracing::error!(step = step.name(), "halting here, as the environment asks");
+        if let Err(error) = nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP) {
+            tracing::error!(%error, "and cannot");
+        }
     }
 }
 

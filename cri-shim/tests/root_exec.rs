@@ -142,6 +142,32 @@ async fn exec_streams_input_output_size_and_code() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_needs_no_input() {
+    let (cri, _, id) = pod("sleep 3600").await;
+    let request = v1::ExecRequest {
+        container_id: id.clone(),
+        cmd: words(&["/bin/sh", "-c", "test -t 0 && echo terminal; stty size; exit 6"]),
+        tty: true,
+        stdout: true,
+        ..v1::ExecRequest::default()
+    };
+    let url = cri.runtime().exec(request.clone()).await.expect("a URL").into_inner().url;
+    let texts = collect(&mut connect(&url, "v5.channel.k8s.io").await, None).await;
+    assert!(texts[1].starts_with("terminal\r\n"), "{texts:?}");
+    assert!(texts[3].contains(r#"{"message":"6","reason":"ExitCode"}"#), "{texts:?}");
+
+    // One that reads waits for input that never comes, until its client goes.
+    let reads = words(&["/bin/sh", "-c", "echo ready; cat; sleep 0.34567"]);
+    let url = cri.runtime().exec(v1::ExecRequest { cmd: reads, ..request.clone() }).await.expect("a URL");
+    let mut socket = connect(&url.into_inner().url, "v5.channel.k8s.io").await;
+    collect(&mut socket, Some("ready")).await;
+    drop(socket);
+    wait_until_gone("0.34567").await;
+    let wrong = v1::ExecRequest { stderr: true, ..request };
+    assert_eq!(cri.runtime().exec(wrong).await.expect_err("refused").code(), Code::InvalidArgument);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_vanished_client_and_a_killed_server_leave_no_process() {
     let (mut cri, _, id) = pod("sleep 3600").await;
     for tty in [false, true] {

@@ -4,109 +4,18 @@
 mod support;
 
 use cri_shim_api::v1;
-use cri_shim_api::v1::{ContainerEventType, ContainerState, PodSandboxState};
+use cri_shim_api::v1::{ContainerEventType, PodSandboxState};
 use keelson_cri::steps::Step;
 use nix::sys::signal::{Signal, kill};
 use support::cri::{Cri, PATIENCE, shell};
-
-/// The calls in the life of a pod, in order.
-const CALLS: [Call; 7] = [
-    Call::Run,
-    Call::Create,
-    Call::Start,
-    Call::StopContainer,
-    Call::RemoveContainer,
-    Call::Stop,
-    Call::Remove,
-];
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Call {
-    Run,
-    Create,
-    Start,
-    StopContainer,
-    RemoveContainer,
-    Stop,
-    Remove,
-}
-
-/// A pod, and the ids it was given.
-struct Life {
-    pod: v1::PodSandboxConfig,
-    sandbox: String,
-    container: String,
-}
-
-impl Life {
-    async fn call(&mut self, cri: &Cri, call: Call) -> Result<(), tonic::Status> {
-        let (sandbox, container) = (self.sandbox.clone(), self.container.clone());
-        let mut client = cri.runtime();
-        match call {
-            Call::Run => self.sandbox = cri.run(&self.pod).await?,
-            Call::Create => {
-                self.container = cri.create(&sandbox, &self.pod, shell("main", "exec sleep 3600")).await?;
-            }
-            Call::Start => cri.launch(&container).await?,
-            Call::StopContainer => {
-                let request = v1::StopContainerRequest { container_id: container, timeout: 0 };
-                client.stop_container(request).await?;
-            }
-            Call::RemoveContainer => {
-                let request = v1::RemoveContainerRequest { container_id: container };
-                client.remove_container(request).await?;
-            }
-            Call::Stop => {
-                let request = v1::StopPodSandboxRequest { pod_sandbox_id: sandbox };
-                client.stop_pod_sandbox(request).await?;
-            }
-            Call::Remove => {
-                let request = v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox };
-                client.remove_pod_sandbox(request).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes calls, in one of which the server dies.
-    async fn go_on(&mut self, cri: &mut Cri, calls: &[Call], step: &str) {
-        let mut died = false;
-        for call in calls {
-            if let Err(status) = self.call(cri, *call).await {
-                assert!(!died, "{call:?} after the restart at {step}: {status}");
-                assert_eq!(cri.died().await, Some(Signal::SIGABRT as i32), "{call:?}: {status}");
-                died = true;
-                cri.start_again().await;
-                Box::pin(self.repeat(cri, *call)).await;
-            }
-        }
-        if !died {
-            // What goes on behind the last answer reaches the step, or nothing does.
-            assert_eq!(cri.died().await, Some(Signal::SIGABRT as i32), "after the calls, at {step}");
-            cri.start_again().await;
-        }
-    }
-
-    /// Makes the call that was cut off once more. Nobody repeats a start without looking first.
-    async fn repeat(&mut self, cri: &Cri, call: Call) {
-        if call == Call::Start {
-            let status = cri.status(&self.container).await;
-            match status.state() {
-                ContainerState::ContainerCreated => {}
-                ContainerState::ContainerRunning => return cri.answers(&self.container).await,
-                _ => return assert_eq!((status.reason.as_str(), status.exit_code), ("StartError", 128)),
-            }
-        }
-        self.call(cri, call).await.unwrap_or_else(|status| panic!("{call:?} repeated: {status}"));
-    }
-}
+use support::life::{CALLS, Call, Life, attempt, usable};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_may_die_at_every_step_of_every_call() {
     let mut cri = Cri::start().await;
     for step in Step::ALL {
         cri.restart_to_die_at(step.name()).await;
-        let mut life = Life { pod: cri.pod(step.name()), sandbox: String::new(), container: String::new() };
+        let mut life = Life::of(cri.pod(step.name()));
         life.go_on(&mut cri, &CALLS, step.name()).await;
         cri.assert_nothing_left().await;
     }
@@ -128,7 +37,7 @@ async fn it_may_die_while_a_later_container_is_made() {
         let pod = cri.pod(&format!("later-{}", step.name()));
         let sandbox = cri.run(&pod).await.unwrap();
         cri.script(&sandbox, &pod, "first", "exec sleep 3600").await;
-        let mut life = Life { pod, sandbox, container: String::new() };
+        let mut life = Life { sandbox, ..Life::of(pod) };
         life.go_on(&mut cri, &[Call::Create, Call::Start, Call::Stop, Call::Remove], &name).await;
         cri.assert_nothing_left().await;
     }
@@ -205,34 +114,6 @@ async fn containerd_may_die_at_any_moment() {
     // What containerd itself lost is found by the next start.
     cri.restart().await;
     cri.assert_nothing_left().await;
-}
-
-/// A sandbox in which a container runs and answers. Like a kubelet, which starts over when containerd ends the shim of
-/// a call that the death cut off, and with it the pod.
-async fn usable(cri: &Cri, pod: &v1::PodSandboxConfig) -> String {
-    let mut last = None;
-    for _attempt in 0..5 {
-        match attempt(cri, pod).await {
-            Ok(sandbox) => return sandbox,
-            Err(status) => last = Some(status),
-        }
-        let all = cri.runtime().list_pod_sandbox(v1::ListPodSandboxRequest::default()).await.expect("listed");
-        for sandbox in all.into_inner().items {
-            cri.remove(&sandbox.id).await;
-        }
-    }
-    panic!("no usable sandbox: {last:?}");
-}
-
-async fn attempt(cri: &Cri, pod: &v1::PodSandboxConfig) -> Result<String, tonic::Status> {
-    let sandbox = cri.run(pod).await?;
-    let id = cri.create(&sandbox, pod, shell("again", "exec sleep 3600")).await?;
-    cri.launch(&id).await?;
-    let words = ["echo", "works"].map(str::to_owned).to_vec();
-    let request = v1::ExecSyncRequest { container_id: id, cmd: words, timeout: 10 };
-    let answer = cri.runtime().exec_sync(request).await?.into_inner();
-    assert_eq!(answer.stdout, b"works\n");
-    Ok(sandbox)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -292,6 +292,87 @@ async fn bad_sandboxes_are_refused_by_name_and_leave_nothing() {
     cri.assert_nothing_left().await;
 }
 
+/// Writes down what it was called with.
+const WITNESS: &str = r#"#!/bin/sh
+{ env | grep ^CNI_; cat; } > "DIR/seen-$CNI_COMMAND"
+echo '{"cniVersion":"1.1.0","ips":[{"address":"10.88.0.7/24"}]}'
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plugins_are_told_what_they_can_use() {
+    let cri = Cri::start().await;
+    let plugin = cri.dir().join("bin/witness");
+    std::fs::write(&plugin, WITNESS.replace("DIR", &cri.dir().display().to_string())).unwrap();
+    std::fs::set_permissions(&plugin, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let offered = ["portMappings", "bandwidth", "dns", "cgroupPath", "io.kubernetes.cri.pod-annotations"];
+    let offered: serde_json::Map<_, _> =
+        offered.into_iter().map(|name| (name.to_owned(), true.into())).collect();
+    let list = json!({ "cniVersion": "1.1.0", "name": "told", "plugins": [
+        { "type": "witness", "capabilities": offered },
+    ]});
+    std::fs::write(cri.dir().join("net.d/new"), list.to_string()).unwrap();
+    std::fs::rename(cri.dir().join("net.d/new"), cri.dir().join("net.d/05-told.conflist")).unwrap();
+    let begun = tokio::time::Instant::now();
+    loop {
+        let answer = cri.runtime().status(v1::StatusRequest { verbose: true }).await.unwrap().into_inner();
+        if answer.info.values().any(|text| text.contains("witness")) {
+            break;
+        }
+        assert!(begun.elapsed() < support::cri::PATIENCE, "the new network is not seen: {:?}", answer.info);
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+
+    let mut pod = cri.pod("told");
+    let mapping = |protocol: v1::Protocol, host_port, host_ip: &str| v1::PortMapping {
+        protocol: protocol.into(),
+        container_port: 80,
+        host_port,
+        host_ip: host_ip.to_owned(),
+    };
+    pod.port_mappings = vec![
+        mapping(v1::Protocol::Tcp, 8080, ""),
+        mapping(v1::Protocol::Udp, 8081, "192.0.2.1"),
+        mapping(v1::Protocol::Sctp, 8082, "2001:db8::1"),
+        mapping(v1::Protocol::Tcp, 0, ""),
+    ];
+    let list = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    pod.dns_config = Some(v1::DnsConfig {
+        servers: list(&["10.96.0.10", "fd00::a"]),
+        searches: list(&["one.example"]),
+        options: list(&["ndots:5"]),
+    });
+    pod.annotations.insert("kubernetes.io/egress-bandwidth".into(), "5M".into());
+    let sandbox = cri.run(&pod).await.unwrap();
+    cri.remove(&sandbox).await;
+    for verb in ["ADD", "DEL"] {
+        let text = std::fs::read_to_string(cri.dir().join(format!("seen-{verb}"))).unwrap();
+        let (environment, config) = text.split_at(text.find('{').unwrap());
+        let wanted = format!(
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=told;K8S_POD_INFRA_CONTAINER_ID={sandbox};\
+             K8S_POD_UID=uid-told"
+        );
+        for line in
+            [format!("CNI_ARGS={wanted}"), format!("CNI_CONTAINERID={sandbox}"), "CNI_IFNAME=eth0".into()]
+        {
+            assert!(environment.contains(&line), "{verb}: {line} is not in {environment}");
+        }
+        assert!(environment.contains("CNI_NETNS=/"), "{verb}: {environment}");
+        let config: serde_json::Value = serde_json::from_str(config).unwrap();
+        let told = &config["runtimeConfig"];
+        let port = |number, protocol, address| json!({ "hostPort": number, "containerPort": 80, "protocol": protocol, "hostIP": address });
+        let ports =
+            json!([port(8080, "tcp", ""), port(8081, "udp", "192.0.2.1"), port(8082, "sctp", "2001:db8::1")]);
+        assert_eq!(told["portMappings"], ports, "{verb}");
+        let dns = json!({ "servers": ["10.96.0.10", "fd00::a"], "searches": ["one.example"], "options": ["ndots:5"] });
+        assert_eq!(told["dns"], dns, "{verb}");
+        assert_eq!(told["cgroupPath"], json!(pod.linux.as_ref().unwrap().cgroup_parent), "{verb}");
+        assert_eq!(told["bandwidth"]["egressRate"], json!(5_000_000), "{verb}");
+        assert!(told["bandwidth"]["ingressRate"].is_null(), "{verb}: {told}");
+        assert_eq!(told["io.kubernetes.cri.pod-annotations"]["note"], json!("kept"), "{verb}");
+    }
+    cri.assert_nothing_left().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_unknown_ids_get_precise_answers() {
     let cri = Cri::start().await;

@@ -10,6 +10,7 @@ mod conformance;
 mod cri_hosts;
 mod down;
 mod fabric;
+mod foreign;
 mod fuzz;
 mod host;
 mod images;

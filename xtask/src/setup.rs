@@ -90,6 +90,14 @@ pub(crate) fn forwarding_peers() -> Result<()> {
     debian_packages(FORWARDING_PEERS)
 }
 
+/// Installs what a CRI client in Python is fetched with.
+pub(crate) fn python() -> Result<()> {
+    debian_packages(&[
+        Tool { program: "python3", package: "python3", needed_for: "a CRI client that is not ours" },
+        Tool { program: "pip3", package: "python3-pip", needed_for: "a CRI client that is not ours" },
+    ])
+}
+
 /// Installs what virtual machines need.
 pub(crate) fn virtual_machines() -> Result<()> {
     debian_packages(VM_TOOLS)

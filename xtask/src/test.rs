@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use crate::cmd::{Cmd, step};
 use crate::images::Packages;
 use crate::vm::Choice;
-use crate::{binaries, setup, tidy};
+use crate::{binaries, foreign, setup, tidy};
 
 /// A group of tests with the same needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -24,8 +24,8 @@ pub(crate) enum Tier {
     VmLight,
     /// keelson-cri as a service in a Debian 12 guest: systemd, both cgroup drivers, runc, crun and keelson handlers.
     VmDebian,
-    /// The root tests of keelson-cri on the containerds of newer Debians (1.7 and 2.x). Only when named: it downloads them,
-    /// and what those suites hold moves.
+    /// keelson-cri with others than the development machine's: CRI clients that are not ours (Kubernetes' own among them),
+    /// and the containerds of newer Debians (1.7 and 2.x), all root tests on each. Only when named: it downloads them, and what those suites hold moves.
     Compat,
 }
 
@@ -149,6 +149,15 @@ fn cni_conformance(repo: &Path, set: &str) -> Result<()> {
 /// The first containerd on PATH is the one that the tests start, with the shim for runc beside it.
 fn compat(repo: &Path) -> Result<()> {
     binaries::build(repo)?;
+    let python = foreign::python_packages(repo)?;
+    let kubelet = foreign::kubelet_client(repo)?;
+    step("CRI clients of another making", || {
+        cargo(repo)
+            .args(["test", "--release", "--test", "root_foreign", "--", "--ignored", "--test-threads=1"])
+            .env("KEELSON_TEST_PYTHON_CLIENT", python)
+            .env("KEELSON_TEST_KUBELET_CLIENT", kubelet)
+            .run()
+    })?;
     for suite in COMPAT_SUITES {
         let dir = repo.join("target/debs").join(suite);
         let packages = step(&format!("fetching the containerd of Debian {suite}"), || {

@@ -74,7 +74,7 @@ pub enum Call {
     /// Go on in a new log file.
     #[prost(message, tag = "3")]
     ReopenLog(Nothing),
-    /// A copy of the output from now on.
+    /// A copy of the output from now on: an empty piece says when that is.
     #[prost(message, tag = "4")]
     Attach(Nothing),
 }

@@ -2,14 +2,14 @@
 //!
 //! One thread per container (and per exec process with a terminal), so that a slow disk or reader holds up nobody else. When
 //! the log cannot be written, output is dropped: the container goes on. Bytes are written as soon as they are read; only an
-//! unfinished line waits in memory.
+//! unfinished line waits in memory. An end is told a while later when the disk does not take the last output.
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use cri_shim_core::log_line::{LineSplitter, LogStream};
@@ -28,6 +28,8 @@ const BATCH: usize = 64 * 1024;
 const INPUT: usize = 4096;
 /// How long the last output of an ended process is waited for; normally it is there already.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+/// How long a disk or a reader may take for an ended process's last output until the end is told all the same.
+const STUCK: Duration = Duration::from_secs(2);
 /// How long an order may take to be carried out.
 const ORDER_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -64,6 +66,40 @@ struct Shared {
     orders: Mutex<Orders>,
     wake: EventFd,
     log: Option<PathBuf>,
+    drained: Drained,
+}
+
+/// Whom to tell that all is written, once.
+struct Drained {
+    listener: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    told: Condvar,
+}
+
+impl std::fmt::Debug for Drained {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Drained")
+    }
+}
+
+impl Drained {
+    fn lock(&self) -> MutexGuard<'_, Option<Box<dyn FnOnce() + Send>>> {
+        self.listener.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self) {
+        let listener = self.lock().take();
+        self.told.notify_all();
+        if let Some(listener) = listener {
+            listener();
+        }
+    }
+
+    /// Waits until it was told, or for `limit`, and tells it then.
+    fn tell_after(&self, limit: Duration) {
+        let waited = self.told.wait_timeout_while(self.lock(), limit, |listener| listener.is_some());
+        drop(waited);
+        self.tell();
+    }
 }
 
 #[derive(Debug, Default)]
@@ -97,7 +133,8 @@ impl Pump {
         };
         let file = LogFile::open(log.as_deref())?;
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        let shared = Arc::new(Shared { orders: Mutex::default(), wake, log });
+        let drained = Drained { listener: Mutex::new(Some(Box::new(drained))), told: Condvar::new() };
+        let shared = Arc::new(Shared { orders: Mutex::default(), wake, log, drained });
         let mut sources = vec![Source::new(LogStream::Stdout, streams.stdout)?];
         if let Some(stderr) = streams.stderr {
             sources.push(Source::new(LogStream::Stderr, stderr)?);
@@ -111,7 +148,6 @@ impl Pump {
             followers: Vec::new(),
             deadline: None,
             stopping: false,
-            drained: Some(Box::new(drained)),
         };
         threads::spawn("output", move || task.run())?;
         Ok(Self(shared))
@@ -149,6 +185,14 @@ impl Pump {
     /// Tells that the process has ended, so that its output should end too.
     pub fn process_ended(&self) {
         self.order(Order::Ended);
+        if self.0.drained.lock().is_none() {
+            return;
+        }
+        // The thread of the output may stand in a write that never ends.
+        let shared = Arc::clone(&self.0);
+        if threads::spawn("last words", move || shared.drained.tell_after(STUCK)).is_err() {
+            self.0.drained.tell();
+        }
     }
 
     /// Lets the terminal have no more input.
@@ -223,7 +267,6 @@ struct Task {
     followers: Vec<Follower>,
     deadline: Option<Instant>,
     stopping: bool,
-    drained: Option<Box<dyn FnOnce() + Send>>,
 }
 
 impl Task {
@@ -233,7 +276,7 @@ impl Task {
             if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 // Somebody else holds the streams open. The end is told; what still comes is still written.
                 self.deadline = None;
-                self.tell_drained();
+                self.shared.drained.tell();
             }
             if ready.woken {
                 self.obey(true);
@@ -271,17 +314,11 @@ impl Task {
                 Order::Ended | Order::CloseInput | Order::Stop => {}
             }
         }
-        self.tell_drained();
+        self.shared.drained.tell();
         // Closes the FIFO, so that its reader sees the end.
         self.sink = Sink::Nowhere;
         for follower in std::mem::take(&mut self.followers) {
             follower.finish();
-        }
-    }
-
-    fn tell_drained(&mut self) {
-        if let Some(drained) = self.drained.take() {
-            drained();
         }
     }
 
@@ -323,7 +360,13 @@ impl Task {
                     }
                     drop(answer.send(self.file.reopen()));
                 }
-                Order::Follow(client) => self.followers.push(Follower::new(client)),
+                Order::Follow(client) => {
+                    let mut follower = Follower::new(client);
+                    // From here on it misses nothing.
+                    if follower.send(Kind::Stdout, &[]) {
+                        self.followers.push(follower);
+                    }
+                }
                 Order::Ended => self.deadline = Some(Instant::now() + LAST_WORDS),
                 Order::CloseInput => self.input = None,
                 Order::Stop => self.stopping = true,

@@ -132,3 +132,23 @@ fn a_terminal_takes_input_and_gives_output_to_a_fifo() {
     there.read_to_string(&mut text).unwrap();
     assert_eq!(text, "typed\r\nsaid\r\n", "the echo and the word");
 }
+
+#[test]
+fn a_disk_that_takes_nothing_holds_no_end_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("0.log");
+    nix::unistd::mkfifo(&log, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let disk = File::options().read(true).write(true).open(&log).unwrap();
+    let Started { pump, mut out, err, drained } = start(&log);
+    let (said, saying) = mpsc::channel();
+    std::thread::spawn(move || {
+        // More than both pipes hold, so that the log's writer stands still.
+        let _full = out.write_all(&[b'x'; 200_000]);
+        drop((out, err));
+        said.send(()).ok();
+    });
+    assert!(saying.recv_timeout(Duration::from_millis(200)).is_err(), "somebody took it all");
+    pump.process_ended();
+    drained.recv_timeout(PATIENCE).unwrap();
+    drop(disk);
+}

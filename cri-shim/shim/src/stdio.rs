@@ -1,19 +1,27 @@
 //! A process's streams as containerd names them: FIFOs, plain files (`file://`), or the CRI log that the shim writes itself.
 //!
 //! Without a terminal a FIFO is the process's own stream: nothing is copied. The shim holds each one open as well while
-//! the process runs, so that readers can come and go without the process noticing.
+//! the process runs, so that readers can come and go without the process noticing. A process starts when its output has a
+//! reader: containerd opens its end beside the request, and what was written and closed before that would be lost to it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use cri_shim_runtime::Stdio;
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
 use crate::protocol::LOG_SCHEME;
 use crate::pump::{Pump, Sink, Streams};
+use crate::threads;
+
+/// How long a reader of the output is waited for; then the process starts without.
+const READER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The streams as a request names them; an empty name is none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,14 +77,41 @@ fn target(name: &str) -> io::Result<Target<'_>> {
 }
 
 fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
-    options
-        .open(path)
-        .map_err(|error| io::Error::new(error.kind(), format!("open {}: {error}", path.display())))
+    told(path, options.open(path))
+}
+
+fn told(path: &Path, opened: io::Result<File>) -> io::Result<File> {
+    opened.map_err(|error| io::Error::new(error.kind(), format!("open {}: {error}", path.display())))
 }
 
 /// Opens a FIFO for both, which never waits for another end.
 fn hold(path: &Path) -> io::Result<File> {
     open(path, OpenOptions::new().read(true).write(true).custom_flags(OFlag::O_NONBLOCK.bits()))
+}
+
+/// The same for an output, once somebody reads it.
+fn hold_output(path: &Path) -> io::Result<File> {
+    // Kept until the other is open: a reader that has seen a writer go takes that for the end.
+    let writer = await_reader(path)?;
+    let both = hold(path);
+    drop(writer);
+    both
+}
+
+/// Opens a FIFO for writing when it has a reader, at the latest after [`READER_PATIENCE`] with none.
+fn await_reader(path: &Path) -> io::Result<Option<File>> {
+    let mut writing = OpenOptions::new();
+    match writing.write(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path) {
+        Err(error) if error.raw_os_error() == Some(Errno::ENXIO as i32) => {}
+        opened => return told(path, opened).map(Some),
+    }
+    let (sender, opened) = mpsc::sync_channel(1);
+    let waited = path.to_owned();
+    threads::spawn("reader", move || {
+        // Nobody waits for it any more when it comes too late; it is let through when the FIFO is held.
+        drop(sender.send(open(&waited, OpenOptions::new().write(true))));
+    })?;
+    opened.recv_timeout(READER_PATIENCE).map_or(Ok(None), |opened| opened.map(Some))
 }
 
 impl Names {
@@ -109,7 +144,7 @@ impl Names {
             held.input = stdin;
             match target(&self.stdout)? {
                 Target::Nothing => {}
-                Target::Fifo(path) => held.fifo = Some(hold(path)?),
+                Target::Fifo(path) => held.fifo = Some(hold_output(path)?),
                 Target::File(path) => held.fifo = Some(append(path)?),
                 Target::Log(path) => held.log = Some(path.to_owned()),
             }
@@ -142,7 +177,7 @@ impl Held {
         match target(name)? {
             Target::Nothing => Ok(None),
             Target::Fifo(path) => {
-                self.outputs.push(hold(path)?);
+                self.outputs.push(hold_output(path)?);
                 Ok(Some(open(path, OpenOptions::new().write(true))?.into()))
             }
             Target::File(path) => Ok(Some(append(path)?.into())),
@@ -216,7 +251,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let names =
             Names { stdout: fifo(dir.path(), "out"), stdin: fifo(dir.path(), "in"), ..Names::default() };
+        // A reader that is there before.
+        let first = hold(Path::new(&names.stdout)).unwrap();
         let (stdio, mut held) = names.open().unwrap();
+        drop(first);
         let Stdio::Fds { stdin: Some(stdin), stdout: Some(stdout), stderr: None } = stdio else {
             panic!("{stdio:?}")
         };
@@ -232,5 +270,36 @@ mod tests {
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
         assert_eq!(text, "kept");
+    }
+
+    #[test]
+    fn what_is_said_before_the_reader_comes_is_not_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let names =
+            Names { stdout: fifo(dir.path(), "out"), stderr: fifo(dir.path(), "err"), ..Names::default() };
+        let (sender, over) = mpsc::channel();
+        let process = names.clone();
+        std::thread::spawn(move || {
+            let (stdio, mut held) = process.open().unwrap();
+            let Stdio::Fds { stdout: Some(stdout), stderr: Some(stderr), .. } = stdio else {
+                panic!("no output")
+            };
+            File::from(stdout).write_all(b"said").unwrap();
+            File::from(stderr).write_all(b"too").unwrap();
+            held.release();
+            sender.send(()).unwrap();
+        });
+        assert!(over.recv_timeout(Duration::from_millis(300)).is_err(), "it waits for its readers");
+        let readers = [(names.stdout, "said"), (names.stderr, "too")].map(|(name, wanted)| {
+            std::thread::spawn(move || {
+                let mut text = String::new();
+                File::open(name).unwrap().read_to_string(&mut text).unwrap();
+                assert_eq!(text, wanted);
+            })
+        });
+        for reader in readers {
+            reader.join().unwrap();
+        }
+        over.recv_timeout(Duration::from_secs(20)).unwrap();
     }
 }

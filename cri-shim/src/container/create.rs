@@ -207,7 +207,9 @@ impl Runtime {
         let identity = accounts.identity(&record.config, &defaults.user)?;
         let declared =
             self.declared_volumes(&record.id, plan.image, &defaults.volumes, &record.config.mounts).await?;
+        reached(Step::ContainerVolumes);
         let images = self.image_volumes(&record.id, &record.config.mounts).await?;
+        reached(Step::ContainerImages);
         let spec = self.container_spec(plan, &defaults, &identity, Made { declared, images }).await?;
         Ok((identity, spec))
     }

@@ -16,6 +16,7 @@ use crate::host::blocking;
 use crate::logs;
 use crate::runtime::Runtime;
 use crate::state::{Container, container_word};
+use crate::steps::{Step, reached};
 
 impl Runtime {
     /// Changes the limits of a container that runs or waits to be started.
@@ -60,6 +61,7 @@ impl Runtime {
                 return Err(RuntimeError::WrongState { kind: "container", id, state, needed });
             }
         }
+        reached(Step::ContainerLimited);
         container.record.change(|record| record.resources = Some(new));
         self.save(&container.record).await
     }

@@ -170,7 +170,8 @@ impl Client {
     /// Every task of the namespace.
     pub async fn tasks(&self) -> Result<Vec<Process>, ContainerdError> {
         let request = ListTasksRequest::default();
-        Ok(call("Tasks.List", "", METADATA_DEADLINE, self.tasks_client().list(request)).await?.tasks)
+        // containerd asks one shim after the other, and gives each that hangs two seconds.
+        Ok(call("Tasks.List", "", TASK_DEADLINE, self.tasks_client().list(request)).await?.tasks)
     }
 
     /// The processes of task `id`, as the node numbers them.

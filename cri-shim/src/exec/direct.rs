@@ -39,12 +39,17 @@ enum Frame {
 /// The output of a container from now on.
 pub struct Output {
     connection: Connection,
+    first: Option<Frame>,
 }
 
 impl Output {
     /// The next piece; `None` when there will be none.
     pub async fn next(&mut self) -> Option<(LogStream, Bytes)> {
-        match self.connection.next().await {
+        let next = match self.first.take() {
+            Some(first) => Ok(first),
+            None => self.connection.next().await,
+        };
+        match next {
             Ok(Frame::Output(stream, bytes)) => Some((stream, bytes.into())),
             Ok(Frame::Ended(_)) => None,
             Err(error) => {
@@ -59,7 +64,12 @@ impl OwnShim {
     /// Where the shim of a sandbox listens. Short, because a socket's path may be: half of the id is unique enough, and a
     /// second sandbox with the same half would find no container of its own there.
     pub fn socket(state_dir: &Path, sandbox: &str) -> PathBuf {
-        state_dir.join("shims").join(sandbox.get(..16).unwrap_or(sandbox))
+        Self::sockets(state_dir).join(sandbox.get(..16).unwrap_or(sandbox))
+    }
+
+    /// The directory of these.
+    pub fn sockets(state_dir: &Path) -> PathBuf {
+        state_dir.join("shims")
     }
 
     /// The shim of a sandbox.
@@ -121,8 +131,11 @@ impl OwnShim {
 
     /// A copy of a container's output from now on.
     pub async fn attach(&self, container: &str) -> Result<Output, ExecError> {
-        let connection = self.ask(container, Call::Attach(Nothing {})).await?;
-        Ok(Output { connection })
+        let mut connection = self.ask(container, Call::Attach(Nothing {})).await?;
+        // What the container answers to input that it gets from now on is not missed.
+        let first = tokio::time::timeout(PATIENCE, connection.next()).await;
+        let stuck = |_elapsed| self.failed(Code::Unavailable, "it hands on no output of the container");
+        Ok(Output { first: Some(first.map_err(stuck)??), connection })
     }
 
     fn failed(&self, code: Code, message: impl Into<String>) -> ExecError {

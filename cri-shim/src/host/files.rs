@@ -1,5 +1,6 @@
 //! Directories and files of sandboxes and containers.
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -9,20 +10,27 @@ use cri_shim_core::resolv;
 
 use super::mounts;
 use crate::error::RuntimeError;
+use crate::exec::OwnShim;
 
-/// The two directories a sandbox has.
+/// What a sandbox has on disk.
 #[derive(Clone, Debug)]
 pub struct SandboxDirs {
     /// Persistent: the files its containers see.
     pub root: PathBuf,
     /// Volatile: its shared memory.
     pub state: PathBuf,
+    /// Where its own shim listens; one that was killed leaves it.
+    pub socket: PathBuf,
 }
 
 impl SandboxDirs {
     /// The directories of sandbox `id`.
     pub fn new(root_dir: &Path, state_dir: &Path, id: &str) -> Self {
-        Self { root: root_dir.join("sandboxes").join(id), state: state_dir.join("sandboxes").join(id) }
+        Self {
+            root: root_dir.join("sandboxes").join(id),
+            state: state_dir.join("sandboxes").join(id),
+            socket: OwnShim::socket(state_dir, id),
+        }
     }
 
     fn shm(&self) -> PathBuf {
@@ -73,8 +81,21 @@ impl SandboxDirs {
             drop(std::fs::remove_dir(directory));
         }
         remove_tree(&self.state)?;
+        remove_file(&self.socket)?;
         remove_tree(&self.root)
     }
+}
+
+/// Removes the sockets of shims whose sandboxes are not among `known`.
+pub fn remove_forgotten_sockets(state_dir: &Path, known: &HashSet<String>) -> Result<(), RuntimeError> {
+    let kept: HashSet<PathBuf> = known.iter().map(|id| OwnShim::socket(state_dir, id)).collect();
+    let directory = OwnShim::sockets(state_dir);
+    for path in names_in(&directory)?.into_iter().map(|name| directory.join(name)) {
+        if !kept.contains(&path) {
+            remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// The node's own name.

@@ -34,11 +34,17 @@ pub struct Cri {
     registry: Registry,
     child: Child,
     cgroup: String,
+    netns: Option<PathBuf>,
 }
 
 impl Cri {
     /// Starts everything and pulls a busybox image called `docker.io/library/busybox:latest`.
     pub async fn start() -> Self {
+        Self::start_in(None).await
+    }
+
+    /// The same with the server, and so its CNI plugins, in another network namespace, which they take for the node's.
+    pub async fn start_in(netns: Option<PathBuf>) -> Self {
         let containerd = Containerd::start();
         let registry = Registry::start().await;
         let dir = containerd.dir();
@@ -53,9 +59,9 @@ impl Cri {
         std::fs::write(dir.join("certs.d/docker.io/hosts.toml"), hosts).expect("written");
         std::fs::write(dir.join("cri.yaml"), configuration(dir)).expect("written");
         push_busybox(&registry);
-        let child = spawn(dir, None);
+        let child = spawn(dir, netns.as_deref(), None);
         let cgroup = format!("/keelson-cri-test-{}", std::process::id());
-        let this = Self { containerd, registry, child, cgroup };
+        let this = Self { containerd, registry, child, cgroup, netns };
         this.wait_until_serving().await;
         this.configure_network();
         this.wait_for("NetworkReady").await;
@@ -89,15 +95,36 @@ impl Cri {
 
     /// Starts it again.
     pub async fn start_again(&mut self) {
-        self.child = spawn(self.dir(), None);
+        self.child = spawn(self.dir(), self.netns.as_deref(), None);
         self.wait_until_serving().await;
     }
 
     /// Kills it and starts it again such that it aborts at a step.
     pub async fn restart_to_die_at(&mut self, step: &str) {
+        self.restart_to(keelson_cri::steps::ABORT_AT, step).await;
+    }
+
+    /// Kills it and starts it again such that it stops at a step, until it is sent SIGCONT.
+    pub async fn restart_to_halt_at(&mut self, step: &str) {
+        self.restart_to(keelson_cri::steps::HALT_AT, step).await;
+    }
+
+    async fn restart_to(&mut self, variable: &str, step: &str) {
         self.kill();
-        self.child = spawn(self.dir(), Some(step));
+        self.child = spawn(self.dir(), self.netns.as_deref(), Some((variable, step)));
         self.wait_until_serving().await;
+    }
+
+    /// Whether it has stopped, as [`Cri::restart_to_halt_at`] told it to.
+    pub fn halted(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
+        stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = nix::unistd::Pid::from_raw(self.pid().cast_signed());
+        nix::sys::signal::kill(pid, signal).expect("signalled");
     }
 
     /// Waits until it has died by itself; the signal that ended it.
@@ -358,57 +385,6 @@ impl Cri {
         self.runtime().remove_pod_sandbox(remove).await.expect("removed");
     }
 
-    /// Fails unless nothing of any sandbox or container is left anywhere.
-    pub async fn assert_nothing_left(&self) {
-        self.assert_nothing_left_but_shims().await;
-        let dir = self.dir().display().to_string();
-        let begun = tokio::time::Instant::now();
-        // A shim ends by itself a moment after its last container was deleted.
-        while !shims(&dir).is_empty() {
-            assert!(begun.elapsed() < PATIENCE, "shims are left");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    async fn assert_nothing_left_but_shims(&self) {
-        let dir = self.dir();
-        // What was removed goes a moment after the answer, its record last.
-        let (records, begun) = (dir.join("cri/root/journal/containers"), tokio::time::Instant::now());
-        while !names(&records).is_empty() && begun.elapsed() < PATIENCE {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        for sub in [
-            "netns",
-            "state/sandboxes",
-            "state/containers",
-            "state/probes",
-            "state/runc/keelson",
-            "root/sandboxes",
-            "root/containers",
-        ] {
-            assert_eq!(names(&dir.join("cri").join(sub)), Vec::<String>::new(), "in {sub}");
-        }
-        assert_eq!(names(&dir.join("attached")), Vec::<String>::new(), "attached to the network");
-        for sub in ["root/journal/sandboxes", "root/journal/containers"] {
-            assert_eq!(names(&dir.join("cri").join(sub)), Vec::<String>::new(), "in {sub}");
-        }
-        let marker = dir.join("cri").display().to_string();
-        let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
-        assert!(!mounts.contains(&marker), "{mounts}");
-        let client =
-            keelson_cri::containerd::Client::new(&self.containerd.socket(), "keelson").expect("client");
-        assert!(client.containers(Vec::new()).await.expect("listed").is_empty());
-        assert!(client.tasks().await.expect("listed").is_empty());
-        let ours = vec![format!("labels.\"{}\"", keelson_cri::runtime::KIND_LABEL)];
-        assert!(client.snapshots(ours).await.expect("listed").is_empty());
-        for cgroup in self.cgroups() {
-            let left = walk(&cgroup)
-                .into_iter()
-                .filter(|path| path.components().count() > cgroup.components().count() + 1);
-            assert_eq!(left.collect::<Vec<_>>(), Vec::<PathBuf>::new(), "cgroups are left");
-        }
-    }
-
     /// Waits until it works, also after containerd was away.
     pub async fn serves(&self) {
         self.wait_until_serving().await;
@@ -434,7 +410,7 @@ impl Cri {
     }
 
     /// The cgroup of this test below each controller.
-    fn cgroups(&self) -> Vec<PathBuf> {
+    pub fn cgroups(&self) -> Vec<PathBuf> {
         let below = self.cgroup.trim_start_matches('/');
         let root = Path::new("/sys/fs/cgroup");
         let mut roots: Vec<PathBuf> = names(root).iter().map(|name| root.join(name)).collect();
@@ -518,12 +494,22 @@ fn configuration(dir: &Path) -> String {
     .to_string()
 }
 
-fn spawn(dir: &Path, die_at: Option<&str>) -> Child {
+fn spawn(dir: &Path, netns: Option<&Path>, variable: Option<(&str, &str)>) -> Child {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("cri.log")).expect("log");
-    Command::new(env!("CARGO_BIN_EXE_keelson-cri"))
+    let program = env!("CARGO_BIN_EXE_keelson-cri");
+    let mut command = match netns {
+        // It becomes the program that it runs, so the process is the server.
+        Some(netns) => {
+            let mut command = Command::new("nsenter");
+            command.arg(format!("--net={}", netns.display())).arg(program);
+            command
+        }
+        None => Command::new(program),
+    };
+    command
         .arg("--config")
         .arg(dir.join("cri.yaml"))
-        .envs(die_at.map(|step| (keelson_cri::steps::ABORT_AT, step)))
+        .envs(variable)
         // Programs that a test puts there stand in for the host's.
         .env("PATH", format!("{}:{}", dir.join("path").display(), std::env::var("PATH").unwrap_or_default()))
         .stderr(log)
@@ -579,13 +565,14 @@ fn channel(socket: &Path) -> Channel {
     ))
 }
 
-fn names(directory: &Path) -> Vec<String> {
+/// What is in a directory; nothing when there is none.
+pub fn names(directory: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
     entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
 /// A directory and all below it, parents first.
-fn walk(directory: &Path) -> Vec<PathBuf> {
+pub fn walk(directory: &Path) -> Vec<PathBuf> {
     let mut all = vec![directory.to_owned()];
     let mut next = 0;
     while next < all.len() {
@@ -606,7 +593,7 @@ fn members(cgroup: &Path) -> Vec<nix::unistd::Pid> {
 }
 
 /// Shims whose command line names a directory.
-fn shims(marker: &str) -> Vec<nix::unistd::Pid> {
+pub fn shims(marker: &str) -> Vec<nix::unistd::Pid> {
     let ours = |pid: &i32| {
         let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).into_owned();

@@ -4,4 +4,7 @@
 
 pub mod containerd;
 pub mod cri;
+pub mod leftovers;
+pub mod life;
+pub mod pods;
 pub mod registry;

@@ -27,6 +27,8 @@ pub(crate) struct Catalog {
     registry: Option<Registry>,
     /// Digest of the manifest of `conformance/tags`.
     pub(crate) tags_digest: String,
+    /// Digest of its configuration.
+    pub(crate) tags_config: String,
     /// The same image under another host name of this machine.
     pub(crate) other_host: String,
 }
@@ -36,16 +38,21 @@ impl Catalog {
     pub(crate) async fn serve(work: &Path, port: u16, escape: &Path) -> Result<Self> {
         let mut maker = Maker { architecture: architecture()?, objects: Objects::new() };
         let base = base(work)?;
-        let tags_digest = maker.good(&base)?;
+        let (tags_digest, tags_config) = maker.good(&base)?;
         maker.bad(&base, escape)?;
         let registry = Registry::start(Arc::new(maker.objects), port).await?;
         let other_host = registry.address.replace("127.0.0.1", "localhost");
-        Ok(Self { registry: Some(registry), tags_digest, other_host })
+        Ok(Self { registry: Some(registry), tags_digest, tags_config, other_host })
     }
 
     /// No registry: the endpoint has what it needs.
     pub(crate) fn none() -> Self {
-        Self { registry: None, tags_digest: String::new(), other_host: String::new() }
+        Self {
+            registry: None,
+            tags_digest: String::new(),
+            tags_config: String::new(),
+            other_host: String::new(),
+        }
     }
 
     /// The reference of one of the images; skips where there is no registry.
@@ -86,11 +93,12 @@ struct Maker {
 }
 
 impl Maker {
-    fn good(&mut self, base: &Arc<Layer>) -> Result<String> {
+    fn good(&mut self, base: &Arc<Layer>) -> Result<(String, String)> {
         let everyday = json!({"Env": ["PATH=/bin:/usr/bin", "FROM_IMAGE=yes"], "Cmd": ["sh"]});
         for name in ["conformance/busybox", "private/busybox"] {
             self.image(name, &["latest", "1.36"], &[base], &everyday);
         }
+        self.image("conformance/bare", &["latest"], &[base], &json!({}));
         // For a CRI whose sandboxes need an image.
         self.image(
             "conformance/pause",
@@ -128,7 +136,7 @@ impl Maker {
         let files = Layer::pack(&files)?;
         self.image("conformance/files", &["latest"], &[&files], &json!({}));
         // Images for the image manager's own cases; each has content of its own, so that none shares an id.
-        let mut digest = String::new();
+        let mut digests = (String::new(), String::new());
         for name in [
             "tags",
             "digest",
@@ -140,6 +148,9 @@ impl Maker {
             "two-hosts",
             "user",
             "docker",
+            // Layers of these do not come when the registry is told to stall.
+            "stall-deadline",
+            "stall-progress",
         ] {
             let mut mark = Tree::default();
             mark.text("mark", name);
@@ -147,14 +158,14 @@ impl Maker {
             let tags = ["1", "2", "3", "latest"];
             let made = self.image(&format!("conformance/image-{name}"), &tags, &[&mark], &everyday);
             if name == "tags" {
-                digest = made;
+                digests = made;
             }
             if name == "private" {
                 self.image("private/image", &["latest"], &[&mark], &everyday);
             }
         }
         self.index("conformance/image-index", base, &everyday);
-        Ok(digest)
+        Ok(digests)
     }
 
     fn bad(&mut self, base: &Arc<Layer>, escape: &Path) -> Result<()> {
@@ -224,8 +235,8 @@ impl Maker {
         Ok(())
     }
 
-    /// Serves an image under its tags and digest; gives the manifest's digest.
-    fn image(&mut self, name: &str, tags: &[&str], layers: &[&Layer], runtime: &Value) -> String {
+    /// Serves an image under its tags and digest; gives the digests of manifest and configuration.
+    fn image(&mut self, name: &str, tags: &[&str], layers: &[&Layer], runtime: &Value) -> (String, String) {
         let docker = name.ends_with("docker");
         let config = self.config(name, layers, runtime, &self.architecture.clone());
         let kind = if docker { DOCKER_MANIFEST } else { MANIFEST };
@@ -234,7 +245,7 @@ impl Maker {
         for version in tags.iter().copied().chain([digest.as_str()]) {
             self.object(&format!("{name}/manifests/{version}"), kind, manifest.clone());
         }
-        digest
+        (digest, config["digest"].as_str().unwrap_or_default().to_owned())
     }
 
     fn index(&mut self, name: &str, layer: &Layer, runtime: &Value) {

@@ -256,7 +256,7 @@ fn containerd(dir: &Path, plugin: bool) -> String {
         "{base}[plugins.\"io.containerd.grpc.v1.cri\"]\n\
          sandbox_image = \"127.0.0.1:{REGISTRY_PORT}/conformance/pause:latest\"\n\
          stream_server_address = \"127.0.0.1\"\nstream_server_port = \"0\"\nrestrict_oom_score_adj = true\n\
-         netns_mounts_under_state_dir = true\n\
+         netns_mounts_under_state_dir = true\nimage_pull_progress_timeout = \"5s\"\n\
          [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/usr/lib/cni\"\nconf_dir = {:?}\n\
          [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\
          [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.keelson]\n\
@@ -274,6 +274,7 @@ fn keelson(dir: &Path) -> serde_json::Value {
         "netnsDir": dir.join("netns"),
         "cni": {"confDir": dir.join("net.d"), "binDir": "/usr/lib/cni", "cacheDir": dir.join("cni-cache")},
         "registryConfigDir": dir.join("certs.d"),
+        "images": {"progressDeadlineSeconds": 5},
     })
 }
 

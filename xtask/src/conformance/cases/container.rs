@@ -25,8 +25,10 @@ pub(crate) fn cases() -> Vec<Case> {
         case(group, "Start of an ended container is refused", start_ended),
         case(group, "the same metadata and attempt while it exists makes no second container", same_attempt),
         case(group, "the name is free again after Remove", name_is_free),
-        case(group, "in an unknown sandbox is refused", unknown_sandbox),
-        case(group, "an unknown image is refused", unknown_image),
+        case(group, "in an unknown sandbox is NotFound", unknown_sandbox),
+        case(group, "an unknown image is NotFound and named", unknown_image),
+        case(group, "its image may be named by tag, digest, id and the beginning of the id", image_names),
+        case(group, "Start in a stopped sandbox is refused", start_in_stopped),
         case(group, "ContainerStatus of an unknown id is NotFound", unknown_status),
         case(group, "Start of an unknown id is NotFound", unknown_start),
         case(group, "List by id, state, sandbox and labels", lists),
@@ -73,6 +75,12 @@ fn process() -> Vec<Case> {
             "environment: the configuration wins over the image, HOSTNAME and PATH are there",
             environment,
         ),
+        case(
+            group,
+            "environment: PATH has a default where neither image nor configuration has one",
+            default_path,
+        ),
+        case(group, "an image without a command, and none in the configuration, is refused", no_command),
         case(group, "stdin is closed when it was not asked for", no_stdin),
         case(group, "a terminal: TERM, tty, and one stream", tty),
         case(group, "PID 1 is the command", pid_one),
@@ -223,14 +231,41 @@ async fn name_is_free(t: T) -> Result<()> {
 async fn unknown_sandbox(t: T) -> Result<()> {
     let mut pod = t.sandbox().await?;
     pod.id = "f".repeat(64);
-    refused("a container of an unknown sandbox", t.try_create(&pod, &t.shell("true")).await).map(drop)
+    let result = t.try_create(&pod, &t.shell("true")).await;
+    refused_with("a container of an unknown sandbox", result, &[tonic::Code::NotFound]).map(drop)
 }
 
 async fn unknown_image(t: T) -> Result<()> {
     let pod = t.sandbox().await?;
     let mut config = t.shell("true");
     config.image = Some(image_spec("127.0.0.1:1/nobody/has-this:latest"));
-    refused("a container of an unknown image", t.try_create(&pod, &config).await).map(drop)
+    let result = t.try_create(&pod, &config).await;
+    let status = refused_with("a container of an unknown image", result, &[tonic::Code::NotFound])?;
+    holds("the error", status.message(), "nobody/has-this")
+}
+
+async fn image_names(t: T) -> Result<()> {
+    let reference = t.suite.catalog.reference("conformance/busybox:1.36")?;
+    let id = t.pull(&reference).await?;
+    let image = t.image(&reference).await?.context("no status")?;
+    let digest = image.repo_digests.first().cloned().context("no digest")?;
+    let short = id.strip_prefix("sha256:").context("the id begins with sha256:")?[..12].to_owned();
+    let pod = t.sandbox().await?;
+    for name in [reference, digest, id.clone(), short] {
+        let mut config = t.shell("true");
+        config.image = Some(image_spec(&name));
+        let container = t.create(&pod, &config).await.with_context(|| format!("by {name}"))?;
+        let status = t.status(&container).await?;
+        same("the image as it was named", status.image.unwrap_or_default().image, name)?;
+    }
+    Ok(())
+}
+
+async fn start_in_stopped(t: T) -> Result<()> {
+    let pod = t.sandbox().await?;
+    let id = t.create(&pod, &t.shell("true")).await?;
+    t.try_stop_pod(&pod.id).await.context("StopPodSandbox")?;
+    refused("Start in a stopped sandbox", t.try_start(&id).await).map(drop)
 }
 
 async fn unknown_status(t: T) -> Result<()> {
@@ -470,6 +505,25 @@ async fn environment(t: T) -> Result<()> {
         anyhow::ensure!(lines.contains(&wanted), "{wanted:?} is not in {lines:?}");
     }
     same("FROM_IMAGE lines", lines.iter().filter(|line| line.starts_with("FROM_IMAGE=")).count(), 1)
+}
+
+async fn default_path(t: T) -> Result<()> {
+    let image = t.pull(&t.suite.catalog.reference("conformance/bare:latest")?).await?;
+    let text = t.output("env", |config| config.image = Some(image_spec(&image))).await?;
+    let path = text.lines().find_map(|line| line.strip_prefix("PATH=")).context("there is no PATH")?;
+    holds("PATH", path, "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+}
+
+async fn no_command(t: T) -> Result<()> {
+    let image = t.pull(&t.suite.catalog.reference("conformance/bare:latest")?).await?;
+    let pod = t.sandbox().await?;
+    let mut config = t.container();
+    config.image = Some(image_spec(&image));
+    let result = match t.try_create(&pod, &config).await {
+        Ok(id) => t.try_start(&id).await,
+        Err(status) => Err(status),
+    };
+    refused("a container without a command", result).map(drop)
 }
 
 async fn no_stdin(t: T) -> Result<()> {

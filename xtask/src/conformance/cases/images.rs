@@ -1,9 +1,11 @@
 //! Image manager, consistency and identifiers; pulls with credentials; bad and hostile images.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use cri_shim_api::v1;
 
-use super::super::case::{Case, case, holds, refused, same};
+use super::super::case::{Case, case, holds, refused, refused_with, same, skip};
 use super::super::context::{T, image_spec};
 use super::super::registry::{PASSWORD, USER};
 
@@ -16,6 +18,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case(group, "pull by digest", by_digest).serial(),
         case(group, "pull by tag and digest", by_tag_and_digest).serial(),
         case(group, "an image is found by tag, digest and id", reference_kinds).serial(),
+        case(group, "the id is the digest of the image's configuration", id_is_config).serial(),
         case(group, "ImageStatus of an unknown image is empty and no error", unknown),
         case(group, "the image's user: a number is uid, a name is username", users).serial(),
         case(group, "three tags of one image are one image", three_tags).serial(),
@@ -29,6 +32,13 @@ pub(crate) fn cases() -> Vec<Case> {
         case(group, "a second pull fetches no layer again", second_pull).serial(),
         case(group, "ImageFsInfo tells a mount point, bytes and inodes", fs_info),
         case(group, "StreamImages gives what ListImages gives", stream).serial(),
+        case(
+            group,
+            "a pull beyond its caller's deadline is DeadlineExceeded, and a later one succeeds",
+            pull_deadline,
+        )
+        .serial(),
+        case(group, "a pull that makes no progress is given up with DeadlineExceeded", no_progress).serial(),
     ]);
     let group = "image consistency";
     all.extend([
@@ -46,6 +56,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case(group, "with the pair in base64 it is pulled", base64_auth).serial(),
         case(group, "with a wrong password it is refused", wrong_password),
         case(group, "credentials for another server are not sent", other_server),
+        case(group, "credentials for this very server are sent", this_server).serial(),
     ]);
     let group = "bad images";
     all.extend([
@@ -122,6 +133,11 @@ async fn reference_kinds(t: T) -> Result<()> {
         same("the image", found.id, image.id.clone())?;
     }
     Ok(())
+}
+
+async fn id_is_config(t: T) -> Result<()> {
+    let (id, _) = pulled(&t, &format!("{}:1", own(&t, "tags")?)).await?;
+    same("the id", id.as_str(), t.suite.catalog.tags_config.as_str())
 }
 
 async fn unknown(t: T) -> Result<()> {
@@ -257,6 +273,45 @@ async fn stream(t: T) -> Result<()> {
     same("the ids", ids, listed)
 }
 
+async fn pull_deadline(t: T) -> Result<()> {
+    let registry = t.suite.catalog.registry()?;
+    let (repository, reference) =
+        ("conformance/image-stall-deadline", format!("{}:1", own(&t, "stall-deadline")?));
+    t.remember_image(&reference);
+    registry.stall(repository, true);
+    let mut request = tonic::Request::new(v1::PullImageRequest {
+        image: Some(image_spec(&reference)),
+        ..v1::PullImageRequest::default()
+    });
+    request.set_timeout(Duration::from_secs(3));
+    let late = t.im().pull_image(request).await;
+    registry.stall(repository, false);
+    // A client counts for itself, too, and says it was cancelled.
+    let codes = [tonic::Code::DeadlineExceeded, tonic::Code::Cancelled];
+    refused_with("a pull of what does not come", late, &codes)?;
+    same("the image's status", t.image(&reference).await?, None)?;
+    // What goes on behind a caller that gave up is joined, and may fail once more.
+    t.until("a later pull succeeds", || async { Ok(t.try_pull(&reference, None).await.ok()) }).await.map(drop)
+}
+
+/// How long an endpoint is waited for to give a pull up; containerd and keelson-cri take 5 minutes unless configured.
+const NO_PROGRESS: Duration = Duration::from_secs(60);
+
+async fn no_progress(t: T) -> Result<()> {
+    let registry = t.suite.catalog.registry()?;
+    let (repository, reference) =
+        ("conformance/image-stall-progress", format!("{}:1", own(&t, "stall-progress")?));
+    registry.stall(repository, true);
+    let answer = tokio::time::timeout(NO_PROGRESS, t.try_pull(&reference, None)).await;
+    registry.stall(repository, false);
+    let Ok(answer) = answer else {
+        return skip(format!("the endpoint still waits after {} s", NO_PROGRESS.as_secs()));
+    };
+    refused_with("a pull without progress", answer, &[tonic::Code::DeadlineExceeded])?;
+    same("the image's status", t.image(&reference).await?, None)?;
+    pulled(&t, &reference).await.map(drop)
+}
+
 async fn five_removals(t: T) -> Result<()> {
     let reference = format!("{}:1", own(&t, "race")?);
     pulled(&t, &reference).await?;
@@ -341,6 +396,12 @@ async fn wrong_password(t: T) -> Result<()> {
 async fn other_server(t: T) -> Result<()> {
     let auth = v1::AuthConfig { server_address: "registry.example".to_owned(), ..auth(PASSWORD) };
     refused("credentials of another server", t.try_pull(&private(&t)?, Some(auth)).await).map(drop)
+}
+
+async fn this_server(t: T) -> Result<()> {
+    let server_address = t.suite.catalog.registry()?.address.clone();
+    let auth = v1::AuthConfig { server_address, ..auth(PASSWORD) };
+    t.try_pull(&private(&t)?, Some(auth)).await.context("PullImage").map(drop)
 }
 
 async fn malformed_references(t: T) -> Result<()> {

@@ -20,6 +20,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case(group, "a mount inside another mount, in any order", nested),
         case(group, "over /etc/hosts and /dev/shm: the user's mount wins", over_ours),
         case(group, "a mount without a host path is refused", no_host_path),
+        case(group, "a host path below a file is refused and named", below_a_file),
         case(group, "a link in the image cannot lead a mount outside of its root", escaping),
     ]);
     let group = "mount propagation";
@@ -43,6 +44,8 @@ pub(crate) fn cases() -> Vec<Case> {
     let group = "image volume";
     all.extend([
         case(group, "an image's files are mounted read-only", image_volume),
+        case(group, "a writable one is refused", image_volume_writable),
+        case(group, "an image named by its digest", image_volume_digest),
         case(group, "a sub-path of an image", image_sub_path),
         case(group, "a sub-path that does not exist is refused", image_sub_path_missing),
         case(group, "a sub-path cannot leave the image", image_sub_path_escape),
@@ -60,6 +63,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case(group, "with permissions r it cannot be written", device_read),
         case(group, "a directory of devices", device_directory),
         case(group, "one that does not exist is refused and named", device_missing),
+        case(group, "a CDI device brings its environment, device nodes and mounts", cdi_device),
         case(group, "a CDI device that nobody declares is refused and named", cdi_missing),
     ]);
     all
@@ -146,6 +150,15 @@ async fn no_host_path(t: T) -> Result<()> {
     let mut config = t.shell("true");
     config.mounts = vec![v1::Mount { container_path: "/mnt".to_owned(), ..v1::Mount::default() }];
     refused("a mount without a host path", create_and_start(&t, &config).await?).map(drop)
+}
+
+async fn below_a_file(t: T) -> Result<()> {
+    let file = t.dir.join("file");
+    std::fs::write(&file, "")?;
+    let mut config = t.shell("true");
+    config.mounts = vec![bind(&file.join("below"), "/mnt")];
+    let status = refused("a host path below a file", create_and_start(&t, &config).await?)?;
+    holds("the error", status.message(), &file.join("below").display().to_string())
 }
 
 async fn escaping(t: T) -> Result<()> {
@@ -292,6 +305,22 @@ async fn image_sub_path(t: T) -> Result<()> {
     )
 }
 
+async fn image_volume_writable(t: T) -> Result<()> {
+    need_image_volumes(&t).await?;
+    let mut config = t.shell("true");
+    config.mounts = vec![v1::Mount { readonly: false, ..image_mount(&t, "").await? }];
+    refused("a writable image volume", create_and_start(&t, &config).await?).map(drop)
+}
+
+async fn image_volume_digest(t: T) -> Result<()> {
+    let mut wanted = image_mount(&t, "").await?;
+    let image = t.image(&wanted.image.clone().unwrap_or_default().image).await?.context("no status")?;
+    let digest = image.repo_digests.first().context("no digest")?;
+    wanted.image = Some(image_spec(digest));
+    let text = t.output("cat /vol/top", |config| config.mounts = vec![wanted]).await?;
+    same("the output", text.as_str(), "top\n")
+}
+
 /// Skips where the endpoint does not know image volumes at all, which then fail for another reason.
 async fn need_image_volumes(t: &T) -> Result<()> {
     let mut config = t.shell("true");
@@ -421,6 +450,39 @@ async fn device_missing(t: T) -> Result<()> {
     config.devices = one_device("/dev/nobody-has-this", "/dev/given", "rwm");
     let status = refused("a device that does not exist", create_and_start(&t, &config).await?)?;
     holds("the error", status.message(), "nobody-has-this")
+}
+
+/// Declares a device where every runtime looks for it; it is undeclared with the case.
+fn declare_cdi(t: &T) -> Result<String> {
+    let kind = format!("keelson.test/conformance-{}", std::process::id());
+    let given = t.dir.join("given");
+    std::fs::create_dir_all(&given)?;
+    std::fs::write(given.join("file"), "from the vendor\n")?;
+    let text = serde_json::json!({
+        "cdiVersion": "0.5.0", "kind": kind,
+        "devices": [{"name": "one", "containerEdits": {
+            "env": ["VENDOR=yes"],
+            "deviceNodes": [{"path": "/dev/vendor", "hostPath": "/dev/zero", "permissions": "rw"}],
+            "mounts": [{"hostPath": given, "containerPath": "/vendor", "options": ["ro", "bind"]}],
+        }}],
+    });
+    let dir = Path::new("/var/run/cdi");
+    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    let file = dir.join(format!("keelson-conformance-{}.json", std::process::id()));
+    // Under its name only when it is whole.
+    let part = file.with_extension("part");
+    std::fs::write(&part, text.to_string()).with_context(|| format!("writing {}", part.display()))?;
+    std::fs::rename(&part, &file).with_context(|| format!("writing {}", file.display()))?;
+    // One that is left declares a device that nobody asks for.
+    t.undo(move || drop(std::fs::remove_file(file)));
+    Ok(format!("{kind}=one"))
+}
+
+async fn cdi_device(t: T) -> Result<()> {
+    let name = declare_cdi(&t)?;
+    let script = "echo $VENDOR; head -c 4 /dev/vendor | wc -c; cat /vendor/file; touch /vendor/x 2>/dev/null && echo written; true";
+    let text = t.output(script, |config| config.cdi_devices = vec![v1::CdiDevice { name }]).await?;
+    same("the output", text.as_str(), "yes\n4\nfrom the vendor\n")
 }
 
 async fn cdi_missing(t: T) -> Result<()> {

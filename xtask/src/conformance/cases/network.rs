@@ -22,8 +22,10 @@ pub(crate) fn cases() -> Vec<Case> {
             "/etc/hosts, /etc/hostname and /etc/resolv.conf can be written unless the root is read-only",
             etc_files,
         ),
+        case(group, "/etc/hosts is the host's when nothing is mounted there", host_hosts),
         case(group, "a container port is reached at the pod's address", container_port),
         case(group, "a host port is reached on the host, and is closed after Stop", host_port),
+        case(group, "a host port with an address is reached at that address only", host_port_address),
         case(
             group,
             "a pod with the host's network has no address of its own and the host's devices",
@@ -119,6 +121,12 @@ async fn host_dns(t: T) -> Result<()> {
     same("resolv.conf", text.trim_end(), std::fs::read_to_string("/etc/resolv.conf")?.trim_end())
 }
 
+async fn host_hosts(t: T) -> Result<()> {
+    let pod = t.sandbox().await?;
+    let text = t.output_in(&pod, "cat /etc/hosts", |_| ()).await?;
+    same("hosts", text.trim_end(), std::fs::read_to_string("/etc/hosts")?.trim_end())
+}
+
 async fn etc_files(t: T) -> Result<()> {
     let pod = t.sandbox().await?;
     let script =
@@ -156,6 +164,18 @@ async fn host_port(t: T) -> Result<()> {
     holds("the answer", &get("127.0.0.1:12000").await?, "served")?;
     t.try_stop_pod(&pod.id).await.context("StopPodSandbox")?;
     anyhow::ensure!(get("127.0.0.1:12000").await.is_err(), "the port answers after Stop");
+    Ok(())
+}
+
+async fn host_port_address(t: T) -> Result<()> {
+    let mut config = t.pod();
+    let (container_port, host_port, host_ip) = (8080, 12001, "127.0.0.2".to_owned());
+    config.port_mappings = vec![v1::PortMapping { container_port, host_port, host_ip, ..Default::default() }];
+    let pod = t.run(&config).await?;
+    let id = t.launch(&pod, &t.shell(super::streaming::HTTPD)).await?;
+    super::streaming::listening(&t, &id, 8080).await?;
+    holds("the answer", &get("127.0.0.2:12001").await?, "served")?;
+    anyhow::ensure!(get("127.0.0.3:12001").await.is_err(), "another address answers, too");
     Ok(())
 }
 

@@ -20,6 +20,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case(group, "UpdateContainerResources of a created container holds when it starts", update_created),
         case(group, "UpdateContainerResources is told by the status", update_status),
         case(group, "UpdateContainerResources of an unknown container is refused", update_refused),
+        case(group, "UpdateContainerResources of an ended container is refused", update_ended),
         case(group, "UpdatePodSandboxResources is accepted, and refused for an unknown sandbox", update_pod),
     ]);
     let group = "stats";
@@ -118,6 +119,14 @@ async fn cgroup_parent(t: T) -> Result<()> {
         holds("the path", &path.display().to_string(), &parent)?;
     }
     Ok(())
+}
+
+async fn update_ended(t: T) -> Result<()> {
+    let pod = t.sandbox().await?;
+    let id = t.launch(&pod, &t.shell("true")).await?;
+    t.exited(&id).await?;
+    let limits = v1::LinuxContainerResources { cpu_shares: 512, ..Default::default() };
+    refused("an update of an ended container", change(&t, &id, limits).await).map(drop)
 }
 
 async fn change(t: &T, id: &str, linux: v1::LinuxContainerResources) -> Result<(), tonic::Status> {

@@ -33,6 +33,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case(group, "a configuration without metadata is refused", no_metadata),
         case(group, "ten sandboxes at once", ten_at_once).serial(),
         case(group, "its cgroups are gone after Remove", cgroups_gone),
+        case(group, "/dev/shm is a tmpfs of 64 MiB of its own that everybody may write", shared_memory),
     ]
 }
 
@@ -263,6 +264,17 @@ async fn ten_at_once(t: T) -> Result<()> {
         .await
         .context("Remove")?;
     Ok(())
+}
+
+async fn shared_memory(t: T) -> Result<()> {
+    let script = "grep ' /dev/shm ' /proc/mounts; stat -c %a /dev/shm; df -k /dev/shm | tail -n 1";
+    let text = t.output(script, |_| ()).await?;
+    let lines: Vec<&str> = text.lines().collect();
+    for word in ["tmpfs", "nosuid", "nodev", "noexec"] {
+        holds("the mount", lines.first().copied().unwrap_or_default(), word)?;
+    }
+    same("its mode", lines.get(1).copied(), Some("1777"))?;
+    same("its size in KiB", lines.get(2).and_then(|line| line.split_whitespace().nth(1)), Some("65536"))
 }
 
 async fn cgroups_gone(t: T) -> Result<()> {

@@ -4,12 +4,17 @@ use anyhow::{Context, Result};
 use cri_shim_api::v1;
 use futures::FutureExt;
 
-use super::super::case::{Case, case, holds, refused, refused_with, same};
+use super::super::case::{Case, case, holds, refused, refused_with, same, skip};
 use super::super::context::{T, strings};
 use super::super::stream::port::Forwarder;
 use super::super::stream::{Protocol, Session, Wants, http};
 
 const SPDY: Protocol = Protocol::Spdy;
+const OLD_SPDY: [(&str, Protocol); 3] = [
+    ("streaming SPDY v3", Protocol::Spdy3),
+    ("streaming SPDY v2", Protocol::Spdy2),
+    ("streaming SPDY v1", Protocol::Spdy1),
+];
 const WS4: Protocol = Protocol::WebSocket4;
 const WS5: Protocol = Protocol::WebSocket5;
 
@@ -31,7 +36,22 @@ pub(crate) fn cases() -> Vec<Case> {
             attach(t, protocol)
         }));
     }
+    for (group, protocol) in OLD_SPDY {
+        all.push(case(group, "exec: stdin, stdout, stderr, and a failure in words", move |t| {
+            exec_words(t, protocol)
+        }));
+    }
+    let base64 = Protocol::WebSocketBase64;
+    let group = "streaming WebSocket v4, base64";
+    all.push(case(group, "exec: stdout, stderr and success", move |t| exec_output(t, base64)));
+    all.push(case(group, "attach: what the container prints, and what is sent to its stdin", move |t| {
+        attach(t, base64)
+    }));
     for (group, protocol) in [("streaming SPDY", SPDY), ("streaming WebSocket v5", WS5)] {
+        all.push(case(group, "exec: a terminal without stdin", move |t| exec_tty_only(t, protocol)));
+        all.push(case(group, "attach: the terminal's size follows resize", move |t| {
+            attach_resize(t, protocol)
+        }));
         all.push(case(
             group,
             "exec: stdin is closed by the client, and the command sees its end",
@@ -48,12 +68,15 @@ fn urls() -> Vec<Case> {
     vec![
         case(group, "URLs have a host and the path of their kind", url_form),
         case(group, "a URL works once", one_shot),
+        case(group, "a URL takes GET as well as POST", get_or_post),
         case(group, "an invented token is refused", invented_token),
         case(group, "Exec with a terminal and stderr is refused", tty_and_stderr),
         case(group, "Exec without any stream is refused", no_stream),
         case(group, "Exec in an unknown container is NotFound", unknown),
         case(group, "Exec in a created container is refused", exec_created),
         case(group, "Attach to an unknown container is NotFound", attach_unknown),
+        case(group, "Attach to an ended container is refused", attach_ended),
+        case(group, "Attach without any stream, or with a terminal and stderr, is refused", attach_wrong),
         case(group, "attach with stdinOnce: the end of the client's stdin is the container's", stdin_once),
         case(group, "two attached clients both see the output", attach_two),
         case(group, "a client that vanishes leaves no exec process behind", vanished),
@@ -67,6 +90,7 @@ fn forwards() -> Vec<Case> {
         case(group, "SPDY: a request and its answer", forward_spdy),
         case(group, "WebSocket tunnel: a request and its answer", forward_tunnel),
         case(group, "several connections on one session", forward_several),
+        case(group, "to a server that listens on ::1 only", forward_six),
         case(group, "a port that nobody listens on is told on the error stream", forward_refused),
         case(group, "the client's end of data is passed on", forward_half_close),
         case(group, "into a pod with the host's network", forward_host),
@@ -78,6 +102,7 @@ fn forwards() -> Vec<Case> {
 const OUTPUT: Wants = Wants { stdin: false, stdout: true, stderr: true, tty: false };
 const ALL: Wants = Wants { stdin: true, stdout: true, stderr: true, tty: false };
 const TERMINAL: Wants = Wants { stdin: true, stdout: true, stderr: false, tty: true };
+const SILENT_TERMINAL: Wants = Wants { stdin: false, ..TERMINAL };
 
 async fn exec_url(t: &T, id: &str, command: &[&str], wants: Wants) -> Result<String, tonic::Status> {
     let request = v1::ExecRequest {
@@ -156,6 +181,52 @@ async fn exec_tty(t: T, protocol: Protocol) -> Result<()> {
     same("exit code", session.finish().await?.exit_code(), Some(0))
 }
 
+/// As `kubectl exec -t` without `-i` asks.
+async fn exec_tty_only(t: T, protocol: Protocol) -> Result<()> {
+    let (_, id) = t.idle().await?;
+    let script = "test -t 0 && test -t 1 && echo terminal; echo error >&2; exit 5";
+    let done = exec(&t, &id, script, SILENT_TERMINAL, protocol).await?.finish().await?;
+    same("what it printed", done.text().as_str(), "terminal\r\nerror\r\n")?;
+    same("exit code", done.exit_code(), Some(5))
+}
+
+async fn exec_words(t: T, protocol: Protocol) -> Result<()> {
+    let (_, id) = t.idle().await?;
+    let mut session = exec(&t, &id, "read line; echo got:$line; echo err >&2; exit 7", ALL, protocol).await?;
+    session.send(b"hello\n").await?;
+    let done = session.finish().await?;
+    same("stdout", done.text().as_str(), "got:hello\n")?;
+    same("stderr", String::from_utf8_lossy(&done.stderr).as_ref(), "err\n")?;
+    let words = done.status.as_str().with_context(|| format!("words, not {}", done.status))?;
+    holds("the failure", words, "7")
+}
+
+/// The container tells its terminal's size whenever it is given a line.
+async fn attach_resize(t: T, protocol: Protocol) -> Result<()> {
+    let (_, id) = t
+        .idle_with(|config| {
+            config.command = strings(&["/bin/sh", "-c", "while read line; do stty size; done"]);
+            (config.stdin, config.tty) = (true, true);
+        })
+        .await?;
+    let url = attach_url(&t, &id, TERMINAL).await.context("Attach")?;
+    let mut session = Session::open(&url, protocol, TERMINAL).await?;
+    session.resize(83, 29).await?;
+    let mut all = String::new();
+    for _ in 0..200 {
+        session.send(b"go\n").await?;
+        // The echo, and then the answer.
+        all.push_str(&session.read_until("go\r\n").await?);
+        while !all.ends_with('\n') || all.ends_with("go\r\n") {
+            all.push_str(&session.read_until("\n").await?);
+        }
+        if all.contains("29 83") {
+            return Ok(());
+        }
+    }
+    holds("the terminal", &all, "29 83")
+}
+
 async fn exec_missing(t: T, protocol: Protocol) -> Result<()> {
     let (_, id) = t.idle().await?;
     let url = exec_url(&t, &id, &["/bin/nobody-has-this"], OUTPUT).await.context("Exec")?;
@@ -209,6 +280,21 @@ async fn one_shot(t: T) -> Result<()> {
     Ok(())
 }
 
+async fn get_or_post(t: T) -> Result<()> {
+    let (_, id) = t.idle().await?;
+    let headers = [
+        ("Connection", "Upgrade"),
+        ("Upgrade", "SPDY/3.1"),
+        ("X-Stream-Protocol-Version", "v4.channel.k8s.io"),
+    ];
+    for method in ["GET", "POST"] {
+        let url = exec_url(&t, &id, &["true"], OUTPUT).await.context("Exec")?;
+        let answer = http::request(method, &url, "", &headers).await?;
+        same(method, answer.status, 101)?;
+    }
+    Ok(())
+}
+
 async fn invented_token(t: T) -> Result<()> {
     let (_, id) = t.idle().await?;
     let url = exec_url(&t, &id, &["true"], OUTPUT).await.context("Exec")?;
@@ -243,6 +329,21 @@ async fn exec_created(t: T) -> Result<()> {
 
 async fn attach_unknown(t: T) -> Result<()> {
     refused_with("Attach", attach_url(&t, "nothing", OUTPUT).await, &[tonic::Code::NotFound]).map(drop)
+}
+
+async fn attach_ended(t: T) -> Result<()> {
+    let pod = t.sandbox().await?;
+    let id = t.launch(&pod, &t.shell("true")).await?;
+    t.exited(&id).await?;
+    refused("Attach to an ended container", attach_url(&t, &id, OUTPUT).await).map(drop)
+}
+
+async fn attach_wrong(t: T) -> Result<()> {
+    let (_, id) = t.idle().await?;
+    for wants in [Wants::default(), Wants { tty: true, ..ALL }] {
+        refused_with("Attach", attach_url(&t, &id, wants).await, &[tonic::Code::InvalidArgument])?;
+    }
+    Ok(())
 }
 
 async fn stdin_once(t: T) -> Result<()> {
@@ -355,6 +456,16 @@ async fn forward_several(t: T) -> Result<()> {
         ask(&mut forwarder, 8080).await?;
     }
     Ok(())
+}
+
+async fn forward_six(t: T) -> Result<()> {
+    if std::fs::read_to_string("/proc/net/if_inet6").is_ok_and(|text| text.trim().is_empty()) {
+        return skip("the host has no IPv6 address: /proc/net/if_inet6 is empty");
+    }
+    let script = "mkdir -p /www && echo served >/www/index.html && exec httpd -f -p [::1]:8080 -h /www";
+    let pod = server(&t, script, 8080).await?;
+    let url = forward_url(&t, &pod, &[8080]).await.context("PortForward")?;
+    ask(&mut Forwarder::spdy(&url).await?, 8080).await
 }
 
 async fn forward_refused(t: T) -> Result<()> {

@@ -17,8 +17,16 @@ pub(crate) use spdy::SpdyStreams;
 pub(crate) enum Protocol {
     /// SPDY/3.1 with v4.channel.k8s.io.
     Spdy,
+    /// SPDY/3.1 with v3.channel.k8s.io, whose status is words.
+    Spdy3,
+    /// SPDY/3.1 with v2.channel.k8s.io, which has no sizes of terminals either.
+    Spdy2,
+    /// SPDY/3.1 with channel.k8s.io, the first one.
+    Spdy1,
     /// WebSocket with v4.channel.k8s.io.
     WebSocket4,
+    /// WebSocket with v4.base64.channel.k8s.io, for clients that take text only.
+    WebSocketBase64,
     /// WebSocket with v5.channel.k8s.io.
     WebSocket5,
 }
@@ -88,14 +96,22 @@ impl Session {
     /// Connects to a streaming URL.
     pub(crate) async fn open(url: &str, protocol: Protocol, wants: Wants) -> Result<Self> {
         Ok(match protocol {
-            Protocol::Spdy => Self::Spdy(Box::new(spdy::ExecSession::open(url, wants).await?)),
-            Protocol::WebSocket4 => {
-                Self::WebSocket(Box::new(websocket::ExecSession::open(url, "v4.channel.k8s.io").await?))
-            }
-            Protocol::WebSocket5 => {
-                Self::WebSocket(Box::new(websocket::ExecSession::open(url, "v5.channel.k8s.io").await?))
-            }
+            Protocol::Spdy => Self::spdy(url, wants, &["v4.channel.k8s.io", "v3.channel.k8s.io"]).await?,
+            Protocol::Spdy3 => Self::spdy(url, wants, &["v3.channel.k8s.io"]).await?,
+            Protocol::Spdy2 => Self::spdy(url, wants, &["v2.channel.k8s.io"]).await?,
+            Protocol::Spdy1 => Self::spdy(url, wants, &["channel.k8s.io"]).await?,
+            Protocol::WebSocket4 => Self::websocket(url, "v4.channel.k8s.io").await?,
+            Protocol::WebSocketBase64 => Self::websocket(url, "v4.base64.channel.k8s.io").await?,
+            Protocol::WebSocket5 => Self::websocket(url, "v5.channel.k8s.io").await?,
         })
+    }
+
+    async fn spdy(url: &str, wants: Wants, protocols: &[&str]) -> Result<Self> {
+        Ok(Self::Spdy(Box::new(spdy::ExecSession::open(url, wants, protocols).await?)))
+    }
+
+    async fn websocket(url: &str, protocol: &str) -> Result<Self> {
+        Ok(Self::WebSocket(Box::new(websocket::ExecSession::open(url, protocol).await?)))
     }
 
     /// Sends to standard input.
@@ -156,7 +172,9 @@ impl Session {
             }
         }
         if !status.is_empty() {
-            finished.status = serde_json::from_slice(&status)?;
+            // The older protocols tell it in words.
+            let words = || String::from_utf8_lossy(&status).into_owned().into();
+            finished.status = serde_json::from_slice(&status).unwrap_or_else(|_| words());
         }
         Ok(finished)
     }

@@ -118,8 +118,8 @@ pub(crate) struct ExecSession {
 }
 
 impl ExecSession {
-    pub(super) async fn open(url: &str, wants: Wants) -> Result<Self> {
-        let mut streams = SpdyStreams::connect(url, &["v4.channel.k8s.io", "v3.channel.k8s.io"]).await?;
+    pub(super) async fn open(url: &str, wants: Wants, protocols: &[&str]) -> Result<Self> {
+        let mut streams = SpdyStreams::connect(url, protocols).await?;
         let mut kinds = BTreeMap::new();
         for (wanted, kind) in [
             (true, "error"),

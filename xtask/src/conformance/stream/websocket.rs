@@ -1,12 +1,15 @@
 //! The WebSocket client: RFC 6455 as far as channels of bytes need it.
 
 use anyhow::{Context, Result, bail};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::{Piece, http};
 
+const TEXT: u8 = 1;
 const BINARY: u8 = 2;
 const CLOSE: u8 = 8;
 const PING: u8 = 9;
@@ -121,14 +124,21 @@ fn parse(buffer: &mut BytesMut) -> Result<Option<(bool, u8, Bytes)>> {
 /// exec or attach: the first byte of a message is its channel.
 pub(crate) struct ExecSession {
     socket: Socket,
+    /// Messages are text: the channel as a digit, the rest in base64.
+    text: bool,
 }
 
 impl ExecSession {
     pub(super) async fn open(url: &str, protocol: &str) -> Result<Self> {
-        Ok(Self { socket: Socket::connect(url, "", protocol).await? })
+        let text = protocol.contains("base64");
+        Ok(Self { socket: Socket::connect(url, "", protocol).await?, text })
     }
 
     async fn channel(&mut self, channel: u8, bytes: &[u8]) -> Result<()> {
+        if self.text {
+            let message = format!("{channel}{}", BASE64.encode(bytes));
+            return self.socket.frame(TEXT, message.as_bytes()).await;
+        }
         self.socket.send(&[&[channel], bytes].concat()).await
     }
 
@@ -151,6 +161,10 @@ impl ExecSession {
             if message.len() < 2 {
                 // Each channel begins with an empty message in some servers.
                 continue;
+            }
+            if self.text {
+                let bytes = BASE64.decode(&message[1..]).context("a message that is not base64")?;
+                message = [&[message[0] - b'0'], &bytes[..]].concat().into();
             }
             let piece = match message.get_u8() {
                 1 => Piece::Stdout(message),
