@@ -225,7 +225,7 @@ mod tests {
                 u8::try_from((long - 127) / 128).unwrap(),
             ],
         };
-        let path = b"\x40\x05:path\x22/runtime.v1.RuntimeService/Version";
+        let path = &b"\x40\x05:path\x22/runtime.v1.RuntimeService/Version"[..];
         [path, &b"\x40\x0a:authority"[..], &length, authority.as_bytes(), b"\x40\x02te\x08trailers"].concat()
     }
 

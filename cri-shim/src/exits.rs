@@ -118,8 +118,14 @@ impl Runtime {
                 let task = task.cloned().unwrap_or_default();
                 self.container_ended(container, Exit::new(task.exit_status, task.exited_at)).await;
             }
+            // containerd's word for a shim that does not answer. Nothing is known, so nothing is done; its end is told when
+            // the shim goes on.
+            Some(Status::Unknown) => {
+                tracing::error!(container = container.id, "its shim does not answer; it is left as it is");
+                self.watch_container(container);
+            }
             // Made, but the start was cut off by a crash of ours.
-            Some(Status::Created | Status::Unknown) => {
+            Some(Status::Created) => {
                 let words = "the start was interrupted by a restart of the runtime";
                 if let Err(error) = self.client.force_delete_task(&container.id, KILL_PATIENCE).await {
                     tracing::warn!(container = container.id, %error, "its task stays until the container is removed");

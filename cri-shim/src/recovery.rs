@@ -95,15 +95,6 @@ async fn follow(runtime: &Arc<Runtime>, recovered: &mut bool, pause: &mut Durati
     }
 }
 
-/// What containerd runs.
-struct Tasks {
-    /// What its shims say.
-    told: HashMap<String, Process>,
-    /// Containers of ours whose shim does not answer. containerd's list leaves them out; nothing is known of them, so nothing
-    /// is done to them.
-    silent: HashSet<String>,
-}
-
 impl Runtime {
     /// Everything from the journal, brought in line with what there is; then orphans.
     async fn recover(self: &Arc<Self>) -> Result<(), RuntimeError> {
@@ -140,7 +131,9 @@ impl Runtime {
 
     /// What should run, brought in line with what runs.
     async fn resync(self: &Arc<Self>) -> Result<(), RuntimeError> {
-        let Tasks { told: tasks, silent } = self.tasks().await?;
+        let tasks = self.client.tasks().await?;
+        let tasks: HashMap<String, Process> =
+            tasks.into_iter().map(|task| (task_id(&task).to_owned(), task)).collect();
         for sandbox in self.registry.sandboxes() {
             // One with an operation under way is looked after by that.
             let Ok(_one_at_a_time) = sandbox.operation.try_lock() else { continue };
@@ -161,19 +154,11 @@ impl Runtime {
         for container in self.registry.containers() {
             let Ok(_one_at_a_time) = container.operation.try_lock() else { continue };
             if container.phase() == ContainerPhase::Running {
-                let (task, silent) = (tasks.get(&container.id), silent.contains(&container.id));
-                if (task.is_some() || silent)
-                    && container.pump().is_none()
-                    && self.own_shim(&container).is_none()
-                {
+                let task = tasks.get(&container.id);
+                if task.is_some() && container.pump().is_none() && self.own_shim(&container).is_none() {
                     self.reopen_output(&container);
                 }
-                if silent {
-                    // Its end is told when its shim goes on.
-                    self.watch_container(&container);
-                } else {
-                    self.take_up(&container, task).await;
-                }
+                self.take_up(&container, task).await;
             }
         }
         Ok(())
@@ -255,34 +240,7 @@ impl Runtime {
 
     /// The ids of everything that containerd runs.
     async fn known_tasks(&self) -> Result<HashSet<String>, RuntimeError> {
-        let tasks = self.tasks().await?;
-        Ok(tasks.told.into_keys().chain(tasks.silent).collect())
-    }
-
-    /// Everything that containerd runs.
-    async fn tasks(&self) -> Result<Tasks, RuntimeError> {
-        let told = self.client.tasks().await?;
-        let mut told: HashMap<String, Process> =
-            told.into_iter().map(|task| (task_id(&task).to_owned(), task)).collect();
-        let mut missing = self.registry.containers();
-        missing.retain(|container| {
-            container.phase() == ContainerPhase::Running && !told.contains_key(&container.id)
-        });
-        let answers =
-            missing.iter().map(|container| async { (&container.id, self.client.task(&container.id).await) });
-        let mut silent = HashSet::new();
-        for (id, answer) in join_all(answers).await {
-            match answer {
-                Ok(None) => {}
-                Ok(Some(task)) => drop(told.insert(id.clone(), task)),
-                Err(error) if error.is_unavailable() => return Err(error.into()),
-                Err(error) => {
-                    tracing::error!(container = id, %error, "its shim does not answer; it is left as it is");
-                    silent.insert(id.clone());
-                }
-            }
-        }
-        Ok(Tasks { told, silent })
+        Ok(self.client.tasks().await?.iter().map(|task| task_id(task).to_owned()).collect())
     }
 
     /// Whether containerd knows neither the container that a shim was started for nor another one of its pod.

@@ -143,7 +143,8 @@ impl Drop for Node {
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_with_ports_of_the_node_survive_death_at_every_step() {
     let node = Node::new();
-    let mut cri = Cri::start_in(Some(node.netns.clone())).await;
+    let mut cri = Cri::start().await;
+    cri.move_to(&node.netns).await;
     node.configure(&cri);
     for step in Step::ALL {
         cri.restart_to_die_at(step.name()).await;

@@ -40,11 +40,6 @@ pub struct Cri {
 impl Cri {
     /// Starts everything and pulls a busybox image called `docker.io/library/busybox:latest`.
     pub async fn start() -> Self {
-        Self::start_in(None).await
-    }
-
-    /// The same with the server, and so its CNI plugins, in another network namespace, which they take for the node's.
-    pub async fn start_in(netns: Option<PathBuf>) -> Self {
         let containerd = Containerd::start();
         let registry = Registry::start().await;
         let dir = containerd.dir();
@@ -59,14 +54,21 @@ impl Cri {
         std::fs::write(dir.join("certs.d/docker.io/hosts.toml"), hosts).expect("written");
         std::fs::write(dir.join("cri.yaml"), configuration(dir)).expect("written");
         push_busybox(&registry);
-        let child = spawn(dir, netns.as_deref(), None);
+        let child = spawn(dir, None, None);
         let cgroup = format!("/keelson-cri-test-{}", std::process::id());
-        let this = Self { containerd, registry, child, cgroup, netns };
+        let this = Self { containerd, registry, child, cgroup, netns: None };
         this.wait_until_serving().await;
         this.configure_network();
         this.wait_for("NetworkReady").await;
         this.pull("busybox").await;
         this
+    }
+
+    /// Restarts the server in another network namespace, which its CNI plugins take for the node's. The registry is not
+    /// reached from there.
+    pub async fn move_to(&mut self, netns: &Path) {
+        self.netns = Some(netns.to_owned());
+        self.restart().await;
     }
 
     /// The directory everything is in.
