@@ -13,7 +13,7 @@ use support::cri::{Cri, PATIENCE, shell};
 use support::pods::sandboxes;
 
 /// More than pipes and buffers hold: it is written only when somebody takes it.
-const LINES: usize = 40_000;
+const LINES: usize = 400_000;
 
 /// A log on a disk that takes nothing at the moment: a FIFO that somebody has open and does not read.
 fn slow_disk(path: &Path) -> File {
@@ -32,8 +32,7 @@ async fn a_slow_log_stalls_no_other_container() {
         for index in 0..4 {
             disks.push(slow_disk(&directory.join(format!("stalled-{index}.log"))));
             // It says when all is said; what its log has not taken keeps it waiting.
-            let script =
-                format!("i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo line $i; done; echo > /done");
+            let script = format!("busybox seq 1 {LINES}; echo > /done");
             stalled.push(cri.script(&sandbox, &pod, &format!("stalled-{index}"), &script).await);
         }
         let quick = cri.script(

@@ -77,7 +77,7 @@ fn below(directory: &Path) -> Vec<String> {
 }
 
 /// Waits until a list is empty.
-async fn settles(what: &str, mut list: impl FnMut() -> Vec<String>) {
+pub async fn settles(what: &str, mut list: impl FnMut() -> Vec<String>) {
     let begun = tokio::time::Instant::now();
     loop {
         let left = list();
