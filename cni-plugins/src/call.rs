@@ -7,6 +7,7 @@ mod blame;
 
 use std::{env, io::Read, path::PathBuf};
 
+use cni_plugins_host::netns;
 use cni_plugins_types::{
     CniResult, ErrorCode, Version,
     config::{is_interface_name, is_name},
@@ -159,6 +160,23 @@ impl Call {
             let field = blame::field::<T>(&self.config, &error.to_string());
             Failure::config(format!("invalid configuration of network {:?}: {field}{error}", self.network))
         })
+    }
+
+    /// Refuses `CNI_NETNS` that is the namespace of this process, unless `CNI_NETNS_OVERRIDE` allows it, as the reference
+    /// plugins have it.
+    pub(crate) fn refuse_own_namespace(&self) -> Result<(), Failure> {
+        let allowed = || matches!(variable("CNI_NETNS_OVERRIDE").to_ascii_lowercase().as_str(), "1" | "true");
+        let is_own = |own| netns::identity(&self.netns).is_ok_and(|there| there == own);
+        if matches!(self.command, Command::Add | Command::Check)
+            && is_own(netns::own_identity()?)
+            && !allowed()
+        {
+            return Err(Failure::environment(format!(
+                "CNI_NETNS: {} is the host's own network namespace, not a pod's",
+                self.netns.display()
+            )));
+        }
+        Ok(())
     }
 
     /// The attachments GC must keep.

@@ -185,7 +185,7 @@ fn netns_failure(error: &NetnsError) -> Failure {
 }
 
 /// The error and its sources in one line, as the object has one message.
-fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(inner) = source {

@@ -10,7 +10,7 @@ use std::{
     process::ExitCode,
 };
 
-use cni_plugins_host::netns;
+use cni_plugins_host::{netns, overlay};
 use serde_json::{Value, json};
 
 use crate::{
@@ -127,7 +127,8 @@ impl Places {
 
     fn note(&mut self, plugin: &Value) {
         let path = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(PathBuf::from);
-        if plugin["ipam"]["type"] == Plugin::Ipam.name() {
+        let implied = plugin["type"] == Plugin::Vxlan.name() && plugin["ipam"]["type"].is_null();
+        if implied || plugin["ipam"]["type"] == Plugin::Ipam.name() {
             self.data_dirs.extend(path(&plugin["ipam"]["dataDir"]));
         }
         self.state_dirs.extend(path(&plugin["stateDir"]));
@@ -192,6 +193,10 @@ fn cleanup(places: &Places) -> io::Result<()> {
     };
     for network in places.networks() {
         remove(&network)?;
+    }
+    // An agent that runs on writes it again.
+    for dir in &places.state_dirs {
+        remove(&dir.join(overlay::FILE_NAME))?;
     }
     // Records of other network namespaces belong to other nodes.
     let own = netns::own_identity().map_err(io::Error::other)?.to_string();

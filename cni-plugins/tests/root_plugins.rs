@@ -345,6 +345,7 @@ fn bad_input_gets_the_right_code_and_names_the_field() {
         ("CNI_NETNS", "", 4, "CNI_NETNS"),
         ("CNI_NETNS", "/nonexistent", 3, "/nonexistent"),
         ("CNI_NETNS", "/proc/self/ns/uts", 3, "is not a network namespace"),
+        ("CNI_NETNS", "/proc/self/ns/net", 4, "the host's own network namespace"),
         ("CNI_ARGS", "IP", 4, "CNI_ARGS"),
         ("CNI_ARGS", "IP=10.99.0", 7, "CNI_ARGS IP"),
     ];

@@ -7,6 +7,7 @@
 //! - [`arp`]: gratuitous ARP.
 //! - [`lock`]: file locks with a deadline.
 //! - [`detach`]: work that goes on after the plugin has answered.
+//! - [`overlay`]: the state of the network between nodes, from the agent to the plugins.
 //! - [`undo`]: what to take back when a later step fails.
 //! - [`invoke`]: runs plugin chains as executables, with deadline, rollback and result cache.
 //!
@@ -21,5 +22,6 @@ pub mod lock;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod overlay;
 pub mod sysctl;
 pub mod undo;

@@ -188,6 +188,26 @@ pub fn identity(path: &Path) -> Result<u64, NetnsError> {
         .map_err(|error| NetnsError::new("inspect", path, error))
 }
 
+/// The calling thread's namespace by a number that no other gets before the next boot, which an inode is not; `None` on
+/// kernels before 5.14.
+pub fn own_cookie() -> Option<u64> {
+    let any = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).ok()?;
+    let mut cookie = 0_u64;
+    let mut length = libc::socklen_t::try_from(size_of_val(&cookie)).ok()?;
+    // SAFETY: the descriptor is an open socket; the kernel writes at most `length` bytes to `cookie`, which has as many,
+    // and the length to `length`. Both outlive the call.
+    let done = unsafe {
+        libc::getsockopt(
+            any.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    (done == 0 && cookie != 0).then_some(cookie)
+}
+
 fn on_own_thread<T: Send>(
     path: &Path,
     work: impl FnOnce() -> Result<T, NetnsError> + Send,

@@ -7,6 +7,7 @@
 use cni_plugins_host::nft::{self, Owner, masquerade};
 use cni_plugins_types::{CniResult, ErrorCode, IpNet};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use crate::{
     call::{Call, Command},
@@ -20,6 +21,9 @@ struct MasqueradeConfig {
     /// Destinations that see the pod's own address.
     #[serde(default)]
     ip_masq_except: Vec<IpNet>,
+    /// Nothing in it is for this plugin; that it is an object is checked all the same.
+    #[serde(default, rename = "runtimeConfig")]
+    _runtime_config: Map<String, Value>,
 }
 
 /// Carries out one call.

@@ -7,6 +7,7 @@ mod loopback;
 pub(crate) mod masquerade;
 mod portmap;
 mod tuning;
+mod vxlan;
 
 use cni_plugins_types::CniResult;
 
@@ -29,11 +30,13 @@ pub(crate) enum Plugin {
     Portmap,
     /// `keelson-masquerade`
     Masquerade,
+    /// `keelson-vxlan`
+    Vxlan,
 }
 
 impl Plugin {
     /// All of them.
-    pub(crate) const ALL: [Plugin; 7] = [
+    pub(crate) const ALL: [Plugin; 8] = [
         Plugin::Bridge,
         Plugin::Ipam,
         Plugin::Loopback,
@@ -41,6 +44,7 @@ impl Plugin {
         Plugin::Bandwidth,
         Plugin::Portmap,
         Plugin::Masquerade,
+        Plugin::Vxlan,
     ];
 
     /// Name of its executable, the `type` of a configuration.
@@ -53,6 +57,7 @@ impl Plugin {
             Plugin::Bandwidth => "keelson-bandwidth",
             Plugin::Portmap => "keelson-portmap",
             Plugin::Masquerade => "keelson-masquerade",
+            Plugin::Vxlan => "keelson-vxlan",
         }
     }
 
@@ -66,6 +71,10 @@ impl Plugin {
 
     /// Carries out the call; ADD returns a result, the other commands nothing.
     pub(crate) fn run(self, call: &Call) -> Result<Option<CniResult>, Failure> {
+        // Addresses may be given to whomever; all others would change the host's own network for a pod's.
+        if self != Plugin::Ipam {
+            call.refuse_own_namespace()?;
+        }
         match self {
             Plugin::Bridge => bridge::run(call),
             Plugin::Ipam => ipam::run(call),
@@ -74,6 +83,7 @@ impl Plugin {
             Plugin::Bandwidth => bandwidth::run(call),
             Plugin::Portmap => portmap::run(call),
             Plugin::Masquerade => masquerade::run(call),
+            Plugin::Vxlan => vxlan::run(call),
         }
     }
 }

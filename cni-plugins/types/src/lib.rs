@@ -1,7 +1,7 @@
 //! CNI 1.1 vocabulary: network configuration, results, errors, version conversion, and address
 //! allocation as a pure step.
 //!
-//! Modules in reading order: [`version`], [`ipnet`], [`error`], [`result`], [`config`], [`ipam`].
+//! Modules in reading order: [`version`], [`ipnet`], [`error`], [`result`], [`config`], [`ipam`], [`overlay`].
 //!
 //! This crate does no IO, reads no clock and no environment; it maps bytes to values and back and
 //! decides which address is next. Specification: containernetworking/cni SPEC.md, version 1.1.0.
@@ -10,6 +10,7 @@ pub mod config;
 pub mod error;
 pub mod ipam;
 pub mod ipnet;
+pub mod overlay;
 pub mod result;
 pub mod version;
 

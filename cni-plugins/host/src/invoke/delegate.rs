@@ -22,18 +22,21 @@ use super::{
 };
 
 /// Calls plugin `kind` as a delegate of the running plugin: with this process's own `CNI_*` variables
-/// except the command, and in its process group, so that whoever kills this plugin kills the delegate too.
+/// except the command and those of `environment`, and in its process group, so that whoever kills this plugin kills the
+/// delegate too.
 pub fn delegate(
     dirs: &[PathBuf],
     kind: &str,
     cni_command: &str,
     input: &Value,
+    environment: &[(&str, &str)],
     deadline: Duration,
 ) -> Result<Option<Value>, PluginError> {
     let executable = find_plugin(dirs, kind)?;
     let run_error = |source| PluginError::Run { path: executable.clone(), source };
     let mut child = Command::new(&executable)
         .env("CNI_COMMAND", cni_command)
+        .envs(environment.iter().copied())
         .stdin(input_file(input).map_err(run_error)?)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -202,6 +202,13 @@ impl Step {
         Step::new(format!("create bridge {}", bridge.name), message)
     }
 
+    /// Makes a link of a kind that needs no settings, down.
+    pub fn create_link(name: &str, kind: &str) -> Self {
+        let message = message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, LinkRef::Name(name), 0, 0)
+            .nested(IFLA_LINKINFO, |info| info.string(IFLA_INFO_KIND, kind));
+        Step::new(format!("create {kind} link {name}"), message)
+    }
+
     /// Makes an existing bridge separate VLANs.
     pub fn filter_vlans(bridge: &str) -> Self {
         let message = message(RTM_NEWLINK, 0, LinkRef::Name(bridge), 0, 0).nested(IFLA_LINKINFO, |info| {

@@ -1,4 +1,4 @@
-//! Links, addresses, routes and queueing disciplines over netlink, in this network namespace or another.
+//! Links, addresses, routes, queueing disciplines and WireGuard over netlink, in this network namespace or another.
 //!
 //! Input: names, indices and addresses. Output: [`Link`]s and done changes; each failure names the
 //! step and carries the kernel's errno and words. Changes are [`Step`]s, and several go to the kernel in
@@ -17,6 +17,7 @@ mod port;
 mod qdisc;
 mod route;
 pub mod socket;
+pub mod wireguard;
 
 use std::{cell::RefCell, io, path::Path};
 

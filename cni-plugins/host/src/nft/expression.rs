@@ -146,6 +146,33 @@ impl Rule {
         })
     }
 
+    /// Puts bytes into a register.
+    pub(super) fn put(self, register: u32, bytes: &[u8]) -> Self {
+        self.push("immediate", |data| {
+            data.be32(1, FIRST_REGISTER + register);
+            value(data, 2, bytes);
+        })
+    }
+
+    /// Overwrites the source address with what is at a register. No connection tracking is involved.
+    pub(super) fn overwrite_source(self, register: u32, family: Family) -> Self {
+        self.overwrite(register, family.offsets().0, family.length())
+    }
+
+    /// Overwrites the destination address, likewise.
+    pub(super) fn overwrite_destination(self, register: u32, family: Family) -> Self {
+        self.overwrite(register, family.offsets().1, family.length())
+    }
+
+    /// For headers without a checksum of their own, which IPv6's is.
+    fn overwrite(self, register: u32, offset: u32, length: u32) -> Self {
+        self.push("payload", |data| {
+            data.be32(5, FIRST_REGISTER + register).be32(2, 1).be32(3, offset).be32(4, length);
+            // `NFT_PAYLOAD_L4CSUM_PSEUDOHDR`: the addresses count in the checksum of what is inside.
+            data.be32(6, 0).be32(7, 0).be32(8, 1);
+        })
+    }
+
     /// Goes on when register 0 begins with the first `prefix` bits of these bytes.
     pub(super) fn in_subnet(self, network: &[u8], prefix: u8) -> Self {
         let mask: Vec<u8> = (0..network.len())
@@ -179,7 +206,7 @@ impl Rule {
     }
 
     /// Looks the key at register 0 up, goes on when it is there, and puts the map's data at register 0.
-    fn translate(self, map: &str) -> Self {
+    pub(super) fn translate(self, map: &str) -> Self {
         self.push("lookup", |data| {
             data.text(1, map).be32(2, FIRST_REGISTER).be32(3, FIRST_REGISTER);
         })

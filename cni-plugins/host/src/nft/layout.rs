@@ -8,6 +8,14 @@
 //! | `map4_ip`, `map6_ip` | host port on one address → the same |
 //! | `pod_links` | links behind which mapped pods are: what comes from there to a host port is masqueraded |
 //! | `masq4`, `masq6` | pod address → chain that holds its network's exclusions |
+//!
+//! A connection of the node to `::1` needs more than one to `127.0.0.1`: the kernel takes in no packet for `::1` that comes
+//! over a link, and has no switch for it. So before connection tracking sees its packets, their source becomes
+//! [`STAND_IN`], an address of this host that is never on any link; then they are rewritten as all others are. An answer is
+//! for the stand-in until it has been routed to this host, and for `::1` again (chain `loopback_in`) before a socket is
+//! looked for. Only what connection tracking has given the source `::1` gets there.
+
+use std::net::Ipv6Addr;
 
 use super::{
     TABLE,
@@ -37,6 +45,8 @@ pub(super) fn masquerade_map(family: Family) -> &'static str {
     }
 }
 
+/// Stands for `::1` while a packet is between the node and a pod. A unique local address (`fd`, `kelson`).
+pub(super) const STAND_IN: Ipv6Addr = Ipv6Addr::new(0xfd6b, 0x656c, 0x736f, 0x6e00, 0, 0, 0, 1);
 /// The bit that asks for masquerade behind a host port; the reference plugin uses the same.
 const MARK: u32 = 0x2000;
 /// Chains.
@@ -114,10 +124,12 @@ fn sets() -> Vec<Message> {
 
 /// The chains, empty.
 fn chains() -> Vec<Message> {
-    // Hook numbers of linux/netfilter.h, priorities of linux/netfilter_ipv4.h: before connection tracking, destination
-    // NAT, source NAT.
+    // Hook numbers of linux/netfilter.h, priorities of linux/netfilter_ipv4.h: before connection tracking (-200),
+    // destination NAT, source NAT, and behind that.
     let hooked = [
         ("guard", "filter", 0, -300),
+        ("loopback_out", "route", 3, -250),
+        ("loopback_in", "filter", 1, 150),
         ("prerouting", "nat", 0, -100),
         ("output", "nat", 3, -100),
         ("postrouting", "nat", 4, 100),
@@ -164,6 +176,7 @@ fn rules() -> Vec<Message> {
         let rule = if from { rule.source(0, Family::V4) } else { rule.destination(0, Family::V4) };
         all.push(rule.in_subnet(&[127, 0, 0, 0], 8).drop_packet().append_to("guard"));
     }
+    all.extend(loopback_v6(&loopback));
     all.push(mapped().jump(HOST_PORTS).append_to("prerouting"));
     all.push(mapped().jump(HOST_PORTS).append_to("output"));
     // The pod's answer must come back through here: from its own link it would go to the client directly, and 127.0.0.1
@@ -171,11 +184,7 @@ fn rules() -> Vec<Message> {
     let marks = [
         Rule::default().meta(0, Meta::InputName).in_set(POD_LINKS),
         Rule::default().family(Family::V4).source(0, Family::V4).in_subnet(&[127, 0, 0, 0], 8),
-        Rule::default().family(Family::V6).source(0, Family::V6).compare(
-            0,
-            true,
-            &std::net::Ipv6Addr::LOCALHOST.octets(),
-        ),
+        Rule::default().family(Family::V6).source(0, Family::V6).compare(0, true, &STAND_IN.octets()),
     ];
     all.extend(marks.map(|rule| rule.set_mark_bits(MARK).append_to(HOST_PORTS)));
     for family in [Family::V4, Family::V6] {
@@ -191,4 +200,25 @@ fn rules() -> Vec<Message> {
         all.push(rule.append_to("postrouting"));
     }
     all
+}
+
+/// What connections to `::1` need besides, see the module.
+fn loopback_v6(loopback: &[u8]) -> Vec<Message> {
+    const V6: Family = Family::V6;
+    let (own, stand_in) = (Ipv6Addr::LOCALHOST.octets(), STAND_IN.octets());
+    let from_here = || {
+        let here = Rule::default().family(V6).source(0, V6).compare(0, true, &own);
+        here.destination(0, V6).compare(0, true, &own).meta(0, Meta::Protocol)
+    };
+    let by_address = from_here().destination(1, V6).destination_port(5).translate(port_map(V6, true));
+    let by_port = from_here().destination_port(1).translate(port_map(V6, false));
+    let to_stand_in = || Rule::default().family(V6).destination(0, V6).compare(0, true, &stand_in);
+    let from_outside = to_stand_in().meta(0, Meta::InputName).compare(0, false, loopback);
+    let answer = to_stand_in().source(0, V6).compare(0, true, &own);
+    vec![
+        from_outside.drop_packet().append_to("guard"),
+        by_address.put(0, &stand_in).overwrite_source(0, V6).append_to("loopback_out"),
+        by_port.put(0, &stand_in).overwrite_source(0, V6).append_to("loopback_out"),
+        answer.put(0, &own).overwrite_destination(0, V6).append_to("loopback_in"),
+    ]
 }

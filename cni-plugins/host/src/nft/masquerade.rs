@@ -66,15 +66,17 @@ pub fn remove(owner: &Owner<'_>) -> Result<bool, NftError> {
         .map_err(|source| NftError::new("end the masquerade", source))
 }
 
-/// Whether all of `addresses` are masqueraded with these exclusions.
+/// Whether all of `addresses` are masqueraded with these exclusions. An address alone (`/32`, `/128`) may have been added
+/// with the prefix of any subnet: pods with a link of their own do not know theirs.
 pub fn check(owner: &Owner<'_>, addresses: &[IpNet], except: &[IpNet]) -> Result<bool, NftError> {
     let comment = owner.comment();
     let held = open()
         .and_then(|mut socket| list(&mut socket))
         .map_err(|source| NftError::new("list masqueraded addresses", source))?;
     Ok(addresses.iter().all(|address| {
-        let chain = Chain::of(address, except).name;
-        held.iter().any(|one| one.address == address.addr() && one.comment == comment && one.chain == chain)
+        held.iter()
+            .filter(|one| one.address == address.addr() && one.comment == comment)
+            .any(|one| possible_chains(address, except).any(|chain| one.chain == chain))
     }))
 }
 
@@ -137,6 +139,17 @@ impl Chain {
         all.push(Rule::default().masquerade().append_to(&self.name));
         all
     }
+}
+
+/// The chains that an address may have been added with, the most likely first.
+fn possible_chains(address: &IpNet, except: &[IpNet]) -> impl Iterator<Item = String> {
+    let addr = address.addr();
+    let least =
+        if address.prefix_len() == if addr.is_ipv4() { 32 } else { 128 } { 0 } else { address.prefix_len() };
+    (least..=address.prefix_len())
+        .rev()
+        .filter_map(move |length| IpNet::new(addr, length))
+        .map(|net| Chain::of(&net, except).name)
 }
 
 fn open() -> io::Result<Socket> {
@@ -245,6 +258,16 @@ mod tests {
         assert!(one.name.len() < 32);
         let shown = shown(&one.except);
         assert_eq!(shown, "10.0.0.0/8, 10.1.2.0/24, 169.254.0.0/16, 224.0.0.0/4");
+    }
+
+    #[test]
+    fn an_address_alone_is_found_whatever_its_subnet_was() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let except = [net("10.0.0.0/8")];
+        let made_with = Chain::of(&net("192.168.3.7/22"), &except).name;
+        assert!(possible_chains(&net("192.168.3.7/32"), &except).any(|chain| chain == made_with));
+        assert!(!possible_chains(&net("192.168.3.7/32"), &[]).any(|chain| chain == made_with));
+        assert!(!possible_chains(&net("192.168.3.7/24"), &except).any(|chain| chain == made_with));
     }
 
     #[test]

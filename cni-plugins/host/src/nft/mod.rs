@@ -98,8 +98,9 @@ pub fn available() -> Result<(), NftError> {
     }
 }
 
-/// Deletes the table with everything in it; tells whether there was one.
+/// Deletes the table with everything in it, and what goes with it; tells whether there was one.
 pub fn flush_all() -> Result<bool, NftError> {
+    route::release(layout::STAND_IN)?;
     let mut socket = Socket::open()?;
     match socket.commit(&[layout::delete_table()]) {
         Ok(()) => Ok(true),

@@ -14,6 +14,7 @@ use super::{
     expression::{Family, value},
     is_absent,
     layout::{self, POD_LINKS, PORTS, port_map},
+    route,
     wire::{Message, Socket, flag, kind},
 };
 
@@ -60,7 +61,8 @@ pub fn add(more: &Mappings) -> Result<(), NftError> {
             other => other,
         }
     };
-    run().map_err(|source| NftError::new("map host ports", source))
+    run().map_err(|source| NftError::new("map host ports", source))?;
+    serve_loopback(more)
 }
 
 /// Ends what is in `gone` and not in `rest`.
@@ -109,7 +111,15 @@ pub fn replace(all: &Mappings) -> Result<(), NftError> {
         }
         replace_with(&mut socket, all)
     };
-    run().map_err(|source| NftError::new("bring host ports in order", source))
+    run().map_err(|source| NftError::new("bring host ports in order", source))?;
+    serve_loopback(all)
+}
+
+/// What connections to `::1` need besides the table.
+fn serve_loopback(mappings: &Mappings) -> Result<(), NftError> {
+    let serves =
+        |port: &HostPort| port.target.is_ipv6() && port.host_ip.is_none_or(|address| address.is_loopback());
+    if mappings.ports.iter().any(serves) { route::hold(layout::STAND_IN) } else { Ok(()) }
 }
 
 fn replace_with(socket: &mut Socket, all: &Mappings) -> io::Result<()> {

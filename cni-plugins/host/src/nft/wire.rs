@@ -48,6 +48,7 @@ pub(super) mod flag {
     const REQUEST: u16 = 1;
     pub(in super::super) const ACK: u16 = 4;
     pub(in super::super) const DUMP: u16 = 0x300;
+    pub(in super::super) const REPLACE: u16 = 0x100;
     pub(in super::super) const EXCL: u16 = 0x200;
     pub(in super::super) const CREATE: u16 = 0x400;
     pub(in super::super) const APPEND: u16 = 0x800;

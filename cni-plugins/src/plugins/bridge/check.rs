@@ -19,7 +19,7 @@ pub(super) fn check(call: &Call, config: &BridgeConfig) -> Result<(), Failure> {
         check_host_routes(call, &host, &result)?;
     }
     check_pod(call, config, &result)?;
-    if config.ip_masq && config.mode == Mode::Bridge {
+    if config.ip_masq {
         let addresses: Vec<IpNet> = reported_ips(call, &result).iter().map(|ip| ip.address).collect();
         masquerade::check(call, &addresses, &config.ip_masq_except)?;
     }

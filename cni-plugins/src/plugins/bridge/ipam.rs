@@ -22,7 +22,7 @@ pub(super) fn delegate(call: &Call, config: &BridgeConfig) -> Result<Option<CniR
     if ipam.kind == Plugin::Ipam.name() {
         return plugins::ipam::run(call);
     }
-    let output = invoke::delegate(&call.path, &ipam.kind, call.command.as_str(), &call.config, DEADLINE);
+    let output = invoke::delegate(&call.path, &ipam.kind, call.command.as_str(), &call.config, &[], DEADLINE);
     let output = match output {
         Err(invoke::PluginError::NotFound { .. }) => {
             return Err(Failure::config(format!("ipam.type: no plugin {:?} in CNI_PATH", ipam.kind)));

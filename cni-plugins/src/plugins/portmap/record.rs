@@ -14,6 +14,7 @@ use std::{
 
 use cni_plugins_host::{
     lock::{self, Lock},
+    netns,
     nft::ports::{HostPort, Mappings},
 };
 use serde::{Deserialize, Serialize};
@@ -75,6 +76,9 @@ pub(super) struct Record {
     /// Who carries them.
     #[serde(default)]
     pub(super) carrier: Carrier,
+    /// The host's network namespace: the directory's name, an inode, may have been another's before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    host: Option<u64>,
 }
 
 impl Claim {
@@ -110,6 +114,7 @@ impl Record {
             claims,
             links,
             carrier: Carrier::default(),
+            host: netns::own_cookie(),
         }
     }
 
@@ -181,16 +186,19 @@ impl Records {
         format!("{network},{},{}.json", attachment.container_id, attachment.ifname)
     }
 
-    /// All records, of all networks. What a killed call left half-written was never programmed, and goes.
+    /// All records, of all networks. What a killed call left half-written was never programmed, and goes, as do those of a
+    /// network namespace that is no more.
     pub(super) fn all(&self) -> Result<Vec<Record>, Failure> {
         let mut all = Vec::new();
+        let host = netns::own_cookie();
+        let is_ours = |record: &Record| record.host.is_none() || host.is_none() || record.host == host;
         for entry in fs::read_dir(&self.dir).map_err(|error| failed("list", &self.dir, &error))? {
             let path = entry.map_err(|error| failed("list", &self.dir, &error))?.path();
             let extension = path.extension().and_then(|extension| extension.to_str());
             let record = match extension {
                 Some("json") => {
                     let bytes = fs::read(&path).map_err(|error| failed("read", &path, &error))?;
-                    serde_json::from_slice(&bytes).ok()
+                    serde_json::from_slice(&bytes).ok().filter(is_ours)
                 }
                 Some("tmp") => None,
                 _ => continue,

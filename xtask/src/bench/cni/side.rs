@@ -74,7 +74,7 @@ impl Side {
     fn config(&self) -> Value {
         json!({
             "cniVersion": "1.0.0", "name": "bench", "type": self.main, "bridge": BRIDGE,
-            "isGateway": true, "isDefaultGateway": true, "hairpinMode": true, "logFile": "",
+            "isGateway": true, "isDefaultGateway": true, "hairpinMode": true, "logFile": "", "stateDir": self.dir.join("state"),
             "ipam": {"type": self.ipam, "dataDir": self.dir.join("ipam"), "ranges": [[{"subnet": "10.96.0.0/16"}]]},
         })
     }

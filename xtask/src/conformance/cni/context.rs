@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::super::runner::World;
 use super::answer::Answer;
-use super::subject::{BRIDGE, Kind, NETWORK, Subject};
+use super::subject::{BRIDGE, Kind, NETWORK, OVERLAY, Subject};
 use crate::cmd::Cmd;
 
 /// Seconds after which a call that hangs is killed.
@@ -125,6 +125,9 @@ impl T {
         let number = suite.counter.fetch_add(1, Ordering::Relaxed);
         let dir = suite.dir.join(format!("case-{number}"));
         std::fs::create_dir_all(dir.join("bin"))?;
+        if suite.subject.kind == Kind::Vxlan {
+            std::fs::write(dir.join(OVERLAY), Subject::overlay().to_string())?;
+        }
         let host = netns::create_named(&dir.join("netns"), "host").context("a namespace for the host")?;
         let inner = Inner {
             suite: Arc::clone(suite),
@@ -309,7 +312,10 @@ impl T {
         let name = if subject.kind == Kind::Ipam { &subject.name } else { &subject.ipam };
         let mut ipam = subject.ipam_section(&self.inner.dir);
         ipam["type"] = name.clone().into();
-        let config = json!({"cniVersion": "1.0.0", "name": NETWORK, "type": name, "ipam": ipam});
+        let config = json!({
+            "cniVersion": "1.0.0", "name": NETWORK, "type": name, "ipam": ipam,
+            "logFile": self.inner.dir.join("cni.log"),
+        });
         let probes: Vec<Pod> = (0..5)
             .map(|number| Pod { id: format!("probe-{number}"), netns: self.inner.host.clone() })
             .collect();

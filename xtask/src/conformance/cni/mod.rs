@@ -168,7 +168,6 @@ fn keelson(layout: &Layout, no_build: bool, dir: &Path) -> Result<Vec<PathBuf>> 
         step("building keelson-cni", || crate::binaries::build_only(&layout.repo, &["keelson-cni"]))?;
     }
     Cmd::new(layout.binary("keelson-cni")).args(["install"]).args([dir]).output()?;
-    let names = ["bridge", "ipam", "portmap", "bandwidth", "tuning", "loopback"];
-    let files = names.iter().map(|name| dir.join(format!("keelson-{name}")));
+    let files = Kind::ALL.iter().map(|kind| kind.word()).map(|word| dir.join(format!("keelson-{word}")));
     Ok(files.filter(|file| file.is_file()).collect())
 }

@@ -18,14 +18,26 @@ pub(crate) enum Kind {
     Bandwidth,
     /// Chained plugin: sysctls and attributes of the interface.
     Tuning,
+    /// Chained plugin: masquerade.
+    Masquerade,
     /// The pod's loopback device.
     Loopback,
+    /// Main plugin: attaches a pod to the network between nodes; told what that is by a file.
+    Vxlan,
 }
 
 impl Kind {
     /// All of them.
-    pub(crate) const ALL: [Kind; 6] =
-        [Kind::Bridge, Kind::Ipam, Kind::Portmap, Kind::Bandwidth, Kind::Tuning, Kind::Loopback];
+    pub(crate) const ALL: [Kind; 8] = [
+        Kind::Bridge,
+        Kind::Vxlan,
+        Kind::Ipam,
+        Kind::Portmap,
+        Kind::Bandwidth,
+        Kind::Tuning,
+        Kind::Masquerade,
+        Kind::Loopback,
+    ];
 
     /// The word that begins its groups.
     pub(crate) fn word(self) -> &'static str {
@@ -35,13 +47,20 @@ impl Kind {
             Kind::Portmap => "portmap",
             Kind::Bandwidth => "bandwidth",
             Kind::Tuning => "tuning",
+            Kind::Masquerade => "masquerade",
             Kind::Loopback => "loopback",
+            Kind::Vxlan => "vxlan",
         }
     }
 
     /// Whether it gets the result of a plugin before it.
     pub(crate) fn is_chained(self) -> bool {
-        matches!(self, Kind::Portmap | Kind::Bandwidth | Kind::Tuning)
+        matches!(self, Kind::Portmap | Kind::Bandwidth | Kind::Tuning | Kind::Masquerade)
+    }
+
+    /// Whether it makes the pod's interface, with addresses of an IPAM plugin.
+    pub(crate) fn attaches(self) -> bool {
+        matches!(self, Kind::Bridge | Kind::Vxlan)
     }
 
     /// The kind that an executable's name tells.
@@ -71,6 +90,8 @@ pub(crate) struct Subject {
 
 /// The network of all configurations.
 pub(crate) const NETWORK: &str = "conformance";
+/// The file with the state of the network between nodes, in a case's directory.
+pub(crate) const OVERLAY: &str = "overlay.json";
 /// The bridge of all configurations.
 pub(crate) const BRIDGE: &str = "cnf0";
 
@@ -94,7 +115,11 @@ impl Subject {
 
     /// A configuration that works, of a version.
     pub(crate) fn config(&self, version: &str, data: &Path) -> Value {
-        let mut config = json!({"cniVersion": version, "name": NETWORK, "type": self.name});
+        // The last two are ours: other plugins do not know them, and do not mind.
+        let mut config = json!({
+            "cniVersion": version, "name": NETWORK, "type": self.name,
+            "stateDir": data.join("state"), "logFile": data.join("cni.log"),
+        });
         let more = match self.kind {
             Kind::Bridge => {
                 let mut ipam = self.ipam_section(data);
@@ -108,7 +133,7 @@ impl Subject {
                 json!({"ipam": ipam})
             }
             Kind::Portmap => json!({
-                "capabilities": {"portMappings": true}, "stateDir": data.join("portmap"),
+                "capabilities": {"portMappings": true},
                 "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
             }),
             Kind::Bandwidth => json!({
@@ -118,10 +143,20 @@ impl Subject {
             Kind::Tuning => json!({
                 "dataDir": data.join("tuning"), "sysctl": {"net.ipv4.conf.eth0.log_martians": "1"},
             }),
+            Kind::Masquerade => json!({"ipMasqExcept": ["10.0.0.0/8", "fd00::/8"]}),
             Kind::Loopback => json!({}),
+            Kind::Vxlan => json!({
+                "overlayFile": data.join(OVERLAY), "delegate": {"bridge": BRIDGE},
+                "ipam": {"type": self.ipam, "dataDir": data.join("ipam")},
+            }),
         };
         merge(&mut config, more);
         config
+    }
+
+    /// The state of the network between nodes: as many addresses as [`Subject::ipam_section`] has.
+    pub(crate) fn overlay() -> Value {
+        json!({"version": 1, "mode": "host-gw", "ready": true, "mtu": 1400, "podCIDRs": ["10.91.0.0/29"]})
     }
 
     /// Five addresses beside the gateway's, so that a leak shows.

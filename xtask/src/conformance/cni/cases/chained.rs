@@ -57,7 +57,8 @@ fn nothing_to_do(t: &T) -> Result<()> {
     let (pod, result) = t.wired(t.newest())?;
     let config = json!({
         "cniVersion": t.newest(), "name": "conformance", "type": t.subject().name, "prevResult": result,
-        "dataDir": t.dir().join("tuning"), "stateDir": t.dir().join("portmap"),
+        "dataDir": t.dir().join("tuning"), "stateDir": t.dir().join("state"),
+        "logFile": t.dir().join("cni.log"),
     });
     let passed = t.add(&pod, &config)?;
     equal(&passed, &result, t.subject().kind)?;

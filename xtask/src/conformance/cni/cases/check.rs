@@ -18,13 +18,13 @@ pub(super) fn cases(kind: Kind) -> Vec<Case<T>> {
     if !matches!(kind, Kind::Ipam | Kind::Loopback) {
         all.push(check(area, "without prevResult is refused", no_result));
     }
-    if !matches!(kind, Kind::Ipam | Kind::Loopback | Kind::Portmap) {
+    if !matches!(kind, Kind::Ipam | Kind::Loopback | Kind::Portmap | Kind::Masquerade) {
         all.push(check(area, "with a namespace that is gone is refused", netns_gone));
     }
     if kind == Kind::Ipam {
         all.push(check(area, "after DEL is refused", after_del));
     }
-    if kind == Kind::Bridge {
+    if kind.attaches() {
         all.extend([
             check(area, "the pod's interface was deleted", |t| damaged(t, "link del eth0", "")),
             check(area, "the pod's interface is down", |t| damaged(t, "link set eth0 down", "")),

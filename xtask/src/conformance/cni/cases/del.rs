@@ -27,7 +27,7 @@ pub(super) fn cases(kind: Kind) -> Vec<Case<T>> {
             check(area, "without CNI_NETNS", netns_missing),
         ]);
     }
-    if kind == Kind::Bridge {
+    if kind.attaches() {
         all.extend([
             check(area, "when it returns the pod is unreachable and its address free", at_return),
             check(area, "with prevResult of ADD", with_result),
@@ -49,7 +49,7 @@ fn with_prev(t: &T, config: &Value, result: &Value) -> Value {
 /// What ADD made is gone.
 fn clean(t: &T, pod: &Pod) -> Result<()> {
     match t.subject().kind {
-        Kind::Bridge => {
+        kind if kind.attaches() => {
             t.gone(|| Ok(t.link(&pod.netns, "eth0").is_ok_and(|link| link.is_none())), "eth0 is left")?;
             t.nothing_left()
         }
@@ -84,7 +84,7 @@ fn unknown(t: &T) -> Result<()> {
     t.add(&pod, &config)?;
     let stranger = Pod { id: "never-heard-of".to_owned(), netns: t.dir().join("netns/none") };
     t.del(&stranger, &without(&config, "prevResult"))?;
-    if t.subject().kind == Kind::Bridge {
+    if t.subject().kind.attaches() {
         t.need_link(&pod.netns, "eth0").context("the other container's interface is gone")?;
     }
     t.del(&pod, &config)
@@ -112,7 +112,7 @@ fn add_again(t: &T) -> Result<()> {
     for _ in 0..3 {
         t.add(&pod, &config)?;
         t.del(&pod, &config)?;
-        if t.subject().kind == Kind::Bridge {
+        if t.subject().kind.attaches() {
             t.gone(|| Ok(t.link(&pod.netns, "eth0")?.is_none()), "eth0 is left")?;
         }
     }
@@ -146,7 +146,7 @@ fn netns_gone(t: &T) -> Result<()> {
     for _ in 0..2 {
         t.del(&pod, &with_prev(t, &config, &result))?;
     }
-    if t.subject().kind == Kind::Bridge { t.nothing_left() } else { Ok(()) }
+    if t.subject().kind.attaches() { t.nothing_left() } else { Ok(()) }
 }
 
 fn netns_empty(t: &T) -> Result<()> {

@@ -18,12 +18,14 @@ pub(super) fn cases(kind: Kind) -> Vec<Case<T>> {
         check(area, "with a list that is none: refused", bad_list),
         check(area, "keeps a valid attachment", keeps),
     ];
-    if matches!(kind, Kind::Bridge | Kind::Ipam) {
+    if kind.attaches() || kind == Kind::Ipam {
         all.push(check(area, "takes back what no valid attachment explains", takes_back));
         all.push(check(area, "with an empty list takes back everything of the network", everything));
-        all.push(check(area, "leaves other networks alone", other_networks));
+        if kind != Kind::Vxlan {
+            all.push(check(area, "leaves other networks alone", other_networks));
+        }
     }
-    if kind == Kind::Bridge {
+    if kind.attaches() {
         all.extend([
             check(area, "takes back attachments whose namespaces are gone", namespaces_gone),
             check(area, "is passed on to the delegate with the list", passed_on),
@@ -75,7 +77,7 @@ fn takes_back(t: &T) -> Result<()> {
     let results = pods.iter().map(|pod| t.add(pod, &config)).collect::<Result<Vec<_>>>()?;
     t.gc(&config, &[&pods[1]])?.ok_silent()?;
     t.check(&pods[1], &config, &results[1])?.ok().context("the valid attachment is damaged")?;
-    if t.subject().kind == Kind::Bridge {
+    if t.subject().kind.attaches() {
         t.gone(|| Ok(t.pairs()?.len() == 1), "not one pair is left")?;
     }
     t.del(&pods[1], &config)?;
@@ -86,7 +88,7 @@ fn everything(t: &T) -> Result<()> {
     need(t, "1.1.0")?;
     t.add(&t.pod()?, &t.config())?;
     t.gc(&t.config(), &[])?.ok_silent()?;
-    if t.subject().kind == Kind::Bridge { t.nothing_left() } else { t.addresses_free() }
+    if t.subject().kind.attaches() { t.nothing_left() } else { t.addresses_free() }
 }
 
 fn other_networks(t: &T) -> Result<()> {

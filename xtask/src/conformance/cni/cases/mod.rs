@@ -14,6 +14,7 @@ mod portmap;
 mod protocol;
 mod status;
 mod tuning;
+mod vxlan;
 
 use anyhow::{Context, Result};
 
@@ -32,7 +33,8 @@ pub(super) fn of(kind: Kind) -> Vec<Case<T>> {
         }
         Kind::Ipam => all.extend(ipam::cases(kind)),
         Kind::Loopback => all.extend(loopback::cases(kind)),
-        Kind::Portmap | Kind::Bandwidth | Kind::Tuning => all.extend(chained::cases(kind)),
+        Kind::Vxlan => all.extend(vxlan::cases(kind)),
+        Kind::Portmap | Kind::Bandwidth | Kind::Tuning | Kind::Masquerade => all.extend(chained::cases(kind)),
     }
     all.extend(del::cases(kind));
     all.extend(check::cases(kind));
@@ -42,7 +44,7 @@ pub(super) fn of(kind: Kind) -> Vec<Case<T>> {
         Kind::Portmap => all.extend(portmap::cases(kind)),
         Kind::Bandwidth => all.extend(bandwidth::cases(kind)),
         Kind::Tuning => all.extend(tuning::cases(kind)),
-        Kind::Bridge | Kind::Ipam | Kind::Loopback => {}
+        Kind::Bridge | Kind::Ipam | Kind::Loopback | Kind::Masquerade | Kind::Vxlan => {}
     }
     all
 }

@@ -45,14 +45,17 @@ pub(super) fn cases(kind: Kind) -> Vec<Case<T>> {
             check(env, "CNI_IFNAME two dots: code 4", |t| wrong(t, "CNI_IFNAME", "..")),
         ]);
     }
-    if !matches!(kind, Kind::Ipam | Kind::Portmap) {
+    if !matches!(kind, Kind::Ipam | Kind::Portmap | Kind::Masquerade) {
         all.extend([
             check(env, "CNI_NETNS that does not exist: refused", |t| bad_netns(t, "/run/netns/not-there")),
             check(env, "CNI_NETNS that is a plain file: refused", |t| bad_netns(t, "/etc/hostname")),
             check(env, "CNI_NETNS that is a directory: refused", |t| bad_netns(t, "/run")),
         ]);
     }
-    if kind != Kind::Bridge {
+    if kind.attaches() {
+        all.push(check(env, "CNI_NETNS of the host itself: refused, and the host is as it was", own_netns));
+    }
+    if !kind.attaches() {
         all.push(check(env, "CNI_PATH is optional without delegates", path_optional));
     }
     all
@@ -142,7 +145,19 @@ fn bad_netns(t: &T, path: &str) -> Result<()> {
     let before = t.pairs()?;
     t.run(&t.call("ADD", &pod, &config).set("CNI_NETNS", path))?.refused_somehow()?;
     ensure!(t.pairs()? == before, "a pair was left: {:?}", t.pairs()?);
-    if t.subject().kind == Kind::Bridge { t.addresses_free() } else { Ok(()) }
+    if t.subject().kind.attaches() { t.addresses_free() } else { Ok(()) }
+}
+
+fn own_netns(t: &T) -> Result<()> {
+    let (pod, config) = ready(t)?;
+    let before = t.ip(t.host(), "-o link")?;
+    let host = t.host().display().to_string();
+    t.run(&t.call("ADD", &pod, &config).set("CNI_NETNS", host))?
+        .refused_somehow()?
+        .names(&["CNI_NETNS", "netns"])?;
+    let after = t.ip(t.host(), "-o link")?;
+    ensure!(before == after, "the host had {before}, it has {after}");
+    t.addresses_free()
 }
 
 fn kubernetes_args(t: &T) -> Result<()> {

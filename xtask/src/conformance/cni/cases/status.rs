@@ -15,10 +15,10 @@ pub(super) fn cases(kind: Kind) -> Vec<Case<T>> {
         check(area, "is silent when all is well", fine),
         check(area, "of version 1.0.0, which has none: code 1", too_old),
     ];
-    if matches!(kind, Kind::Bridge | Kind::Ipam) {
+    if kind.attaches() || kind == Kind::Ipam {
         all.push(check(area, "addresses exhausted: code 50", exhausted));
     }
-    if kind == Kind::Bridge {
+    if kind.attaches() {
         all.extend([
             check(area, "is passed on to the delegate, whose code 50 comes back", |t| delegate(t, 50)),
             check(area, "the delegate's code 51 comes back", |t| delegate(t, 51)),
