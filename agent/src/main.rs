@@ -16,7 +16,7 @@ use tracing_subscriber::EnvFilter;
 
 use keelson_agent::config::AgentConfig;
 use keelson_agent::proxy::show;
-use keelson_agent::{preflight, roles};
+use keelson_agent::{host, preflight, roles};
 
 /// The client library's own reports of an unreachable API server repeat ours.
 const DEFAULT_LOG: &str = "info,kube_client=off";
@@ -122,6 +122,7 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
             }
         };
     }
+    host::memory::economize();
     let config = AgentConfig::load(&arguments.config)?;
     if !config.ignored.is_empty() {
         warn!(fields = %config.ignored.join(", "), "configuration fields without effect so far");

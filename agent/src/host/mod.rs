@@ -6,6 +6,7 @@
 
 pub mod cgroups;
 pub mod log_links;
+pub mod memory;
 mod mount_table;
 pub mod stats;
 mod sys;

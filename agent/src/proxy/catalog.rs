@@ -46,9 +46,10 @@ struct Cache<F> {
 pub(super) struct Catalog {
     services: Cache<ServiceFacts>,
     slices: Cache<SliceFacts>,
-    slices_of: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
+    /// Names of the slices of each Service; they are in its namespace. Few, so that a list is smaller than a set.
+    slices_of: BTreeMap<ObjectName, Vec<Box<str>>>,
     /// What was handed to the data plane, per Service.
-    handed: BTreeMap<ObjectName, BTreeSet<ServiceKey>>,
+    handed: BTreeMap<ObjectName, Vec<ServiceKey>>,
     touched: BTreeSet<ObjectName>,
     /// This node's zone.
     zone: Option<String>,
@@ -135,7 +136,7 @@ impl Catalog {
         for (name, before) in self.slices.take(seen) {
             if let Some(before) = &before {
                 if let Some(slices) = self.slices_of.get_mut(&before.service) {
-                    slices.remove(&name);
+                    slices.retain(|slice| **slice != *name.name);
                     if slices.is_empty() {
                         self.slices_of.remove(&before.service);
                     }
@@ -143,7 +144,11 @@ impl Catalog {
                 self.touched.insert(before.service.clone());
             }
             if let Some(now) = self.slices.objects.get(&name) {
-                self.slices_of.entry(now.service.clone()).or_default().insert(name);
+                let slices = self.slices_of.entry(now.service.clone()).or_default();
+                if !slices.iter().any(|slice| **slice == *name.name) {
+                    slices.reserve_exact(1);
+                    slices.push(name.name.into_boxed_str());
+                }
                 if before.as_ref().is_none_or(|before| before.triggered != now.triggered) {
                     self.triggers.extend(now.triggered);
                 }
@@ -212,9 +217,10 @@ impl Catalog {
         for name in std::mem::take(&mut self.touched) {
             let built =
                 self.services.objects.get(&name).map(|facts| self.build(&name, facts)).unwrap_or_default();
-            let keys: BTreeSet<ServiceKey> = built.iter().map(|(key, _)| key.clone()).collect();
+            let keys: Vec<ServiceKey> = built.iter().map(|(key, _)| key.clone()).collect();
             let before = self.handed.remove(&name).unwrap_or_default();
-            changes.extend(before.difference(&keys).cloned().map(Change::Remove));
+            let now: BTreeSet<&ServiceKey> = keys.iter().collect();
+            changes.extend(before.into_iter().filter(|key| !now.contains(key)).map(Change::Remove));
             changes.extend(built.into_iter().map(|(key, desired)| Change::Upsert(key, desired)));
             if !keys.is_empty() {
                 self.handed.insert(name, keys);
@@ -266,9 +272,13 @@ impl Catalog {
         ready.map(|endpoint| endpoint.address).collect::<BTreeSet<_>>().len()
     }
 
-    fn slices_of(&self, name: &ObjectName) -> impl Iterator<Item = &SliceFacts> {
+    fn slices_of<'c>(&'c self, name: &ObjectName) -> impl Iterator<Item = &'c SliceFacts> + use<'c> {
+        let namespace = name.namespace.clone();
         let names = self.slices_of.get(name).into_iter().flatten();
-        names.filter_map(|slice| self.slices.objects.get(slice))
+        names.filter_map(move |slice| {
+            let slice = ObjectName { namespace: namespace.clone(), name: slice.to_string() };
+            self.slices.objects.get(&slice)
+        })
     }
 
     fn foreign_ips<'f>(&'f self, facts: &'f ServiceFacts) -> impl Iterator<Item = &'f std::net::IpAddr> {

@@ -174,6 +174,8 @@ fn addresses<'t>(
             Err(_) => problems.push(format!("{field}: {text:?} is not an IP address")),
         }
     }
+    // Kept for every Service of the cluster.
+    found.shrink_to_fit();
     found
 }
 
@@ -241,6 +243,7 @@ fn ports(spec: &ServiceSpec, problems: &mut Vec<String>) -> Vec<PortFacts> {
             found.push(facts);
         }
     }
+    found.shrink_to_fit();
     found
 }
 
@@ -298,7 +301,8 @@ pub(super) fn slice(slice: &EndpointSlice, node_name: &str) -> Option<SliceFacts
             ports.push((port.name.clone().unwrap_or_default(), protocol, number));
         }
     }
-    let mut endpoints = Vec::new();
+    ports.shrink_to_fit();
+    let mut endpoints = Vec::with_capacity(slice.endpoints.as_ref().map_or(0, Vec::len));
     for one in slice.endpoints.iter().flatten() {
         match endpoint(one, family, node_name) {
             Ok(facts) => endpoints.push(facts),

@@ -103,10 +103,9 @@ impl Reports {
         written: impl Iterator<Item = &'k ServiceKey>,
         refused: &[(ServiceKey, Refused)],
     ) {
-        for key in written {
-            if !refused.iter().any(|(other, _)| other == key) {
-                self.refusals.remove(key);
-            }
+        let refused_keys: BTreeSet<&ServiceKey> = refused.iter().map(|(key, _)| key).collect();
+        for key in written.filter(|key| !refused_keys.contains(key)) {
+            self.refusals.remove(key);
         }
         for (key, why) in refused {
             let why = chain(why);

@@ -210,7 +210,6 @@ impl Proxy {
                 return Err(error);
             }
         };
-        this.metrics.synced(started.elapsed(), &[]);
         tracing::info!(
             services = this.plane.usage().services,
             written = report.written,
@@ -228,9 +227,13 @@ impl Proxy {
             this.settle_at = Some(Instant::now() + SETTLE);
         }
         let report = this.grow_if_full(report)?;
+        this.metrics.synced(started.elapsed(), &[]);
         this.reports.updated(&this.catalog, table.keys(), &report.refused);
         this.reports.taken_node_ports(&this.catalog, node_ports_of(table.iter())).await;
         this.finish(&touched, report).await;
+        drop((table, touched));
+        // Listings of thousands of objects were read, and forgotten but for the few fields that count.
+        crate::host::memory::trim();
         Ok(this)
     }
 
@@ -257,10 +260,10 @@ impl Proxy {
         let touched: Vec<ObjectName> = self.catalog.touched().cloned().collect();
         let changes = self.catalog.changes();
         let report = self.plane.apply(&changes);
+        let report = self.grow_if_full(report)?;
         let triggers = self.catalog.take_triggers();
         self.metrics.synced(started.elapsed(), &triggers);
         tracing::debug!(written = report.written, removed = report.removed, "services updated");
-        let report = self.grow_if_full(report)?;
         let mut upserts = Vec::new();
         for change in &changes {
             match change {

@@ -87,8 +87,15 @@ pub(crate) struct Maps {
     extents: Mapped<u64>,
     backends: Mapped<Backend>,
     node_ports: Mapped<NodePortBounds>,
-    /// Frontends to be written together.
-    collected: Option<Vec<(FrontendKey, FrontendValue)>>,
+    /// Frontends and names to be written together.
+    collected: Option<Collected>,
+}
+
+/// What waits for a batch.
+#[derive(Default)]
+struct Collected {
+    frontends: Vec<(FrontendKey, FrontendValue)>,
+    names: Vec<(u32, ServiceName)>,
 }
 
 impl Maps {
@@ -215,7 +222,7 @@ impl Memory for Maps {
 
     fn insert_frontend(&mut self, key: FrontendKey, value: FrontendValue) -> Result<(), MemoryError> {
         if let Some(collected) = &mut self.collected {
-            collected.push((key, value));
+            collected.frontends.push((key, value));
             return Ok(());
         }
         self.frontends
@@ -233,26 +240,33 @@ impl Memory for Maps {
     }
 
     fn collect(&mut self) {
-        self.collected = Some(Vec::new());
+        self.collected = Some(Collected::default());
     }
 
     fn flush(&mut self) -> Result<(), MemoryError> {
-        let collected = self.collected.take().unwrap_or_default();
-        if collected.is_empty() {
-            return Ok(());
-        }
-        let (keys, values): (Vec<_>, Vec<_>) = collected.into_iter().unzip();
-        match sys::map_update_batch(self.frontends.map().fd().as_fd(), &keys, &values) {
-            Ok(()) => Ok(()),
-            // Kernels before 5.6 have no batches.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                keys.into_iter().zip(values).try_for_each(|(key, value)| self.insert_frontend(key, value))
+        let Collected { frontends, names } = self.collected.take().unwrap_or_default();
+        // Names first: they are for people, and a frontend makes a service known.
+        let failed = |count| move |source| MemoryError::WriteBatch { count, source };
+        let count = names.len();
+        if !batch(self.names.map(), &names).map_err(failed(count))? {
+            for (service, name) in names {
+                self.write_name(service, name.text())?;
             }
-            Err(source) => Err(MemoryError::WriteBatch { count: keys.len(), source }),
         }
+        let count = frontends.len();
+        if !batch(self.frontends.map(), &frontends).map_err(failed(count))? {
+            for (key, value) in frontends {
+                self.insert_frontend(key, value)?;
+            }
+        }
+        Ok(())
     }
 
     fn write_name(&mut self, service: u32, name: &str) -> Result<(), MemoryError> {
+        if let Some(collected) = &mut self.collected {
+            collected.names.push((service, ServiceName::new(name)));
+            return Ok(());
+        }
         let failed = |source| MemoryError::WriteService { what: "name", service, source };
         self.names.insert(service, ServiceName::new(name), 0).map_err(failed)
     }
@@ -292,6 +306,19 @@ impl Memory for Maps {
 
     fn wait_for_readers(&self) {
         sys::wait_for_grace_period();
+    }
+}
+
+/// Writes many elements with one call; false, and nothing written, where the kernel has no batches (before 5.6).
+fn batch<K: aya::Pod, V: aya::Pod>(map: &MapData, elements: &[(K, V)]) -> io::Result<bool> {
+    if elements.is_empty() {
+        return Ok(true);
+    }
+    let (keys, values): (Vec<K>, Vec<V>) = elements.iter().copied().unzip();
+    match sys::map_update_batch(map.fd().as_fd(), &keys, &values) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -89,8 +89,8 @@ pub enum MemoryError {
         #[source]
         source: aya::maps::MapError,
     },
-    /// Many frontends at once were not taken.
-    #[error("cannot write {count} frontends at once")]
+    /// Many frontends or names at once were not taken.
+    #[error("cannot write {count} entries at once")]
     WriteBatch {
         /// How many.
         count: usize,

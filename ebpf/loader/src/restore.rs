@@ -21,6 +21,8 @@ use crate::{
 pub(crate) struct Orphans {
     by_id: BTreeMap<u32, Known>,
     by_frontend: HashMap<FrontendKey, u32>,
+    /// How many of these frontends are on each NodePort.
+    node_ports: BTreeMap<u16, usize>,
 }
 
 impl Orphans {
@@ -36,6 +38,9 @@ impl Orphans {
             let known = orphans.by_id.entry(value.service).or_default();
             known.frontends.insert(frontend, value.flags);
             orphans.by_frontend.insert(frontend, value.service);
+            if frontend.scope == FrontendKey::SCOPE_NODE {
+                *orphans.node_ports.entry(frontend.port.to_host()).or_default() += 1;
+            }
         }
         for (service, range) in memory.ranges() {
             match orphans.by_id.get_mut(&service) {
@@ -63,14 +68,14 @@ impl Orphans {
         let id = frontends.find_map(|frontend| self.by_frontend.get(frontend).copied())?;
         let known = self.by_id.remove(&id)?;
         for frontend in known.frontends.keys() {
-            self.by_frontend.remove(frontend);
+            self.forget(frontend);
         }
         Some(known)
     }
 
     /// Takes a frontend away from its service, because another one has it now. True where it had one.
     pub(crate) fn release(&mut self, frontend: &FrontendKey) -> bool {
-        let Some(id) = self.by_frontend.remove(frontend) else {
+        let Some(id) = self.forget(frontend) else {
             return false;
         };
         self.by_id.get_mut(&id).is_some_and(|known| known.frontends.remove(frontend).is_some())
@@ -92,10 +97,23 @@ impl Orphans {
         self.by_id.is_empty()
     }
 
-    /// NodePorts of services that nobody has claimed.
-    pub(crate) fn node_ports(&self) -> impl Iterator<Item = u16> + '_ {
-        let node = self.by_frontend.keys().filter(|frontend| frontend.scope == FrontendKey::SCOPE_NODE);
-        node.map(|frontend| frontend.port.to_host())
+    /// The lowest and the highest NodePort of services that nobody has claimed.
+    pub(crate) fn node_port_ends(&self) -> impl Iterator<Item = u16> + use<> {
+        let ends = (self.node_ports.first_key_value(), self.node_ports.last_key_value());
+        [ends.0, ends.1].map(|end| end.map(|(port, _)| *port)).into_iter().flatten()
+    }
+
+    fn forget(&mut self, frontend: &FrontendKey) -> Option<u32> {
+        let service = self.by_frontend.remove(frontend)?;
+        if frontend.scope == FrontendKey::SCOPE_NODE
+            && let Some(uses) = self.node_ports.get_mut(&frontend.port.to_host())
+        {
+            *uses -= 1;
+            if *uses == 0 {
+                self.node_ports.remove(&frontend.port.to_host());
+            }
+        }
+        Some(service)
     }
 
     /// Those that nobody claimed.

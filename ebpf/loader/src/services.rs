@@ -84,8 +84,8 @@ pub(crate) struct Known {
     pub(crate) frontends: BTreeMap<FrontendKey, u32>,
     pub(crate) ranges: BTreeSet<(NetAddr, u8)>,
     pub(crate) name: Option<String>,
-    /// What was asked for last; `None` for a service found in the maps and not yet claimed.
-    pub(crate) desired: Option<DesiredService>,
+    /// The fingerprint of what was asked for last; `None` for a service found in the maps and not yet claimed.
+    pub(crate) desired: Option<u128>,
 }
 
 /// All services as the maps hold them, and what is free.
@@ -263,7 +263,8 @@ impl Services {
         now: Instant,
         report: &mut SyncReport,
     ) {
-        if self.known.get(key).is_some_and(|known| known.desired.as_ref() == Some(desired)) {
+        let fingerprint = desired.fingerprint();
+        if self.known.get(key).is_some_and(|known| known.desired == Some(fingerprint)) {
             report.unchanged += 1;
             return;
         }
@@ -291,7 +292,7 @@ impl Services {
             None => self.create(memory, now)?,
         };
         let outcome = self.bring_to(memory, key, &mut known, desired, &frontends, now);
-        known.desired = outcome.is_ok().then(|| desired.clone());
+        known.desired = outcome.is_ok().then(|| desired.fingerprint());
         self.known.insert(key.clone(), known);
         outcome
     }
@@ -508,7 +509,9 @@ impl Services {
 
     /// Bounds of all NodePorts, those of services not yet claimed included.
     fn node_port_bounds(&self) -> NodePortBounds {
-        let ports = self.node_ports.keys().copied().chain(self.orphans.node_ports());
+        let (first, last) = (self.node_ports.first_key_value(), self.node_ports.last_key_value());
+        let own = first.into_iter().chain(last).map(|(port, _)| *port);
+        let ports = own.chain(self.orphans.node_port_ends());
         let (lowest, highest) =
             ports.fold((u16::MAX, 0), |(low, high), port| (low.min(port), high.max(port)));
         NodePortBounds::new(lowest, highest)
