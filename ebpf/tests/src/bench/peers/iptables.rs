@@ -173,6 +173,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_program_that_is_not_there_makes_its_peer_absent() {
+        let absent = Iptables { restore: "keelson-no-such-restore", name: "absent" };
+        let why = format!("{:#}", absent.version().unwrap_err());
+        assert!(why.contains("keelson-no-such-restore is not installed"), "{why}");
+    }
+
+    #[test]
     fn the_last_endpoint_takes_what_is_left() {
         let scene = Scene::new(1, 3, Vec::new());
         let text = whole(&scene.services().collect::<Vec<_>>());
