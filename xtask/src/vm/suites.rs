@@ -66,7 +66,7 @@ const PLAIN: Suite = Suite {
 };
 
 /// What packets between namespaces need.
-const LINKS: &[&str] = &["bridge", "veth", "dummy", "8021q", "vxlan", "wireguard", "sctp"];
+const LINKS: &[&str] = &["bridge", "veth", "dummy", "ifb", "8021q", "vxlan", "wireguard", "sctp"];
 /// Packet filters, and what forgets or lists connections.
 const FILTERS: &[&str] = &[
     "br_netfilter",
