@@ -283,6 +283,7 @@ fn refused(told: &Value, code: u32, expected: &str) {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn bad_input_gets_the_right_code_and_names_the_field() {
     let lab = Lab::new();
     let pod = lab.pod();

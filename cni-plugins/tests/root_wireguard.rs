@@ -176,7 +176,7 @@ fn what_is_in_the_way_is_named() {
     match node.ensure(&node.tunnel()).unwrap_err() {
         TunnelError::Port(port) => assert_eq!(port, PORT),
         TunnelError::Device(WireGuardError::Unsupported) => {
-            eprintln!("skipped: this kernel has no WireGuard")
+            eprintln!("skipped: this kernel has no WireGuard");
         }
         other => panic!("{other:?}"),
     }

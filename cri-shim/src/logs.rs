@@ -374,7 +374,7 @@ mod tests {
                 let (pump, stdio, _) = started(&place).await;
                 let mut attached = pump.attach();
                 let (mut out, err) = (writer(&stdio.stdout), writer(&stdio.stderr));
-                out.write_all(&[b'x'; 20_000]).unwrap();
+                out.write_all(&vec![b'x'; 20_000]).unwrap();
                 attached.recv().await.unwrap();
                 drop((out, err));
                 hanging.push((pump, reader));

@@ -212,7 +212,7 @@ impl Seam {
         let answered = stream.write_all(if taken { b"taken\n".as_slice() } else { b"no\n" }).await;
         if answered.is_ok() && taken {
             // Until the plugin has written the record, or has died.
-            stream.read(&mut [0]).await.ok();
+            let _closed: std::io::Result<usize> = stream.read(&mut [0]).await;
         }
         let carried = self.records.carried().await?;
         if !carried.contains_key(file) {

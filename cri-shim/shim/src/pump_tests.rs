@@ -143,7 +143,7 @@ fn a_disk_that_takes_nothing_holds_no_end_up() {
     let (said, saying) = mpsc::channel();
     std::thread::spawn(move || {
         // More than both pipes hold, so that the log's writer stands still.
-        let _full = out.write_all(&[b'x'; 200_000]);
+        let _full = out.write_all(&vec![b'x'; 200_000]);
         drop((out, err));
         said.send(()).ok();
     });

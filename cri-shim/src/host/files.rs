@@ -1,6 +1,7 @@
 //! Directories and files of sandboxes and containers.
 
 use std::collections::HashSet;
+use std::hash::BuildHasher;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -87,7 +88,10 @@ impl SandboxDirs {
 }
 
 /// Removes the sockets of shims whose sandboxes are not among `known`.
-pub fn remove_forgotten_sockets(state_dir: &Path, known: &HashSet<String>) -> Result<(), RuntimeError> {
+pub fn remove_forgotten_sockets<S: BuildHasher>(
+    state_dir: &Path,
+    known: &HashSet<String, S>,
+) -> Result<(), RuntimeError> {
     let kept: HashSet<PathBuf> = known.iter().map(|id| OwnShim::socket(state_dir, id)).collect();
     let directory = OwnShim::sockets(state_dir);
     for path in names_in(&directory)?.into_iter().map(|name| directory.join(name)) {

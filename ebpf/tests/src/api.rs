@@ -228,7 +228,7 @@ impl Shared {
             if request.query("watch") == Some("true") {
                 return self.watch(&request, &mut writer);
             }
-            let (status, body) = self.answer(request);
+            let (status, body) = self.answer(&request);
             write!(
                 writer,
                 "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
@@ -238,7 +238,7 @@ impl Shared {
         Ok(())
     }
 
-    fn answer(&self, request: Request) -> (&'static str, String) {
+    fn answer(&self, request: &Request) -> (&'static str, String) {
         let plural = request.plural().to_owned();
         if request.method == "POST" {
             let object = serde_json::from_slice(&request.body).unwrap_or_default();
@@ -275,11 +275,11 @@ impl Shared {
         let breaks = state.breaks;
         let mut next = state.log.partition_point(|(revision, _, _)| *revision <= from);
         loop {
-            let fresh: String = state.log[next..]
-                .iter()
-                .filter(|(_, kind, _)| kind == plural)
-                .map(|(_, _, line)| format!("{line}\n"))
-                .collect();
+            let mut fresh = String::new();
+            for (_, _, line) in state.log[next..].iter().filter(|(_, kind, _)| kind == plural) {
+                fresh.push_str(line);
+                fresh.push('\n');
+            }
             next = state.log.len();
             if state.breaks != breaks {
                 let gone = json!({"type": "ERROR", "object": {"kind": "Status", "apiVersion": "v1", "status": "Failure",

@@ -132,7 +132,9 @@ fn report(run: &Run, directory: &Path) -> Result<()> {
         let problem = outcome.problem.as_deref().unwrap_or_default();
         let (sums, skipped) = summary(&console, outcome);
         println!("    {:<56} {state:<7} {:>6.1} s  {sums} {problem}", outcome.name, outcome.seconds);
-        skipped.iter().for_each(|line| println!("        {line}"));
+        for line in skipped {
+            println!("        {line}");
+        }
         for (path, content) in &outcome.files {
             let name = path.file_name().unwrap_or_default();
             crate::process::write_atomic(&directory.join(name), content.as_bytes())?;

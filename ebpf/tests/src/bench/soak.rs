@@ -208,7 +208,7 @@ fn rounds(
             }
             4 => {
                 if let Some(other) = &options.other {
-                    let next = if report.exchanges % 2 == 0 { other } else { &options.agent };
+                    let next = if report.exchanges.is_multiple_of(2) { other } else { &options.agent };
                     agent.replace_binary(next);
                     report.exchanges += 1;
                 }
@@ -224,7 +224,7 @@ fn rounds(
             api.set_empty(false);
             // The next listing is true.
             api.break_watches();
-        } else if round % 2 == 0 {
+        } else if round.is_multiple_of(2) {
             agent.wait_for_syncs(1)?;
             report.completed += 1;
             endpoints(round);

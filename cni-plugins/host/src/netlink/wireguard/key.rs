@@ -34,8 +34,8 @@ impl Key {
         let mut bytes = [0; LENGTH];
         File::open("/dev/urandom")?.read_exact(&mut bytes)?;
         // As Curve25519 wants its scalars.
-        bytes[0] &= 248;
-        bytes[31] = bytes[31] & 127 | 64;
+        bytes[0] &= 0xf8;
+        bytes[31] = bytes[31] & 0x7f | 0x40;
         Ok(Self(bytes))
     }
 

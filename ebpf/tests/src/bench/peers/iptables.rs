@@ -95,10 +95,11 @@ fn whole(all: &[SceneService]) -> String {
 fn changed(scene: &Scene, old: &SceneService, new: &SceneService) -> String {
     let mut text = "*nat\n:KUBE-SERVICES - [0:0]\n".to_owned();
     chains(&mut text, new);
-    let gone: Vec<&SocketAddrV4> = old.endpoints.iter().filter(|one| !new.endpoints.contains(one)).collect();
+    let gone: Vec<SocketAddrV4> =
+        old.endpoints.iter().copied().filter(|one| !new.endpoints.contains(one)).collect();
     for endpoint in &gone {
         // Writing to a string cannot fail, here and below.
-        writeln!(text, ":{} - [0:0]", endpoint_chain(old, endpoint)).ok();
+        writeln!(text, ":{} - [0:0]", endpoint_chain(old, *endpoint)).ok();
     }
     for one in scene.services() {
         portal(&mut text, &one);
@@ -106,7 +107,7 @@ fn changed(scene: &Scene, old: &SceneService, new: &SceneService) -> String {
     rules(&mut text, new);
     text += NODE_PORTS.strip_suffix("COMMIT\n").unwrap_or(NODE_PORTS);
     for endpoint in gone {
-        writeln!(text, "-X {}", endpoint_chain(old, endpoint)).ok();
+        writeln!(text, "-X {}", endpoint_chain(old, *endpoint)).ok();
     }
     text + "COMMIT\n"
 }
@@ -114,7 +115,7 @@ fn changed(scene: &Scene, old: &SceneService, new: &SceneService) -> String {
 fn chains(text: &mut String, one: &SceneService) {
     writeln!(text, ":{} - [0:0]", service_chain(one)).ok();
     for endpoint in &one.endpoints {
-        writeln!(text, ":{} - [0:0]", endpoint_chain(one, endpoint)).ok();
+        writeln!(text, ":{} - [0:0]", endpoint_chain(one, *endpoint)).ok();
     }
 }
 
@@ -149,7 +150,7 @@ fn rules(text: &mut String, one: &SceneService) {
         } else {
             format!(" -m statistic --mode random --probability {:.10}", 1.0 / f64::from(left))
         };
-        let target = endpoint_chain(one, endpoint);
+        let target = endpoint_chain(one, *endpoint);
         writeln!(text, "-A {chain} {comment}{chance} -j {target}").ok();
         writeln!(text, "-A {target} {comment} -s {} -j KUBE-MARK-MASQ", endpoint.ip()).ok();
         writeln!(text, "-A {target} {comment} -m tcp -p tcp -j DNAT --to-destination {endpoint}").ok();
@@ -164,7 +165,7 @@ fn service_chain(one: &SceneService) -> String {
     format!("KUBE-SVC-{:016}", one.number)
 }
 
-fn endpoint_chain(one: &SceneService, endpoint: &SocketAddrV4) -> String {
+fn endpoint_chain(one: &SceneService, endpoint: SocketAddrV4) -> String {
     format!("KUBE-SEP-{:06}{:010}", one.number, u32::from(*endpoint.ip()))
 }
 
@@ -197,7 +198,7 @@ mod tests {
         let scene = Scene::new(3, 2, Vec::new());
         let (old, new) = (scene.other(1, 0), scene.other(1, 1));
         let text = changed(&scene, &old, &new);
-        assert!(text.contains(&format!("-X {}", endpoint_chain(&old, &old.endpoints[1]))));
+        assert!(text.contains(&format!("-X {}", endpoint_chain(&old, old.endpoints[1]))));
         assert!(text.contains(&format!("--to-destination {}", new.endpoints[1])));
         assert_eq!(
             text.matches("cluster IP\" -m tcp").count(),

@@ -83,8 +83,8 @@ fn whole(all: &[SceneService]) -> String {
         // Writing to a string cannot fail, here and below.
         writeln!(text, "add chain ip kube-proxy {}", service_chain(one)).ok();
         for endpoint in &one.endpoints {
-            writeln!(text, "add chain ip kube-proxy {}", endpoint_chain(one, endpoint)).ok();
-            endpoint_rules(&mut text, one, endpoint);
+            writeln!(text, "add chain ip kube-proxy {}", endpoint_chain(one, *endpoint)).ok();
+            endpoint_rules(&mut text, one, *endpoint);
         }
         service_rules(&mut text, one);
         let (ip, port) = (one.vip.ip(), one.vip.port());
@@ -99,13 +99,13 @@ fn whole(all: &[SceneService]) -> String {
 fn changed(old: &SceneService, new: &SceneService) -> String {
     let mut text = String::new();
     for endpoint in new.endpoints.iter().filter(|one| !old.endpoints.contains(one)) {
-        writeln!(text, "add chain ip kube-proxy {}", endpoint_chain(new, endpoint)).ok();
-        endpoint_rules(&mut text, new, endpoint);
+        writeln!(text, "add chain ip kube-proxy {}", endpoint_chain(new, *endpoint)).ok();
+        endpoint_rules(&mut text, new, *endpoint);
     }
     writeln!(text, "flush chain ip kube-proxy {}", service_chain(new)).ok();
     service_rules(&mut text, new);
     for endpoint in old.endpoints.iter().filter(|one| !new.endpoints.contains(one)) {
-        let chain = endpoint_chain(old, endpoint);
+        let chain = endpoint_chain(old, *endpoint);
         writeln!(text, "flush chain ip kube-proxy {chain}\ndelete chain ip kube-proxy {chain}").ok();
     }
     text
@@ -122,7 +122,7 @@ fn service_rules(text: &mut String, one: &SceneService) {
         .endpoints
         .iter()
         .enumerate()
-        .map(|(index, endpoint)| format!("{index} : goto {}", endpoint_chain(one, endpoint)))
+        .map(|(index, endpoint)| format!("{index} : goto {}", endpoint_chain(one, *endpoint)))
         .collect();
     writeln!(
         text,
@@ -133,7 +133,7 @@ fn service_rules(text: &mut String, one: &SceneService) {
     .ok();
 }
 
-fn endpoint_rules(text: &mut String, one: &SceneService, endpoint: &SocketAddrV4) {
+fn endpoint_rules(text: &mut String, one: &SceneService, endpoint: SocketAddrV4) {
     let chain = endpoint_chain(one, endpoint);
     writeln!(text, "add rule ip kube-proxy {chain} ip saddr {} jump mark-for-masquerade", endpoint.ip()).ok();
     writeln!(text, "add rule ip kube-proxy {chain} meta l4proto tcp dnat to {endpoint}").ok();
@@ -143,7 +143,7 @@ fn service_chain(one: &SceneService) -> String {
     format!("service-{:08}-bench/service-{:06}/tcp/http", one.number, one.number)
 }
 
-fn endpoint_chain(one: &SceneService, endpoint: &SocketAddrV4) -> String {
+fn endpoint_chain(one: &SceneService, endpoint: SocketAddrV4) -> String {
     format!(
         "endpoint-{:08}-bench/service-{:06}/tcp/http__{}/{}",
         one.number,
