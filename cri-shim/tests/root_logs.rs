@@ -92,7 +92,7 @@ async fn read_all(disk: &mut File, cri: &Cri, id: &str) -> String {
     loop {
         let over = cri.status(id).await.state() == ContainerState::ContainerExited;
         let before = text.len();
-        let mut buffer = [0; 65_536];
+        let mut buffer = vec![0; 65_536];
         while let Ok(count @ 1..) = disk.read(&mut buffer) {
             text.extend_from_slice(&buffer[..count]);
         }

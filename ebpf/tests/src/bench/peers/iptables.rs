@@ -107,7 +107,7 @@ fn changed(scene: &Scene, old: &SceneService, new: &SceneService) -> String {
     rules(&mut text, new);
     text += NODE_PORTS.strip_suffix("COMMIT\n").unwrap_or(NODE_PORTS);
     for endpoint in gone {
-        writeln!(text, "-X {}", endpoint_chain(old, *endpoint)).ok();
+        writeln!(text, "-X {}", endpoint_chain(old, endpoint)).ok();
     }
     text + "COMMIT\n"
 }
