@@ -237,8 +237,10 @@ fn route_message(destination: Range, hop: Hop) -> Result<RouteMessage> {
     let mut builder = RouteMessageBuilder::<IpAddr>::new()
         .destination_prefix(destination.network(), destination.prefix())?
         .output_interface(hop.device)
-        .gateway(hop.via)?
         .protocol(PROTOCOL);
+    if !hop.via.is_unspecified() {
+        builder = builder.gateway(hop.via)?;
+    }
     if hop.onlink {
         builder = builder.onlink();
     }

@@ -15,7 +15,9 @@ mod kernel;
 mod peers;
 mod pod_links;
 mod publish;
+mod state;
 mod underlay;
+pub mod wireguard;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -27,6 +29,7 @@ use agent_core::overlay::{
     Entries, Mac, Mode, Place, Problem, Range, Tunnel, desired, mtu, node as names, plan, pod_ranges,
 };
 use anyhow::{Context, Result, ensure};
+use cni_plugins_host::overlay;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node;
 use kube::Client;
@@ -48,6 +51,14 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 const AUDIT: Duration = Duration::from_secs(60);
 /// One pass over the kernel's tables at most.
 const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Names and ports of the tunnel where nothing is said.
+const VXLAN_DEVICE: &str = "kl-vxlan";
+const WIREGUARD_DEVICE: &str = "kl-wg";
+const VXLAN_PORT: u16 = 8472;
+const WIREGUARD_PORT: u16 = 51820;
+/// Where the plugins' records are where nothing is said.
+const STATE_DIR: &str = "/run/keelson/cni";
 
 /// What other parts need to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +82,10 @@ pub struct NetworkConfig {
     mtu: u32,
     bridge: Option<String>,
     namespaces: Option<PathBuf>,
+    key_file: PathBuf,
+    state_file: PathBuf,
+    /// Ranges that pods do not leave the cluster by.
+    cluster: Vec<wireguard::IpNet>,
 }
 
 impl NetworkConfig {
@@ -103,9 +118,22 @@ impl NetworkConfig {
             (None, None) => Choice::NodeAddress,
         };
         ensure!(
-            section.mode != Mode::Wireguard,
-            "keelson.network.mode: wireguard is not available yet; use vxlan or host-gw"
+            !(section.mode == Mode::Wireguard && section.direct_routing),
+            "keelson.network.directRouting: not with mode wireguard, as packets would travel in the clear"
         );
+        // What is not said is as VXLAN has it; this mode has a name and a port of its own.
+        let encrypted = section.mode == Mode::Wireguard;
+        let device = if encrypted && section.device == VXLAN_DEVICE {
+            WIREGUARD_DEVICE
+        } else {
+            section.device.as_str()
+        };
+        let port = if encrypted && section.port == VXLAN_PORT { WIREGUARD_PORT } else { section.port };
+        let cni = keelson.cni.as_ref();
+        let state_dir =
+            cni.and_then(|cni| cni.state_dir.as_deref()).unwrap_or(std::path::Path::new(STATE_DIR));
+        let masquerade = cni.and_then(|cni| cni.masquerade.as_ref());
+        let except = masquerade.map(|masquerade| masquerade.except.as_slice()).unwrap_or_default();
         Ok(Self {
             node: keelson.node_name.clone(),
             node_ip: keelson.node_ip,
@@ -113,12 +141,15 @@ impl NetworkConfig {
             direct_routing: section.direct_routing,
             choice,
             ipv6: section.underlay.ipv6.unwrap_or(keelson.node_ip.is_ipv6()),
-            device: section.device.clone(),
+            device: device.to_owned(),
             vni: section.vni,
-            port: section.port,
+            port,
             mtu: section.mtu,
             bridge: keelson.cni.as_ref().map(|cni| cni.bridge.clone()),
             namespaces: keelson.cni.as_ref().and_then(|cni| cni.netns_dir.clone()),
+            key_file: keelson.root_dir.join("wireguard.key"),
+            state_file: state_dir.join(overlay::FILE_NAME),
+            cluster: except.iter().filter_map(|range| range.parse().ok()).collect(),
         })
     }
 }
@@ -204,6 +235,10 @@ struct Overlay {
     /// As of the last pass; `None` before the first that worked.
     place: Option<Place>,
     entries: Entries,
+    /// What the peers of the encrypted tunnel were to be in the last pass.
+    keys: Option<wireguard::Peers>,
+    /// Whether the other mode's device is known to be gone.
+    alone: bool,
     problems: BTreeSet<Problem>,
     told_failure: String,
 }
@@ -215,6 +250,8 @@ impl Overlay {
             kernel,
             place: None,
             entries: Entries::default(),
+            keys: None,
+            alone: false,
             problems: BTreeSet::new(),
             told_failure: String::new(),
         }
@@ -247,12 +284,21 @@ impl Overlay {
             // The controller gives them soon, and the object's change is heard.
             return Ok(());
         }
+        let mac = Mac::of_name(&self.config.node);
+        let (underlay, place) = match self.stand(&ranges, mac).await {
+            Ok(found) => found,
+            Err(error) => {
+                // Pods that are there stay; new ones wait.
+                let reason = format!("{error:#}");
+                state::leave(&self.config, state::not_ready(&self.config, reason)).await?;
+                return Err(error);
+            }
+        };
         let config = &self.config;
-        let underlay = Underlay::find(&self.kernel, &config.choice, config.node_ip, config.ipv6).await?;
-        let mac = Mac::of_name(&config.node);
-        let place = self.place(&ranges, &underlay, mac).await?;
         wires.annotations.send_if_modified(|current| {
-            let wanted = publish::annotations(config.mode, &underlay.addresses, place.tunnel.map(|_| mac));
+            let vtep = place.tunnel.filter(|_| config.mode == Mode::Vxlan).map(|_| mac);
+            let wanted =
+                publish::annotations(config.mode, &underlay.addresses, vtep, place.public_key.as_deref());
             let differs = current.as_ref() != Some(&wanted);
             *current = Some(wanted);
             differs
@@ -264,6 +310,7 @@ impl Overlay {
             *current = wanted;
             differs
         });
+        state::leave(config, state::ready(config, &ranges, place.tunnel.is_some(), pods)).await?;
         self.place = Some(place);
         if let Some(peers) = peers {
             self.converge(wires, node.as_deref(), &peers).await?;
@@ -283,23 +330,63 @@ impl Overlay {
         mtu::for_pods(self.config.mode, underlay.addresses[0], underlay.mtu, [])
     }
 
+    /// Where this node is, with the tunnel in place.
+    async fn stand(&mut self, ranges: &[Range], mac: Mac) -> Result<(Underlay, Place)> {
+        let config = &self.config;
+        let underlay = Underlay::find(&self.kernel, &config.choice, config.node_ip, config.ipv6).await?;
+        if !self.alone {
+            self.leave_other_modes().await?;
+            self.alone = true;
+        }
+        let place = self.place(ranges, &underlay, mac).await?;
+        Ok((underlay, place))
+    }
+
+    /// Removes the devices that another mode of an earlier run has left.
+    async fn leave_other_modes(&self) -> Result<()> {
+        let config = &self.config;
+        for name in BTreeSet::from([config.device.as_str(), VXLAN_DEVICE, WIREGUARD_DEVICE]) {
+            if config.mode != Mode::Vxlan {
+                device::remove(&self.kernel, name).await?;
+            }
+            if config.mode != Mode::Wireguard && wireguard::remove(name.to_owned()).await? {
+                info!(device = %name, "the encrypted tunnel is not needed in this mode: removed");
+            }
+        }
+        Ok(())
+    }
+
     async fn place(&self, ranges: &[Range], underlay: &Underlay, mac: Mac) -> Result<Place> {
         let config = &self.config;
-        let tunnel = if config.mode == Mode::Vxlan {
-            let wanted = device::Vxlan {
-                name: config.device.clone(),
-                vni: config.vni,
-                port: config.port,
-                local: underlay.addresses[0],
-                underlay: underlay.index,
-                mac,
-                mtu: self.pod_mtu(underlay),
-                addresses: ranges.iter().map(Range::network).collect(),
-            };
-            Some(Tunnel { index: device::ensure(&self.kernel, &wanted).await?, mtu: wanted.mtu })
-        } else {
-            device::remove(&self.kernel, &config.device).await?;
-            None
+        let mut public_key = None;
+        let tunnel = match config.mode {
+            Mode::Vxlan => {
+                let wanted = device::Vxlan {
+                    name: config.device.clone(),
+                    vni: config.vni,
+                    port: config.port,
+                    local: underlay.addresses[0],
+                    underlay: underlay.index,
+                    mac,
+                    mtu: self.pod_mtu(underlay),
+                    addresses: ranges.iter().map(Range::network).collect(),
+                };
+                Some(Tunnel { index: device::ensure(&self.kernel, &wanted).await?, mtu: wanted.mtu })
+            }
+            Mode::Wireguard => {
+                let wanted = wireguard::Tunnel {
+                    name: config.device.clone(),
+                    port: config.port,
+                    mtu: self.pod_mtu(underlay),
+                    addresses: ranges.iter().map(Range::network).collect(),
+                    key_file: config.key_file.clone(),
+                };
+                let mtu = wanted.mtu;
+                let up = wireguard::ensure(wanted).await?;
+                public_key = Some(up.public_key.to_string());
+                Some(Tunnel { index: up.index, mtu })
+            }
+            Mode::HostGw => None,
         };
         Ok(Place {
             node: config.node.clone(),
@@ -310,6 +397,7 @@ impl Overlay {
             address: underlay.addresses[0],
             subnets: underlay.subnets.clone(),
             tunnel,
+            public_key,
         })
     }
 
@@ -320,6 +408,15 @@ impl Overlay {
         let routes = self.kernel.routes().await?;
         narrow(place, &mut wanted, &routes, peers);
         let tunnel = place.tunnel.map(|tunnel| tunnel.index);
+        if let Some(index) = tunnel.filter(|_| place.mode == Mode::Wireguard) {
+            // Before the routes: none leads into the tunnel where nobody takes the packets.
+            let keys = wireguard::peers_of(&wanted.keys, self.config.port);
+            let changes = wireguard::set_peers(index, keys.clone(), self.keys.take()).await?;
+            if changes > 0 {
+                info!(changes, peers = keys.len(), "peers of the encrypted tunnel brought up to date");
+            }
+            self.keys = Some(keys);
+        }
         let observed = self.kernel.entries(&routes, tunnel).await?;
         let mut failure = None;
         for stray in &observed.strays {
@@ -376,9 +473,10 @@ fn narrow(place: &Place, wanted: &mut Entries, routes: &[kernel::Route], peers: 
         };
         for range in &peer.ranges {
             if let Some(hop) = wanted.routes.get_mut(range) {
-                let mode = if hop.onlink { place.mode } else { Mode::HostGw };
+                let tunnel = place.tunnel.filter(|tunnel| tunnel.index == hop.device);
+                let mode = if tunnel.is_some() { place.mode } else { Mode::HostGw };
                 let fits = mtu::for_pods(mode, place.address, *path, []);
-                let limit = place.tunnel.filter(|_| hop.onlink).map_or(u32::MAX, |tunnel| tunnel.mtu);
+                let limit = tunnel.map_or(u32::MAX, |tunnel| tunnel.mtu);
                 hop.mtu = if fits < limit { fits } else { 0 };
             }
         }
@@ -397,7 +495,11 @@ pub async fn cleanup(device: &str) -> Result<()> {
     for action in plan(&Entries::default(), &observed.entries) {
         kernel.apply(&action, None).await?;
     }
-    device::remove(&kernel, device).await
+    for name in BTreeSet::from([device, VXLAN_DEVICE, WIREGUARD_DEVICE]) {
+        device::remove(&kernel, name).await?;
+        wireguard::remove(name.to_owned()).await?;
+    }
+    Ok(())
 }
 
 /// The names under which a node publishes, for whoever reads them.

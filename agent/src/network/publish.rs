@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_core::overlay::node::{ADDRESSES, MODE, VTEP_MAC};
+use agent_core::overlay::node::{ADDRESSES, MODE, PUBLIC_KEY, VTEP_MAC};
 use agent_core::overlay::{Mac, Mode};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams};
@@ -28,12 +28,18 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
 /// What a node of this mode says of itself.
-pub(super) fn annotations(mode: Mode, addresses: &[IpAddr], mac: Option<Mac>) -> Annotations {
+pub(super) fn annotations(
+    mode: Mode,
+    addresses: &[IpAddr],
+    mac: Option<Mac>,
+    public_key: Option<&str>,
+) -> Annotations {
     let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     BTreeMap::from([
         (MODE, Some(mode.to_string())),
         (ADDRESSES, Some(addresses.join(","))),
         (VTEP_MAC, mac.map(|mac| mac.to_string())),
+        (PUBLIC_KEY, public_key.map(str::to_owned)),
     ])
 }
 

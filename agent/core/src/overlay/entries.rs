@@ -1,10 +1,10 @@
 //! The kernel entries that lead to every peer: one route per pod range, one neighbour per range and one FDB entry per
-//! node behind a tunnel, a plain route where no tunnel is needed.
+//! node behind a tunnel, a plain route where no tunnel is needed; a key with its ranges behind an encrypted tunnel.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::node::{Mode, Peer};
+use super::node::{Mode, PUBLIC_KEY, Peer, VTEP_MAC};
 use super::range::{Mac, Range};
 
 /// What this node is and has.
@@ -26,6 +26,8 @@ pub struct Place {
     pub subnets: Vec<Range>,
     /// The tunnel, in modes that have one.
     pub tunnel: Option<Tunnel>,
+    /// Its own public key, in mode `wireguard`.
+    pub public_key: Option<String>,
 }
 
 /// The tunnel device.
@@ -40,7 +42,7 @@ pub struct Tunnel {
 /// Where packets of a route go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Hop {
-    /// Gateway.
+    /// Gateway; unspecified (`0.0.0.0`, `::`) where the interface leads there itself.
     pub via: IpAddr,
     /// Interface.
     pub device: u32,
@@ -59,6 +61,17 @@ pub struct Entries {
     pub neighbours: BTreeMap<IpAddr, Mac>,
     /// FDB of the tunnel: the peer's device → the peer's address.
     pub forwards: BTreeMap<Mac, IpAddr>,
+    /// Peers of the encrypted tunnel by public key. Not part of [`super::plan`]: the tunnel's device keeps them.
+    pub keys: BTreeMap<String, KeyHolder>,
+}
+
+/// A node behind the encrypted tunnel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyHolder {
+    /// Where it takes packets.
+    pub address: IpAddr,
+    /// What it may send from, and what is sent to it.
+    pub ranges: Vec<Range>,
 }
 
 /// A peer that cannot be reached, or not wholly, and why.
@@ -124,6 +137,14 @@ pub enum Problem {
         /// Who has it.
         holder: String,
     },
+    /// Two nodes publish the same key; the first by name keeps it.
+    #[error("node {node} publishes the WireGuard key of node {holder}: it is left out")]
+    SameKey {
+        /// Peer that is left out.
+        node: String,
+        /// Who has it.
+        holder: String,
+    },
 }
 
 /// The entries for all peers, and what is wrong with those that have none.
@@ -145,12 +166,21 @@ struct Draft<'p> {
     problems: Vec<Problem>,
     holders: BTreeMap<Range, String>,
     macs: BTreeMap<Mac, String>,
+    keys: BTreeMap<String, String>,
 }
 
 impl<'p> Draft<'p> {
     fn new(place: &'p Place) -> Self {
         let holders = place.ranges.iter().map(|range| (*range, place.node.clone())).collect();
-        Self { place, entries: Entries::default(), problems: Vec::new(), holders, macs: BTreeMap::new() }
+        let keys = place.public_key.iter().map(|key| (key.clone(), place.node.clone())).collect();
+        Self {
+            place,
+            entries: Entries::default(),
+            problems: Vec::new(),
+            holders,
+            macs: BTreeMap::new(),
+            keys,
+        }
     }
 
     /// A peer without pod ranges or address has nothing to reach yet; that is no problem.
@@ -167,6 +197,11 @@ impl<'p> Draft<'p> {
             });
         }
         let Some(tunnel) = place.tunnel else { return self.direct(peer) };
+        if place.mode == Mode::Wireguard {
+            // Never around the tunnel: what it carries is to be secret.
+            let address = peer.address_like(place.address).ok_or_else(|| no_address(peer, place.address))?;
+            return self.encrypted(peer, address, tunnel);
+        }
         if place.direct_routing && peer.ranges.iter().all(|range| self.gateway(peer, range).is_ok()) {
             return self.direct(peer);
         }
@@ -197,7 +232,7 @@ impl<'p> Draft<'p> {
     }
 
     fn through(&mut self, peer: &Peer, address: IpAddr, tunnel: Tunnel) -> Result<(), Problem> {
-        let unpublished = || Problem::Unpublished { node: peer.name.clone(), what: super::node::VTEP_MAC };
+        let unpublished = || Problem::Unpublished { node: peer.name.clone(), what: VTEP_MAC };
         let mac = peer.mac.ok_or_else(unpublished)?;
         if let Some(holder) = self.macs.get(&mac) {
             return Err(Problem::SameMac { node: peer.name.clone(), mac, holder: holder.clone() });
@@ -214,6 +249,25 @@ impl<'p> Draft<'p> {
             self.entries.neighbours.insert(via, mac);
             self.take(peer, range, Hop { via, device: tunnel.index, onlink: true, mtu: tunnel.mtu });
         }
+        Ok(())
+    }
+
+    fn encrypted(&mut self, peer: &Peer, address: IpAddr, tunnel: Tunnel) -> Result<(), Problem> {
+        let unpublished = || Problem::Unpublished { node: peer.name.clone(), what: PUBLIC_KEY };
+        let key = peer.public_key.clone().filter(|key| is_key(key)).ok_or_else(unpublished)?;
+        if let Some(holder) = self.keys.get(&key) {
+            return Err(Problem::SameKey { node: peer.name.clone(), holder: holder.clone() });
+        }
+        let ranges = self.free(peer);
+        if ranges.is_empty() {
+            return Ok(());
+        }
+        self.keys.insert(key.clone(), peer.name.clone());
+        for range in &ranges {
+            let via = if range.network().is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+            self.take(peer, *range, Hop { via, device: tunnel.index, onlink: false, mtu: tunnel.mtu });
+        }
+        self.entries.keys.insert(key, KeyHolder { address, ranges });
         Ok(())
     }
 
@@ -238,6 +292,12 @@ impl<'p> Draft<'p> {
         }
         free
     }
+}
+
+/// Whether a text may be 32 bytes in base64; whether they are a key is for the kernel to say.
+fn is_key(text: &str) -> bool {
+    let Some(digits) = text.strip_suffix('=') else { return false };
+    digits.len() == 43 && digits.chars().all(|c| c.is_ascii_alphanumeric() || c == '+' || c == '/')
 }
 
 fn no_address(peer: &Peer, like: IpAddr) -> Problem {

@@ -19,8 +19,14 @@ fn place(mode: Mode) -> Place {
         underlay: 2,
         address: address("192.0.2.1"),
         subnets: vec![range("192.0.2.0/24"), range("2001:db8::/64")],
-        tunnel: (mode == Mode::Vxlan).then_some(Tunnel { index: 9, mtu: 1450 }),
+        tunnel: (mode != Mode::HostGw).then_some(Tunnel { index: 9, mtu: 1450 }),
+        public_key: (mode == Mode::Wireguard).then(|| key('a')),
     }
+}
+
+/// A public key, told apart by its letter.
+fn key(letter: char) -> String {
+    format!("{}=", letter.to_string().repeat(43))
 }
 
 fn peer(number: u8, ranges: &[&str], addresses: &[&str]) -> Peer {
@@ -112,4 +118,44 @@ fn of_two_that_claim_the_same_the_first_by_name_keeps_it() {
     assert!(matches!(&problems[..], [Problem::SameMac { node, .. }] if node == "n2"), "{problems:?}");
     let (_, problems) = desired(&place(Mode::HostGw), [&two, &one]);
     assert!(matches!(&problems[..], [Problem::Overlap { node, .. }] if node == "n2"), "{problems:?}");
+}
+
+#[test]
+fn behind_the_encrypted_tunnel_a_peer_has_a_key_and_a_route_per_range() {
+    let with = |number: u8, letter: char, ranges: &[&str], addresses: &[&str]| Peer {
+        public_key: Some(key(letter)),
+        ..peer(number, ranges, addresses)
+    };
+    let peers = [
+        with(1, 'b', &["10.244.1.0/24", "fd00:1::/64"], &["192.0.2.2"]),
+        with(2, 'b', &["10.244.2.0/24"], &["192.0.2.3"]),
+        with(3, 'a', &["10.244.3.0/24"], &["192.0.2.4"]),
+        with(4, 'c', &["10.244.1.128/25"], &["192.0.2.5"]),
+        peer(5, &["10.244.5.0/24"], &["192.0.2.6"]),
+        Peer { public_key: Some("junk".to_owned()), ..peer(6, &["10.244.6.0/24"], &["192.0.2.7"]) },
+        with(7, 'd', &["10.244.7.0/24"], &["2001:db8::7"]),
+    ];
+    // Not even with direct routing: the way around the tunnel would be in the clear.
+    let here = Place { direct_routing: true, ..place(Mode::Wireguard) };
+    let (entries, problems) = desired(&here, &peers);
+    let v4 = Hop { via: address("0.0.0.0"), device: 9, onlink: false, mtu: 1450 };
+    assert_eq!(
+        entries.routes,
+        BTreeMap::from([
+            (range("10.244.1.0/24"), v4),
+            (range("fd00:1::/64"), Hop { via: address("::"), ..v4 }),
+        ])
+    );
+    let holder = KeyHolder {
+        address: address("192.0.2.2"),
+        ranges: vec![range("10.244.1.0/24"), range("fd00:1::/64")],
+    };
+    assert_eq!(entries.keys, BTreeMap::from([(key('b'), holder)]));
+    assert!(entries.neighbours.is_empty() && entries.forwards.is_empty());
+    let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    let words = ["key of node n1", "key of node a", "overlaps 10.244.1.0/24", PUBLIC_KEY, PUBLIC_KEY, "IPv4"];
+    assert_eq!(told.len(), words.len(), "{told:?}");
+    for word in words {
+        assert!(told.iter().any(|text| text.contains(word)), "{word}: {told:?}");
+    }
 }

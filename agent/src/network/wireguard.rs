@@ -1,0 +1,58 @@
+//! The encrypted tunnel: link, key and peers, by the blocking calls of [`cni_plugins_host::netlink::wireguard`], each on a
+//! thread that may wait.
+//!
+//! The kernel tells nobody when a peer is removed by hand; the next pass, whatever it is for, puts it back.
+
+use std::collections::BTreeMap;
+
+use std::net::SocketAddr;
+
+use agent_core::overlay::KeyHolder;
+use anyhow::{Context, Result};
+use cni_plugins_host::netlink::wireguard::tunnel;
+pub use cni_plugins_host::netlink::wireguard::{
+    IpNet, Key, Peer,
+    tunnel::{Tunnel, Up},
+};
+
+/// Peers by public key.
+pub type Peers = BTreeMap<Key, Peer>;
+
+/// The peers that hold these keys, all at one port. A key that is none is left out: its holder is told to be unreachable by
+/// the absence of answers, which is all that can be done about it here.
+pub(super) fn peers_of(holders: &BTreeMap<String, KeyHolder>, port: u16) -> Peers {
+    let peer = |holder: &KeyHolder| Peer {
+        endpoint: Some(SocketAddr::new(holder.address, port)),
+        allowed: holder
+            .ranges
+            .iter()
+            .filter_map(|range| IpNet::new(range.network(), range.prefix()))
+            .collect(),
+        ..Peer::default()
+    };
+    holders.iter().filter_map(|(key, holder)| Some((key.parse().ok()?, peer(holder)))).collect()
+}
+
+/// Makes link, key, port, MTU and addresses as they should be; peers stay as they are.
+pub async fn ensure(wanted: Tunnel) -> Result<Up> {
+    blocking(move || wanted.ensure()).await.context("the encrypted tunnel")
+}
+
+/// Makes these the peers; returns the number of changes. `last`: what was wanted by this process before, so that a peer
+/// behind a translation of addresses is left where the kernel heard it.
+pub async fn set_peers(index: u32, peers: Peers, last: Option<Peers>) -> Result<usize> {
+    blocking(move || tunnel::set_peers(index, &peers, last.as_ref()))
+        .await
+        .context("peers of the encrypted tunnel")
+}
+
+/// Removes a WireGuard link that an earlier mode left; tells whether there was one. The key stays.
+pub async fn remove(name: String) -> Result<bool> {
+    blocking(move || tunnel::remove(&name)).await.context("remove the encrypted tunnel")
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, tunnel::TunnelError> + Send + 'static,
+) -> Result<T> {
+    Ok(tokio::task::spawn_blocking(work).await??)
+}
