@@ -260,6 +260,3 @@ fn is_record(name: &str) -> bool {
         && !name.contains('/')
         && !name.starts_with('.')
 }
-
-#[cfg(test)]
-mod tests;

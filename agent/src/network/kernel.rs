@@ -28,6 +28,8 @@ pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(76);
 const NOT_THERE: [i32; 4] = [-2, -3, -19, -99];
 /// Metric that the kernel gives IPv6 routes that say none.
 const IPV6_METRIC: u32 = 1024;
+/// Number of the metric that is the MTU, of linux/rtnetlink.h.
+const RTAX_MTU: u32 = 2;
 /// Changes that are taken in at once, at most.
 const BURST: usize = 1024;
 
@@ -246,7 +248,9 @@ fn route_message(destination: Range, hop: Hop) -> Result<RouteMessage> {
     }
     let mut message = builder.build();
     if hop.mtu != 0 {
-        message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(hop.mtu)]));
+        // Locked, since for packets that are passed on the kernel looks at no other of IPv6; its bits count metrics.
+        let metrics = vec![RouteMetric::Lock(1 << RTAX_MTU), RouteMetric::Mtu(hop.mtu)];
+        message.attributes.push(RouteAttribute::Metrics(metrics));
     }
     Ok(message)
 }

@@ -15,7 +15,6 @@ use keelson_agent::config::AgentConfig;
 use keelson_agent::events::EventRecorder;
 use keelson_agent::network::{self, NetworkConfig, Peers, State, Wires};
 use nix::sched::{CloneFlags, setns};
-use nix::sys::socket::{getsockopt, sockopt};
 use serde_json::json;
 use tokio::sync::{oneshot, watch};
 
@@ -387,19 +386,22 @@ pub(crate) fn talk(from: &str, to: &str, address: IpAddr) -> Result<IpAddr, Stri
     server.join().unwrap()
 }
 
-/// What a UDP socket takes for the path's MTU after it has sent packets of this size, which must not be split.
+/// The path's MTU as a pod knows it after it has sent UDP packets of this size, which must not be split.
 pub(crate) fn path_mtu(from: &str, to: IpAddr, size: usize) -> i32 {
     inside(from, || {
-        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+        let socket = UdpSocket::bind((any, 0)).unwrap();
         socket.connect(SocketAddr::new(to, 9)).unwrap();
-        let payload = vec![0; size - 28];
+        let payload = vec![0; size - if to.is_ipv4() { 28 } else { 48 }];
         // The answers to the first arrive as errors of later calls.
         for _ in 0..3 {
             socket.send(&payload).ok();
             std::thread::sleep(Duration::from_millis(20));
         }
-        getsockopt(&socket, sockopt::IpMtu).unwrap()
-    })
+    });
+    let route = ip(from, &["route", "get", &to.to_string()]);
+    let learned = route.split_whitespace().skip_while(|word| *word != "mtu").nth(1);
+    learned.map_or(0, |mtu| mtu.parse().unwrap())
 }
 
 /// Asks until it is so; the panic tells what was seen last.

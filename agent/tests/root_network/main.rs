@@ -132,7 +132,7 @@ fn packets_that_are_too_large_are_answered_and_the_mtu_follows_the_underlay() {
     // A path that is narrower than the device.
     ip(&nodes[0].netns, &["route", "add", "192.0.2.2/32", "dev", "eth0", "mtu", "1380"]);
     eventually("the route says what its path carries", || {
-        lab::expect(&ip(&nodes[0].netns, &["route", "show", "10.244.2.0/24"]), "mtu 1330")
+        lab::expect(&ip(&nodes[0].netns, &["route", "show", "10.244.2.0/24"]), "mtu lock 1330")
     });
 }
 
@@ -249,4 +249,57 @@ fn another_address_or_device_of_a_peer_replaces_the_one_before() {
     ip(&node.netns, &["link", "set", "kl-vxlan", "address", "02:00:00:00:99:99"]);
     eventually("the device's own address", || if own() == before { Ok(()) } else { Err(own()) });
     eventually("with its entries", || is(mac, first));
+}
+
+/// Moves node 2 behind a router, which is the fabric, whose link to it carries less than its interface says.
+fn put_behind_a_router(lab: &Lab, mtu: &str) {
+    let (fabric, near, far) = (&lab.fabric, &lab.nodes[0], &lab.nodes[1]);
+    for setting in ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"] {
+        lab::run(fabric, "sysctl", &["-qw", setting]).unwrap();
+    }
+    ip(fabric, &["address", "add", "192.0.2.254/24", "dev", "br0"]);
+    ip(fabric, &["address", "add", "2001:db8::254/64", "dev", "br0", "nodad"]);
+    ip(fabric, &["link", "set", &far.port, "nomaster"]);
+    ip(fabric, &["address", "add", "198.51.100.254/24", "dev", &far.port]);
+    ip(fabric, &["address", "add", "2001:db8:1::254/64", "dev", &far.port, "nodad"]);
+    ip(fabric, &["route", "replace", "198.51.100.2/32", "dev", &far.port, "mtu", "lock", mtu]);
+    ip(fabric, &["-6", "route", "replace", "2001:db8:1::2/128", "dev", &far.port, "mtu", "lock", mtu]);
+    ip(&far.netns, &["address", "flush", "dev", "eth0", "scope", "global"]);
+    ip(&far.netns, &["address", "add", "198.51.100.2/24", "dev", "eth0"]);
+    ip(&far.netns, &["address", "add", "2001:db8:1::2/64", "dev", "eth0", "nodad"]);
+    for (netns, v4, v6) in
+        [(&far.netns, "198.51.100.254", "2001:db8:1::254"), (&near.netns, "192.0.2.254", "2001:db8::254")]
+    {
+        ip(netns, &["route", "add", "default", "via", v4]);
+        ip(netns, &["-6", "route", "add", "default", "via", v6]);
+    }
+}
+
+#[test]
+fn a_narrow_link_on_the_way_is_passed() {
+    // Over IPv4 the router splits the tunnel's packets. Over IPv6 nobody may: the route says what the way carries, and the
+    // pods hear it.
+    for (underlay, peer, learned) in
+        [("vni: 1", "dst 198.51.100.2 ", None), ("underlay: {ipv6: true}", "dst 2001:db8:1::2 ", Some(1330))]
+    {
+        let lab = Lab::new(2, &format!("mode: vxlan\n    {underlay}"), false);
+        let nodes: Vec<&Node> = lab.nodes.iter().collect();
+        all_reach_all(&lab, &nodes);
+        put_behind_a_router(&lab, "1400");
+        if learned.is_some() {
+            let way = ["-6", "route", "add", "2001:db8:1::2", "via", "2001:db8::254", "mtu", "1400"];
+            ip(&nodes[0].netns, &way);
+        }
+        eventually("the peer's address behind the router", || lab::expect(&entries(nodes[0]), peer));
+        all_reach_all(&lab, &nodes);
+        let Some(learned) = learned else { continue };
+        for address in &nodes[1].pod_addresses {
+            eventually("the pod hears what the way carries", || {
+                match lab::path_mtu(&nodes[0].pod, *address, 1428) {
+                    mtu if mtu == learned => Ok(()),
+                    other => Err(format!("path MTU {other} to {address}")),
+                }
+            });
+        }
+    }
 }

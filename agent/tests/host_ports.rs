@@ -1,11 +1,15 @@
-use std::io::{BufRead as _, BufReader as StdReader, Read as _, Write as _};
-use std::os::unix::net::UnixStream as StdStream;
+//! The seam for host ports over its real socket, between a pretended plugin and a pretended data plane.
+#![allow(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use keelson_agent::host_ports::{HostPorts, Request, queue, run};
 use serde_json::json;
-
-use super::*;
+use tokio_util::sync::CancellationToken;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -14,7 +18,7 @@ struct Bench {
     dir: tempfile::TempDir,
     cancel: CancellationToken,
     held: Arc<Mutex<HostPorts>>,
-    task: tokio::task::JoinHandle<Result<()>>,
+    task: tokio::task::JoinHandle<anyhow::Result<()>>,
 }
 
 impl Bench {
@@ -50,7 +54,7 @@ impl Bench {
         tokio::task::spawn_blocking(move || {
             let until = Instant::now() + LIMIT;
             let mut stream = loop {
-                match StdStream::connect(dir.join("agent.sock")) {
+                match UnixStream::connect(dir.join("agent.sock")) {
                     Ok(stream) => break stream,
                     Err(error) => assert!(Instant::now() < until, "{error}"),
                 }
@@ -59,7 +63,7 @@ impl Bench {
             stream.set_read_timeout(Some(LIMIT)).unwrap();
             stream.write_all(question.as_bytes()).unwrap();
             let mut answer = String::new();
-            StdReader::new(stream.try_clone().unwrap()).read_line(&mut answer).unwrap();
+            BufReader::new(stream.try_clone().unwrap()).read_line(&mut answer).unwrap();
             end(&dir);
             stream.shutdown(std::net::Shutdown::Write).unwrap();
             // Until the agent has drawn its conclusions.
