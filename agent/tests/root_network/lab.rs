@@ -208,16 +208,25 @@ impl Lab {
     }
 
     fn config(&self, number: u8) -> NetworkConfig {
+        let home = self.home.path();
         let text = format!(
             "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\ntlsCertFile: /x\n\
              tlsPrivateKeyFile: /x\nkeelson:\n  nodeName: node-{number}\n  nodeIP: 192.0.2.{number}\n  \
-             kubeconfig: /x\n  cni: {{confDir: /x, bridge: pods, dataDir: /x, netnsDir: {}}}\n  \
-             network:\n    {}\n",
-            self.home.path().join(format!("netns-{number}")).display(),
+             kubeconfig: /x\n  rootDir: {}\n  \
+             cni: {{confDir: /x, bridge: pods, dataDir: /x, netnsDir: {}, stateDir: {}}}\n  network:\n    {}\n",
+            home.join(format!("root-{number}")).display(),
+            home.join(format!("netns-{number}")).display(),
+            home.join(format!("state-{number}")).display(),
             self.settings
         );
         let config = AgentConfig::parse(Path::new("agent.yaml"), &text).unwrap();
         NetworkConfig::new(config.keelson.network.as_ref().unwrap(), &config).unwrap()
+    }
+
+    /// What a node's role has left for keelson-vxlan; null before it has left anything.
+    pub(crate) fn left(&self, number: u8) -> serde_json::Value {
+        let path = self.home.path().join(format!("state-{number}/overlay.json"));
+        std::fs::read(path).map_or(serde_json::Value::Null, |text| serde_json::from_slice(&text).unwrap())
     }
 
     /// Ends a node's role at once, wherever it is.

@@ -303,3 +303,44 @@ fn a_narrow_link_on_the_way_is_passed() {
         }
     }
 }
+
+#[test]
+fn encrypted_where_the_kernel_can_and_told_where_it_cannot() {
+    let lab = Lab::new(3, "mode: wireguard", false);
+    let nodes: Vec<&Node> = lab.nodes.iter().collect();
+    if lab::run(&lab.fabric, "ip", &["link", "add", "probe0", "type", "wireguard"]).is_err() {
+        eventually("the reason as an Event", || lab::expect(&lab.events(1), "this kernel has no WireGuard"));
+        eventually("the reason for keelson-vxlan", || {
+            let left = lab.left(1);
+            if left["ready"] == false {
+                lab::expect(&left["reason"].to_string(), "no WireGuard")
+            } else {
+                Err(left.to_string())
+            }
+        });
+        lab.check_alive();
+        eprintln!("skipped: this kernel has no WireGuard; run by `cargo xtask test vm-light`");
+        return;
+    }
+    all_reach_all(&lab, &nodes);
+    assert_eq!(lab.mtu(1), 1440);
+    let left = lab.left(1);
+    assert_eq!(
+        (&left["ready"], &left["device"], &left["mtu"]),
+        (&true.into(), &"kl-wg".into(), &1440.into())
+    );
+    let (node, before) = (nodes[0], entries(nodes[0]));
+    assert_eq!(before.lines().filter(|line| line.contains("dev kl-wg")).count(), 4, "{before}");
+    ip(&node.netns, &["route", "del", "10.244.2.0/24"]);
+    back(node, &before, "a route into the tunnel");
+    // With the device its key and peers go; the key is on the disk, so that the peers need to learn nothing.
+    ip(&node.netns, &["link", "del", "kl-wg"]);
+    back(node, &before, "the routes of a new tunnel");
+    all_reach_all(&lab, &nodes);
+    lab.api.remove_node("node-3");
+    eventually("the routes of a node that left", || {
+        let now = entries(node);
+        if now.contains("10.244.3.0/24") { Err(now) } else { Ok(()) }
+    });
+    all_reach_all(&lab, &nodes[..2]);
+}
