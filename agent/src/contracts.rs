@@ -3,11 +3,12 @@
 //! Inputs and outputs: traits that `crate::host` and the pod loop implement, and the plain structs that cross
 //! them. This module decides nothing and does no IO. The traits are object-safe, so that tests bring fakes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use agent_core::eviction::Pressure;
 use cri_shim_api::v1::image_service_client::ImageServiceClient;
 use cri_shim_api::v1::runtime_service_client::RuntimeServiceClient;
 use futures::future::BoxFuture;
@@ -305,6 +306,8 @@ pub struct NodeFacts {
     pub events: EventRecorder,
     /// Address the node registers with.
     pub node_ip: IpAddr,
+    /// What the node runs short of.
+    pub pressures: watch::Receiver<BTreeSet<Pressure>>,
     /// What the network between nodes needs of pods, `None` until it is there; absent: there is none.
     pub overlay: Option<watch::Receiver<Option<network::State>>>,
 }

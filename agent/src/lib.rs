@@ -7,6 +7,7 @@
 //! nobody else links it.
 
 mod chain;
+pub mod check;
 pub mod config;
 pub mod contracts;
 pub mod events;
@@ -23,3 +24,4 @@ pub mod roles;
 pub mod runtime;
 pub mod server;
 pub mod sources;
+pub mod upkeep;

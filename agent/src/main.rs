@@ -16,7 +16,7 @@ use tracing_subscriber::EnvFilter;
 
 use keelson_agent::config::AgentConfig;
 use keelson_agent::proxy::show;
-use keelson_agent::{host, preflight, roles};
+use keelson_agent::{check, host, preflight, roles};
 
 /// The client library's own reports of an unreachable API server repeat ours.
 const DEFAULT_LOG: &str = "info,kube_client=off";
@@ -35,6 +35,8 @@ struct Arguments {
 /// What the program does instead of running the agent.
 #[derive(Debug, Subcommand)]
 enum Chore {
+    /// Tell what this machine lacks, and how to mend it; starts nothing.
+    Check,
     /// The service data plane, which outlives the agent.
     #[command(subcommand)]
     Proxy(ProxyChore),
@@ -111,6 +113,10 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
     if let Some(chore) = &arguments.command {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         return match chore {
+            Chore::Check => {
+                let config = AgentConfig::load(&arguments.config)?;
+                report(&runtime.block_on(check::run(&config)))
+            }
             Chore::Proxy(ProxyChore::Cleanup { pin_dir, service_cidr }) => {
                 runtime.block_on(keelson_agent::proxy::cleanup(pin_dir, service_cidr))
             }
@@ -134,6 +140,17 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
         tokio::spawn(cancel_on_signal(cancel.clone())?);
         roles::run(config, cancel).await
     })
+}
+
+/// Prints findings; an error when one of them stops the agent.
+fn report(findings: &[check::Finding]) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    for finding in findings {
+        writeln!(out, "{finding}")?;
+    }
+    let bad = findings.iter().filter(|finding| finding.grade == check::Grade::Bad).count();
+    anyhow::ensure!(bad == 0, "{bad} finding(s) keep the agent or its pods from starting");
+    Ok(())
 }
 
 /// `keelson-agent service …`.

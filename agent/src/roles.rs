@@ -2,8 +2,11 @@
 //!
 //! A role that ends with an error ends the agent, so that its supervisor restarts it as a whole; pods go on meanwhile.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+
+use agent_core::eviction::Pressure;
 
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Node;
@@ -14,24 +17,32 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, EvictionConfig, ImageGcConfig, LogRotationConfig};
 use crate::contracts::{NodeFacts, ObjectSource, PodLookup, RuntimeHealth};
 use crate::events::{self, EventRecorder};
 use crate::observability::{self, Observed};
 use crate::pods::context::{PodContext, STATUS_WRITES};
 use crate::pods::directory::PodDirectory;
-use crate::pods::manager;
+use crate::pods::manager::{self, Eviction, Inbox};
 use crate::probes::Prober;
 use crate::probes::counters::ProbeCounters;
 use crate::runtime::images::Images;
 use crate::runtime::{cri, health};
 use crate::server::{self, ServerConfig};
+use crate::sources::mirrors::{self, Mirrors};
 use crate::sources::objects::Objects;
+use crate::sources::pods::PodEvent;
 use crate::sources::services::services;
+use crate::sources::static_pods;
+use crate::upkeep::eviction::{self, Evictor};
+use crate::upkeep::images::ImageGc;
+use crate::upkeep::{self, logs};
 use crate::{host, host_ports, network, node, proxy, runtime, sources};
 
 /// Pod events between watch and manager; a full queue holds the watch back.
 const POD_EVENTS: usize = 256;
+/// Evictions that wait for the pods' manager; there is one at a time.
+const EVICTIONS: usize = 4;
 
 /// Runs every role until `cancel`, or until one fails.
 pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Result<()> {
@@ -52,9 +63,11 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     let directory = PodDirectory::default();
     let host = host::assemble(&config, Arc::new(objects.clone()) as Arc<dyn ObjectSource>, client.clone());
     host.cgroups.ensure_root().await.context("cgroups for pods cannot be made")?;
+    let images = Images::new(cri.clone(), config.parallel_pulls());
+    let (pressure_sender, pressures) = watch::channel(BTreeSet::new());
     let context = Arc::new(PodContext {
         cri: cri.clone(),
-        images: Images::new(cri.clone(), config.parallel_pulls()),
+        images: images.clone(),
         host,
         objects,
         services,
@@ -71,6 +84,7 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
         },
         status_slots: Arc::new(Semaphore::new(STATUS_WRITES)),
         memory_capacity: memory_capacity().await,
+        pressures: pressures.clone(),
     });
 
     let mut roles = Roles::new(cancel.clone());
@@ -93,9 +107,20 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     let node_watch = sources::node::run(client.clone(), node_name.clone(), node_sender, cancel.clone());
     roles.endless("node watch", node_watch);
     let lookup: Arc<dyn PodLookup> = Arc::new(directory.clone());
-    start_kubelet_api(&mut roles, &config, &lookup, &cri);
+    start_kubelet_api(&mut roles, &config, &lookup, &cri, &counters);
     let (pod_events, pod_event_queue) = mpsc::channel(POD_EVENTS);
+    let has_statics = start_static_pods(&mut roles, &config, &pod_events);
     roles.endless("pod watch", sources::pods::run(client.clone(), node_name, pod_events, cancel.clone()));
+    let (mirror_sender, mirrors) = watch::channel(Mirrors::default());
+    roles.endless("mirror pods", mirrors::run(client.clone(), mirrors, node.clone(), cancel.clone()));
+    let (evictions, eviction_queue) = mpsc::channel(EVICTIONS);
+    let inbox = Inbox {
+        events: pod_event_queue,
+        evictions: eviction_queue,
+        expects_static: has_statics,
+        mirrors: mirror_sender,
+    };
+    start_upkeep(&mut roles, &context, &directory, images, (evictions, pressure_sender))?;
     let node_of_proxy = node.clone();
     let node_facts = NodeFacts {
         cri: cri.clients(),
@@ -105,13 +130,14 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
         pods: lookup,
         events: recorder.clone(),
         node_ip: config.keelson.node_ip,
+        pressures,
         overlay: start_network(&mut roles, &config, &client, context.node.clone(), context.events.clone())?,
     };
     roles.start("node", node::run(client.clone(), Arc::clone(&config), node_facts, cancel.clone()));
     start_proxy(&mut roles, &config, &client, node_of_proxy, &recorder)?;
     start_host_ports(&mut roles, &config)?;
     roles.endless("CRI events", runtime::events::follow(cri.clone(), directory.clone(), cancel.clone()));
-    roles.endless("pods", manager::run(context, directory.clone(), pod_event_queue, cancel.clone()));
+    roles.endless("pods", manager::run(context, directory.clone(), inbox, cancel.clone()));
     info!(node = %config.keelson.node_name, cri = %config.container_runtime_endpoint, "agent started");
     roles.join().await
 }
@@ -145,6 +171,53 @@ fn start_proxy(
         let run = proxy::run(client.clone(), proxy, node, events.clone(), roles.cancel.clone());
         roles.optional("service proxy", run);
     }
+    Ok(())
+}
+
+/// Reads static pods where the configuration names a place for them.
+fn start_static_pods(roles: &mut Roles, config: &AgentConfig, events: &mpsc::Sender<PodEvent>) -> bool {
+    let path = config.static_pod_path.clone();
+    if path.as_os_str().is_empty() {
+        return false;
+    }
+    let (name, frequency) = (config.keelson.node_name.clone(), config.file_check_frequency.0);
+    let role = static_pods::run(path, name, frequency, events.clone(), roles.cancel.clone());
+    roles.endless("static pods", role);
+    true
+}
+
+/// Starts what keeps the node tidy: log rotation, removal of images, eviction.
+fn start_upkeep(
+    roles: &mut Roles,
+    context: &Arc<PodContext>,
+    pods: &PodDirectory,
+    images: Images,
+    (evictions, pressures): (mpsc::Sender<Eviction>, watch::Sender<BTreeSet<Pressure>>),
+) -> anyhow::Result<()> {
+    let (config, cri, cancel) = (&context.config, context.cri.clone(), roles.cancel.clone());
+    let settings = |problems: Vec<String>| anyhow::anyhow!("configuration: {}", problems.join("; "));
+    let rotation = LogRotationConfig::of(config).map_err(settings)?;
+    roles.endless("log rotation", logs::run(cri.clone(), pods.clone(), rotation, cancel.clone()));
+    let policy = ImageGcConfig::of(config).map_err(settings)?.policy;
+    let gc = Arc::new(ImageGc::new(cri.clone(), images, policy));
+    let (events, node) = (context.events.clone(), context.node.clone());
+    roles.endless(
+        "image garbage collection",
+        upkeep::images::run(Arc::clone(&gc), events.clone(), node.clone(), cancel.clone()),
+    );
+    let evictor = Evictor {
+        config: EvictionConfig::of(config).map_err(settings)?,
+        cri,
+        pods: pods.clone(),
+        images: gc,
+        evictions,
+        pressures,
+        events,
+        node,
+        root_dir: config.keelson.root_dir.clone(),
+        pod_logs_dir: config.pod_logs_dir.clone(),
+    };
+    roles.endless("eviction", eviction::run(evictor, cancel));
     Ok(())
 }
 
@@ -196,9 +269,15 @@ fn start_kubelet_api(
     config: &Arc<AgentConfig>,
     lookup: &Arc<dyn PodLookup>,
     cri: &cri::Cri,
+    probes: &Arc<ProbeCounters>,
 ) {
     let runtime = cri.clients().runtime;
-    let api = server::serve(ServerConfig::new(config), Arc::clone(lookup), runtime, roles.cancel.clone());
+    let api = server::serve(
+        ServerConfig::new(config, Arc::clone(probes)),
+        Arc::clone(lookup),
+        runtime,
+        roles.cancel.clone(),
+    );
     roles.start("kubelet API", api);
 }
 
@@ -259,7 +338,8 @@ impl Roles {
     }
 }
 
-async fn client(config: &AgentConfig) -> anyhow::Result<Client> {
+/// A client of the API server with the agent's credentials.
+pub(crate) async fn client(config: &AgentConfig) -> anyhow::Result<Client> {
     let path = &config.keelson.kubeconfig;
     let kubeconfig = Kubeconfig::read_from(path)
         .with_context(|| format!("kubeconfig {} cannot be used", path.display()))?;

@@ -98,6 +98,10 @@ struct Bench {
 
 impl Bench {
     async fn start() -> Self {
+        Self::with_debugging(true).await
+    }
+
+    async fn with_debugging(debugging: bool) -> Self {
         // Whoever comes second finds it installed, by another test of this process.
         drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
         let dir = tempfile::tempdir().unwrap();
@@ -116,6 +120,8 @@ impl Bench {
             node_name: "n1".to_owned(),
             root_dir: dir.path().to_owned(),
             configz: json!({"kubeletconfig": {}}),
+            debugging,
+            probes: Arc::default(),
         };
         let channel = tonic::transport::Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
         let cancel = CancellationToken::new();
@@ -213,4 +219,34 @@ async fn logs_and_mistakes_have_their_answers() {
         get("/metrics/resource").await.1.contains("resource_scrape_error 1\n"),
         "no runtime answers here"
     );
+}
+
+#[tokio::test]
+async fn metrics_are_told_even_when_the_runtime_is_away() {
+    let bench = Bench::start().await;
+    let admin = Some(("kubernetes-admin", "system:masters"));
+    let (status, cadvisor) = bench.get(admin, "/metrics/cadvisor").await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(
+        cadvisor.contains("machine_cpu_cores ") && cadvisor.ends_with("container_scrape_error 1\n"),
+        "{cadvisor}"
+    );
+    let (status, probes) = bench.get(admin, "/metrics/probes").await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(
+        probes.contains("prober_probe_total{probe_type=\"Liveness\",result=\"successful\"} 0\n"),
+        "{probes}"
+    );
+}
+
+#[tokio::test]
+async fn debugging_can_be_switched_off() {
+    let bench = Bench::with_debugging(false).await;
+    let admin = Some(("kubernetes-admin", "system:masters"));
+    for path in ["/containerLogs/ns/web/nginx", "/configz", "/runningpods/", "/exec/ns/web/nginx?command=ls"]
+    {
+        let disabled = (StatusCode::METHOD_NOT_ALLOWED, "Debug endpoints are disabled.".to_owned());
+        assert_eq!(bench.get(admin, path).await, disabled, "{path}");
+    }
+    assert_eq!(bench.get(admin, "/pods").await.0, StatusCode::OK);
 }

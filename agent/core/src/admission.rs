@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 
+use crate::eviction::is_critical;
+use crate::qos::QosClass;
 use crate::resources::{ResourceList, milli, pod_request, whole};
 
 /// A refusal: the pod's phase becomes Failed with these.
@@ -46,6 +48,42 @@ pub fn admit(
     check_labels(spec, node.metadata.labels.as_ref())?;
     let allocatable = node.status.as_ref().and_then(|status| status.allocatable.as_ref());
     allocatable.map_or(Ok(()), |allocatable| check_resources(spec, allocatable, others))
+}
+
+/// The pods that must go so that a critical pod fits, by uid: never critical ones, the least important first, and no more
+/// than needed. `None` when it does not fit even so.
+pub fn victims(
+    pod: &Pod,
+    node: &Node,
+    others: &[Arc<Pod>],
+    allowed_unsafe_sysctls: &[String],
+) -> Option<Vec<String>> {
+    let rank = |other: &Arc<Pod>| {
+        let spec = other.spec.as_ref();
+        let class = spec.map_or(QosClass::BestEffort, QosClass::of);
+        (
+            spec.and_then(|spec| spec.priority).unwrap_or(0),
+            std::cmp::Reverse(class),
+            other.metadata.uid.clone(),
+        )
+    };
+    let fits = |left: &[Arc<Pod>]| admit(pod, node, left, allowed_unsafe_sysctls).is_ok();
+    let (mut left, mut candidates): (Vec<Arc<Pod>>, Vec<Arc<Pod>>) =
+        others.iter().cloned().partition(|other| is_critical(other));
+    if !fits(&left) {
+        return None;
+    }
+    // The most important ones come back first, as long as the new pod fits beside them.
+    candidates.sort_by_key(rank);
+    let mut gone = Vec::new();
+    for candidate in candidates.into_iter().rev() {
+        left.push(Arc::clone(&candidate));
+        if !fits(&left) {
+            left.pop();
+            gone.extend(candidate.metadata.uid.clone());
+        }
+    }
+    Some(gone)
 }
 
 /// `wanted` matches a name or, ending in `*`, a prefix.
@@ -148,6 +186,31 @@ mod tests {
             Arc::new(pod(json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": "900m"}}}]})));
         let result = admit(&pod(spec), &node, &vec![other; others], &["kernel.msg*".to_owned()]);
         assert_eq!(result.err().map(|rejection| rejection.reason).as_deref(), expected);
+    }
+
+    #[test]
+    fn a_critical_pod_pushes_out_as_few_as_needed() {
+        let node: Node =
+            serde_json::from_value(json!({"status": {"allocatable": {"cpu": "2", "pods": "10"}}}))
+                .expect("a node");
+        let other = |uid: &str, cpu: &str, priority: i32| {
+            let mut other = pod(json!({"priority": priority,
+                "containers": [{"name": "a", "resources": {"requests": {"cpu": cpu}}}]}));
+            other.metadata.uid = Some(uid.to_owned());
+            Arc::new(other)
+        };
+        let others = [
+            other("low", "500m", 0),
+            other("high", "500m", 100),
+            other("lower", "500m", -1),
+            other("system", "500m", 2_000_000_000),
+        ];
+        let wanted =
+            |cpu: &str| pod(json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": cpu}}}]}));
+        let victims = |cpu: &str| victims(&wanted(cpu), &node, &others, &[]);
+        assert_eq!(victims("500m"), Some(vec!["lower".to_owned()]));
+        assert_eq!(victims("1"), Some(vec!["low".to_owned(), "lower".to_owned()]));
+        assert_eq!(victims("1501m"), None, "critical pods stay");
     }
 
     #[test]

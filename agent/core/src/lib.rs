@@ -10,8 +10,11 @@
 pub mod admission;
 pub mod backoff;
 pub mod env;
+pub mod eviction;
 pub mod hash;
 pub mod identity;
+pub mod images;
+pub mod logs;
 pub mod model;
 pub mod overlay;
 pub mod patch;

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec, PodStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::backoff::BackOff;
@@ -18,6 +18,19 @@ pub struct DesiredPod {
     pub pod: Arc<Pod>,
     /// What to do with it.
     pub fate: Fate,
+    /// Its ephemeral containers, in the shape of all others.
+    pub ephemeral: Vec<Ephemeral>,
+    /// Of a static pod, the object that shows it in the API, once there is one.
+    pub mirror: Option<Arc<Pod>>,
+}
+
+/// An ephemeral container: added to a pod that exists, started once.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ephemeral {
+    /// The container.
+    pub container: Container,
+    /// The container whose processes it sees.
+    pub target: Option<String>,
 }
 
 /// What to do with a pod.
@@ -31,6 +44,8 @@ pub enum Fate {
         reason: String,
         /// For people.
         message: String,
+        /// Seconds for its containers to end, where the node ends them to protect itself; else the pod's own.
+        grace: Option<i64>,
     },
     /// End it, remove everything, then let the API object go.
     Terminate {
@@ -272,6 +287,8 @@ pub enum ContainerKind {
     Sidecar,
     /// The pod's work.
     Main,
+    /// Added to look into a running pod; decides nothing about it.
+    Ephemeral,
 }
 
 /// Whether `container`, found among the init containers, is a sidecar.
@@ -286,6 +303,43 @@ pub fn containers(spec: &PodSpec) -> impl Iterator<Item = ContainerSpec<'_>> {
         kind: if is_sidecar(container) { ContainerKind::Sidecar } else { ContainerKind::Init },
     });
     init.chain(spec.containers.iter().map(|container| ContainerSpec { container, kind: ContainerKind::Main }))
+}
+
+/// The ephemeral containers of a pod.
+pub fn ephemeral_containers(spec: &PodSpec) -> Vec<Ephemeral> {
+    let converted = |given: &EphemeralContainer| {
+        let given = given.clone();
+        Ephemeral {
+            target: given.target_container_name.filter(|target| !target.is_empty()),
+            container: Container {
+                args: given.args,
+                command: given.command,
+                env: given.env,
+                env_from: given.env_from,
+                image: given.image,
+                image_pull_policy: given.image_pull_policy,
+                name: given.name,
+                security_context: given.security_context,
+                stdin: given.stdin,
+                stdin_once: given.stdin_once,
+                termination_message_path: given.termination_message_path,
+                termination_message_policy: given.termination_message_policy,
+                tty: given.tty,
+                volume_devices: given.volume_devices,
+                volume_mounts: given.volume_mounts,
+                working_dir: given.working_dir,
+                ..Container::default()
+            },
+        }
+    };
+    spec.ephemeral_containers.iter().flatten().map(converted).collect()
+}
+
+/// The container of that name in any part of a pod.
+pub fn find_container(spec: &PodSpec, name: &str) -> Option<Container> {
+    let ephemeral = || ephemeral_containers(spec).into_iter().map(|found| found.container);
+    let found = containers(spec).map(|entry| entry.container).find(|container| container.name == name);
+    found.cloned().or_else(|| ephemeral().find(|container| container.name == name))
 }
 
 /// `spec.restartPolicy`.
@@ -317,9 +371,63 @@ impl RestartPolicy {
             Self::Never => false,
         }
     }
+
+    /// The container's own policy, or else the pod's.
+    pub fn of_container(spec: &PodSpec, container: &Container) -> Self {
+        match container.restart_policy.as_deref() {
+            Some("Never") => Self::Never,
+            Some("OnFailure") => Self::OnFailure,
+            Some("Always") => Self::Always,
+            _ => Self::of(spec),
+        }
+    }
+}
+
+/// Whether a container of `kind` that ended with `exit_code` starts again: by its rules, its policy, or the pod's.
+pub fn restarts(spec: &PodSpec, entry: ContainerSpec<'_>, exit_code: i32) -> bool {
+    let container = entry.container;
+    match entry.kind {
+        ContainerKind::Ephemeral => false,
+        ContainerKind::Sidecar => true,
+        ContainerKind::Init if exit_code == 0 => false,
+        ContainerKind::Init => {
+            rule_says_restart(container, exit_code)
+                || RestartPolicy::of_container(spec, container) != RestartPolicy::Never
+        }
+        ContainerKind::Main => {
+            rule_says_restart(container, exit_code)
+                || RestartPolicy::of_container(spec, container).restarts(exit_code)
+        }
+    }
+}
+
+/// The first rule that matches the exit code decides; rules can only say `Restart`.
+fn rule_says_restart(container: &Container, exit_code: i32) -> bool {
+    container.restart_policy_rules.iter().flatten().any(|rule| {
+        let Some(codes) = &rule.exit_codes else { return false };
+        let listed = codes.values.iter().flatten().any(|code| *code == exit_code);
+        let matches = if codes.operator == "NotIn" { !listed } else { listed };
+        matches && rule.action == "Restart"
+    })
 }
 
 impl DesiredPod {
+    /// The pod with what becomes of it.
+    pub fn new(pod: Arc<Pod>, fate: Fate) -> Self {
+        let ephemeral = pod.spec.as_ref().map(ephemeral_containers).unwrap_or_default();
+        Self { pod, fate, ephemeral, mirror: None }
+    }
+
+    /// Containers of every part: init containers and sidecars, main containers, ephemeral ones.
+    pub fn entries(&self) -> impl Iterator<Item = ContainerSpec<'_>> {
+        containers(self.spec()).chain(self.ephemeral.iter().map(Ephemeral::entry))
+    }
+
+    /// Whether it comes from the node itself.
+    pub fn is_static(&self) -> bool {
+        is_static(&self.pod)
+    }
+
     /// The pod's spec.
     pub fn spec(&self) -> &PodSpec {
         /// An API pod always has one; a pod rebuilt from CRI labels is given one.
@@ -350,6 +458,19 @@ impl DesiredPod {
     /// The status the API has.
     pub fn api_status(&self) -> Option<&PodStatus> {
         self.pod.status.as_ref()
+    }
+}
+
+/// Whether the pod comes from the node itself: the API only shows it.
+pub fn is_static(pod: &Pod) -> bool {
+    let source = pod.metadata.annotations.as_ref().and_then(|all| all.get("kubernetes.io/config.source"));
+    source.is_some_and(|source| source != "api")
+}
+
+impl Ephemeral {
+    /// As an entry of the pod.
+    pub fn entry(&self) -> ContainerSpec<'_> {
+        ContainerSpec { container: &self.container, kind: ContainerKind::Ephemeral }
     }
 }
 

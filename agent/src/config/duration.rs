@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde::de::Error as _;
 
 /// A `metav1.Duration`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct GoDuration(pub Duration);
 
 impl GoDuration {

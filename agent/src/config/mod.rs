@@ -4,8 +4,10 @@
 //! the field; fields that upstream knows and the agent does not act on yet are accepted and listed in
 //! [`AgentConfig::ignored`], so that a stock file works. Nothing here touches the node.
 
+mod defaults;
 mod duration;
 mod known;
+mod upkeep;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,7 +15,15 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use defaults::{
+    any_address, default_cgroup_driver, default_cluster_domain, default_endpoint, default_healthz_port,
+    default_instance, default_lease_seconds, default_log_links, default_max_pods, default_network_name, default_pod_logs_dir,
+    default_port, default_proxy_healthz_port, default_proxy_metrics_port, default_quota_period,
+    default_resolv_conf, default_root_dir, default_tunnel, default_vni, default_vxlan_port, localhost,
+    no_limit, root_path, ten_seconds, twenty_seconds, two_minutes, yes,
+};
 pub use duration::GoDuration;
+pub use upkeep::{EvictionConfig, ImageGcConfig, LogRotationConfig};
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
@@ -151,6 +161,69 @@ pub struct AgentConfig {
     /// Restart back-off.
     #[serde(default)]
     pub crash_loop_back_off: CrashLoopBackOff,
+    /// A container's log is rotated at this size.
+    #[serde(default = "defaults::log_size")]
+    pub container_log_max_size: String,
+    /// Files of one container's log, the current one included.
+    #[serde(default = "defaults::log_files")]
+    pub container_log_max_files: i64,
+    /// Logs rotated at the same time.
+    #[serde(default = "defaults::log_workers")]
+    pub container_log_max_workers: i64,
+    /// How often log sizes are looked at.
+    #[serde(default = "ten_seconds")]
+    pub container_log_monitor_interval: GoDuration,
+    /// Images are removed from this use of their file system on.
+    #[serde(default = "defaults::image_high", rename = "imageGCHighThresholdPercent")]
+    pub image_gc_high_threshold_percent: i64,
+    /// … down to this one.
+    #[serde(default = "defaults::image_low", rename = "imageGCLowThresholdPercent")]
+    pub image_gc_low_threshold_percent: i64,
+    /// Younger images stay.
+    #[serde(default = "two_minutes", rename = "imageMinimumGCAge")]
+    pub image_minimum_gc_age: GoDuration,
+    /// Images unused for this long are removed whatever the disk says; 0 switches it off.
+    #[serde(default, rename = "imageMaximumGCAge")]
+    pub image_maximum_gc_age: GoDuration,
+    /// Signals below which pods are evicted at once; absent: upstream's defaults.
+    #[serde(default)]
+    pub eviction_hard: Option<BTreeMap<String, String>>,
+    /// Signals below which pods are evicted after a grace period.
+    #[serde(default)]
+    pub eviction_soft: BTreeMap<String, String>,
+    /// The grace period of each soft signal.
+    #[serde(default)]
+    pub eviction_soft_grace_period: BTreeMap<String, GoDuration>,
+    /// What is freed beyond the threshold.
+    #[serde(default)]
+    pub eviction_minimum_reclaim: BTreeMap<String, String>,
+    /// How long a pressure is reported after it was last seen.
+    #[serde(default = "defaults::transition_period")]
+    pub eviction_pressure_transition_period: GoDuration,
+    /// Longest grace of a pod that is evicted for a soft signal, in seconds.
+    #[serde(default)]
+    pub eviction_max_pod_grace_period: i64,
+    /// Hard signals that are not named keep upstream's defaults.
+    #[serde(default)]
+    pub merge_default_eviction_settings: bool,
+    /// Directory (or file) of static pods; empty: there are none.
+    #[serde(default)]
+    pub static_pod_path: PathBuf,
+    /// The directory is looked at this often, beside being watched.
+    #[serde(default = "twenty_seconds")]
+    pub file_check_frequency: GoDuration,
+    /// Images in the node's status at most; -1: all.
+    #[serde(default = "defaults::status_images")]
+    pub node_status_max_images: i64,
+    /// The node's status is written at least this often; absent: 5 minutes.
+    #[serde(default)]
+    pub node_status_report_frequency: Option<GoDuration>,
+    /// Unique name of this machine at its provider.
+    #[serde(default, rename = "providerID")]
+    pub provider_id: String,
+    /// exec, attach, port-forward, logs and run are served.
+    #[serde(default = "yes")]
+    pub enable_debugging_handlers: bool,
     /// Keelson's own settings.
     pub keelson: KeelsonConfig,
     /// Fields of the file that the agent knows and does not act on.
@@ -448,6 +521,12 @@ impl AgentConfig {
         if self.keelson.kubelet && no_tls {
             problems.push("tlsCertFile and tlsPrivateKeyFile must be given".to_owned());
         }
+        problems.extend(LogRotationConfig::of(self).err().into_iter().flatten());
+        problems.extend(ImageGcConfig::of(self).err().into_iter().flatten());
+        problems.extend(EvictionConfig::of(self).err().into_iter().flatten());
+        if !self.static_pod_path.as_os_str().is_empty() && !self.static_pod_path.is_absolute() {
+            problems.push(format!("staticPodPath {} is not absolute", self.static_pod_path.display()));
+        }
         for (field, dir) in [("podLogsDir", &self.pod_logs_dir), ("keelson.rootDir", &self.keelson.root_dir)]
         {
             if !dir.is_absolute() {
@@ -460,110 +539,6 @@ impl AgentConfig {
 
 fn socket_path(endpoint: &str) -> PathBuf {
     PathBuf::from(endpoint.strip_prefix("unix://").unwrap_or(endpoint))
-}
-
-fn any_address() -> IpAddr {
-    IpAddr::from([0, 0, 0, 0])
-}
-
-fn localhost() -> IpAddr {
-    IpAddr::from([127, 0, 0, 1])
-}
-
-fn default_port() -> u16 {
-    10250
-}
-
-fn default_proxy_healthz_port() -> u16 {
-    10256
-}
-
-fn default_proxy_metrics_port() -> u16 {
-    10249
-}
-
-fn default_healthz_port() -> u16 {
-    10248
-}
-
-fn default_endpoint() -> String {
-    "unix:///run/keelson/cri.sock".to_owned()
-}
-
-fn root_path() -> String {
-    "/".to_owned()
-}
-
-fn default_cgroup_driver() -> String {
-    "cgroupfs".to_owned()
-}
-
-fn default_cluster_domain() -> String {
-    "cluster.local".to_owned()
-}
-
-fn default_resolv_conf() -> PathBuf {
-    PathBuf::from("/etc/resolv.conf")
-}
-
-fn default_pod_logs_dir() -> PathBuf {
-    PathBuf::from("/var/log/pods")
-}
-
-fn default_log_links() -> PathBuf {
-    PathBuf::from("/var/log/containers")
-}
-
-fn default_root_dir() -> PathBuf {
-    PathBuf::from("/var/lib/kubelet")
-}
-
-fn default_tunnel() -> String {
-    "kl-vxlan".to_owned()
-}
-
-fn default_vni() -> u32 {
-    1
-}
-
-fn default_vxlan_port() -> u16 {
-    8472
-}
-
-fn default_network_name() -> String {
-    "keelson".to_owned()
-}
-
-fn default_instance() -> String {
-    "default".to_owned()
-}
-
-fn default_max_pods() -> u32 {
-    110
-}
-
-fn no_limit() -> i64 {
-    -1
-}
-
-fn yes() -> bool {
-    true
-}
-
-fn default_quota_period() -> GoDuration {
-    GoDuration::from_millis(100)
-}
-
-fn two_minutes() -> GoDuration {
-    GoDuration::from_millis(120_000)
-}
-
-fn ten_seconds() -> GoDuration {
-    GoDuration::from_millis(10_000)
-}
-
-fn default_lease_seconds() -> u32 {
-    40
 }
 
 #[cfg(test)]

@@ -112,8 +112,14 @@ impl EventRecorder {
 pub fn pod_reference(pod: &Pod, container: Option<&str>) -> ObjectReference {
     let field_path = container.and_then(|name| {
         let spec = pod.spec.as_ref()?;
-        let in_init = spec.init_containers.iter().flatten().any(|init| init.name == name);
-        Some(format!("spec.{}{{{name}}}", if in_init { "initContainers" } else { "containers" }))
+        let is_init = spec.init_containers.iter().flatten().any(|init| init.name == name);
+        let is_ephemeral = spec.ephemeral_containers.iter().flatten().any(|other| other.name == name);
+        let list = match (is_init, is_ephemeral) {
+            (true, _) => "initContainers",
+            (false, true) => "ephemeralContainers",
+            (false, false) => "containers",
+        };
+        Some(format!("spec.{list}{{{name}}}"))
     });
     ObjectReference {
         api_version: Some("v1".to_owned()),

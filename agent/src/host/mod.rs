@@ -8,8 +8,10 @@ pub mod cgroups;
 pub mod log_links;
 pub mod memory;
 mod mount_table;
+pub mod stall;
 pub mod stats;
 mod sys;
+pub mod usage;
 pub mod volumes;
 
 use std::sync::Arc;

@@ -1,12 +1,15 @@
-//! System calls that have no safe wrapper: process descriptors and waiting on them.
+//! What has no safe wrapper: process descriptors and waiting on them, and descriptors that the reactor watches.
 
-#![allow(unsafe_code, reason = "pidfd_open has no wrapper in nix or the standard library")]
+#![allow(unsafe_code, reason = "pidfd_open and AsyncFd's registration have no safe wrapper")]
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// A descriptor of process `pid` that becomes readable when it ends.
 pub(super) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
@@ -48,4 +51,12 @@ mod tests {
         assert!(wait_for_exit(&pidfd, Instant::now() + Duration::from_secs(10)).unwrap());
         child.wait().unwrap();
     }
+}
+
+/// Lets the reactor tell when `file` has something urgent (`EPOLLPRI`).
+pub(super) fn on_priority(file: File) -> io::Result<AsyncFd<File>> {
+    // SAFETY: the descriptor must stay open and the same while it is registered. The `AsyncFd` owns the `File`, which owns
+    // its descriptor alone, is not cloned, and is only dropped together with the registration. The safe constructors are
+    // deprecated for types that do not promise that.
+    unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }.map_err(|error| error.into_parts().1)
 }

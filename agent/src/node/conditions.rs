@@ -1,55 +1,30 @@
 //! The node's conditions. Pure.
 //!
-//! Thresholds are upstream's hard eviction defaults; reasons and messages are upstream's. A pressure that has passed
-//! stays reported for [`TRANSITION`], so that it does not flap.
+//! Reasons and messages are upstream's. What the node runs short of is decided by `agent_core::eviction`.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
-use jiff::{SignedDuration, Timestamp};
+use agent_core::eviction::Pressure;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::NodeCondition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::contracts::RuntimeHealth;
-use crate::host::stats::{FsFigures, NodeFigures};
-
-/// `memory.available` below this is pressure.
-pub(super) const MIN_MEMORY: u64 = 100 << 20;
-/// How long a pressure is reported after it was last seen.
-const TRANSITION: SignedDuration = SignedDuration::from_mins(5);
 
 /// The types this node reports; others on the object belong to others.
 pub(super) const TYPES: [&str; 4] = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
 
-/// Remembers when each pressure was last seen.
-#[derive(Debug, Default)]
-pub(super) struct Pressures {
-    last_seen: BTreeMap<&'static str, Timestamp>,
-}
-
-impl Pressures {
-    fn held(&mut self, kind: &'static str, is_now: bool, now: Timestamp) -> bool {
-        if is_now {
-            self.last_seen.insert(kind, now);
-        }
-        self.last_seen.get(kind).is_some_and(|seen| now.duration_since(*seen) < TRANSITION)
-    }
-
-    /// All conditions. A transition time is kept from `before` while the status is the same.
-    pub(super) fn conditions(
-        &mut self,
-        figures: &NodeFigures,
-        health: &RuntimeHealth,
-        before: &[NodeCondition],
-        now: Timestamp,
-    ) -> Vec<NodeCondition> {
-        let memory = self.held("MemoryPressure", figures.memory.available() < MIN_MEMORY, now);
-        let disk = self.held("DiskPressure", is_full(&figures.node_fs), now);
-        let [memory, disk] = [(memory, MEMORY), (disk, DISK)].map(|(is_on, texts)| pressure(is_on, texts));
-        // Upstream has no default threshold for process ids.
-        let pids = pressure(false, PIDS);
-        let conditions = [memory, disk, pids, ready(health)];
-        TYPES.into_iter().zip(conditions).map(|(kind, state)| condition(kind, state, before, now)).collect()
-    }
+/// All conditions. A transition time is kept from `before` while the status is the same.
+pub(super) fn conditions(
+    pressures: &BTreeSet<Pressure>,
+    health: &RuntimeHealth,
+    before: &[NodeCondition],
+    now: Timestamp,
+) -> Vec<NodeCondition> {
+    let [memory, disk, pids] = [(Pressure::Memory, MEMORY), (Pressure::Disk, DISK), (Pressure::Pid, PIDS)]
+        .map(|(kind, texts)| pressure(pressures.contains(&kind), texts));
+    let conditions = [memory, disk, pids, ready(health)];
+    TYPES.into_iter().zip(conditions).map(|(kind, state)| condition(kind, state, before, now)).collect()
 }
 
 /// Status, reason, message.
@@ -73,13 +48,6 @@ const PIDS: Texts = [
 fn pressure(is_on: bool, [on, off]: Texts) -> State {
     let (status, (reason, message)) = if is_on { ("True", on) } else { ("False", off) };
     (status, reason, message.to_owned())
-}
-
-/// `nodefs.available` below 10 % or `nodefs.inodesFree` below 5 %.
-fn is_full(fs: &FsFigures) -> bool {
-    let few_bytes = fs.capacity > 0 && u128::from(fs.available) * 10 < u128::from(fs.capacity);
-    let few_inodes = fs.inodes > 0 && u128::from(fs.inodes_free) * 20 < u128::from(fs.inodes);
-    few_bytes || few_inodes
 }
 
 fn ready(health: &RuntimeHealth) -> State {
@@ -124,16 +92,9 @@ fn whole_seconds(time: Timestamp) -> Time {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::stats::MemoryFigures;
 
     fn healthy() -> RuntimeHealth {
         RuntimeHealth { runtime: Some(Ok(())), network: Some(Ok(())), ..RuntimeHealth::default() }
-    }
-
-    fn figures(available_mib: u64, disk_percent: u64) -> NodeFigures {
-        let memory = MemoryFigures { total: available_mib << 20, ..MemoryFigures::default() };
-        let node_fs = FsFigures { capacity: 100, available: disk_percent, ..FsFigures::default() };
-        NodeFigures { memory, node_fs, ..NodeFigures::default() }
     }
 
     fn at(second: i64) -> Timestamp {
@@ -146,7 +107,7 @@ mod tests {
 
     #[test]
     fn a_healthy_node_is_ready_without_pressure() {
-        let conditions = Pressures::default().conditions(&figures(500, 50), &healthy(), &[], at(0));
+        let conditions = conditions(&BTreeSet::new(), &healthy(), &[], at(0));
         assert_eq!(
             shown(&conditions),
             ["MemoryPressure=False", "DiskPressure=False", "PIDPressure=False", "Ready=True"]
@@ -155,29 +116,30 @@ mod tests {
     }
 
     #[test]
-    fn pressure_stays_for_the_transition_period() {
-        let mut pressures = Pressures::default();
-        let low = pressures.conditions(&figures(50, 5), &healthy(), &[], at(0));
-        assert_eq!(shown(&low)[..2], ["MemoryPressure=True", "DiskPressure=True"]);
-        let held = pressures.conditions(&figures(500, 50), &healthy(), &low, at(299));
-        assert_eq!(shown(&held)[..2], ["MemoryPressure=True", "DiskPressure=True"]);
-        assert_eq!(held[0].last_transition_time, low[0].last_transition_time);
-        let over = pressures.conditions(&figures(500, 50), &healthy(), &held, at(300));
-        assert_eq!(shown(&over)[..2], ["MemoryPressure=False", "DiskPressure=False"]);
-        assert_eq!(over[0].last_transition_time, Some(Time(at(300))));
+    fn pressures_are_told_in_upstreams_words() {
+        let all = BTreeSet::from([Pressure::Memory, Pressure::Disk, Pressure::Pid]);
+        let low = conditions(&all, &healthy(), &[], at(0));
+        assert_eq!(
+            shown(&low),
+            ["MemoryPressure=True", "DiskPressure=True", "PIDPressure=True", "Ready=True"]
+        );
+        assert_eq!(low[0].reason.as_deref(), Some("KubeletHasInsufficientMemory"));
+        assert_eq!(low[1].message.as_deref(), Some("kubelet has disk pressure"));
+        let still = conditions(&BTreeSet::from([Pressure::Disk]), &healthy(), &low, at(10));
+        assert_eq!(still[1].last_transition_time, low[1].last_transition_time);
+        assert_eq!(still[0].last_transition_time, Some(Time(at(10))));
     }
 
     #[test]
     fn the_runtimes_words_are_passed_on() {
         let mut health = healthy();
         health.network = Some(Err("network is not there".to_owned()));
-        let conditions = Pressures::default().conditions(&figures(500, 50), &health, &[], at(0));
-        assert_eq!(conditions[3].message.as_deref(), Some("network is not there"));
+        let first = conditions(&BTreeSet::new(), &health, &[], at(0));
+        assert_eq!(first[3].message.as_deref(), Some("network is not there"));
         health.runtime = Some(Err("runtime is down".to_owned()));
-        let conditions = Pressures::default().conditions(&figures(500, 50), &health, &[], at(0));
-        assert_eq!(conditions[3].message.as_deref(), Some("[runtime is down, network is not there]"));
-        let conditions =
-            Pressures::default().conditions(&figures(500, 50), &RuntimeHealth::default(), &[], at(0));
-        assert_eq!(conditions[3].status, "False");
+        let second = conditions(&BTreeSet::new(), &health, &[], at(0));
+        assert_eq!(second[3].message.as_deref(), Some("[runtime is down, network is not there]"));
+        let third = conditions(&BTreeSet::new(), &RuntimeHealth::default(), &[], at(0));
+        assert_eq!(third[3].status, "False");
     }
 }

@@ -55,6 +55,7 @@ async fn try_register(
 }
 
 fn node(config: &AgentConfig, labels: BTreeMap<String, String>) -> Node {
+    let provider_id = Some(config.provider_id.clone()).filter(|id| !id.is_empty());
     let taints = Some(config.register_with_taints.clone()).filter(|taints| !taints.is_empty());
     Node {
         metadata: ObjectMeta {
@@ -66,7 +67,7 @@ fn node(config: &AgentConfig, labels: BTreeMap<String, String>) -> Node {
             )])),
             ..ObjectMeta::default()
         },
-        spec: Some(NodeSpec { taints, ..NodeSpec::default() }),
+        spec: Some(NodeSpec { taints, provider_id, ..NodeSpec::default() }),
         ..Node::default()
     }
 }

@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{info, warn};
 
-use super::conditions::Pressures;
+use super::conditions::conditions;
 use super::machine::Machine;
 use super::status::{self, Inputs};
 use super::{RequestError, register, within};
@@ -25,7 +25,7 @@ use crate::contracts::NodeFacts;
 use crate::events::EventType;
 use crate::host::stats::{self, NodeFigures};
 
-/// The status is written at least this often.
+/// The status is written at least this often, unless the configuration says otherwise.
 const HEARTBEAT: Duration = Duration::from_secs(300);
 /// Deadline of listing images.
 const IMAGES_DEADLINE: Duration = Duration::from_secs(5);
@@ -42,7 +42,6 @@ pub(super) async fn run(
     let mut reporter = Reporter {
         api: Api::all(client),
         root_dir: config.keelson.root_dir.clone(),
-        pressures: Pressures::default(),
         images: Vec::new(),
         node: Arc::new(registered),
         written_at: None,
@@ -59,6 +58,7 @@ pub(super) async fn run(
             _ = ticks.tick() => reporter.list_images().await,
             Ok(()) = reporter.facts.health.changed() => {}
             Ok(()) = reporter.facts.node.changed() => {}
+            Ok(()) = reporter.facts.pressures.changed() => {}
             else => return Ok(()),
         }
         if let Err(error) = reporter.pass().await {
@@ -83,7 +83,6 @@ struct Reporter {
     machine: Machine,
     facts: NodeFacts,
     root_dir: PathBuf,
-    pressures: Pressures,
     images: Vec<Image>,
     /// The newest object known, by watch or by answer.
     node: Arc<Node>,
@@ -101,7 +100,8 @@ impl Reporter {
         }
         let current = self.node.status.clone().unwrap_or_default();
         let before = current.conditions.clone().unwrap_or_default();
-        let conditions = self.pressures.conditions(&figures, &health, &before, Timestamp::now());
+        let pressures = self.facts.pressures.borrow_and_update().clone();
+        let conditions = conditions(&pressures, &health, &before, Timestamp::now());
         let desired = status::desired(Inputs {
             config: &self.config,
             machine: &self.machine,
@@ -111,7 +111,8 @@ impl Reporter {
             conditions: conditions.clone(),
             current: Some(&current),
         });
-        let is_due = self.written_at.is_none_or(|written| written.elapsed() >= HEARTBEAT);
+        let heartbeat = self.config.node_status_report_frequency.map_or(HEARTBEAT, |frequency| frequency.0);
+        let is_due = self.written_at.is_none_or(|written| written.elapsed() >= heartbeat);
         if !is_due && !status::differs(&desired, &current) {
             return Ok(());
         }

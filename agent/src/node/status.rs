@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use agent_core::eviction::Signal;
 use agent_core::resources::{milli, whole};
 use cri_shim_api::v1::Image;
 use k8s_openapi::api::core::v1::{
@@ -9,13 +10,11 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use super::conditions::{MIN_MEMORY, TYPES};
+use super::conditions::TYPES;
 use super::machine::Machine;
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, EvictionConfig};
 use crate::host::stats::NodeFigures;
 
-/// Images listed at most, the largest ones.
-const MAX_IMAGES: usize = 50;
 /// Names of one image listed at most.
 const MAX_NAMES: usize = 5;
 
@@ -52,7 +51,7 @@ pub(super) fn desired(inputs: Inputs<'_>) -> NodeStatus {
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(inputs.config.port) }),
         }),
-        images: Some(images(inputs.images)),
+        images: Some(images(inputs.images, inputs.config.node_status_max_images)),
         node_info: Some(inputs.machine.info.node_info(inputs.runtime_version)),
         ..NodeStatus::default()
     }
@@ -103,10 +102,15 @@ fn allocatable(config: &AgentConfig, capacity: &Amounts) -> BTreeMap<String, Qua
             })
             .sum()
     };
-    let threshold = |name: &str, amount: u64| match name {
-        "memory" => MIN_MEMORY,
-        "ephemeral-storage" => amount / 10,
-        _ => 0,
+    let hard = EvictionConfig::of(config).map(|config| config.thresholds).unwrap_or_default();
+    let threshold = |name: &str, amount: u64| {
+        let signal = match name {
+            "memory" => Signal::MemoryAvailable,
+            "ephemeral-storage" => Signal::NodeFsAvailable,
+            _ => return 0,
+        };
+        let found = hard.iter().find(|threshold| threshold.signal == signal && threshold.grace.is_none());
+        found.map_or(0, |threshold| threshold.value.of(amount))
     };
     let left = |(name, amount): (&String, &u64)| {
         let left = amount.saturating_sub(reserved(name)).saturating_sub(threshold(name, *amount));
@@ -128,7 +132,8 @@ fn quantities(amounts: &Amounts) -> BTreeMap<String, Quantity> {
     amounts.iter().map(|(name, amount)| (name.clone(), Quantity(text(name, *amount)))).collect()
 }
 
-fn images(images: &[Image]) -> Vec<ContainerImage> {
+/// The largest ones.
+fn images(images: &[Image], most: i64) -> Vec<ContainerImage> {
     let mut list: Vec<ContainerImage> = images
         .iter()
         .map(|image| {
@@ -138,7 +143,7 @@ fn images(images: &[Image]) -> Vec<ContainerImage> {
         .collect();
     // By name among equals: the CRI promises no order, and a changed order would be written.
     list.sort_by(|a, b| b.size_bytes.cmp(&a.size_bytes).then_with(|| a.names.cmp(&b.names)));
-    list.truncate(MAX_IMAGES);
+    list.truncate(usize::try_from(most).unwrap_or(usize::MAX));
     list
 }
 

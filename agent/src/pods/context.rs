@@ -1,9 +1,11 @@
 //! What all pod loops share: clients, host side, sources and settings. Read-only.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent_core::eviction::Pressure;
 use agent_core::identity::{ClusterDns, Resolver, parse_resolv_conf};
 use agent_core::plan::PlanSettings;
 use agent_core::qos::{CgroupSettings, PodCgroup};
@@ -57,6 +59,8 @@ pub struct PodContext {
     pub status_slots: Arc<Semaphore>,
     /// Node memory in bytes.
     pub memory_capacity: u64,
+    /// What the node runs short of.
+    pub pressures: watch::Receiver<BTreeSet<Pressure>>,
 }
 
 impl PodContext {
@@ -72,10 +76,16 @@ impl PodContext {
 
     /// Settings of plans.
     pub fn plan_settings(&self) -> PlanSettings {
+        let mut settings = PlanSettings::default();
         let configured = self.config.crash_loop_back_off.max_container_restart_period;
-        configured
-            .and_then(|max| SignedDuration::try_from(max.0).ok())
-            .map_or_else(PlanSettings::default, |max| PlanSettings { max_restart_delay: max })
+        if let Some(max) = configured.and_then(|max| SignedDuration::try_from(max.0).ok()) {
+            settings.max_restart_delay = max;
+        }
+        // Ended containers take disk space.
+        if self.pressures.borrow().contains(&Pressure::Disk) {
+            settings.kept_instances = 0;
+        }
+        settings
     }
 
     /// Settings of cgroup values.

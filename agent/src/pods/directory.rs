@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use crate::contracts::{ContainerRef, LookupError, PodLookup};
 use crate::runtime::events::{FoundPod, Waker};
+use crate::upkeep::logs::RunningLog;
 
 /// Counters that a loop compares with those it has seen: a signal is never lost and never counted twice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -79,7 +80,23 @@ impl PodDirectory {
         self.found.subscribe()
     }
 
-    fn views(&self) -> Vec<PodView> {
+    /// Logs of the containers that run.
+    pub fn running_logs(&self) -> Vec<RunningLog> {
+        let running = |view: &PodView| -> Vec<RunningLog> {
+            let alive =
+                view.observed.containers.iter().filter(|instance| instance.state == RunState::Running);
+            alive
+                .map(|instance| RunningLog {
+                    id: instance.id.clone(),
+                    path: PathBuf::from(&instance.log_path),
+                })
+                .collect()
+        };
+        self.views().iter().flat_map(running).collect()
+    }
+
+    /// What every pod's loop last saw and said.
+    pub fn views(&self) -> Vec<PodView> {
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
         entries.values().map(|entry| entry.view.borrow().clone()).collect()
     }
@@ -111,7 +128,7 @@ impl PodDirectory {
         } else {
             container.to_owned()
         };
-        if !agent_core::model::containers(&spec).any(|entry| entry.container.name == name) {
+        if agent_core::model::find_container(&spec, &name).is_none() {
             return Err(LookupError::ContainerNotFound { pod: pod.to_owned(), container: name });
         }
         let mut started =
@@ -139,7 +156,12 @@ fn container_ref(pod: &Pod, instance: &ObservedContainer) -> ContainerRef {
 }
 
 fn waiting_reason(status: &PodStatus, container: &str) -> String {
-    let statuses = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+    let statuses = status
+        .container_statuses
+        .iter()
+        .chain(&status.init_container_statuses)
+        .chain(&status.ephemeral_container_statuses)
+        .flatten();
     let waiting = statuses
         .into_iter()
         .find(|status| status.name == container)

@@ -10,16 +10,25 @@ use crate::runtime::events::FoundPod;
 /// Grace when nothing names one.
 const DEFAULT_GRACE: i64 = 30;
 
-/// What the API object asks for; `rejection` is the node's refusal to run it.
-pub(super) fn fate_of(pod: &Pod, rejection: Option<&Rejection>) -> Fate {
+/// The node's word against a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Verdict {
+    /// Reason and message.
+    pub(super) rejection: Rejection,
+    /// Seconds for a pod that runs already to end.
+    pub(super) grace: Option<i64>,
+}
+
+/// What the API object asks for; `verdict` is the node's refusal to run it.
+pub(super) fn fate_of(pod: &Pod, verdict: Option<&Verdict>) -> Fate {
     if pod.metadata.deletion_timestamp.is_some() {
         let spec_grace = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
         let grace = pod.metadata.deletion_grace_period_seconds.or(spec_grace).unwrap_or(DEFAULT_GRACE);
         return Fate::Terminate { grace, gone: false };
     }
-    match rejection {
-        Some(rejection) => {
-            Fate::Fail { reason: rejection.reason.clone(), message: rejection.message.clone() }
+    match verdict {
+        Some(Verdict { rejection, grace }) => {
+            Fate::Fail { reason: rejection.reason.clone(), message: rejection.message.clone(), grace: *grace }
         }
         None => Fate::Run,
     }
@@ -33,6 +42,12 @@ pub(super) fn fate_of_gone(pod: &Pod) -> Fate {
         _ => 1,
     };
     Fate::Terminate { grace, gone: true }
+}
+
+/// The manifest of a static pod is gone: it ends as it would have been deleted.
+pub(super) fn fate_of_removed(pod: &Pod) -> Fate {
+    let grace = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
+    Fate::Terminate { grace: grace.unwrap_or(DEFAULT_GRACE), gone: true }
 }
 
 /// Whether the node must still say yes to the pod: not one that ended, is being deleted, or was started before.

@@ -24,11 +24,9 @@ pub(super) async fn kill(
     input.context.events.pod(&input.pod, Some(container), EventType::Normal, "Killing", message);
     let grace = Duration::from_secs(u64::try_from(grace).unwrap_or(0));
     let began = Instant::now();
-    let hook = find(&input.pod, container)
-        .and_then(|entry| entry.container.lifecycle.as_ref())
-        .and_then(|lifecycle| lifecycle.pre_stop.as_ref());
+    let hook = find(&input.pod, container).and_then(|container| container.lifecycle?.pre_stop);
     if let Some(hook) = hook.filter(|_| !grace.is_zero()) {
-        pre_stop(input, id, container, hook, grace).await;
+        pre_stop(input, id, container, &hook, grace).await;
     }
     let left = grace.saturating_sub(began.elapsed()).max(SHORTEST_GRACE);
     input.context.cri.stop_container(id, left).await.map_err(Into::into)

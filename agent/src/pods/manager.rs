@@ -1,13 +1,15 @@
 //! The set of pods on this node: admits new ones, runs one loop per pod, ends what nobody wants.
 //!
-//! Inputs: pod events from the API, the node object, the CRI audit's findings. Output: loops in the
-//! [`PodDirectory`]. Decides only which pods there are; what happens to each is its loop's.
+//! Inputs: pod events from the API and the static sources, the node object, evictions, the CRI audit's findings. Output:
+//! loops in the [`PodDirectory`], and what is to be mirrored. Decides only which pods there are; what happens to each is its
+//! loop's.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use agent_core::admission::{Rejection, admit};
-use agent_core::model::{DesiredPod, Fate};
+use agent_core::eviction;
+use agent_core::model::{DesiredPod, Fate, is_static};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -16,20 +18,44 @@ use tracing::{info, warn};
 
 use super::context::PodContext;
 use super::directory::{Entry, PodDirectory, PodView, Signals};
-use super::fate::{fate_of, fate_of_gone, holds_resources, needs_admission, orphan};
+use super::fate::{
+    Verdict, fate_of, fate_of_gone, fate_of_removed, holds_resources, needs_admission, orphan,
+};
 use super::orphans::traces;
 use super::worker::{self, WorkerInput};
 use crate::events::EventType;
 use crate::runtime::events::FoundPod;
+use crate::sources::mirrors::{Mirrors, PodKey, key, mirror_of};
 use crate::sources::pods::PodEvent;
 
+/// A pod that has to go because the node needs what it uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Eviction {
+    /// Which pod.
+    pub uid: String,
+    /// `Evicted` or `Preempting`.
+    pub reason: &'static str,
+    /// Why, for its status and event.
+    pub message: String,
+    /// Seconds for its containers to end.
+    pub grace: i64,
+}
+
+/// What the manager listens to.
+pub struct Inbox {
+    /// From the API server and the static sources.
+    pub events: mpsc::Receiver<PodEvent>,
+    /// From whoever watches over the node.
+    pub evictions: mpsc::Receiver<Eviction>,
+    /// Static pods are expected: nothing is an orphan before they were read.
+    pub expects_static: bool,
+    /// Told which static pods the API has to show.
+    pub mirrors: watch::Sender<Mirrors>,
+}
+
 /// Runs the pods until `cancel`; the pods themselves go on.
-pub async fn run(
-    context: Arc<PodContext>,
-    directory: PodDirectory,
-    mut events: mpsc::Receiver<PodEvent>,
-    cancel: CancellationToken,
-) {
+pub async fn run(context: Arc<PodContext>, directory: PodDirectory, inbox: Inbox, cancel: CancellationToken) {
+    let Inbox { mut events, mut evictions, expects_static, mirrors } = inbox;
     let mut found = directory.found();
     let mut node = context.node.clone();
     let mut services = context.services.synced.clone();
@@ -39,7 +65,10 @@ pub async fn run(
         pods: BTreeMap::new(),
         loops: JoinSet::new(),
         waiting_for_node: BTreeMap::new(),
+        waiting_statics: Vec::new(),
+        mirrors,
         synced: false,
+        statics_synced: !expects_static,
         cancel: cancel.clone(),
     };
     loop {
@@ -50,6 +79,7 @@ pub async fn run(
                 Some(event) => manager.take(event).await,
                 None => break,
             },
+            Some(eviction) = evictions.recv() => manager.evict(&eviction),
             Ok(()) = node.changed() => manager.admit_waiting(),
             Ok(()) = services.changed() => manager.directory.wake_all(),
             Ok(()) = found.changed() => {
@@ -71,27 +101,35 @@ struct Manager {
     pods: BTreeMap<String, Running>,
     loops: JoinSet<String>,
     waiting_for_node: BTreeMap<String, Arc<Pod>>,
+    /// Static pods whose predecessors of the same name have not ended.
+    waiting_statics: Vec<Arc<Pod>>,
+    mirrors: watch::Sender<Mirrors>,
     synced: bool,
+    statics_synced: bool,
     cancel: CancellationToken,
 }
 
 struct Running {
     pod: Arc<Pod>,
-    rejection: Option<Rejection>,
+    verdict: Option<Verdict>,
     desired: watch::Sender<DesiredPod>,
 }
 
 impl Manager {
     async fn take(&mut self, event: PodEvent) {
         match event {
+            PodEvent::Apply(pod) if mirror_of(&pod).is_some() => self.show(pod),
+            PodEvent::Delete(pod) if mirror_of(&pod).is_some() => self.unshow(&pod),
             PodEvent::Apply(pod) => self.apply(pod),
             PodEvent::Delete(pod) => self.delete(&pod),
             PodEvent::Synced(pods) => {
+                let (shown, pods): (Vec<_>, Vec<_>) =
+                    pods.into_iter().partition(|pod| mirror_of(pod).is_some());
                 let listed: Vec<String> = pods.iter().filter_map(|pod| pod.metadata.uid.clone()).collect();
                 let missing: Vec<Arc<Pod>> = self
                     .pods
                     .iter()
-                    .filter(|(uid, _)| !listed.contains(uid))
+                    .filter(|(uid, running)| !listed.contains(uid) && !is_static(&running.pod))
                     .map(|(_, running)| Arc::clone(&running.pod))
                     .collect();
                 for pod in pods {
@@ -100,9 +138,16 @@ impl Manager {
                 for pod in &missing {
                     self.delete(pod);
                 }
+                let shown = shown.into_iter().map(|pod| (key(&pod), pod)).collect();
+                self.mirrors.send_modify(|state| state.shown = Some(shown));
+                self.hand_out_mirrors();
                 self.synced = true;
-                let found = self.directory.found().borrow().clone();
-                self.end_orphans(&found).await;
+                self.end_orphans_now().await;
+            }
+            PodEvent::Static(pods) => {
+                self.take_statics(pods);
+                self.statics_synced = true;
+                self.end_orphans_now().await;
             }
         }
     }
@@ -111,8 +156,8 @@ impl Manager {
         let Some(uid) = pod.metadata.uid.clone() else { return };
         if let Some(running) = self.pods.get_mut(&uid) {
             running.pod = Arc::clone(&pod);
-            let fate = fate_of(&pod, running.rejection.as_ref());
-            running.desired.send_replace(DesiredPod { pod, fate });
+            let fate = fate_of(&pod, running.verdict.as_ref());
+            running.desired.send_replace(DesiredPod::new(pod, fate));
             return;
         }
         if needs_admission(&pod) && self.context.node.borrow().is_none() {
@@ -121,30 +166,167 @@ impl Manager {
         }
         self.waiting_for_node.remove(&uid);
         let rejection = if needs_admission(&pod) { self.reject(&pod) } else { None };
-        let fate = fate_of(&pod, rejection.as_ref());
-        self.start(uid, pod, fate, rejection);
+        let verdict = rejection.map(|rejection| Verdict { rejection, grace: None });
+        let fate = fate_of(&pod, verdict.as_ref());
+        self.start(uid, DesiredPod::new(pod, fate), verdict);
     }
 
-    fn reject(&self, pod: &Pod) -> Option<Rejection> {
-        let node = self.context.node.borrow().clone()?;
-        let others: Vec<Arc<Pod>> = self
-            .pods
-            .values()
-            .filter(|running| running.rejection.is_none() && holds_resources(&running.pod))
-            .map(|running| Arc::clone(&running.pod))
-            .collect();
-        let rejection = admit(pod, &node, &others, &self.context.config.allowed_unsafe_sysctls).err()?;
+    fn reject(&mut self, pod: &Pod) -> Option<Rejection> {
+        let pressures = self.context.pressures.borrow().clone();
+        let rejection = match eviction::admit(pod, &pressures) {
+            Err(rejection) => rejection,
+            Ok(()) => {
+                let node = self.context.node.borrow().clone()?;
+                let others = self.holders();
+                let rejection =
+                    admit(pod, &node, &others, &self.context.config.allowed_unsafe_sysctls).err()?;
+                if eviction::is_critical(pod) && self.preempt(pod, &node, &others) {
+                    return None;
+                }
+                rejection
+            }
+        };
         let events = &self.context.events;
         events.pod(pod, None, EventType::Warning, &rejection.reason, rejection.message.clone());
         Some(rejection)
+    }
+
+    /// Pods that hold resources.
+    fn holders(&self) -> Vec<Arc<Pod>> {
+        self.pods
+            .values()
+            .filter(|running| running.verdict.is_none() && holds_resources(&running.pod))
+            .map(|running| Arc::clone(&running.pod))
+            .collect()
+    }
+
+    /// Makes room for a pod that the node cannot do without. False when that is not possible.
+    fn preempt(&mut self, pod: &Pod, node: &k8s_openapi::api::core::v1::Node, others: &[Arc<Pod>]) -> bool {
+        let sysctls = &self.context.config.allowed_unsafe_sysctls;
+        let Some(victims) = agent_core::admission::victims(pod, node, others, sysctls) else { return false };
+        for uid in victims {
+            self.evict(&Eviction {
+                uid,
+                reason: "Preempting",
+                message: "Preempted in order to admit critical pod".to_owned(),
+                grace: 1,
+            });
+        }
+        true
+    }
+
+    fn evict(&mut self, eviction: &Eviction) {
+        let Some(running) = self.pods.get_mut(&eviction.uid) else { return };
+        let ending = fate_of(&running.pod, running.verdict.as_ref()) != Fate::Run;
+        if ending {
+            return;
+        }
+        let metadata = &running.pod.metadata;
+        info!(namespace = ?metadata.namespace, pod = ?metadata.name, message = %eviction.message, "pod evicted");
+        let events = &self.context.events;
+        events.pod(&running.pod, None, EventType::Warning, eviction.reason, eviction.message.clone());
+        let rejection = Rejection { reason: eviction.reason.to_owned(), message: eviction.message.clone() };
+        running.verdict = Some(Verdict { rejection, grace: Some(eviction.grace) });
+        let fate = fate_of(&running.pod, running.verdict.as_ref());
+        running.desired.send_modify(|desired| desired.fate = fate);
     }
 
     fn delete(&mut self, pod: &Arc<Pod>) {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         self.waiting_for_node.remove(&uid);
         if let Some(running) = self.pods.get_mut(&uid) {
-            let fate = fate_of_gone(pod);
-            running.desired.send_replace(DesiredPod { pod: Arc::clone(pod), fate });
+            running.desired.send_replace(DesiredPod::new(Arc::clone(pod), fate_of_gone(pod)));
+        }
+    }
+
+    /// The static pods are these and no others.
+    fn take_statics(&mut self, pods: Vec<Arc<Pod>>) {
+        let wanted = |uid: &str| pods.iter().any(|pod| pod.metadata.uid.as_deref() == Some(uid));
+        for (uid, running) in &self.pods {
+            if is_static(&running.pod) && !wanted(uid) {
+                let fate = fate_of_removed(&running.pod);
+                running.desired.send_modify(|desired| desired.fate = fate);
+            }
+        }
+        self.mirrors.send_modify(|state| {
+            state.statics = pods.iter().map(|pod| (key(pod), Arc::clone(pod))).collect();
+        });
+        self.waiting_statics = pods;
+        self.start_statics();
+    }
+
+    /// Starts static pods that wait, but for those whose predecessor of the same name has not ended.
+    fn start_statics(&mut self) {
+        let mut waiting = Vec::new();
+        for pod in std::mem::take(&mut self.waiting_statics) {
+            let uid = pod.metadata.uid.clone().unwrap_or_default();
+            if self.pods.contains_key(&uid) {
+                continue;
+            }
+            let name = key(&pod);
+            if self.pods.values().any(|running| is_static(&running.pod) && key(&running.pod) == name) {
+                waiting.push(pod);
+                continue;
+            }
+            info!(namespace = %name.0, pod = %name.1, "static pod");
+            let known_node = self.context.node.borrow().clone();
+            // What runs already was admitted before the agent was restarted.
+            let runs = self.directory.found().borrow().iter().any(|found| found.uid == uid);
+            let rejection = known_node.filter(|_| !runs).and_then(|_| self.reject(&pod));
+            let verdict = rejection.map(|rejection| Verdict { rejection, grace: None });
+            let mut desired = DesiredPod::new(Arc::clone(&pod), fate_of(&pod, verdict.as_ref()));
+            desired.mirror = self.mirror_for(&pod);
+            self.start(uid, desired, verdict);
+        }
+        self.waiting_statics = waiting;
+    }
+
+    /// The API's object that shows this very static pod.
+    fn mirror_for(&self, pod: &Pod) -> Option<Arc<Pod>> {
+        let state = self.mirrors.borrow();
+        let mirror = state.shown.as_ref()?.get(&key(pod))?;
+        (mirror_of(mirror) == pod.metadata.uid.as_deref()).then(|| Arc::clone(mirror))
+    }
+
+    fn show(&mut self, mirror: Arc<Pod>) {
+        let name = key(&mirror);
+        self.mirrors.send_modify(|state| {
+            if let Some(shown) = &mut state.shown {
+                shown.insert(name.clone(), mirror);
+            }
+        });
+        self.hand_out_mirror(&name);
+    }
+
+    fn unshow(&mut self, mirror: &Pod) {
+        let name = key(mirror);
+        self.mirrors.send_modify(|state| {
+            if let Some(shown) = &mut state.shown
+                && shown.get(&name).is_some_and(|known| known.metadata.uid == mirror.metadata.uid)
+            {
+                shown.remove(&name);
+            }
+        });
+        self.hand_out_mirror(&name);
+    }
+
+    fn hand_out_mirrors(&self) {
+        let names: Vec<PodKey> = self
+            .pods
+            .values()
+            .filter(|running| is_static(&running.pod))
+            .map(|running| key(&running.pod))
+            .collect();
+        names.iter().for_each(|name| self.hand_out_mirror(name));
+    }
+
+    /// Tells static pods of that name what shows them.
+    fn hand_out_mirror(&self, name: &PodKey) {
+        for running in
+            self.pods.values().filter(|running| is_static(&running.pod) && key(&running.pod) == *name)
+        {
+            let mirror = self.mirror_for(&running.pod);
+            running.desired.send_modify(|desired| desired.mirror = mirror);
         }
     }
 
@@ -154,23 +336,32 @@ impl Manager {
         }
     }
 
-    /// Ends pods that left traces here and are not the API's. Only after its list: before, every pod would be one.
+    async fn end_orphans_now(&mut self) {
+        let found = self.directory.found().borrow().clone();
+        self.end_orphans(&found).await;
+    }
+
+    /// Ends pods that left traces here and nobody wants. Only after every source has told: before, every pod would be one.
     async fn end_orphans(&mut self, found: &[FoundPod]) {
-        if !self.synced {
+        if !self.synced || !self.statics_synced {
             return;
         }
         for trace in traces(&self.context, found).await {
-            if self.pods.contains_key(&trace.uid) || self.waiting_for_node.contains_key(&trace.uid) {
+            let is_known = self.pods.contains_key(&trace.uid)
+                || self.waiting_for_node.contains_key(&trace.uid)
+                || self.waiting_statics.iter().any(|pod| pod.metadata.uid.as_ref() == Some(&trace.uid));
+            if is_known {
                 continue;
             }
-            info!(namespace = %trace.namespace, pod = %trace.name, uid = %trace.uid, "ending a pod that the API does not have");
+            info!(namespace = %trace.namespace, pod = %trace.name, uid = %trace.uid, "ending a pod that nobody wants");
             let (pod, fate) = orphan(&trace);
-            self.start(trace.uid, Arc::new(pod), fate, None);
+            self.start(trace.uid, DesiredPod::new(Arc::new(pod), fate), None);
         }
     }
 
-    fn start(&mut self, uid: String, pod: Arc<Pod>, fate: Fate, rejection: Option<Rejection>) {
-        let (desired, inbox) = watch::channel(DesiredPod { pod: Arc::clone(&pod), fate });
+    fn start(&mut self, uid: String, first: DesiredPod, verdict: Option<Verdict>) {
+        let pod = Arc::clone(&first.pod);
+        let (desired, inbox) = watch::channel(first);
         let view = PodView {
             pod: Arc::clone(&pod),
             status: Arc::new(pod.status.clone().unwrap_or_default()),
@@ -191,11 +382,12 @@ impl Manager {
             worker::run(input).await;
             name
         });
-        self.pods.insert(uid, Running { pod, rejection, desired });
+        self.pods.insert(uid, Running { pod, verdict, desired });
     }
 
     fn forget(&mut self, uid: &str) {
         self.pods.remove(uid);
         self.directory.remove(uid);
+        self.start_statics();
     }
 }

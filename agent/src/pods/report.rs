@@ -93,7 +93,9 @@ impl Worker {
                     self.event(Some(name), EventType::Warning, "BackOff", &message);
                 }
                 "ImagePullBackOff" => {
-                    let image = containers(self.desired.spec())
+                    let image = self
+                        .desired
+                        .entries()
                         .find(|entry| entry.container.name == *name)
                         .and_then(|entry| entry.container.image.clone())
                         .unwrap_or_default();

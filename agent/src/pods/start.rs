@@ -10,13 +10,14 @@ use agent_core::env::{self, EnvInput, ProcessEnv};
 use agent_core::identity::hosts_file;
 use agent_core::qos::ContainerCgroup;
 use cri_shim_api::v1;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
 
 use super::steps::{StepInput, find};
 use crate::contracts::{LogLink, ObjectSource as _};
 use crate::events::EventType;
 use crate::probes::check::{CheckTarget, Checked, run_hook};
 use crate::runtime::container_config::{ContainerInput, ResolvedMount, container_config, log_path};
+use crate::runtime::images::PullPolicy;
 use crate::runtime::observe::message_file;
 use crate::runtime::security::container_context;
 
@@ -30,12 +31,14 @@ pub(super) struct StartRequest {
     pub(super) attempt: u32,
     pub(super) sandbox_id: String,
     pub(super) image_ref: String,
+    /// The container whose processes this one sees.
+    pub(super) target_id: Option<String>,
 }
 
 /// Why the container does not run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct StartError {
-    /// `CreateContainerConfigError`, `CreateContainerError`, `RunContainerError`, `PostStartHookError`.
+    /// `CreateContainerConfigError`, `CreateContainerError`, `RunContainerError`, `PostStartHookError`, `ErrImagePull`.
     pub(super) reason: &'static str,
     /// For people.
     pub(super) message: String,
@@ -53,10 +56,10 @@ impl StartError {
 pub(super) async fn start(input: &StepInput, request: StartRequest) -> Result<(), StartError> {
     let context = &input.context;
     let name = request.container.clone();
-    let Some(entry) = find(&input.pod, &name) else {
+    let Some(container) = find(&input.pod, &name) else {
         return Err(StartError::config(format!("the pod has no container {name}")));
     };
-    let result = Box::pin(start_inner(input, entry.container, &request)).await;
+    let result = Box::pin(start_inner(input, &container, &request)).await;
     if let Err(error) = &result
         && !error.runtime_away
         && error.reason != "PostStartHookError"
@@ -143,8 +146,12 @@ async fn configure(
     let (hosts, message) = write_files(input, container, request.attempt).await?;
     let user = input.image_users.get(&container.name).cloned().unwrap_or_default();
     let seccomp_root = context.seccomp_root();
-    let security = container_context(&input.pod, container, &user, context.security(&seccomp_root))
+    let mut security = container_context(&input.pod, container, &user, context.security(&seccomp_root))
         .map_err(StartError::config)?;
+    if let (Some(target), Some(namespaces)) = (&request.target_id, &mut security.namespace_options) {
+        namespaces.pid = v1::NamespaceMode::Target as i32;
+        namespaces.target_id.clone_from(target);
+    }
     let spec = input.pod.spec.clone().unwrap_or_default();
     Ok(container_config(ContainerInput {
         pod: &input.pod,
@@ -195,21 +202,17 @@ async fn mounts(
 ) -> Result<HashMap<usize, ResolvedMount>, StartError> {
     let mut resolved = HashMap::new();
     for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
+        if let Some(found) = image_mount(input, container, mount, process).await? {
+            resolved.insert(index, found);
+            continue;
+        }
         let Some(volume) = input.volumes.get(&mount.name) else {
             return Err(StartError::config(format!(
                 "cannot find volume {:?} to mount into container {:?}",
                 mount.name, container.name
             )));
         };
-        let variable = |name: &str| {
-            process.variables.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone())
-        };
-        let sub_path = match (&mount.sub_path_expr, &mount.sub_path) {
-            (Some(expression), _) if !expression.is_empty() => Some(env::expand(expression, variable)),
-            (_, Some(path)) if !path.is_empty() => Some(path.clone()),
-            _ => None,
-        };
-        let path = match sub_path {
+        let path = match sub_path(mount, process) {
             Some(sub_path) => {
                 input.context.host.volumes.sub_path(volume, &sub_path).await.map_err(|error| {
                     StartError::config(format!(
@@ -220,9 +223,47 @@ async fn mounts(
             }
             None => volume.path.clone(),
         };
-        resolved.insert(index, ResolvedMount { path, read_only: volume.read_only });
+        resolved.insert(index, ResolvedMount::path(path, volume.read_only));
     }
     Ok(resolved)
+}
+
+/// The mount's `subPath`, variables put in.
+fn sub_path(mount: &VolumeMount, process: &ProcessEnv) -> Option<String> {
+    let variable =
+        |name: &str| process.variables.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+    match (&mount.sub_path_expr, &mount.sub_path) {
+        (Some(expression), _) if !expression.is_empty() => Some(env::expand(expression, variable)),
+        (_, Some(path)) if !path.is_empty() => Some(path.clone()),
+        _ => None,
+    }
+}
+
+/// The mount of an image volume, its image pulled as the volume says; nothing for other volumes.
+async fn image_mount(
+    input: &StepInput,
+    container: &Container,
+    mount: &VolumeMount,
+    process: &ProcessEnv,
+) -> Result<Option<ResolvedMount>, StartError> {
+    let volumes = input.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    let source =
+        volumes.into_iter().find(|volume| volume.name == mount.name).and_then(|volume| volume.image.as_ref());
+    let Some(source) = source else { return Ok(None) };
+    let reference = source.reference.as_deref().unwrap_or_default();
+    let policy = PullPolicy::named(source.pull_policy.as_deref());
+    let ensured = super::steps::pull(input, &container.name, reference, policy).await;
+    let ready = ensured.map_err(|error| StartError {
+        reason: error.reason,
+        message: format!("image volume {:?}: {}", mount.name, error.message),
+        runtime_away: error.runtime_away,
+    })?;
+    let image = v1::ImageSpec {
+        image: ready.image_ref,
+        user_specified_image: reference.to_owned(),
+        ..v1::ImageSpec::default()
+    };
+    Ok(Some(ResolvedMount::image(image, sub_path(mount, process).unwrap_or_default())))
 }
 
 /// Writes /etc/hosts and the empty termination message file; their paths.
@@ -282,9 +323,8 @@ async fn post_start(input: &StepInput, container: &Container, id: &str) -> Resul
 
 /// What hooks and probes of the container check.
 pub(super) fn check_target(input: &StepInput, container: &str, id: &str) -> Option<CheckTarget> {
-    let entry = find(&input.pod, container)?;
     Some(CheckTarget {
-        container: entry.container.clone(),
+        container: find(&input.pod, container)?,
         container_id: id.to_owned(),
         address: address(&input.pod, &input.pod_ips, input.context.config.keelson.node_ip),
     })

@@ -35,6 +35,8 @@ pub(super) struct StatusSync {
     version: u64,
     writing: bool,
     gone: bool,
+    /// The object's uid, where it is not the pod's own: of a static pod's mirror, `Some(None)` while there is none.
+    mirror: Option<Option<String>>,
     pause: SignedDuration,
     retry_at: Option<Timestamp>,
 }
@@ -47,8 +49,30 @@ impl StatusSync {
             version: version(pod),
             writing: false,
             gone: false,
+            mirror: None,
             pause: FIRST_PAUSE,
             retry_at: None,
+        }
+    }
+
+    /// Of a static pod: its status goes to the object that shows it.
+    pub(super) fn mirrored(mirror: Option<&Pod>) -> Self {
+        let mut sync = Self::new(&Pod::default());
+        sync.mirror = Some(None);
+        sync.learn_mirror(mirror);
+        sync
+    }
+
+    /// Takes the state of a static pod's mirror; another mirror starts over.
+    pub(super) fn learn_mirror(&mut self, mirror: Option<&Pod>) {
+        let uid = mirror.and_then(|mirror| mirror.metadata.uid.clone());
+        if self.mirror.as_ref() != Some(&uid) {
+            (self.version, self.gone, self.retry_at) = (0, false, None);
+            self.known = PodStatus::default();
+            self.mirror = Some(uid);
+        }
+        if let Some(mirror) = mirror {
+            self.learn(mirror);
         }
     }
 
@@ -66,6 +90,11 @@ impl StatusSync {
         if self.writing || self.gone || self.retry_at.is_some_and(|at| at > now) {
             return None;
         }
+        let uid = match &self.mirror {
+            Some(None) => return None,
+            Some(Some(mirror)) => mirror.as_str(),
+            None => uid,
+        };
         let patch = status_patch(uid, &self.known, ours)?;
         self.writing = true;
         Some(patch)

@@ -1,13 +1,13 @@
 //! Carries out the steps of a plan. Each step is one future; its [`Outcome`] goes back to the pod's loop.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use agent_core::model::{ContainerSpec, containers};
+use agent_core::model::find_container;
 use agent_core::plan::PodAction;
 use agent_core::qos::{PodCgroup, QosClass, pod_cgroup_path};
-use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::core::v1::{Container, Pod, Secret};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -106,8 +106,8 @@ pub(super) async fn run(input: StepInput, step: Step) -> Outcome {
         PodAction::EnsureImage { container } => {
             Outcome::Image(Box::pin(ensure_image(&input, &container)).await)
         }
-        PodAction::StartContainer { container, attempt, sandbox_id, image_ref, .. } => {
-            let request = start::StartRequest { container, attempt, sandbox_id, image_ref };
+        PodAction::StartContainer { container, attempt, sandbox_id, image_ref, target_id, .. } => {
+            let request = start::StartRequest { container, attempt, sandbox_id, image_ref, target_id };
             Outcome::Started(Box::pin(start::start(&input, request)).await)
         }
         PodAction::KillContainer { id, container, grace, message } => {
@@ -156,47 +156,43 @@ async fn create_sandbox(input: &StepInput, attempt: u32) -> Result<(), CriError>
 }
 
 /// The container of that name in the pod's spec.
-pub(super) fn find<'a>(pod: &'a Pod, name: &str) -> Option<ContainerSpec<'a>> {
-    containers(pod.spec.as_ref()?).find(|entry| entry.container.name == name)
+pub(super) fn find(pod: &Pod, name: &str) -> Option<Container> {
+    find_container(pod.spec.as_ref()?, name)
 }
 
 async fn ensure_image(input: &StepInput, name: &str) -> Result<ReadyImage, ImageError> {
-    let context = &input.context;
-    let Some(entry) = find(&input.pod, name) else {
+    let Some(container) = find(&input.pod, name) else {
         let message = format!("the pod has no container {name}");
         return Err(ImageError { reason: "ErrImageInspect", message, runtime_away: true });
     };
-    let image = entry.container.image.as_deref().unwrap_or_default();
+    let image = container.image.as_deref().unwrap_or_default();
+    pull(input, name, image, PullPolicy::of(&container)).await
+}
+
+/// Brings an image here for the container `name`, with the events that belong to it.
+pub(super) async fn pull(
+    input: &StepInput,
+    name: &str,
+    image: &str,
+    policy: PullPolicy,
+) -> Result<ReadyImage, ImageError> {
+    let context = &input.context;
     let events = &context.events;
     let auth = credentials(image, &pull_secrets(input).await);
     let sandbox = context.sandbox_config(&input.pod, input.sandbox_attempt).await;
-    let on_pull = || {
-        events.pod(
-            &input.pod,
-            Some(name),
-            EventType::Normal,
-            "Pulling",
-            format!("Pulling image \"{image}\""),
-        );
-    };
-    let policy = PullPolicy::of(entry.container);
+    let tell = |kind, reason: &str, text: String| events.pod(&input.pod, Some(name), kind, reason, text);
+    let on_pull = || tell(EventType::Normal, "Pulling", format!("Pulling image \"{image}\""));
     let ensured = context.images.ensure(image, policy, auth, Some(sandbox), on_pull).await;
     match &ensured {
-        Ok(ready) => events.pod(&input.pod, Some(name), EventType::Normal, "Pulled", ready.event.clone()),
+        Ok(ready) => tell(EventType::Normal, "Pulled", ready.event.clone()),
         Err(error) if error.runtime_away => {}
         Err(error) => {
             let text = match error.reason {
                 "ErrImagePull" => format!("Failed to pull image \"{image}\": {}", error.message),
                 _ => error.message.clone(),
             };
-            events.pod(&input.pod, Some(name), EventType::Warning, "Failed", text);
-            events.pod(
-                &input.pod,
-                Some(name),
-                EventType::Warning,
-                "Failed",
-                format!("Error: {}", error.reason),
-            );
+            tell(EventType::Warning, "Failed", text);
+            tell(EventType::Warning, "Failed", format!("Error: {}", error.reason));
         }
     }
     ensured
@@ -229,11 +225,34 @@ async fn pull_secrets(input: &StepInput) -> Vec<Arc<Secret>> {
 async fn remove_container(input: &StepInput, id: &str, log_path: &str) -> Result<(), StepError> {
     input.context.cri.remove_container(id).await?;
     if !log_path.is_empty() {
-        match tokio::fs::remove_file(Path::new(log_path)).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(log_path, %error, "cannot remove the log of a removed container");
+        let path = PathBuf::from(log_path);
+        let removed = tokio::task::spawn_blocking(move || remove_log(&path)).await;
+        match removed.map_err(std::io::Error::other).and_then(|removed| removed) {
+            Err(error) => tracing::warn!(log_path, %error, "cannot remove the log of a removed container"),
+            Ok(()) => input.context.host.log_links.remove_dangling().await,
+        }
+    }
+    Ok(())
+}
+
+/// Removes a log with the files that it was rotated to.
+fn remove_log(path: &Path) -> std::io::Result<()> {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+        return Ok(());
+    };
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let other = entry.file_name();
+        let other = other.to_string_lossy();
+        if other == name || agent_core::logs::belongs_to(name, &other) {
+            match std::fs::remove_file(entry.path()) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
             }
-            _ => input.context.host.log_links.remove_dangling().await,
         }
     }
     Ok(())

@@ -4,11 +4,13 @@
 
 mod fake_api;
 mod fake_cri;
+mod of_the_node;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use agent_core::eviction::Pressure;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -19,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::context::PodContext;
 use super::directory::PodDirectory;
-use super::manager;
+use super::manager::{self, Eviction, Inbox};
 use crate::config::AgentConfig;
 use crate::contracts::{
     CgroupError, CgroupManager, FoundPodCgroup, Host, HostPath, LogLink, LogLinks, MountedVolumes,
@@ -30,6 +32,7 @@ use crate::probes::Prober;
 use crate::runtime::cri;
 use crate::runtime::events::follow;
 use crate::runtime::images::Images;
+use crate::sources::mirrors::{self, Mirrors};
 use crate::sources::objects::Objects;
 use crate::sources::pods::PodEvent;
 use crate::sources::services::Services;
@@ -145,11 +148,14 @@ struct Scene {
     api: FakeApi,
     cri: FakeCri,
     host: Arc<FakeHost>,
+    pressures: watch::Sender<BTreeSet<Pressure>>,
+    expects_static: bool,
     agent: Option<Agent>,
 }
 
 struct Agent {
     events: mpsc::Sender<PodEvent>,
+    evictions: mpsc::Sender<Eviction>,
     directory: PodDirectory,
     cancel: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
@@ -165,6 +171,8 @@ impl Scene {
             cri: FakeCri::new(journal.clone(), host.1.path().join("cri.sock")),
             journal,
             host,
+            pressures: watch::Sender::new(BTreeSet::new()),
+            expects_static: false,
             agent: None,
         };
         scene.cri.serve();
@@ -188,7 +196,8 @@ impl Scene {
         let (events, _facts) = EventRecorder::new();
         let client = self.api.client();
         let (store, _writer) = kube::runtime::reflector::store();
-        let node: Node = serde_json::from_value(json!({"metadata": {"name": "n"}})).expect("a node");
+        let node: Node =
+            serde_json::from_value(json!({"metadata": {"name": "n", "uid": "node-uid"}})).expect("a node");
         let host: Arc<FakeHost> = Arc::clone(&self.host);
         Arc::new(PodContext {
             images: Images::new(cri.clone(), 2),
@@ -212,6 +221,7 @@ impl Scene {
             },
             status_slots: Arc::new(Semaphore::new(4)),
             memory_capacity: 1 << 30,
+            pressures: self.pressures.subscribe(),
             cri,
         })
     }
@@ -222,10 +232,21 @@ impl Scene {
         let (events, queue) = mpsc::channel(16);
         let context = self.context();
         let follower = tokio::spawn(follow(context.cri.clone(), directory.clone(), cancel.clone()));
-        let pods = tokio::spawn(manager::run(context, directory.clone(), queue, cancel.clone()));
+        let (evictions, eviction_queue) = mpsc::channel(4);
+        let inbox = Inbox {
+            events: queue,
+            evictions: eviction_queue,
+            expects_static: self.expects_static,
+            mirrors: watch::Sender::new(Mirrors::default()),
+        };
+        let mirrors = inbox.mirrors.subscribe();
+        let mirrors = mirrors::run(context.client.clone(), mirrors, context.node.clone(), cancel.clone());
+        let mirrors = tokio::spawn(mirrors);
+        let pods = tokio::spawn(manager::run(context, directory.clone(), inbox, cancel.clone()));
         events.send(PodEvent::Synced(self.api.pods())).await.expect("the manager listens");
         let feed = tokio::spawn(self.api.clone().feed(events.clone()));
-        self.agent = Some(Agent { events, directory, cancel, tasks: vec![follower, pods], feed });
+        self.agent =
+            Some(Agent { events, evictions, directory, cancel, tasks: vec![follower, mirrors, pods], feed });
     }
 
     async fn stop_agent(&mut self) {

@@ -11,7 +11,7 @@ use agent_core::backoff::BackOff;
 use agent_core::model::{DesiredPod, Fate, ObservedPod, PodMemory, ProbeResults, Step as Progress, StepKey};
 use agent_core::plan::{PlanInput, PodAction, PodPlan, Waiting, active_deadline, plan};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::PodStatus;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -94,12 +94,17 @@ impl Worker {
         let WorkerInput { context, mut desired, signals, view, cancel } = input;
         let now = desired.borrow_and_update().clone();
         let (report_sender, reports) = mpsc::channel(PROBE_REPORTS);
-        let status = now.pod.status.clone().unwrap_or_default();
+        let shown = now.mirror.as_ref().unwrap_or(&now.pod);
+        let status = shown.status.clone().unwrap_or_default();
         let mut memory = PodMemory::default();
         recall(&mut memory, &status, context.plan_settings().max_restart_delay);
         Self {
             observer: Observer::new(now.uid(), context.pod_dir(now.uid())),
-            sync: StatusSync::new(&now.pod),
+            sync: if now.is_static() {
+                StatusSync::mirrored(now.mirror.as_deref())
+            } else {
+                StatusSync::new(&now.pod)
+            },
             probes: ProbeSet::new(context.prober.clone(), report_sender),
             signals: signals.subscribe(),
             signal_sender: signals,
@@ -133,7 +138,8 @@ impl Worker {
         if self.stale && !self.observe().await {
             return false;
         }
-        self.memory.services_synced = *self.context.services.synced.borrow();
+        // Static pods do not wait for the API.
+        self.memory.services_synced = *self.context.services.synced.borrow() || self.desired.is_static();
         for _ in 0..PASSES {
             let now = Timestamp::now();
             self.apply_times(now);
@@ -190,6 +196,7 @@ impl Worker {
             self.desired.fate = Fate::Fail {
                 reason: "DeadlineExceeded".to_owned(),
                 message: "Pod was active on the node longer than the specified deadline".to_owned(),
+                grace: None,
             };
         }
         if self.desired.fate != Fate::Run {
@@ -289,11 +296,15 @@ impl Worker {
         let spec_changed = next.pod.spec != self.desired.pod.spec;
         let metadata_changed = next.pod.metadata.labels != self.desired.pod.metadata.labels
             || next.pod.metadata.annotations != self.desired.pod.metadata.annotations;
-        self.sync.learn(&next.pod);
+        if self.desired.is_static() {
+            self.learn_mirror(next.mirror.as_deref());
+        } else {
+            self.sync.learn(&next.pod);
+        }
         self.cut_short(&next.fate);
         let failed = matches!(self.desired.fate, Fate::Fail { .. }) && next.fate == Fate::Run;
         let fate = if failed { self.desired.fate.clone() } else { next.fate.clone() };
-        self.desired = DesiredPod { pod: next.pod, fate };
+        self.desired = DesiredPod { fate, ..next };
         if spec_changed {
             self.register_objects();
             // A changed image is a new chance for a container that could not start.
@@ -304,6 +315,18 @@ impl Worker {
         }
         if (spec_changed || metadata_changed) && self.memory.volumes == Progress::Done {
             self.memory.volumes = Progress::Todo;
+        }
+    }
+
+    /// Takes the object that shows this static pod. What it says of containers that run is the memory of the agent before
+    /// this one.
+    fn learn_mirror(&mut self, mirror: Option<&Pod>) {
+        self.sync.learn_mirror(mirror);
+        let status = mirror.and_then(|mirror| mirror.status.as_ref());
+        if let Some(status) = status
+            .filter(|_| self.memory.containers.values().all(|known| known.probes.container_id.is_empty()))
+        {
+            recall(&mut self.memory, status, self.context.plan_settings().max_restart_delay);
         }
     }
 

@@ -42,6 +42,22 @@ pub struct ResolvedMount {
     pub path: PathBuf,
     /// The volume is read-only whatever the mount says.
     pub read_only: bool,
+    /// Of an image volume, the image instead of a path.
+    pub image: Option<v1::ImageSpec>,
+    /// … and the path inside it.
+    pub image_sub_path: String,
+}
+
+impl ResolvedMount {
+    /// A path on the node.
+    pub fn path(path: PathBuf, read_only: bool) -> Self {
+        Self { path, read_only, image: None, image_sub_path: String::new() }
+    }
+
+    /// An image's files.
+    pub fn image(image: v1::ImageSpec, sub_path: String) -> Self {
+        Self { path: PathBuf::new(), read_only: true, image: Some(image), image_sub_path: sub_path }
+    }
 }
 
 /// Log file of an instance relative to the sandbox's log directory.
@@ -150,6 +166,8 @@ fn volume_mount(mount: &VolumeMount, resolved: &ResolvedMount) -> v1::Mount {
         host_path: resolved.path.to_string_lossy().into_owned(),
         readonly,
         propagation: propagation as i32,
+        image: resolved.image.clone(),
+        image_sub_path: resolved.image_sub_path.clone(),
         recursive_read_only: readonly && mount.recursive_read_only.as_deref() == Some("Enabled"),
         ..v1::Mount::default()
     }

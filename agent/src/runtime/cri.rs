@@ -215,6 +215,60 @@ impl Cri {
         found(within("RemoveContainer", self.deadline, client.remove_container(request)).await).map(|_| ())
     }
 
+    /// ReopenContainerLog: the container goes on in a new file at its log's path.
+    pub async fn reopen_log(&self, id: &str) -> Result<(), CriError> {
+        let mut client = self.clients.runtime.clone();
+        let request = v1::ReopenContainerLogRequest { container_id: id.to_owned() };
+        within("ReopenContainerLog", READ_DEADLINE, client.reopen_container_log(request)).await.map(|_| ())
+    }
+
+    /// UpdateContainerResources.
+    pub async fn update_resources(
+        &self,
+        id: &str,
+        resources: v1::LinuxContainerResources,
+    ) -> Result<(), CriError> {
+        let mut client = self.clients.runtime.clone();
+        let request = v1::UpdateContainerResourcesRequest {
+            container_id: id.to_owned(),
+            linux: Some(resources),
+            ..v1::UpdateContainerResourcesRequest::default()
+        };
+        let answer = client.update_container_resources(request);
+        within("UpdateContainerResources", self.deadline, answer).await.map(|_| ())
+    }
+
+    /// Statistics of all pods, with their running containers.
+    pub async fn sandbox_stats(&self) -> Result<Vec<v1::PodSandboxStats>, CriError> {
+        let mut client = self.clients.runtime.clone();
+        let answer = client.list_pod_sandbox_stats(v1::ListPodSandboxStatsRequest::default());
+        Ok(within("ListPodSandboxStats", READ_DEADLINE, answer).await?.stats)
+    }
+
+    /// Every image.
+    pub async fn images(&self) -> Result<Vec<v1::Image>, CriError> {
+        let mut client = self.clients.images.clone();
+        let answer = client.list_images(v1::ListImagesRequest::default());
+        Ok(within("ListImages", READ_DEADLINE, answer).await?.images)
+    }
+
+    /// RemoveImage; gone counts as removed.
+    pub async fn remove_image(&self, id: &str) -> Result<(), CriError> {
+        let mut client = self.clients.images.clone();
+        let image = v1::ImageSpec { image: id.to_owned(), ..v1::ImageSpec::default() };
+        let answer = client.remove_image(v1::RemoveImageRequest { image: Some(image) });
+        found(within("RemoveImage", self.deadline, answer).await).map(|_| ())
+    }
+
+    /// Directory of the file system that holds the images; `None` when the runtime does not say.
+    pub async fn image_directory(&self) -> Result<Option<PathBuf>, CriError> {
+        let mut client = self.clients.images.clone();
+        let answer =
+            within("ImageFsInfo", READ_DEADLINE, client.image_fs_info(v1::ImageFsInfoRequest {})).await?;
+        let first = answer.image_filesystems.into_iter().next().and_then(|fs| fs.fs_id);
+        Ok(first.map(|id| PathBuf::from(id.mountpoint)))
+    }
+
     /// ExecSync; the runtime ends the process at `timeout`.
     pub async fn exec(
         &self,

@@ -3,8 +3,9 @@
 //! Input: image, policy, credentials. Output: the reference to create the container with and the image's user, or the
 //! waiting reason upstream shows. Pulls run side by side up to a limit; the queue behind it has no order but arrival.
 
-use std::sync::Arc;
-use std::time::Instant;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use cri_shim_api::v1;
 use tokio::sync::Semaphore;
@@ -12,11 +13,16 @@ use tokio::sync::Semaphore;
 use super::cri::{Cri, CriError};
 use super::security::ImageUser;
 
+/// Between the look for an image and the container made from it there is never more.
+const RECENT: Duration = Duration::from_secs(600);
+
 /// The image is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadyImage {
     /// Reference for CreateContainer.
     pub image_ref: String,
+    /// Id that the runtime lists it under.
+    pub image_id: String,
     /// User that the image names.
     pub user: ImageUser,
     /// Text of the Pulled event.
@@ -48,7 +54,12 @@ pub enum PullPolicy {
 impl PullPolicy {
     /// The container's policy; the API has defaulted it.
     pub fn of(container: &k8s_openapi::api::core::v1::Container) -> Self {
-        match container.image_pull_policy.as_deref() {
+        Self::named(container.image_pull_policy.as_deref())
+    }
+
+    /// The policy of that name.
+    pub fn named(policy: Option<&str>) -> Self {
+        match policy {
             Some("Always") => Self::Always,
             Some("Never") => Self::Never,
             _ => Self::IfNotPresent,
@@ -61,12 +72,21 @@ impl PullPolicy {
 pub struct Images {
     cri: Cri,
     slots: Arc<Semaphore>,
+    /// Images by id that a container was about to be made from, and when that was.
+    ensured: Arc<Mutex<BTreeMap<String, Instant>>>,
 }
 
 impl Images {
     /// At most `parallel` pulls at the same time.
     pub fn new(cri: Cri, parallel: usize) -> Self {
-        Self { cri, slots: Arc::new(Semaphore::new(parallel.max(1))) }
+        Self { cri, slots: Arc::new(Semaphore::new(parallel.max(1))), ensured: Arc::default() }
+    }
+
+    /// Images that a container is about to be made from: they must not be removed.
+    pub fn recent(&self) -> BTreeSet<String> {
+        let mut ensured = self.ensured.lock().unwrap_or_else(PoisonError::into_inner);
+        ensured.retain(|_, at| at.elapsed() < RECENT);
+        ensured.keys().cloned().collect()
     }
 
     /// Brings `image` here if the policy wants it. `on_pull` is called right before a pull starts.
@@ -85,7 +105,7 @@ impl Images {
             return Err(ImageError { reason: "InvalidImageName", message, runtime_away: false });
         }
         let present = self.inspect(image).await?;
-        match (policy, present) {
+        let ensured = match (policy, present) {
             (PullPolicy::IfNotPresent | PullPolicy::Never, Some(found)) => {
                 let event = format!("Container image \"{image}\" already present on machine");
                 Ok(ready(found, event))
@@ -96,7 +116,12 @@ impl Images {
                 runtime_away: false,
             }),
             _ => self.pull(image, credentials, sandbox, on_pull).await,
+        };
+        if let Ok(ready) = &ensured {
+            let mut known = self.ensured.lock().unwrap_or_else(PoisonError::into_inner);
+            known.insert(ready.image_id.clone(), Instant::now());
         }
+        ensured
     }
 
     async fn inspect(&self, image: &str) -> Result<Option<v1::Image>, ImageError> {
@@ -171,7 +196,8 @@ fn spec(image: &str) -> v1::ImageSpec {
 
 fn ready(image: v1::Image, event: String) -> ReadyImage {
     ReadyImage {
-        image_ref: image.id,
+        image_ref: image.id.clone(),
+        image_id: image.id,
         user: ImageUser { uid: image.uid.map(|uid| uid.value), name: image.username },
         event,
     }

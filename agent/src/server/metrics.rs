@@ -11,7 +11,7 @@ use super::routes::Api;
 use super::summary::{self, ContainerFigures};
 use crate::host::stats::NodeFigures;
 
-const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Text in the making; one `# TYPE` line per metric, then its samples.
 #[derive(Default)]

@@ -7,6 +7,7 @@
 //! Bounds: [`MAX_CONNECTIONS`] at a time, further ones wait in the listen queue; a handshake has [`HANDSHAKE_DEADLINE`].
 
 mod auth;
+mod cadvisor;
 mod logs;
 mod metrics;
 mod reply;
@@ -37,6 +38,7 @@ use self::auth::Identity;
 use self::routes::Api;
 use crate::config::AgentConfig;
 use crate::contracts::PodLookup;
+use crate::probes::counters::ProbeCounters;
 
 /// Connections served at a time.
 const MAX_CONNECTIONS: usize = 512;
@@ -60,11 +62,15 @@ pub struct ServerConfig {
     pub root_dir: PathBuf,
     /// Answer to `/configz`.
     pub configz: Value,
+    /// Logs, exec and their like are served.
+    pub debugging: bool,
+    /// Answer to `/metrics/probes`.
+    pub probes: Arc<ProbeCounters>,
 }
 
 impl ServerConfig {
     /// The server's part of the agent's configuration.
-    pub fn new(config: &AgentConfig) -> Self {
+    pub fn new(config: &AgentConfig, probes: Arc<ProbeCounters>) -> Self {
         Self {
             listen: SocketAddr::new(config.address, config.port),
             cert_file: config.tls_cert_file.clone(),
@@ -73,6 +79,8 @@ impl ServerConfig {
             node_name: config.keelson.node_name.clone(),
             root_dir: config.keelson.root_dir.clone(),
             configz: configz(config),
+            debugging: config.enable_debugging_handlers,
+            probes,
         }
     }
 }
@@ -165,5 +173,13 @@ fn configz(config: &AgentConfig) -> Value {
         "nodeLeaseDurationSeconds": config.node_lease_duration_seconds,
         "systemReserved": config.system_reserved,
         "kubeReserved": config.kube_reserved,
+        "staticPodPath": config.static_pod_path,
+        "containerLogMaxSize": config.container_log_max_size,
+        "containerLogMaxFiles": config.container_log_max_files,
+        "imageGCHighThresholdPercent": config.image_gc_high_threshold_percent,
+        "imageGCLowThresholdPercent": config.image_gc_low_threshold_percent,
+        "evictionHard": config.eviction_hard,
+        "evictionSoft": config.eviction_soft,
+        "enableDebuggingHandlers": config.enable_debugging_handlers,
     }})
 }

@@ -12,8 +12,12 @@ use tonic::transport::Channel;
 use super::auth::{self, Identity};
 use super::reply::{self, Reply};
 use super::summary::Sampler;
-use super::{ServerConfig, logs, metrics, streams, summary};
+use super::{ServerConfig, cadvisor, logs, metrics, streams, summary};
 use crate::contracts::PodLookup;
+
+/// Paths that `enableDebuggingHandlers` switches.
+const DEBUGGING: [&str; 7] =
+    ["run", "exec", "attach", "portForward", "containerLogs", "configz", "runningpods"];
 
 /// The API's state: where answers come from.
 pub(super) struct Api {
@@ -82,6 +86,9 @@ impl Api {
         let path = request.uri().path().to_owned();
         let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
         let is_get = request.method() == Method::GET;
+        if !self.config.debugging && segments.first().is_some_and(|first| DEBUGGING.contains(first)) {
+            return reply::text(StatusCode::METHOD_NOT_ALLOWED, "Debug endpoints are disabled.");
+        }
         match segments.as_slice() {
             ["healthz" | "livez" | "readyz", ..] if is_get => reply::text(StatusCode::OK, "ok"),
             ["pods"] if is_get => reply::json(&pod_list(&self.state.pods())),
@@ -89,6 +96,10 @@ impl Api {
             ["configz"] if is_get => reply::json(&self.config.configz),
             ["stats", "summary"] if is_get => summary::answer(self).await,
             ["metrics", "resource"] if is_get => metrics::resource(self).await,
+            ["metrics", "cadvisor"] if is_get => cadvisor::answer(self).await,
+            ["metrics", "probes"] if is_get => {
+                reply::with_type(StatusCode::OK, metrics::CONTENT_TYPE, self.config.probes.render())
+            }
             ["metrics"] if is_get => metrics::own(self),
             ["containerLogs", namespace, pod, container] if is_get => {
                 logs::answer(self, Target { namespace, pod, uid: None, container }, &Query::of(&request))

@@ -1,12 +1,16 @@
-//! What the agent reads from the API server: its pods, its node, services, and the objects that its pods use.
+//! What the agent reads from the API server: its pods, its node, services, and the objects that its pods use; and the
+//! static pods of the node itself, which [`mirrors`] shows in the API.
 //!
-//! Each source is one watch with reconnects; nothing is polled. Outputs are channels and stores; decisions are made
+//! Each source of the API is one watch with reconnects; nothing is polled. Outputs are channels and stores; decisions are made
 //! elsewhere.
 
+pub mod manifest;
+pub mod mirrors;
 pub mod node;
 pub mod objects;
 pub mod pods;
 pub mod services;
+pub mod static_pods;
 
 use std::time::{Duration, Instant};
 

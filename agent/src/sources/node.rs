@@ -13,6 +13,9 @@ use tracing::warn;
 use super::Reconnect;
 use crate::chain::chain;
 
+/// This node's object as the API server has it, `None` until seen.
+pub type NodeWatch = watch::Receiver<Option<Arc<Node>>>;
+
 /// Keeps `node` at what the API server has, `None` while there is none, until `cancel`.
 pub async fn run(
     client: Client,

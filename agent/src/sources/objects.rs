@@ -271,8 +271,10 @@ pub fn keys_of(pod: &Pod) -> BTreeSet<ObjectKey> {
         }
     };
     let Some(spec) = &pod.spec else { return keys };
-    for entry in agent_core::model::containers(spec) {
-        let references = agent_core::env::references(entry.container);
+    let ephemeral = agent_core::model::ephemeral_containers(spec);
+    let entries = agent_core::model::containers(spec).map(|entry| entry.container);
+    for container in entries.chain(ephemeral.iter().map(|ephemeral| &ephemeral.container)) {
+        let references = agent_core::env::references(container);
         references.config_maps.iter().for_each(|name| add(Kind::ConfigMap, Some(name)));
         references.secrets.iter().for_each(|name| add(Kind::Secret, Some(name)));
     }

@@ -20,8 +20,10 @@ pub enum PodEvent {
     Apply(Arc<Pod>),
     /// The API object is gone.
     Delete(Arc<Pod>),
-    /// This is all there is (after each list).
+    /// This is all there is in the API (after each list).
     Synced(Vec<Arc<Pod>>),
+    /// These are all static pods.
+    Static(Vec<Arc<Pod>>),
 }
 
 /// Sends pod events until `cancel`. A full queue holds the watch back, which the API server can bear.

@@ -5,6 +5,7 @@
 //! [`check_preconditions`], never stored by this module. Deletion is in [`deletion`].
 
 pub mod deletion;
+mod pod;
 mod service;
 
 pub use deletion::{DeleteOptions, Deletion, Propagation, delete, delete_options, finished_deleting};
@@ -40,8 +41,12 @@ pub enum UpdateTarget {
     Main,
     /// `/status`: everything but `status` and metadata is kept.
     Status,
-    /// Another subresource (`scale`, `binding`, `ephemeralcontainers`, `finalize`): status is kept, spec may change.
+    /// Another subresource (`scale`, `binding`, `finalize`): status is kept, spec may change.
     Spec,
+    /// `pods/ephemeralcontainers`: of a pod nothing but its ephemeral containers changes.
+    EphemeralContainers,
+    /// `pods/resize`: of a pod nothing but its containers' resources and resize policies changes.
+    Resize,
 }
 
 /// `metadata.name`, empty when absent.
@@ -120,6 +125,8 @@ pub fn prepare_update(
         UpdateTarget::Status => keep_all_but_status(new, old),
         UpdateTarget::Main | UpdateTarget::Spec if info.has_status() => carry(new, old, "status"),
         UpdateTarget::Main | UpdateTarget::Spec => {}
+        UpdateTarget::EphemeralContainers => pod::keep_all_but_ephemeral_containers(new, old),
+        UpdateTarget::Resize => pod::keep_all_but_resources(new, old),
     }
     if info.kind == "Namespace" && target == UpdateTarget::Main {
         // Namespace finalizers go through /finalize only.

@@ -11,6 +11,7 @@ pub mod names;
 mod node;
 mod path;
 mod pod;
+mod resize;
 mod resources;
 mod review;
 mod service;
@@ -28,6 +29,9 @@ pub fn create(info: &ResourceInfo, object: &Value) -> Vec<FieldError> {
     let mut errors = Errors::default();
     metadata::check(&mut errors, info, object);
     check_object(&mut errors, info, object);
+    if (info.group, info.kind) == ("", "Pod") {
+        pod::no_ephemeral_containers(&mut errors, object);
+    }
     errors.0
 }
 
@@ -46,6 +50,22 @@ pub fn update(info: &ResourceInfo, new: &Value, old: &Value) -> Vec<FieldError> 
         ("discovery.k8s.io", "EndpointSlice") => slice::update(&mut errors, new, old),
         _ => {}
     }
+    errors.0
+}
+
+/// Everything wrong with new ephemeral containers of a pod.
+pub fn ephemeral_containers_update(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    pod::create(&mut errors, new);
+    pod::ephemeral_containers(&mut errors, new, old);
+    errors.0
+}
+
+/// Everything wrong with other resources for the containers of a pod that may run.
+pub fn resize(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    pod::create(&mut errors, new);
+    resize::check(&mut errors, new, old);
     errors.0
 }
 

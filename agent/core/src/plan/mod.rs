@@ -15,7 +15,8 @@ use k8s_openapi::api::core::v1::Container;
 
 use crate::backoff;
 use crate::model::{
-    ContainerKind, DesiredPod, Fate, ObservedPod, PodMemory, RestartPolicy, RunState, StepKey, containers,
+    ContainerKind, ContainerSpec, DesiredPod, Fate, ObservedPod, PodMemory, RunState, StepKey, containers,
+    restarts,
 };
 
 pub use run::CREATE_RETRY;
@@ -61,6 +62,8 @@ pub enum PodAction {
         image_ref: String,
         /// When the instance that this one replaces ended.
         replaces_failed_at: Option<Timestamp>,
+        /// CRI id of the container whose processes an ephemeral one sees.
+        target_id: Option<String>,
     },
     /// preStop, StopContainer.
     KillContainer {
@@ -119,11 +122,13 @@ pub struct PodPlan {
 pub struct PlanSettings {
     /// Longest restart delay.
     pub max_restart_delay: SignedDuration,
+    /// Ended instances kept for `lastState` and `logs --previous`, beside the newest instance.
+    pub kept_instances: usize,
 }
 
 impl Default for PlanSettings {
     fn default() -> Self {
-        Self { max_restart_delay: backoff::MAX }
+        Self { max_restart_delay: backoff::MAX, kept_instances: 1 }
     }
 }
 
@@ -158,7 +163,6 @@ pub fn plan(input: PlanInput<'_>) -> PodPlan {
 /// failed for good.
 pub fn is_finished(input: PlanInput<'_>) -> bool {
     let spec = input.desired.spec();
-    let policy = RestartPolicy::of(spec);
     // A phase told to the API is never taken back, even when the CRI has forgotten the containers.
     if matches!(
         input.desired.api_status().and_then(|status| status.phase.as_deref()),
@@ -167,20 +171,21 @@ pub fn is_finished(input: PlanInput<'_>) -> bool {
         return true;
     }
     let ended_for_good = |container: &Container| {
+        let entry = ContainerSpec { container, kind: ContainerKind::Main };
         !input.memory.starting.contains_key(&container.name)
             && input.observed.newest(&container.name, input.memory).is_some_and(|instance| {
                 instance.state == RunState::Exited
-                    && !policy.restarts(instance.exit_code)
+                    && !restarts(spec, entry, instance.exit_code)
                     && !instance.is_outdated(container)
             })
     };
     let init_failed = containers(spec).any(|entry| {
         entry.kind == ContainerKind::Init
-            && policy == RestartPolicy::Never
-            && input
-                .observed
-                .newest(&entry.container.name, input.memory)
-                .is_some_and(|instance| instance.state == RunState::Exited && instance.exit_code != 0)
+            && input.observed.newest(&entry.container.name, input.memory).is_some_and(|instance| {
+                instance.state == RunState::Exited
+                    && instance.exit_code != 0
+                    && !restarts(spec, entry, instance.exit_code)
+            })
     });
     init_failed || (!spec.containers.is_empty() && spec.containers.iter().all(ended_for_good))
 }

@@ -5,16 +5,16 @@ use k8s_openapi::api::core::v1::PodSpec;
 
 use super::{PlanInput, PodAction, PodPlan};
 use crate::model::{
-    ContainerKind, ContainerSpec, ImageState, ObservedContainer, RestartPolicy, RunState, Step, StepKey,
-    containers,
+    ContainerKind, ContainerSpec, ImageState, ObservedContainer, RunState, Step, StepKey, containers,
+    restarts,
 };
 
 /// Pause before a container that could not be created is tried again.
 pub const CREATE_RETRY: SignedDuration = SignedDuration::from_secs(10);
+/// What a container ends with that is killed for a failed probe.
+const KILLED: i32 = 137;
 /// How long `ErrImagePull` is shown before `ImagePullBackOff`.
 const PULL_ERROR_SHOWN: SignedDuration = SignedDuration::from_secs(2);
-/// Ended instances kept for `lastState` and `logs --previous`, beside the newest instance.
-const KEPT_INSTANCES: usize = 1;
 
 /// Plans the running of a pod.
 pub(super) fn run(input: PlanInput<'_>, plan: &mut PodPlan) {
@@ -29,7 +29,50 @@ pub(super) fn run(input: PlanInput<'_>, plan: &mut PodPlan) {
     for entry in &wanted {
         start(input, plan, *entry);
     }
+    ephemeral(input, plan);
     collect_garbage(input, plan);
+}
+
+/// Ephemeral containers start as soon as there is a sandbox, whatever the others do, and never again.
+fn ephemeral(input: PlanInput<'_>, plan: &mut PodPlan) {
+    let told = input.desired.api_status().and_then(|status| status.ephemeral_container_statuses.as_ref());
+    for wanted in &input.desired.ephemeral {
+        let (entry, name) = (wanted.entry(), wanted.container.name.as_str());
+        match input.observed.newest(name, input.memory) {
+            Some(instance) if instance.state == RunState::Created => {
+                // Left behind by a start that the agent did not survive; its name must be freed first.
+                if !input.memory.container_busy(name) {
+                    remove(input, plan, instance);
+                }
+            }
+            Some(_) => {}
+            None => {
+                let ran = told
+                    .into_iter()
+                    .flatten()
+                    .any(|status| status.name == name && status.container_id.is_some());
+                if !ran && current_sandbox(input).is_some() {
+                    start(input, plan, Wanted { entry, newest: None });
+                }
+            }
+        }
+    }
+}
+
+/// The running container that an ephemeral one looks into; the reason to wait when there is none.
+fn target_id(input: PlanInput<'_>, entry: ContainerSpec<'_>) -> Result<Option<String>, String> {
+    let name = &entry.container.name;
+    let wanted = input.desired.ephemeral.iter().find(|other| other.container.name == *name);
+    let Some(target) =
+        wanted.filter(|_| entry.kind == ContainerKind::Ephemeral).and_then(|w| w.target.as_ref())
+    else {
+        return Ok(None);
+    };
+    let running =
+        input.observed.newest(target, input.memory).filter(|found| found.state == RunState::Running);
+    running
+        .map(|found| Some(found.id.clone()))
+        .ok_or_else(|| format!("target container {target:?} is not running"))
 }
 
 /// A container that should start, now or after its back-off.
@@ -109,17 +152,17 @@ fn may_start(
     entry: ContainerSpec<'_>,
     newest: Option<&ObservedContainer>,
 ) -> bool {
-    let policy = RestartPolicy::of(spec);
     let Some(instance) = newest else { return true };
     if instance.is_alive() || instance.state == RunState::Created {
         // In an old sandbox that is being stopped.
         return Some(instance.sandbox_id.as_str()) != current_sandbox(input);
     }
     match entry.kind {
-        ContainerKind::Sidecar => true,
-        ContainerKind::Init => policy != RestartPolicy::Never || instance.exit_code == 0,
+        // Init steps run again in a new sandbox.
+        ContainerKind::Init if instance.exit_code == 0 => true,
         // A changed definition starts whatever the policy says of the old instance.
-        ContainerKind::Main => policy.restarts(instance.exit_code) || instance.is_outdated(entry.container),
+        ContainerKind::Main if instance.is_outdated(entry.container) => true,
+        _ => restarts(spec, entry, instance.exit_code),
     }
 }
 
@@ -134,13 +177,8 @@ fn check_running(
     if entry.kind != ContainerKind::Init && running.is_outdated(entry.container) {
         kill(input, plan, entry, instance, "definition changed, will be restarted");
     } else if let Some(failure) = probes.failed {
-        let fate = if RestartPolicy::of(input.desired.spec()) == RestartPolicy::Never
-            && entry.kind != ContainerKind::Sidecar
-        {
-            "probe"
-        } else {
-            "probe, will be restarted"
-        };
+        let again = restarts(input.desired.spec(), entry, KILLED);
+        let fate = if again { "probe, will be restarted" } else { "probe" };
         let grace = failure.grace.unwrap_or_else(|| default_grace(input.desired.spec()));
         kill_with(input, plan, entry, running, grace, &format!("failed {} {fate}", failure.probe));
     }
@@ -250,7 +288,9 @@ fn start(input: PlanInput<'_>, plan: &mut PodPlan, wanted: Wanted<'_>) {
     if let Some(failure) = &memory.start_failure {
         plan.wait(name, &failure.reason, failure.message.clone());
         let retry_at = failure.at + CREATE_RETRY;
-        if failure.reason.starts_with("CreateContainer") && retry_at > input.now {
+        // Of the others a container is left, whose restart has its own pause.
+        let left_nothing = failure.reason.starts_with("CreateContainer") || failure.reason.contains("Image");
+        if left_nothing && retry_at > input.now {
             plan.wake(retry_at);
             return;
         }
@@ -316,6 +356,13 @@ fn start_with(input: PlanInput<'_>, plan: &mut PodPlan, wanted: Wanted<'_>, imag
         return;
     }
     let name = wanted.entry.container.name.clone();
+    let target_id = match target_id(input, wanted.entry) {
+        Ok(target_id) => target_id,
+        Err(why) => {
+            plan.wait(&name, "ContainerCreating", why);
+            return;
+        }
+    };
     let known = input.desired.api_status().and_then(|status| {
         let statuses = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
         statuses.into_iter().find(|status| status.name == name && status.container_id.is_some())
@@ -335,6 +382,7 @@ fn start_with(input: PlanInput<'_>, plan: &mut PodPlan, wanted: Wanted<'_>, imag
             sandbox_id: sandbox_id.to_owned(),
             image_ref: image_ref.to_owned(),
             replaces_failed_at,
+            target_id,
         },
     );
 }
@@ -348,7 +396,7 @@ fn collect_garbage(input: PlanInput<'_>, plan: &mut PodPlan) {
             continue;
         }
         let ended = input.observed.instances(name).skip(1).filter(|instance| !instance.is_alive());
-        for instance in ended.skip(KEPT_INSTANCES) {
+        for instance in ended.skip(input.settings.kept_instances) {
             remove(input, plan, instance);
         }
     }

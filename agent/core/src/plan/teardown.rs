@@ -40,7 +40,11 @@ pub(super) fn terminate(input: PlanInput<'_>, plan: &mut PodPlan) {
 
 /// A pod that failed or completed: stop and give back; containers and logs stay until it is deleted.
 pub(super) fn finish(input: PlanInput<'_>, plan: &mut PodPlan) {
-    let grace = input.desired.spec().termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE);
+    let own = match input.desired.fate {
+        Fate::Fail { grace, .. } => grace,
+        _ => None,
+    };
+    let grace = own.or(input.desired.spec().termination_grace_period_seconds).unwrap_or(DEFAULT_GRACE);
     if stopped(input, plan, grace) {
         plan.finished = true;
         gave_back(input, plan);

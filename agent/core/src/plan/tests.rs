@@ -31,7 +31,7 @@ impl World {
             "metadata": {"name": "p", "namespace": "ns", "uid": "u"}, "spec": spec}))
         .expect("a pod");
         Self {
-            desired: DesiredPod { pod: Arc::new(pod), fate: Fate::Run },
+            desired: DesiredPod::new(Arc::new(pod), Fate::Run),
             observed: ObservedPod::default(),
             memory: PodMemory { services_synced: true, ..PodMemory::default() },
             now: Timestamp::from_second(1_000_000).expect("in range"),
@@ -167,8 +167,7 @@ impl World {
         );
         self.ids += 1;
         let spec = self.desired.spec().clone();
-        let container =
-            containers(&spec).find(|entry| entry.container.name == name).expect("in spec").container;
+        let container = &crate::model::find_container(&spec, name).expect("in spec");
         let mut instance = ObservedContainer {
             id: format!("c{}", self.ids),
             name: name.to_owned(),
@@ -476,4 +475,66 @@ proptest! {
         world.settle();
         prop_assert!(world.last.done && world.observed.containers.is_empty() && world.observed.sandboxes.is_empty());
     }
+}
+
+#[test]
+fn an_ephemeral_container_looks_into_its_target_once() {
+    let mut world = one("Always");
+    world.settle().log.clear();
+    let mut pod = Arc::unwrap_or_clone(Arc::clone(&world.desired.pod));
+    pod.spec.as_mut().expect("spec").ephemeral_containers = Some(
+        serde_json::from_value(json!([{"name": "d", "image": "i", "targetContainerName": "a"}]))
+            .expect("containers"),
+    );
+    world.desired = DesiredPod::new(Arc::new(pod), Fate::Run);
+    world.settle().expect("image d, start d 0");
+    world.exit("d", 1).settle().expect("");
+    world.memory = PodMemory { services_synced: true, ..PodMemory::default() };
+    world.settle().expect("cgroup, volumes");
+    // It neither keeps the pod alive nor fails it.
+    assert!(!world.last.ended);
+}
+
+#[test]
+fn an_ephemeral_container_waits_for_its_target() {
+    let mut world = World::new(&json!({"containers": [{"name": "a"}],
+        "ephemeralContainers": [{"name": "d", "image": "i", "targetContainerName": "a"}]}));
+    world.exit_on_start.insert("a".to_owned(), 1);
+    world.settle();
+    assert_eq!(world.last.waiting["d"].message, "target container \"a\" is not running");
+    world.exit_on_start.clear();
+    world.log.clear();
+    world.wait(1).expect("image a, start a 2, start d 0, remove container");
+}
+
+#[test]
+fn a_containers_own_rules_decide_before_the_pods_policy() {
+    let rules = json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]);
+    let spec = json!({"restartPolicy": "Always", "containers": [
+        {"name": "a", "restartPolicy": "Never", "restartPolicyRules": rules}]});
+    for (code, expected) in [
+        (42, "image a, start a 1"),
+        (0, "stop sandbox, teardown, remove cgroup"),
+        (1, "stop sandbox, teardown, remove cgroup"),
+    ] {
+        let mut world = World::new(&spec);
+        world.settle().log.clear();
+        world.exit("a", code).settle().expect(expected);
+    }
+    let not_in = json!([{"action": "Restart", "exitCodes": {"operator": "NotIn", "values": [0, 1]}}]);
+    let init = json!({"restartPolicy": "Never", "initContainers": [
+        {"name": "i", "restartPolicy": "Never", "restartPolicyRules": not_in}], "containers": [{"name": "a"}]});
+    for (code, expected) in [(7, "image i, start i 1"), (1, "stop sandbox, teardown, remove cgroup")] {
+        let mut world = World::new(&init);
+        world.settle().log.clear();
+        world.exit("i", code).settle().expect(expected);
+    }
+}
+
+#[test]
+fn an_evicted_pod_ends_with_the_nodes_grace() {
+    let mut world = one("Always");
+    world.settle().log.clear();
+    world.fate(Fate::Fail { reason: "Evicted".to_owned(), message: "m".to_owned(), grace: Some(1) }).settle();
+    world.expect("kill a 1, stop sandbox, teardown, remove cgroup");
 }

@@ -4,11 +4,14 @@ use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::StatusInput;
-use crate::model::ContainerKind;
+use crate::model::{ContainerKind, Fate};
 
 /// Condition types that the kubelet owns; all others are left alone.
-pub const OWNED: [&str; 5] =
-    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+pub const OWNED: [&str; 6] =
+    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled", DISRUPTED];
+
+/// The node ended the pod to protect itself.
+const DISRUPTED: &str = "DisruptionTarget";
 
 /// A condition before it has times.
 #[derive(Debug)]
@@ -42,13 +45,18 @@ pub(super) fn derive(
     let network_up = Verdict { holds: sandbox.is_some(), reason: "", message: String::new() };
     let containers_ready = containers_ready(phase, statuses);
     let ready = ready(input, &containers_ready);
-    vec![
+    let mut conditions = vec![
         condition(input, "PodReadyToStartContainers", network_up),
         condition(input, "Initialized", initialized(phase, statuses)),
         condition(input, "Ready", ready),
         condition(input, "ContainersReady", containers_ready),
         condition(input, "PodScheduled", Verdict::yes()),
-    ]
+    ];
+    if let Fate::Fail { message, grace: Some(_), .. } = &input.desired.fate {
+        let verdict = Verdict { holds: true, reason: "TerminationByKubelet", message: message.clone() };
+        conditions.push(condition(input, DISRUPTED, verdict));
+    }
+    conditions
 }
 
 fn initialized(phase: &str, statuses: &[(ContainerKind, ContainerStatus)]) -> Verdict {
@@ -58,7 +66,7 @@ fn initialized(phase: &str, statuses: &[(ContainerKind, ContainerStatus)]) -> Ve
     let incomplete: Vec<&str> = statuses
         .iter()
         .filter(|(kind, status)| match kind {
-            ContainerKind::Main => false,
+            ContainerKind::Main | ContainerKind::Ephemeral => false,
             ContainerKind::Init => !status.ready,
             ContainerKind::Sidecar => {
                 !status.started.unwrap_or(false) && status.last_state.is_none() && !has_ended(status)

@@ -86,6 +86,7 @@ fn without_instance(input: StatusInput<'_>, entry: ContainerSpec<'_>) -> Contain
         .container_statuses
         .iter()
         .chain(&input.previous.init_container_statuses)
+        .chain(&input.previous.ephemeral_container_statuses)
         .flatten()
         .find(|status| status.name == name);
     let known = previous.filter(|status| status.container_id.is_some());
@@ -152,7 +153,8 @@ pub(super) fn is_started(
 }
 
 fn is_ready(input: StatusInput<'_>, entry: ContainerSpec<'_>, instance: &ObservedContainer) -> bool {
-    if entry.kind == ContainerKind::Init || !is_started(input, entry, instance) {
+    let is_never_ready = matches!(entry.kind, ContainerKind::Init | ContainerKind::Ephemeral);
+    if is_never_ready || !is_started(input, entry, instance) {
         return false;
     }
     entry.container.readiness_probe.is_none()

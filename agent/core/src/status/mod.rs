@@ -11,9 +11,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, HostIP, PodIP, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::model::{
-    ContainerKind, DesiredPod, Fate, ObservedPod, PodMemory, RestartPolicy, containers as parts,
-};
+use crate::model::{ContainerKind, DesiredPod, Fate, ObservedPod, PodMemory, containers as parts, restarts};
 use crate::plan::PodPlan;
 use crate::qos::QosClass;
 
@@ -54,6 +52,13 @@ pub fn derive(input: StatusInput<'_>) -> PodStatus {
         .filter(|_| !refused)
         .map(|entry| (entry.kind, containers::status_of(input, entry)))
         .collect();
+    let ephemeral: Vec<ContainerStatus> = input
+        .desired
+        .ephemeral
+        .iter()
+        .filter(|_| !refused)
+        .map(|ephemeral| containers::status_of(input, ephemeral.entry()))
+        .collect();
     let phase = phase(input, &statuses);
     let host_network = spec.host_network.unwrap_or(false);
     let ips = pod_ips(input, host_network);
@@ -71,7 +76,7 @@ pub fn derive(input: StatusInput<'_>) -> PodStatus {
         phase: Some(phase.to_owned()),
         ..PodStatus::default()
     };
-    if let Fate::Fail { reason, message } = &input.desired.fate {
+    if let Fate::Fail { reason, message, .. } = &input.desired.fate {
         status.reason = Some(reason.clone());
         status.message = Some(message.clone());
     } else if phase == "Failed" {
@@ -86,6 +91,7 @@ pub fn derive(input: StatusInput<'_>) -> PodStatus {
     };
     status.init_container_statuses = list(init);
     status.container_statuses = list(main);
+    status.ephemeral_container_statuses = (!ephemeral.is_empty()).then_some(ephemeral);
     status
 }
 
@@ -113,11 +119,10 @@ fn phase(input: StatusInput<'_>, statuses: &[(ContainerKind, ContainerStatus)]) 
     if matches!(input.desired.fate, Fate::Fail { .. }) {
         return "Failed";
     }
-    let counts = Counts::of(statuses);
-    let policy = RestartPolicy::of(spec);
+    let counts = Counts::of(spec, statuses);
     let ending = matches!(input.desired.fate, Fate::Terminate { .. });
     if input.plan.ended && (ending || counts.running == 0) {
-        return final_phase(input, spec, &counts, policy, ending);
+        return final_phase(input, spec, &counts, ending);
     }
     if counts.init_pending > 0 || counts.waiting > 0 {
         "Pending"
@@ -128,14 +133,8 @@ fn phase(input: StatusInput<'_>, statuses: &[(ContainerKind, ContainerStatus)]) 
     }
 }
 
-fn final_phase(
-    input: StatusInput<'_>,
-    spec: &PodSpec,
-    counts: &Counts,
-    policy: RestartPolicy,
-    ending: bool,
-) -> &'static str {
-    if counts.init_failed > 0 && policy == RestartPolicy::Never {
+fn final_phase(input: StatusInput<'_>, spec: &PodSpec, counts: &Counts, ending: bool) -> &'static str {
+    if counts.init_failed > 0 {
         return "Failed";
     }
     if counts.stopped == spec.containers.len() {
@@ -156,17 +155,21 @@ struct Counts {
 }
 
 impl Counts {
-    fn of(statuses: &[(ContainerKind, ContainerStatus)]) -> Self {
+    fn of(spec: &PodSpec, statuses: &[(ContainerKind, ContainerStatus)]) -> Self {
         let mut counts = Self::default();
+        let failed_for_good = |name: &str, exit_code: i32| {
+            let entry = parts(spec).find(|entry| entry.container.name == name);
+            entry.is_some_and(|entry| !restarts(spec, entry, exit_code))
+        };
         for (kind, status) in statuses {
             let state = status.state.clone().unwrap_or_default();
             let ended = state.terminated.as_ref();
             match kind {
                 ContainerKind::Init => match ended.map(|ended| ended.exit_code) {
                     Some(0) => {}
-                    Some(_) => {
+                    Some(code) => {
                         counts.init_pending += 1;
-                        counts.init_failed += 1;
+                        counts.init_failed += usize::from(failed_for_good(&status.name, code));
                     }
                     None => counts.init_pending += 1,
                 },
@@ -175,6 +178,7 @@ impl Counts {
                         counts.init_pending += 1;
                     }
                 }
+                ContainerKind::Ephemeral => {}
                 ContainerKind::Main => {
                     let last = status.last_state.as_ref().and_then(|last| last.terminated.as_ref());
                     let ended = ended.or(if state.waiting.is_some() { last } else { None });

@@ -64,7 +64,7 @@ impl Case {
     fn derive(&self) -> PodStatus {
         let pod: Pod = serde_json::from_value(self.pod.clone()).expect("a pod");
         let previous = pod.status.clone().unwrap_or_default();
-        let desired = DesiredPod { pod: Arc::new(pod), fate: self.fate.clone() };
+        let desired = DesiredPod::new(Arc::new(pod), self.fate.clone());
         let mut observed = self.observed.clone();
         observed.sort();
         let settings = PlanSettings::default();
@@ -193,7 +193,7 @@ fn init_containers_hold_the_pod_pending() {
 fn a_rejected_pod_is_failed_with_its_reason() {
     let mut rejected = case(&json!({"containers": [{"name": "a"}]}));
     rejected.observed.sandboxes.clear();
-    rejected.fate = Fate::Fail { reason: "OutOfcpu".to_owned(), message: "m".to_owned() };
+    rejected.fate = Fate::Fail { reason: "OutOfcpu".to_owned(), message: "m".to_owned(), grace: None };
     let status = rejected.check("Failed PRTSC=False I=True R=False(PodFailed) CR=False(PodFailed)");
     assert_eq!(status.reason.as_deref(), Some("OutOfcpu"));
     assert_eq!(

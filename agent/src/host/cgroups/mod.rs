@@ -8,7 +8,7 @@ mod hierarchy;
 mod removal;
 mod values;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +23,11 @@ use crate::contracts::{CgroupError, CgroupManager, FoundPodCgroup};
 
 /// cpu.shares of the best-effort class: only what nobody else wants.
 const BEST_EFFORT_SHARES: u64 = 2;
+
+/// The controllers that are mounted, in any hierarchy.
+pub fn controllers() -> io::Result<BTreeSet<String>> {
+    Ok(mounted()?.into_iter().flat_map(|hierarchy| hierarchy.controllers).collect())
+}
 
 /// The manager of one `cgroupRoot`.
 #[derive(Debug)]

@@ -57,7 +57,8 @@ impl Volumes {
         let default = PodSpec::default();
         let spec = pod.spec.as_ref().unwrap_or(&default);
         let mut mounted = MountedVolumes::default();
-        for volume in spec.volumes.iter().flatten() {
+        // Image volumes are mounted by the runtime, out of what it has pulled.
+        for volume in spec.volumes.iter().flatten().filter(|volume| volume.image.is_none()) {
             let path = self.set_up(pod, spec, volume, context, &mut mounted.refresh_at).await?;
             mounted.volumes.insert(volume.name.clone(), path);
         }

@@ -19,11 +19,12 @@ pub(super) struct FakeApi {
     journal: Journal,
     pod: Arc<Mutex<Option<Value>>>,
     changed: Arc<Notify>,
+    created: Arc<Mutex<u32>>,
 }
 
 impl FakeApi {
     pub(super) fn new(journal: Journal) -> Self {
-        Self { journal, pod: Arc::default(), changed: Arc::default() }
+        Self { journal, pod: Arc::default(), changed: Arc::default(), created: Arc::default() }
     }
 
     pub(super) fn client(&self) -> Client {
@@ -50,6 +51,14 @@ impl FakeApi {
         if let Some(pod) = self.lock().as_mut() {
             pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
             pod["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
+            bump(pod);
+        }
+        self.typed().expect("it was made")
+    }
+
+    pub(super) fn edit(&self, change: impl FnOnce(&mut Value)) -> Arc<Pod> {
+        if let Some(pod) = self.lock().as_mut() {
+            change(pod);
             bump(pod);
         }
         self.typed().expect("it was made")
@@ -84,6 +93,16 @@ impl FakeApi {
         let (parts, body) = request.into_parts();
         let body = body.collect().await.expect("a body").to_bytes();
         let is_pod = parts.uri.path().contains("/pods/p");
+        if parts.method == Method::POST && parts.uri.path().ends_with("/pods") {
+            let mut pod: Value = serde_json::from_slice(&body).expect("a pod");
+            let mut counter = self.created.lock().unwrap_or_else(PoisonError::into_inner);
+            *counter += 1;
+            pod["metadata"]["uid"] = json!(format!("made-{counter}"));
+            self.journal.add(format!("api: create {}", pod["metadata"]["name"].as_str().unwrap_or_default()));
+            let made = serde_json::to_value(&*self.create(pod)).expect("a pod");
+            self.changed.notify_one();
+            return json_response(201, &made);
+        }
         if parts.method == Method::PATCH && is_pod {
             let patch: Value = serde_json::from_slice(&body).expect("a patch");
             return self.patch(&patch);
@@ -108,6 +127,12 @@ impl FakeApi {
                 &json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404}),
             );
         };
+        if patch["metadata"]["uid"] != current["metadata"]["uid"] {
+            return json_response(
+                409,
+                &json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "another uid", "code": 409}),
+            );
+        }
         let mut merged = control_api::patch::strategic_merge(info, current, patch).expect("a good patch");
         bump(&mut merged);
         self.journal.add(format!("api: {}", summary(&merged["status"])));
@@ -135,7 +160,8 @@ fn summary(status: &Value) -> String {
     let container = &status["containerStatuses"][0];
     let reason = container["state"]["waiting"]["reason"].as_str().unwrap_or_default();
     let phase = status["phase"].as_str().unwrap_or_default();
-    format!("{phase} Ready={ready} restarts={} {reason}", container["restartCount"])
+    let own = status["reason"].as_str().unwrap_or_default();
+    format!("{phase} Ready={ready} restarts={} {reason}{own}", container["restartCount"])
 }
 
 fn json_response(code: u16, value: &Value) -> Response<Body> {

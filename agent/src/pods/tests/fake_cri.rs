@@ -250,7 +250,13 @@ impl RuntimeService for Runtime {
         let request = request.into_inner();
         let config = request.config.unwrap_or_default();
         let metadata = config.metadata.unwrap_or_default();
-        self.journal.add(format!("cri: create {} {}", metadata.name, metadata.attempt));
+        let namespaces =
+            config.linux.and_then(|linux| linux.security_context?.namespace_options).unwrap_or_default();
+        let target = match namespaces.pid == v1::NamespaceMode::Target as i32 {
+            true => format!(" target {}", namespaces.target_id),
+            false => String::new(),
+        };
+        self.journal.add(format!("cri: create {} {}{target}", metadata.name, metadata.attempt));
         let mut state = self.lock();
         state.clock += 1;
         let id = format!("c{}", state.clock);

@@ -1,5 +1,7 @@
 //! Reads a log file to its end and, when following, beyond: new lines by inotify, the next file after rotation.
 
+mod rotated;
+
 use std::ffi::OsString;
 use std::io::{self, SeekFrom};
 use std::os::unix::fs::MetadataExt;
@@ -26,6 +28,9 @@ const MAX_LINE: usize = 1 << 20;
 /// event of its log file.
 const AUDIT: Duration = Duration::from_secs(1);
 
+/// A time with nanoseconds and offset is shorter.
+const LONGEST_TIME: usize = 40;
+
 /// Where chunks go.
 type Chunks = mpsc::Sender<Result<Bytes, BodyError>>;
 
@@ -38,6 +43,8 @@ pub(super) struct LogReader {
     formatter: Formatter,
     /// The beginning of a line whose end is not written yet.
     pending: Vec<u8>,
+    /// Time of the last whole line, as written.
+    last_time: Vec<u8>,
     changes: Option<Changes>,
 }
 
@@ -59,7 +66,16 @@ impl LogReader {
         }
         let inode = file.metadata().await?.ino();
         let formatter = Formatter::new(&options);
-        Ok(Self { path: path.to_owned(), file, inode, options, formatter, pending: Vec::new(), changes })
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            inode,
+            options,
+            formatter,
+            pending: Vec::new(),
+            last_time: Vec::new(),
+            changes,
+        })
     }
 
     /// Sends lines until the end: of the file, or when following, of the container. A client that has gone ends it
@@ -68,10 +84,16 @@ impl LogReader {
         loop {
             // Asked before reading: what was written before the container ended is then read for certain.
             let is_last = !self.options.follow || watched.has_ended();
+            // Likewise: once its successor has a line, nothing more is written to the current file.
+            let is_rotated = self.is_rotated(is_last).await?;
             if !self.drain(chunks).await? {
                 return Ok(());
             }
-            if self.reopen().await? {
+            if is_rotated {
+                self.take_next().await?;
+                continue;
+            }
+            if self.rewind().await? {
                 continue;
             }
             if is_last {
@@ -109,13 +131,16 @@ impl LogReader {
         let mut out = Vec::with_capacity(block.len());
         let mut rest = block;
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-            if self.pending.is_empty() {
-                self.formatter.push(&rest[..end], &mut out);
-            } else {
-                self.pending.extend_from_slice(&rest[..end]);
-                self.formatter.push(&self.pending, &mut out);
-                self.pending.clear();
+            let mut line = &rest[..end];
+            if !self.pending.is_empty() {
+                self.pending.extend_from_slice(line);
+                line = &self.pending;
             }
+            let time = line.split(|byte| *byte == b' ').next().unwrap_or_default();
+            self.last_time.clear();
+            self.last_time.extend_from_slice(time.get(..LONGEST_TIME).unwrap_or(time));
+            self.formatter.push(line, &mut out);
+            self.pending.clear();
             rest = &rest[end + 1..];
         }
         if self.pending.len() + rest.len() <= MAX_LINE {
@@ -126,29 +151,43 @@ impl LogReader {
         out
     }
 
-    /// Goes on with the file that took the path after a rotation; tells whether there was one.
-    async fn reopen(&mut self) -> io::Result<bool> {
+    /// Whether another file took the path, and the container writes to it.
+    async fn is_rotated(&self, is_last: bool) -> io::Result<bool> {
         if !self.options.follow {
             return Ok(false);
         }
         match tokio::fs::metadata(&self.path).await {
-            Ok(metadata) if metadata.ino() != self.inode => {
-                let file = File::open(&self.path).await?;
-                self.inode = file.metadata().await?.ino();
-                self.file = file;
-                Ok(true)
-            }
-            // Truncated in place.
-            Ok(metadata) if metadata.len() < self.file.stream_position().await? => {
-                self.file.seek(SeekFrom::Start(0)).await?;
-                self.pending.clear();
-                Ok(metadata.len() > 0)
-            }
-            Ok(_) => Ok(false),
+            Ok(metadata) => Ok(metadata.ino() != self.inode && (metadata.len() > 0 || is_last)),
             // Between rename and create, or removed with its container.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Goes on with the file that follows the current one. For a client that is slower than the rotation it is not yet
+    /// the one at the path.
+    async fn take_next(&mut self) -> io::Result<()> {
+        let last = std::str::from_utf8(&self.last_time).ok().and_then(|text| text.parse().ok());
+        let path = self.path.clone();
+        let next = tokio::task::spawn_blocking(move || rotated::successor(&path, last)).await??;
+        self.inode = next.metadata()?.ino();
+        self.file = File::from_std(next);
+        self.pending.clear();
+        Ok(())
+    }
+
+    /// Starts over with a file that was truncated in place; tells whether it was.
+    async fn rewind(&mut self) -> io::Result<bool> {
+        if !self.options.follow {
+            return Ok(false);
+        }
+        let (here, length) = (self.file.stream_position().await?, self.file.metadata().await?.len());
+        if length >= here {
+            return Ok(false);
+        }
+        self.file.seek(SeekFrom::Start(0)).await?;
+        self.pending.clear();
+        Ok(length > 0)
     }
 }
 

@@ -66,6 +66,7 @@ const POD_SUBRESOURCES: &[Subresource] = &[
     own("exec", "PodExecOptions", STREAM),
     own("log", "Pod", GET),
     own("portforward", "PodPortForwardOptions", STREAM),
+    own("resize", "Pod", EDIT),
     own("status", "Pod", EDIT),
 ];
 

@@ -22,7 +22,16 @@ pub(super) enum Role {
 pub(super) struct Around<'a> {
     pub(super) role: Role,
     pub(super) volumes: &'a BTreeSet<&'a str>,
+    /// Containers that an ephemeral one may target.
+    pub(super) targets: &'a BTreeSet<&'a str>,
 }
+
+/// What an ephemeral container cannot have, as nobody would act on it.
+const NOT_EPHEMERAL: [&str; 4] = ["ports", "lifecycle", "resizePolicy", "restartPolicy"];
+/// Rules of one container at most.
+const MAX_RESTART_RULES: usize = 20;
+/// Exit codes of one rule at most.
+const MAX_EXIT_CODES: usize = 255;
 
 /// Checks one container.
 pub(super) fn check(errors: &mut Errors, at: &Path<'_>, container: &Value, around: &Around<'_>) {
@@ -44,6 +53,10 @@ pub(super) fn check(errors: &mut Errors, at: &Path<'_>, container: &Value, aroun
     }
     probes(errors, at, container, around.role);
     hooks(errors, &at.child("lifecycle"), container);
+    restarts(errors, at, container, around.role);
+    if around.role == Role::Ephemeral {
+        ephemeral(errors, at, container, around);
+    }
     security(errors, &at.child("securityContext"), container);
 }
 
@@ -214,6 +227,81 @@ pub(super) fn port_or_name(errors: &mut Errors, at: &Path<'_>, port: Option<&Val
             }
         }
         port => errors.port(at, port.and_then(Value::as_i64).unwrap_or(0)),
+    }
+}
+
+/// A container's own restart policy, and rules by exit code.
+fn restarts(errors: &mut Errors, at: &Path<'_>, container: &Value, role: Role) {
+    let policy = text(container, "/restartPolicy");
+    if role != Role::Ephemeral {
+        errors.one_of(&at.child("restartPolicy"), policy, &["Always", "Never", "OnFailure"]);
+    }
+    let rules = list(container, "/restartPolicyRules");
+    let at = at.child("restartPolicyRules");
+    if rules.is_empty() {
+        return;
+    }
+    if policy.is_empty() {
+        errors.push(FieldError::required(&at, "must specify restartPolicy when restart rules are used"));
+    }
+    if policy == "Always" && role == Role::Init {
+        errors.forbidden(&at, "may not be set for sidecar containers");
+    }
+    if rules.len() > MAX_RESTART_RULES {
+        errors.invalid(&at, rules.len(), format!("must have at most {MAX_RESTART_RULES} items"));
+    }
+    for (index, rule) in rules.iter().enumerate() {
+        let at = at.index(index);
+        match text(rule, "/action") {
+            "" => errors.required(&at.child("action")),
+            action => errors.one_of(&at.child("action"), action, &["Restart", "RestartAllContainers"]),
+        }
+        let Some(codes) = rule.get("exitCodes").filter(|codes| codes.is_object()) else {
+            errors.push(FieldError::required(&at.child("exitCodes"), "must be specified"));
+            continue;
+        };
+        let at = at.child("exitCodes");
+        match text(codes, "/operator") {
+            "" => errors.required(&at.child("operator")),
+            operator => errors.one_of(&at.child("operator"), operator, &["In", "NotIn"]),
+        }
+        if list(codes, "/values").len() > MAX_EXIT_CODES {
+            errors.invalid(
+                &at.child("values"),
+                list(codes, "/values").len(),
+                format!("must have at most {MAX_EXIT_CODES} items"),
+            );
+        }
+    }
+}
+
+fn ephemeral(errors: &mut Errors, at: &Path<'_>, container: &Value, around: &Around<'_>) {
+    const WHY: &str = "cannot be set for an Ephemeral Container";
+    for key in NOT_EPHEMERAL {
+        let set = match container.get(key) {
+            None | Some(Value::Null) => false,
+            Some(Value::Array(items)) => !items.is_empty(),
+            Some(Value::String(text)) => !text.is_empty(),
+            Some(_) => true,
+        };
+        if set {
+            errors.forbidden(&at.child(key), WHY);
+        }
+    }
+    if container.get("resources").and_then(Value::as_object).is_some_and(|found| !found.is_empty()) {
+        errors.forbidden(&at.child("resources"), WHY);
+    }
+    for (index, mount) in list(container, "/volumeMounts").iter().enumerate() {
+        let at = at.child("volumeMounts");
+        for key in ["subPath", "subPathExpr"] {
+            if !text(mount, &format!("/{key}")).is_empty() {
+                errors.forbidden(&at.index(index).child(key), WHY);
+            }
+        }
+    }
+    let target = text(container, "/targetContainerName");
+    if !target.is_empty() && !around.targets.contains(target) {
+        errors.push(FieldError::not_found(&at.child("targetContainerName"), target));
     }
 }
 

@@ -82,6 +82,8 @@ fn containers(errors: &mut Errors, at: &Path<'_>, spec: &Value, volumes: &BTreeS
     }
     let mut seen = BTreeSet::new();
     let mut host_ports = BTreeSet::new();
+    let targets = list(spec, "/containers").iter().chain(list(spec, "/initContainers"));
+    let targets: BTreeSet<&str> = targets.map(|container| text(container, "/name")).collect();
     for (key, role) in lists {
         let at = at.child(key);
         for (index, found) in list(spec, &format!("/{key}")).iter().enumerate() {
@@ -95,7 +97,7 @@ fn containers(errors: &mut Errors, at: &Path<'_>, spec: &Value, volumes: &BTreeS
                     errors.push(FieldError::duplicate(&at.child("name"), name));
                 }
             }
-            container::check(errors, &at, found, &Around { role, volumes });
+            container::check(errors, &at, found, &Around { role, volumes, targets: &targets });
             if role == Role::Main {
                 host_port_clashes(errors, &at.child("ports"), found, &mut host_ports);
             }
@@ -221,6 +223,37 @@ fn fixed_part(spec: &Value) -> Value {
         map.retain(|_, value| !value.as_array().is_some_and(Vec::is_empty));
     }
     fixed
+}
+
+/// A new pod brings no ephemeral containers: they are added to one that exists.
+pub(super) fn no_ephemeral_containers(errors: &mut Errors, pod: &Value) {
+    if !list(pod, "/spec/ephemeralContainers").is_empty() {
+        let at = Path::new("spec");
+        errors.forbidden(&at.child("ephemeralContainers"), "cannot be set on create");
+    }
+}
+
+/// Ephemeral containers may be added, never changed or taken away.
+pub(super) fn ephemeral_containers(errors: &mut Errors, new: &Value, old: &Value) {
+    let spec = Path::new("spec");
+    let at = spec.child("ephemeralContainers");
+    let is_mirror = |pod: &Value| pod.pointer("/metadata/annotations/kubernetes.io~1config.mirror").is_some();
+    if is_mirror(old) {
+        errors.forbidden(&Path::new("metadata"), "static pods do not support ephemeral containers");
+    }
+    let (added, known) = (list(new, "/spec/ephemeralContainers"), list(old, "/spec/ephemeralContainers"));
+    for before in known {
+        let name = text(before, "/name");
+        match added.iter().find(|container| text(container, "/name") == name) {
+            None => {
+                errors.forbidden(&at, &format!("existing ephemeral containers {name:?} may not be removed"))
+            }
+            Some(after) if after != before => {
+                errors.forbidden(&at, &format!("existing ephemeral containers {name:?} may not be changed"))
+            }
+            Some(_) => {}
+        }
+    }
 }
 
 /// Checks a status write.

@@ -85,6 +85,10 @@ impl Part {
     pub(crate) const STATUS: Self = Self::Client(UpdateTarget::Status);
     /// Its desired state, through another subresource.
     pub(crate) const SPEC: Self = Self::Client(UpdateTarget::Spec);
+    /// A pod's ephemeral containers.
+    pub(crate) const EPHEMERAL_CONTAINERS: Self = Self::Client(UpdateTarget::EphemeralContainers);
+    /// The resources of a pod's containers.
+    pub(crate) const RESIZE: Self = Self::Client(UpdateTarget::Resize);
 }
 
 /// What an update made of an object.
@@ -323,6 +327,8 @@ fn admit_update(
     let errors = match part {
         UpdateTarget::Status => validate::status_update(info, new, old),
         UpdateTarget::Main | UpdateTarget::Spec => validate::update(info, new, old),
+        UpdateTarget::EphemeralContainers => validate::ephemeral_containers_update(new, old),
+        UpdateTarget::Resize => validate::resize(new, old),
     };
     if errors.is_empty() { Ok(admitted) } else { Err(ApiError::invalid(info, meta::name(old), &errors)) }
 }

@@ -102,3 +102,107 @@ async fn eviction_is_a_deletion() {
     assert_eq!(admin.get(&format!("{PODS}/web")).await.0, 404);
     cluster.stop().await;
 }
+
+#[tokio::test]
+async fn ephemeral_containers_are_added_and_never_changed() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    admin.create(PODS, &pod("web")).await;
+    let path = format!("{PODS}/web/ephemeralcontainers");
+    // As `kubectl debug` does it: the whole pod comes along, and nothing else of it changes.
+    let debugger =
+        json!({"name": "debugger", "image": "busybox", "stdin": true, "targetContainerName": "main"});
+    let patch = json!({"spec": {"ephemeralContainers": [debugger], "containers": [{"name": "main", "image": "other"}]}});
+    let (code, patched) = admin.patch(&path, "strategic-merge", &patch).await;
+    assert_eq!(code, 200, "{patched}");
+    let made = &patched["spec"]["ephemeralContainers"][0];
+    assert_eq!((&made["name"], &made["imagePullPolicy"]), (&json!("debugger"), &json!("Always")));
+    assert_eq!(patched["spec"]["containers"][0]["image"], "busybox");
+    assert_eq!(patched["metadata"]["generation"], 2);
+    for (change, why) in [
+        (
+            json!([{"name": "debugger", "image": "changed"}]),
+            "existing ephemeral containers \"debugger\" may not be changed",
+        ),
+        (
+            json!([{"$patch": "delete", "name": "debugger"}]),
+            "existing ephemeral containers \"debugger\" may not be removed",
+        ),
+        (json!([{"name": "main", "image": "i"}]), "Duplicate value: \"main\""),
+        (
+            json!([{"name": "d", "image": "i", "targetContainerName": "none"}]),
+            "targetContainerName: Not found: \"none\"",
+        ),
+        (
+            json!([{"name": "d", "image": "i", "ports": [{"containerPort": 1}]}]),
+            "cannot be set for an Ephemeral Container",
+        ),
+    ] {
+        let patch = json!({"spec": {"ephemeralContainers": change}});
+        let (code, error) = admin.patch(&path, "strategic-merge", &patch).await;
+        assert_eq!(code, 422, "{error}");
+        assert!(error["message"].as_str().unwrap().contains(why), "{error}");
+    }
+    let mut ready = pod("born");
+    ready["spec"]["ephemeralContainers"] = json!([{"name": "d", "image": "i"}]);
+    let (code, error) = admin.post(PODS, &ready).await;
+    assert_eq!(code, 422, "{error}");
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_resize_changes_resources_and_nothing_else() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let mut wanted = pod("web");
+    wanted["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": "100m", "memory": "64Mi"}});
+    admin.create(PODS, &wanted).await;
+    let path = format!("{PODS}/web/resize");
+    let container = |resources: Value| json!({"spec": {"containers": [{"name": "main", "image": "other", "resources": resources}]}});
+    let (code, resized) =
+        admin.patch(&path, "strategic-merge", &container(json!({"requests": {"cpu": "200m"}}))).await;
+    assert_eq!(code, 200, "{resized}");
+    let main = &resized["spec"]["containers"][0];
+    assert_eq!(main["resources"]["requests"], json!({"cpu": "200m", "memory": "64Mi"}));
+    assert_eq!(main["image"], "busybox");
+    for (resources, why) in [
+        (json!({"requests": {"cpu": null}}), "requests cannot be removed"),
+        (json!({"requests": {"ephemeral-storage": "1Gi"}}), "only cpu and memory resources are mutable"),
+        (
+            json!({"requests": {"cpu": "200m", "memory": "64Mi"}, "limits": {"cpu": "200m", "memory": "64Mi"}}),
+            "Pod QOS Class may not change as a result of resizing",
+        ),
+    ] {
+        let (code, error) = admin.patch(&path, "strategic-merge", &container(resources)).await;
+        assert_eq!(code, 422, "{error}");
+        assert!(error["message"].as_str().unwrap().contains(why), "{error}");
+    }
+    let elsewhere = container(json!({"requests": {"cpu": "300m"}}));
+    let (code, error) = admin.patch(&format!("{PODS}/web"), "strategic-merge", &elsewhere).await;
+    assert_eq!(code, 422, "resources change through /resize only: {error}");
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn containers_may_have_restart_rules() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let with = |rules: Value| {
+        let mut pod = pod("web");
+        pod["spec"]["containers"][0]["restartPolicyRules"] = rules;
+        pod
+    };
+    let rule = json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]);
+    let (code, error) = admin.post(PODS, &with(rule.clone())).await;
+    assert_eq!(code, 422, "rules need the container's own policy: {error}");
+    let mut good = with(rule);
+    good["spec"]["containers"][0]["restartPolicy"] = json!("Never");
+    admin.create(PODS, &good).await;
+    let mut bad = with(json!([{"action": "Explode", "exitCodes": {"operator": "Maybe"}}]));
+    bad["spec"]["containers"][0]["restartPolicy"] = json!("Never");
+    let (code, error) = admin.post(PODS, &bad).await;
+    assert_eq!(code, 422);
+    let text = error["message"].as_str().unwrap();
+    assert!(text.contains("restartPolicyRules[0].action") && text.contains("exitCodes.operator"), "{error}");
+    cluster.stop().await;
+}

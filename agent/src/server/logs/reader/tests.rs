@@ -134,3 +134,62 @@ async fn a_client_that_goes_away_ends_the_task() {
     let run = reader.run(&sender, &container);
     tokio::time::timeout(Duration::from_secs(10), run).await.unwrap().unwrap();
 }
+
+/// Second `second` of the year, one line.
+fn append_at(path: &Path, second: u32) {
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
+    writeln!(file, "2026-01-01T00:00:{second:02}.000000001Z stdout F line {second}").unwrap();
+}
+
+#[tokio::test]
+async fn a_slow_follower_reads_every_rotated_file_in_its_turn() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("0.log");
+    append_at(&path, 0);
+    let pods = Arc::new(FakePods { running: AtomicBool::new(true) });
+    let options = LogOptions { follow: true, ..LogOptions::default() };
+    let reader = LogReader::open(&path, options).await.unwrap();
+    // The reader has opened the first file; before it reads on, the log is rotated twice, and once compressed.
+    append_at(&path, 1);
+    std::fs::rename(&path, dir.path().join("0.log.20260101-000001")).unwrap();
+    append_at(&path, 2);
+    let packed = File::create(dir.path().join("0.log.20260101-000002.gz")).await.unwrap().into_std().await;
+    let mut packer = flate2::write::GzEncoder::new(packed, flate2::Compression::fast());
+    packer.write_all(&std::fs::read(&path).unwrap()).unwrap();
+    packer.finish().unwrap();
+    std::fs::remove_file(&path).unwrap();
+    append_at(&path, 3);
+    let (sender, mut receiver) = mpsc::channel(QUEUE);
+    let container = watched(&pods);
+    let task = tokio::spawn(async move { reader.run(&sender, &container).await });
+    let mut text = String::new();
+    while !text.contains("line 3") {
+        text.push_str(&next_text(&mut receiver).await);
+    }
+    assert_eq!(text, "line 0\nline 1\nline 2\nline 3\n");
+    pods.running.store(false, Ordering::Relaxed);
+    task.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn the_old_file_is_read_until_the_container_writes_to_the_new_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("0.log");
+    append_at(&path, 0);
+    let pods = Arc::new(FakePods { running: AtomicBool::new(true) });
+    let options = LogOptions { follow: true, ..LogOptions::default() };
+    let reader = LogReader::open(&path, options).await.unwrap();
+    let (sender, mut receiver) = mpsc::channel(QUEUE);
+    let container = watched(&pods);
+    let task = tokio::spawn(async move { reader.run(&sender, &container).await });
+    assert_eq!(next_text(&mut receiver).await, "line 0\n");
+    let old = dir.path().join("0.log.20260101-000001");
+    std::fs::rename(&path, &old).unwrap();
+    File::create(&path).await.unwrap();
+    append_at(&old, 1);
+    assert_eq!(next_text(&mut receiver).await, "line 1\n");
+    append_at(&path, 2);
+    assert_eq!(next_text(&mut receiver).await, "line 2\n");
+    pods.running.store(false, Ordering::Relaxed);
+    task.await.unwrap().unwrap();
+}

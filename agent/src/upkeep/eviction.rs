@@ -1,0 +1,296 @@
+//! Watches what is left of memory, disk and process ids, and has pods ended before there is nothing left.
+//!
+//! Looks every ten seconds, and at once when tasks stall for memory. A decision of `agent_core::eviction` becomes, in this
+//! order: the node's pressures; for the disk, removal of unused images and ended containers; else the eviction of one pod,
+//! whose end is waited for before the next look, so that never more pods go than must.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_core::eviction::{
+    ContainerUse, Observation, PodUse, Pressure, Signal, State, Threshold, is_critical, message, rank,
+};
+use cri_shim_api::v1;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::images::{ImageGc, figures};
+use crate::config::EvictionConfig;
+use crate::events::{EventRecorder, EventType};
+use crate::host::stall::MemoryStall;
+use crate::host::stats::{self, NodeFigures};
+use crate::host::usage::{TreeUse, tree};
+use crate::pods::directory::{PodDirectory, PodView};
+use crate::pods::manager::Eviction;
+use crate::runtime::cri::{Cri, CriError};
+use crate::runtime::labels;
+use crate::runtime::sandbox_config::log_directory;
+use crate::sources::node::NodeWatch;
+
+/// Pause between looks.
+const PERIOD: Duration = Duration::from_secs(10);
+/// How long the end of an evicted pod is waited for.
+const POD_END: Duration = Duration::from_secs(30);
+/// How often that is looked at.
+const END_CHECK: Duration = Duration::from_millis(200);
+/// Grace of a pod that is evicted for a hard threshold, as upstream.
+const HARD_GRACE: i64 = 1;
+
+/// What the loop works with.
+pub struct Evictor {
+    /// Thresholds.
+    pub config: EvictionConfig,
+    /// Statistics, ended containers.
+    pub cri: Cri,
+    /// The pods there are.
+    pub pods: PodDirectory,
+    /// Frees disk space.
+    pub images: Arc<ImageGc>,
+    /// Told which pod has to go.
+    pub evictions: mpsc::Sender<Eviction>,
+    /// Told what the node runs short of.
+    pub pressures: watch::Sender<BTreeSet<Pressure>>,
+    /// Events about the node.
+    pub events: EventRecorder,
+    /// The node.
+    pub node: NodeWatch,
+    /// The kubelet's directory, on the node's file system.
+    pub root_dir: PathBuf,
+    /// Directory of the pods' logs.
+    pub pod_logs_dir: PathBuf,
+}
+
+/// Watches until `cancel`.
+pub async fn run(evictor: Evictor, cancel: CancellationToken) {
+    let mut state = State::default();
+    let mut stall = MemoryStall::new();
+    loop {
+        // Cancel-safe: a pass only reads, sends, and removes what nobody uses.
+        let wake_at = tokio::select! {
+            () = cancel.cancelled() => return,
+            wake_at = Box::pin(evictor.pass(&mut state)) => wake_at,
+        };
+        let until_due = wake_at.and_then(|at| Duration::try_from(at.duration_since(Timestamp::now())).ok());
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = stall.wait() => {}
+            () = tokio::time::sleep(until_due.unwrap_or(PERIOD).min(PERIOD)) => {}
+        }
+    }
+}
+
+impl Evictor {
+    /// One look, and what follows from it; when to look again at the latest.
+    async fn pass(&self, state: &mut State) -> Option<Timestamp> {
+        let observed = self.observe().await?;
+        let decision =
+            state.decide(&self.config.thresholds, &observed, self.config.transition, Timestamp::now());
+        self.tell(&decision.pressures);
+        let mut due = decision.due;
+        let first = due.first()?.clone();
+        warn!(signal = first.signal.as_str(), "the node runs short of {}", first.signal.resource());
+        if let Some(node) = self.node.borrow().as_ref() {
+            let text = format!("Attempting to reclaim {}", first.signal.resource());
+            self.events.node(node, EventType::Warning, "EvictionThresholdMet", text);
+        }
+        if due.iter().any(|threshold| threshold.signal.pressure() == Pressure::Disk) {
+            self.free_disk().await;
+            let again = self.observe().await?;
+            let mut after = state.clone();
+            let decision =
+                after.decide(&self.config.thresholds, &again, self.config.transition, Timestamp::now());
+            *state = after;
+            due = decision.due;
+            let Some(threshold) = due.first() else {
+                info!("enough disk space was freed without ending a pod");
+                return decision.wake_at;
+            };
+            self.evict_one(threshold, &again).await;
+        } else {
+            self.evict_one(&first, &observed).await;
+        }
+        // Freed memory shows at once: whether the next pod must go is decided on fresh figures.
+        Some(Timestamp::now())
+    }
+
+    fn tell(&self, pressures: &BTreeSet<Pressure>) {
+        self.pressures.send_if_modified(|known| {
+            let changed = known != pressures;
+            known.clone_from(pressures);
+            changed
+        });
+    }
+
+    /// What is left; `None` when the node cannot be read.
+    async fn observe(&self) -> Option<BTreeMap<Signal, Observation>> {
+        let root_dir = self.root_dir.clone();
+        let node = tokio::task::spawn_blocking(move || stats::read(&root_dir)).await;
+        let node = match node.map_err(std::io::Error::other).and_then(|read| read) {
+            Ok(node) => node,
+            Err(error) => {
+                warn!(%error, "cannot read what is left of the node's resources");
+                return None;
+            }
+        };
+        let mut observations = of_node(&node);
+        // A runtime that does not answer says nothing about the disk.
+        if let Ok(Some(path)) = self.cri.image_directory().await
+            && let Ok(fs) = figures(&path).await
+        {
+            insert(&mut observations, Signal::ImageFsAvailable, fs.available, fs.capacity);
+            insert(&mut observations, Signal::ImageFsInodesFree, fs.inodes_free, fs.inodes);
+        }
+        Some(observations)
+    }
+
+    /// Ended containers go by the pods' loops, which see the pressure; here the images.
+    async fn free_disk(&self) {
+        self.pods.wake_all();
+        match self.images.free_all().await {
+            Ok(freed) => info!(freed, "unused images removed"),
+            Err(error) => warn!(%error, "no images removed"),
+        }
+    }
+
+    async fn evict_one(&self, threshold: &Threshold, observed: &BTreeMap<Signal, Observation>) {
+        let views = self.candidates();
+        let mut pods = match self.pods_use(&views, threshold.signal).await {
+            Ok(pods) => pods,
+            Err(error) => {
+                warn!(%error, "the pods' use is not known: the least important one goes");
+                views.iter().map(|view| unknown_use(Arc::clone(&view.pod))).collect()
+            }
+        };
+        rank(threshold.signal, &mut pods);
+        let Some(victim) = pods.first() else {
+            warn!("no pod can be evicted");
+            return;
+        };
+        let observed = observed.get(&threshold.signal).copied().unwrap_or_default();
+        let uid = victim.pod.metadata.uid.clone().unwrap_or_default();
+        let own = victim.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
+        let grace = match threshold.grace {
+            None => HARD_GRACE,
+            Some(_) => own.unwrap_or(self.config.max_pod_grace).min(self.config.max_pod_grace),
+        };
+        let eviction = Eviction {
+            uid: uid.clone(),
+            reason: "Evicted",
+            message: message(threshold, observed, victim),
+            grace,
+        };
+        if self.evictions.send(eviction).await.is_ok() {
+            self.wait_for_end(&uid).await;
+        }
+    }
+
+    /// Pods that run and may be ended.
+    fn candidates(&self) -> Vec<PodView> {
+        let mut views = self.pods.views();
+        views.retain(|view| {
+            let is_over = matches!(view.status.phase.as_deref(), Some("Succeeded" | "Failed"));
+            !is_over && view.pod.metadata.deletion_timestamp.is_none() && !is_critical(&view.pod)
+        });
+        views
+    }
+
+    async fn wait_for_end(&self, uid: &str) {
+        let ended = async {
+            loop {
+                let views = self.pods.views();
+                let view = views.iter().find(|view| view.pod.metadata.uid.as_deref() == Some(uid));
+                if view.is_none_or(|view| {
+                    view.status.phase.as_deref() == Some("Failed") && view.observed.alive().next().is_none()
+                }) {
+                    return;
+                }
+                tokio::time::sleep(END_CHECK).await;
+            }
+        };
+        if tokio::time::timeout(POD_END, ended).await.is_err() {
+            warn!(uid, "an evicted pod has not ended yet");
+        }
+    }
+
+    async fn pods_use(&self, views: &[PodView], signal: Signal) -> Result<Vec<PodUse>, CriError> {
+        let mut uses: BTreeMap<String, PodUse> = views
+            .iter()
+            .map(|view| {
+                (view.pod.metadata.uid.clone().unwrap_or_default(), unknown_use(Arc::clone(&view.pod)))
+            })
+            .collect();
+        for stats in self.cri.sandbox_stats().await? {
+            let Some(attributes) = &stats.attributes else { continue };
+            let uid = attributes.labels.get(labels::POD_UID).cloned().unwrap_or_default();
+            let (Some(used), Some(linux)) = (uses.get_mut(&uid), stats.linux) else { continue };
+            used.processes =
+                linux.process.and_then(|process| process.process_count).map_or(0, |count| count.value);
+            for container in linux.containers {
+                let (name, figures, inodes) = container_use(&container);
+                used.containers.insert(name, figures);
+                used.inodes = used.inodes.saturating_add(inodes);
+            }
+        }
+        if signal.pressure() == Pressure::Disk {
+            let (root, logs) = (self.root_dir.clone(), self.pod_logs_dir.clone());
+            let walked = tokio::task::spawn_blocking(move || {
+                uses.values_mut().for_each(|used| add_files(used, &root, &logs));
+                uses
+            });
+            uses = walked.await.unwrap_or_default();
+        }
+        Ok(uses.into_values().collect())
+    }
+}
+
+fn of_node(node: &NodeFigures) -> BTreeMap<Signal, Observation> {
+    let mut observations = BTreeMap::new();
+    insert(&mut observations, Signal::MemoryAvailable, node.memory.available(), node.memory.total);
+    insert(&mut observations, Signal::NodeFsAvailable, node.node_fs.available, node.node_fs.capacity);
+    insert(&mut observations, Signal::NodeFsInodesFree, node.node_fs.inodes_free, node.node_fs.inodes);
+    let left = node.pids.max.saturating_sub(node.pids.current);
+    insert(&mut observations, Signal::PidAvailable, left, node.pids.max);
+    observations
+}
+
+/// Not where there is no fixed number of it.
+fn insert(observations: &mut BTreeMap<Signal, Observation>, signal: Signal, available: u64, capacity: u64) {
+    if capacity > 0 {
+        observations.insert(signal, Observation { available, capacity });
+    }
+}
+
+fn unknown_use(pod: Arc<Pod>) -> PodUse {
+    PodUse { pod, containers: BTreeMap::new(), volumes: 0, inodes: 0, processes: 0 }
+}
+
+fn container_use(stats: &v1::ContainerStats) -> (String, ContainerUse, u64) {
+    let number = |value: Option<&v1::UInt64Value>| value.map_or(0, |value| value.value);
+    let name = stats
+        .attributes
+        .as_ref()
+        .and_then(|attributes| attributes.labels.get(labels::CONTAINER_NAME).cloned())
+        .unwrap_or_default();
+    let memory = stats.memory.as_ref().map_or(0, |memory| number(memory.working_set_bytes.as_ref()));
+    let layer = stats.writable_layer.as_ref();
+    let disk = layer.map_or(0, |layer| number(layer.used_bytes.as_ref()));
+    let inodes = layer.map_or(0, |layer| number(layer.inodes_used.as_ref()));
+    (name, ContainerUse { memory, disk }, inodes)
+}
+
+/// Logs count for their container, volumes on the node's disk for the pod.
+fn add_files(used: &mut PodUse, root: &Path, logs: &Path) {
+    let uid = used.pod.metadata.uid.as_deref().unwrap_or_default();
+    let logs = log_directory(logs, &used.pod);
+    for (name, container) in &mut used.containers {
+        container.disk = container.disk.saturating_add(tree(&logs.join(name)).bytes);
+    }
+    let volumes: TreeUse = tree(&root.join("pods").join(uid).join("volumes"));
+    used.volumes = volumes.bytes;
+    used.inodes = used.inodes.saturating_add(volumes.inodes);
+}
