@@ -251,7 +251,10 @@ async fn image_mount(
         volumes.into_iter().find(|volume| volume.name == mount.name).and_then(|volume| volume.image.as_ref());
     let Some(source) = source else { return Ok(None) };
     let reference = source.reference.as_deref().unwrap_or_default();
-    let policy = PullPolicy::named(source.pull_policy.as_deref());
+    let policy = match source.pull_policy.as_deref() {
+        None | Some("") if has_latest_tag(reference) => PullPolicy::Always,
+        policy => PullPolicy::named(policy),
+    };
     let ensured = super::steps::pull(input, &container.name, reference, policy).await;
     let ready = ensured.map_err(|error| StartError {
         reason: error.reason,
@@ -264,6 +267,12 @@ async fn image_mount(
         ..v1::ImageSpec::default()
     };
     Ok(Some(ResolvedMount::image(image, sub_path(mount, process).unwrap_or_default())))
+}
+
+/// What a tag may hide behind: the next image of that name.
+fn has_latest_tag(reference: &str) -> bool {
+    let last = reference.rsplit('/').next().unwrap_or(reference);
+    !reference.contains('@') && last.split_once(':').is_none_or(|(_, tag)| tag == "latest")
 }
 
 /// Writes /etc/hosts and the empty termination message file; their paths.

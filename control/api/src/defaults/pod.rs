@@ -125,10 +125,6 @@ fn volume_source(volume: &mut Value) {
     if !sources.iter().any(|s| volume.get(s).is_some_and(|v| !v.is_null())) {
         ensure_map(volume, "emptyDir");
     }
-    if let Some(image) = volume.get_mut("image").filter(|image| image.is_object()) {
-        let policy = if has_latest_tag(text(image, "/reference")) { "Always" } else { "IfNotPresent" };
-        set_default(image, "pullPolicy", policy);
-    }
     for key in ["configMap", "secret", "downwardAPI", "projected"] {
         if volume.get(key).is_some_and(Value::is_object) {
             set_default(&mut volume[key], "defaultMode", FILE_MODE);
