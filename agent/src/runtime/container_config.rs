@@ -36,7 +36,7 @@ pub struct ContainerInput<'a> {
 }
 
 /// Where a volume mount points at on the node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ResolvedMount {
     /// Host path.
     pub path: PathBuf,
