@@ -43,5 +43,8 @@ fn own_directories(config: &AgentConfig, problems: &mut Vec<String>) {
     };
     directory("keelson.rootDir", &config.keelson.root_dir.join("pods"));
     directory("podLogsDir", &config.pod_logs_dir);
+    if !config.static_pod_path.as_os_str().is_empty() && !config.static_pod_path.is_file() {
+        directory("staticPodPath", &config.static_pod_path);
+    }
     directory("keelson.containerLogLinksDir", &config.keelson.container_log_links_dir);
 }

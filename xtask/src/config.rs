@@ -181,6 +181,15 @@ fn agent(layout: &Layout, node: &Node) -> Value {
         "healthzPort": 10248,
         "podLogsDir": layout.log().join("pods"),
         "maxPods": 110,
+        "staticPodPath": layout.data.join("manifests"),
+        // The disk is mostly other people's: as full as it is, this node works until there is really nothing left.
+        "evictionHard": {
+            "memory.available": "100Mi",
+            "nodefs.available": "500Mi",
+            "nodefs.inodesFree": "1%",
+            "imagefs.available": "500Mi",
+        },
+        "imageGCHighThresholdPercent": 100,
         "keelson": {
             "instance": layout.instance,
             "nodeName": node.name,

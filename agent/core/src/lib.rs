@@ -21,5 +21,6 @@ pub mod patch;
 pub mod plan;
 pub mod probe;
 pub mod qos;
+pub mod resize;
 pub mod resources;
 pub mod status;

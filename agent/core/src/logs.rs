@@ -12,6 +12,8 @@ const UNFINISHED: &str = ".tmp";
 /// `20260102-150405`.
 const STAMP: &str = "%Y%m%d-%H%M%S";
 const STAMP_LENGTH: usize = 15;
+/// With an offset, as a point in time is read.
+const STAMP_AND_ZONE: &str = "%Y%m%d-%H%M%S %z";
 
 /// What to do with rotated files before the log is rotated once more.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,18 +24,12 @@ pub struct Tidying {
     pub compress: Vec<String>,
 }
 
-/// The name that the log gets now; never one that is taken.
-pub fn rotated_name(log: &str, taken: &[String], now: Timestamp) -> String {
-    let mut at = now;
-    loop {
-        let name = format!("{log}.{}", at.strftime(STAMP));
-        let is_free =
-            !taken.iter().any(|other| *other == name || other.strip_suffix(COMPRESSED) == Some(&name));
-        if is_free {
-            return name;
-        }
-        at += SignedDuration::from_secs(1);
-    }
+/// The name that the log gets now: later than all others, even when the clock went back, as names tell the order.
+pub fn rotated_name(log: &str, names: &[String], now: Timestamp) -> String {
+    let newest = names.iter().filter_map(|name| stamp_of(log, name)).max();
+    let newest = newest.and_then(|stamp| Timestamp::strptime(STAMP_AND_ZONE, format!("{stamp} +0000")).ok());
+    let after = newest.map(|newest| newest + SignedDuration::from_secs(1));
+    format!("{log}.{}", after.map_or(now, |after| after.max(now)).strftime(STAMP))
 }
 
 /// The rotated files of `log` among `names`, oldest first; each once, plain before compressed.
@@ -124,11 +120,13 @@ mod tests {
     }
 
     #[test]
-    fn names_are_upstreams_and_never_taken() {
+    fn names_are_upstreams_and_in_order() {
         let now = "2026-01-02T15:04:05.9Z".parse().expect("a time");
         assert_eq!(rotated_name("0.log", &[], now), "0.log.20260102-150405");
         let taken = list("20260102-150405 20260102-150406.gz");
         assert_eq!(rotated_name("0.log", &taken, now), "0.log.20260102-150407");
+        let later = list("20260102-235959");
+        assert_eq!(rotated_name("0.log", &later, now), "0.log.20260103-000000", "the clock went back");
         assert_eq!(
             rotated("0.log", &list("20260102-150406.gz 20260102-150405 x 20260102-150405.gz")),
             list("20260102-150405 20260102-150406.gz")

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec, Po
 use serde::{Deserialize, Serialize};
 
 use crate::backoff::BackOff;
+use crate::resize::{Applied, Blocked};
 
 /// A pod as it should be.
 #[derive(Debug, Clone)]
@@ -20,6 +21,8 @@ pub struct DesiredPod {
     pub fate: Fate,
     /// Its ephemeral containers, in the shape of all others.
     pub ephemeral: Vec<Ephemeral>,
+    /// Why its containers keep the resources they have, though it wants others.
+    pub resize_blocked: Option<Blocked>,
     /// Of a static pod, the object that shows it in the API, once there is one.
     pub mirror: Option<Arc<Pod>>,
 }
@@ -192,6 +195,8 @@ pub struct ContainerMemory {
     pub pull_backoff: BackOff,
     /// Probe results.
     pub probes: ProbeResults,
+    /// Resources of the newest instance, where they are known.
+    pub applied: Option<Applied>,
 }
 
 /// Where the image of a container stands.
@@ -415,7 +420,7 @@ impl DesiredPod {
     /// The pod with what becomes of it.
     pub fn new(pod: Arc<Pod>, fate: Fate) -> Self {
         let ephemeral = pod.spec.as_ref().map(ephemeral_containers).unwrap_or_default();
-        Self { pod, fate, ephemeral, mirror: None }
+        Self { pod, fate, ephemeral, resize_blocked: None, mirror: None }
     }
 
     /// Containers of every part: init containers and sidecars, main containers, ephemeral ones.
@@ -533,6 +538,12 @@ impl PodMemory {
 }
 
 impl ContainerMemory {
+    /// What of the resources of `running` is to change.
+    pub fn resize(&self, running: &ObservedContainer, container: &Container) -> Vec<&'static str> {
+        let applied = self.applied.as_ref().filter(|applied| applied.attempt == running.attempt);
+        applied.map(|applied| applied.differences(container)).unwrap_or_default()
+    }
+
     /// Results of the given instance, initial ones when they are about another.
     pub fn probes_of(&self, instance: &ObservedContainer) -> ProbeResults {
         if self.probes.container_id == instance.id {

@@ -6,7 +6,7 @@
 use k8s_openapi::api::core::v1::{PodCondition, PodStatus};
 use serde_json::{Map, Value, json};
 
-use crate::status::conditions::OWNED;
+use crate::status::conditions::{OWNED, PASSING};
 
 /// Fields of the status that the kubelet owns and replaces whole. `podIPs` and `hostIPs` merge by key and are
 /// handled apart.
@@ -41,7 +41,8 @@ pub fn status_patch(uid: &str, api: &PodStatus, ours: &PodStatus) -> Option<Valu
             status.insert(field.to_owned(), addresses(api_fields.get(field), our_fields.get(field)));
         }
     }
-    let conditions = changed_conditions(api, ours);
+    let mut conditions = changed_conditions(api, ours);
+    conditions.extend(passed_conditions(api, ours));
     if !conditions.is_empty() {
         status.insert("conditions".to_owned(), Value::Array(conditions));
     }
@@ -91,6 +92,16 @@ fn changed_conditions(api: &PodStatus, ours: &PodStatus) -> Vec<Value> {
         .collect()
 }
 
+/// Conditions of ours that hold no longer.
+fn passed_conditions(api: &PodStatus, ours: &PodStatus) -> Vec<Value> {
+    let is_told = |kind: &str| ours.conditions.iter().flatten().any(|condition| condition.type_ == kind);
+    let known = api.conditions.iter().flatten().map(|condition| condition.type_.as_str());
+    known
+        .filter(|kind| PASSING.contains(kind) && !is_told(kind))
+        .map(|kind| json!({ "$patch": "delete", "type": kind }))
+        .collect()
+}
+
 /// Times do not count while the status is the same: the scheduler wrote PodScheduled with its own.
 fn says_the_same(known: &PodCondition, ours: &PodCondition) -> bool {
     known.status == ours.status
@@ -116,6 +127,17 @@ mod tests {
         let ours = status(json!({"phase": "Running", "conditions": [
             {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}));
         assert_eq!(status_patch("u", &api, &ours), None);
+    }
+
+    #[test]
+    fn a_condition_that_has_passed_is_deleted() {
+        let api = status(json!({"conditions": [{"type": "PodResizeInProgress", "status": "True"},
+            {"type": "example.com/mine", "status": "False"}]}));
+        let patch = status_patch("u", &api, &status(json!({}))).expect("differs");
+        assert_eq!(
+            patch["status"]["conditions"],
+            json!([{"$patch": "delete", "type": "PodResizeInProgress"}])
+        );
     }
 
     #[test]

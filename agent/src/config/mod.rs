@@ -17,10 +17,10 @@ use serde::Deserialize;
 
 use defaults::{
     any_address, default_cgroup_driver, default_cluster_domain, default_endpoint, default_healthz_port,
-    default_instance, default_lease_seconds, default_log_links, default_max_pods, default_network_name, default_pod_logs_dir,
-    default_port, default_proxy_healthz_port, default_proxy_metrics_port, default_quota_period,
-    default_resolv_conf, default_root_dir, default_tunnel, default_vni, default_vxlan_port, localhost,
-    no_limit, root_path, ten_seconds, twenty_seconds, two_minutes, yes,
+    default_instance, default_lease_seconds, default_log_links, default_max_pods, default_network_name,
+    default_pod_logs_dir, default_port, default_proxy_healthz_port, default_proxy_metrics_port,
+    default_quota_period, default_resolv_conf, default_root_dir, default_tunnel, default_vni,
+    default_vxlan_port, localhost, no_limit, root_path, ten_seconds, twenty_seconds, two_minutes, yes,
 };
 pub use duration::GoDuration;
 pub use upkeep::{EvictionConfig, ImageGcConfig, LogRotationConfig};

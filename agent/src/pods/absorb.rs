@@ -6,6 +6,7 @@ use std::sync::Arc;
 use agent_core::model::{ImageState, ProbeFailure, StartFailure, Step as Progress};
 use agent_core::plan::PodAction;
 use agent_core::probe::ProbeKind;
+use agent_core::resize::Applied;
 use jiff::{SignedDuration, Timestamp};
 use tracing::{info, warn};
 
@@ -92,6 +93,10 @@ impl Worker {
             }
             PodAction::RemoveSandbox { id } => {
                 self.memory.stopped_sandboxes.remove(id);
+            }
+            PodAction::ResizeContainer { container, applied, .. } => {
+                let entry = self.memory.containers.entry(container.clone()).or_default();
+                entry.applied = Some(Applied::clone(applied));
             }
             PodAction::TearDownVolumes => self.memory.released.volumes = true,
             PodAction::RemoveCgroup => self.memory.released.cgroup = true,

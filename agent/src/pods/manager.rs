@@ -10,6 +10,7 @@ use std::sync::Arc;
 use agent_core::admission::{Rejection, admit};
 use agent_core::eviction;
 use agent_core::model::{DesiredPod, Fate, is_static};
+use agent_core::resize::{Blocked, check, grows};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -112,6 +113,8 @@ struct Manager {
 struct Running {
     pod: Arc<Pod>,
     verdict: Option<Verdict>,
+    /// Why it cannot grow now.
+    blocked: Option<Blocked>,
     desired: watch::Sender<DesiredPod>,
 }
 
@@ -154,10 +157,8 @@ impl Manager {
 
     fn apply(&mut self, pod: Arc<Pod>) {
         let Some(uid) = pod.metadata.uid.clone() else { return };
-        if let Some(running) = self.pods.get_mut(&uid) {
-            running.pod = Arc::clone(&pod);
-            let fate = fate_of(&pod, running.verdict.as_ref());
-            running.desired.send_replace(DesiredPod::new(pod, fate));
+        if self.pods.contains_key(&uid) {
+            self.change(&uid, pod);
             return;
         }
         if needs_admission(&pod) && self.context.node.borrow().is_none() {
@@ -169,6 +170,31 @@ impl Manager {
         let verdict = rejection.map(|rejection| Verdict { rejection, grace: None });
         let fate = fate_of(&pod, verdict.as_ref());
         self.start(uid, DesiredPod::new(pod, fate), verdict);
+    }
+
+    /// A pod with a loop is another one now.
+    fn change(&mut self, uid: &str, pod: Arc<Pod>) {
+        let others = self.holders_beside(uid);
+        let node = self.context.node.borrow().clone();
+        let Some(running) = self.pods.get_mut(uid) else { return };
+        if let (Some(new), Some(old)) = (&pod.spec, &running.pod.spec) {
+            let asks = running.blocked.is_some() || grows(new, old);
+            running.blocked = node.filter(|_| asks).and_then(|node| check(&pod, &node, &others));
+        }
+        running.pod = Arc::clone(&pod);
+        let mut desired = DesiredPod::new(pod, fate_of(&running.pod, running.verdict.as_ref()));
+        desired.resize_blocked.clone_from(&running.blocked);
+        running.desired.send_replace(desired);
+    }
+
+    /// A pod has gone: there may be room for another to grow.
+    fn unblock(&mut self) {
+        let blocked = self.pods.iter().filter(|(_, running)| running.blocked.is_some());
+        let blocked: Vec<(String, Arc<Pod>)> =
+            blocked.map(|(uid, running)| (uid.clone(), Arc::clone(&running.pod))).collect();
+        for (uid, pod) in blocked {
+            self.change(&uid, pod);
+        }
     }
 
     fn reject(&mut self, pod: &Pod) -> Option<Rejection> {
@@ -193,10 +219,16 @@ impl Manager {
 
     /// Pods that hold resources.
     fn holders(&self) -> Vec<Arc<Pod>> {
+        self.holders_beside("")
+    }
+
+    fn holders_beside(&self, uid: &str) -> Vec<Arc<Pod>> {
         self.pods
-            .values()
-            .filter(|running| running.verdict.is_none() && holds_resources(&running.pod))
-            .map(|running| Arc::clone(&running.pod))
+            .iter()
+            .filter(|(other, running)| {
+                *other != uid && running.verdict.is_none() && holds_resources(&running.pod)
+            })
+            .map(|(_, running)| Arc::clone(&running.pod))
             .collect()
     }
 
@@ -382,12 +414,13 @@ impl Manager {
             worker::run(input).await;
             name
         });
-        self.pods.insert(uid, Running { pod, verdict, desired });
+        self.pods.insert(uid, Running { pod, verdict, blocked: None, desired });
     }
 
     fn forget(&mut self, uid: &str) {
         self.pods.remove(uid);
         self.directory.remove(uid);
         self.start_statics();
+        self.unblock();
     }
 }

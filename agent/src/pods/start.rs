@@ -246,9 +246,8 @@ async fn image_mount(
     mount: &VolumeMount,
     process: &ProcessEnv,
 ) -> Result<Option<ResolvedMount>, StartError> {
-    let volumes = input.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    let source =
-        volumes.into_iter().find(|volume| volume.name == mount.name).and_then(|volume| volume.image.as_ref());
+    let mut volumes = input.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    let source = volumes.find(|volume| volume.name == mount.name).and_then(|volume| volume.image.as_ref());
     let Some(source) = source else { return Ok(None) };
     let reference = source.reference.as_deref().unwrap_or_default();
     let policy = match source.pull_policy.as_deref() {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use agent_core::model::find_container;
 use agent_core::plan::PodAction;
-use agent_core::qos::{PodCgroup, QosClass, pod_cgroup_path};
+use agent_core::qos::{ContainerCgroup, PodCgroup, QosClass, pod_cgroup_path};
 use k8s_openapi::api::core::v1::{Container, Pod, Secret};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,7 @@ use crate::chain::chain;
 use crate::contracts::{HostPath, MountedVolumes, ObjectSource as _, VolumeContext};
 use crate::events::EventType;
 use crate::runtime::auth::credentials;
+use crate::runtime::container_config::resources;
 use crate::runtime::cri::CriError;
 use crate::runtime::images::{ImageError, PullPolicy, ReadyImage};
 use crate::runtime::security::ImageUser;
@@ -113,6 +114,9 @@ pub(super) async fn run(input: StepInput, step: Step) -> Outcome {
         PodAction::KillContainer { id, container, grace, message } => {
             Outcome::Plain(kill::kill(&input, &id, &container, grace, &message).await)
         }
+        PodAction::ResizeContainer { id, container, .. } => {
+            Outcome::Plain(resize(&input, &id, &container).await)
+        }
         PodAction::RemoveContainer { id, log_path } => {
             Outcome::Plain(remove_container(&input, &id, &log_path).await)
         }
@@ -127,6 +131,25 @@ pub(super) async fn run(input: StepInput, step: Step) -> Outcome {
             Outcome::Plain(deleted.map_err(StepError))
         }
     }
+}
+
+/// The pod's cgroup gives room first and takes it back last, so that no container is ever above its pod.
+async fn resize(input: &StepInput, id: &str, name: &str) -> Result<(), StepError> {
+    let context = &input.context;
+    let (Some(container), Some(spec)) = (find(&input.pod, name), input.pod.spec.as_ref()) else {
+        return Ok(());
+    };
+    let settings = context.cgroup_settings();
+    let pod = PodCgroup::of(&input.pod, &settings);
+    let wide = PodCgroup { memory_max: None, cpu_quota: None, ..pod.clone() };
+    let fail = |error: crate::contracts::CgroupError| StepError(chain(&error));
+    context.host.cgroups.ensure_pod(&wide).await.map_err(fail)?;
+    let values = ContainerCgroup::of(spec, &container, &settings);
+    context.cri.update_resources(id, resources(values)).await?;
+    context.host.cgroups.ensure_pod(&pod).await.map_err(fail)?;
+    let text = format!("Container {name} resized");
+    context.events.pod(&input.pod, Some(name), EventType::Normal, "ResizeCompleted", text);
+    Ok(())
 }
 
 async fn mount_volumes(input: &StepInput) -> Result<MountedVolumes, String> {

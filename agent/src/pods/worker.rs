@@ -10,6 +10,7 @@ use std::sync::Arc;
 use agent_core::backoff::BackOff;
 use agent_core::model::{DesiredPod, Fate, ObservedPod, PodMemory, ProbeResults, Step as Progress, StepKey};
 use agent_core::plan::{PlanInput, PodAction, PodPlan, Waiting, active_deadline, plan};
+use agent_core::resize::Applied;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::sync::{mpsc, watch};
@@ -217,6 +218,11 @@ impl Worker {
             }
             debug!(pod = %self.desired.described(), ?action, "step");
             self.memory.dispatched(action, now, self.context.plan_settings());
+            if let PodAction::StartContainer { container, attempt, .. } = action {
+                let spec = agent_core::model::find_container(self.desired.spec(), container);
+                let applied = spec.map(|container| Applied::of(&container, *attempt));
+                self.memory.containers.entry(container.clone()).or_default().applied = applied;
+            }
             self.spawn(Step::Action(action.clone()));
             started = true;
         }
@@ -406,6 +412,10 @@ impl Worker {
 fn recall(memory: &mut PodMemory, status: &PodStatus, max_delay: SignedDuration) {
     for known in status.container_statuses.iter().chain(&status.init_container_statuses).flatten() {
         let entry = memory.containers.entry(known.name.clone()).or_default();
+        entry.applied = known
+            .resources
+            .clone()
+            .map(|resources| Applied { attempt: u32::try_from(known.restart_count).unwrap_or(0), resources });
         let id = known.container_id.as_deref().and_then(|id| id.split_once("://")).map(|(_, id)| id);
         if let Some(id) = id {
             entry.probes = ProbeResults {

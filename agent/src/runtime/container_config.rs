@@ -101,7 +101,8 @@ pub fn container_config(input: ContainerInput<'_>) -> v1::ContainerConfig {
     }
 }
 
-fn resources(values: ContainerCgroup) -> v1::LinuxContainerResources {
+/// Resource values as the CRI has them.
+pub fn resources(values: ContainerCgroup) -> v1::LinuxContainerResources {
     let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     v1::LinuxContainerResources {
         cpu_shares: signed(values.cpu_shares),

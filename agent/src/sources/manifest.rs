@@ -160,8 +160,8 @@ fn api_reference(pod: &Pod) -> Option<&'static str> {
         return Some("a resource claim");
     }
     for volume in spec.volumes.iter().flatten() {
-        let projected = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
-        let needs_api = projected.into_iter().any(|source| {
+        let mut projected = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+        let needs_api = projected.any(|source| {
             source.config_map.is_some() || source.secret.is_some() || source.service_account_token.is_some()
         });
         if volume.config_map.is_some() || volume.secret.is_some() || needs_api {
@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     fn origin(file: &str) -> Origin<'_> {
-        Origin { node_name: "Node-1", source: "file", file, seen: Timestamp::UNIX_EPOCH }
+        Origin { node_name: "node-1", source: "file", file, seen: Timestamp::UNIX_EPOCH }
     }
 
     const GOOD: &str = "
@@ -204,7 +204,7 @@ spec:
             (Some("web-node-1"), Some("default"))
         );
         let spec = pod.spec.as_ref().expect("a spec");
-        assert_eq!((spec.node_name.as_deref(), spec.priority), (Some("Node-1"), Some(2_000_001_000)));
+        assert_eq!((spec.node_name.as_deref(), spec.priority), (Some("node-1"), Some(2_000_001_000)));
         assert_eq!(spec.restart_policy.as_deref(), Some("Always"), "defaulted");
         assert_eq!(metadata.uid.as_ref().map(String::len), Some(UID_LENGTH));
         assert!(agent_core::model::is_static(&pod));

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_core::eviction::{
-    ContainerUse, Observation, PodUse, Pressure, Signal, State, Threshold, is_critical, message, rank,
+    ContainerUse, Observation, PodUse, Pressure, Signal, State, Threshold, has_disk_limits, is_critical,
+    limited_volumes, message, over_limit, rank,
 };
 use cri_shim_api::v1;
 use jiff::Timestamp;
@@ -87,6 +88,7 @@ pub async fn run(evictor: Evictor, cancel: CancellationToken) {
 impl Evictor {
     /// One look, and what follows from it; when to look again at the latest.
     async fn pass(&self, state: &mut State) -> Option<Timestamp> {
+        self.enforce_limits().await;
         let observed = self.observe().await?;
         let decision =
             state.decide(&self.config.thresholds, &observed, self.config.transition, Timestamp::now());
@@ -146,6 +148,29 @@ impl Evictor {
             insert(&mut observations, Signal::ImageFsInodesFree, fs.inodes_free, fs.inodes);
         }
         Some(observations)
+    }
+
+    /// Ends pods that use more of the disk than they said they would.
+    async fn enforce_limits(&self) {
+        let mut views = self.candidates();
+        views.retain(|view| has_disk_limits(&view.pod));
+        if views.is_empty() {
+            return;
+        }
+        let Ok(pods) = self.pods_use(&views, Signal::NodeFsAvailable).await else { return };
+        let root = self.root_dir.clone();
+        let over = tokio::task::spawn_blocking(move || {
+            let over = |used: PodUse| {
+                let why = over_limit(&used, &volumes_use(&used.pod, &root))?;
+                Some((used.pod.metadata.uid.clone()?, why))
+            };
+            pods.into_iter().filter_map(over).collect::<Vec<_>>()
+        });
+        for (uid, message) in over.await.unwrap_or_default() {
+            let eviction = Eviction { uid, reason: "Evicted", message, grace: HARD_GRACE };
+            // The manager is gone only when the agent is.
+            drop(self.evictions.send(eviction).await);
+        }
     }
 
     /// Ended containers go by the pods' loops, which see the pressure; here the images.
@@ -281,6 +306,14 @@ fn container_use(stats: &v1::ContainerStats) -> (String, ContainerUse, u64) {
     let disk = layer.map_or(0, |layer| number(layer.used_bytes.as_ref()));
     let inodes = layer.map_or(0, |layer| number(layer.inodes_used.as_ref()));
     (name, ContainerUse { memory, disk }, inodes)
+}
+
+/// Bytes of the pod's limited volumes.
+fn volumes_use(pod: &Pod, root: &Path) -> BTreeMap<String, u64> {
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    let directory = root.join("pods").join(uid).join("volumes/kubernetes.io~empty-dir");
+    let names = pod.spec.iter().flat_map(|spec| limited_volumes(spec));
+    names.map(|name| (name.to_owned(), tree(&directory.join(name)).bytes)).collect()
 }
 
 /// Logs count for their container, volumes on the node's disk for the pod.

@@ -10,6 +10,7 @@ mod c_recovery;
 mod d_bad_input;
 mod e_workloads;
 mod f_network;
+mod f_node;
 mod support;
 mod z_down;
 mod zz_nodes;

@@ -6,10 +6,12 @@
 //! Reading order: [`Signal`] → [`thresholds`] → [`State::decide`] → [`rank`].
 
 mod decide;
+mod limits;
 mod rank;
 mod thresholds;
 
 pub use decide::{Decision, State};
+pub use limits::{has_disk_limits, limited_volumes, over_limit};
 pub use rank::{ContainerUse, PodUse, admit, is_critical, message, rank};
 pub use thresholds::{Amount, Threshold, ThresholdSettings, parse_thresholds};
 

@@ -157,7 +157,7 @@ pub fn admit(pod: &Pod, pressures: &BTreeSet<Pressure>) -> Result<(), Rejection>
 }
 
 /// `100Mi`: the largest unit that divides it.
-fn binary(amount: u64) -> String {
+pub(super) fn binary(amount: u64) -> String {
     scaled(amount, 1024, &["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"])
 }
 

@@ -220,3 +220,41 @@ fn who_may_come_while_the_node_is_short() {
     assert!(admit(&burstable, &disk).is_err() && admit(&tolerant, &disk).is_err());
     assert!(admit(&critical, &disk).is_ok() && admit(&plain, &BTreeSet::new()).is_ok());
 }
+
+#[test]
+fn a_pod_over_its_own_limits_is_told_which() {
+    let mut used = pod("p", 0, 0, 0);
+    let spec = json!({"priority": 0, "volumes": [
+            {"name": "v", "emptyDir": {"sizeLimit": "1Mi"}},
+            {"name": "ram", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}],
+        "containers": [
+            {"name": "a", "resources": {"limits": {"ephemeral-storage": "2Mi"}}},
+            {"name": "b", "resources": {"limits": {"ephemeral-storage": "2Mi"}}}]});
+    used.pod =
+        Arc::new(serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).expect("a pod"));
+    assert!(has_disk_limits(&used.pod));
+    assert_eq!(limited_volumes(used.pod.spec.as_ref().expect("a spec")).collect::<Vec<_>>(), ["v"]);
+    let disk = |a: u64, b: u64| {
+        let of = |mib: u64| ContainerUse { memory: 0, disk: mib * MIB };
+        BTreeMap::from([("a".to_owned(), of(a)), ("b".to_owned(), of(b))])
+    };
+    let volumes = |mib: u64| BTreeMap::from([("v".to_owned(), mib * MIB), ("ram".to_owned(), 9 * MIB)]);
+    used.containers = disk(2, 2);
+    assert_eq!(over_limit(&used, &volumes(1)), None);
+    let volume = over_limit(&used, &volumes(2));
+    assert_eq!(volume.as_deref(), Some("Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\". "));
+    used.containers = disk(0, 3);
+    let container = over_limit(&used, &volumes(0));
+    assert_eq!(
+        container.as_deref(),
+        Some("Container b exceeded its local ephemeral storage limit \"2Mi\". ")
+    );
+    used.containers = disk(2, 2);
+    used.volumes = 1;
+    let pod = over_limit(&used, &volumes(0));
+    assert_eq!(
+        pod.as_deref(),
+        Some("Pod ephemeral local storage usage exceeds the total limit of containers 4Mi. ")
+    );
+    assert!(!has_disk_limits(&self::pod("q", 0, 0, 0).pod));
+}

@@ -21,8 +21,10 @@ use crate::model::{
 
 pub use run::CREATE_RETRY;
 
+use crate::resize::Applied;
+
 /// One step, complete: the executor has no choice left.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum PodAction {
     /// Make the pod's cgroup.
     EnsureCgroup,
@@ -76,6 +78,15 @@ pub enum PodAction {
         /// Text of the Killing event.
         message: String,
     },
+    /// UpdateContainerResources, with the pod's cgroup.
+    ResizeContainer {
+        /// CRI id.
+        id: String,
+        /// Container name.
+        container: String,
+        /// What it is to have.
+        applied: Box<Applied>,
+    },
     /// RemoveContainer and its log file.
     RemoveContainer {
         /// CRI id.
@@ -101,7 +112,7 @@ pub struct Waiting {
 }
 
 /// What [`plan`] decided.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct PodPlan {
     /// Steps to start now; they may run side by side.
     pub actions: Vec<PodAction>,
@@ -227,9 +238,9 @@ impl PodAction {
                 StepKey::Sandbox
             }
             Self::EnsureImage { container } => StepKey::Image(container.clone()),
-            Self::StartContainer { container, .. } | Self::KillContainer { container, .. } => {
-                StepKey::Container(container.clone())
-            }
+            Self::StartContainer { container, .. }
+            | Self::KillContainer { container, .. }
+            | Self::ResizeContainer { container, .. } => StepKey::Container(container.clone()),
             Self::RemoveContainer { id, .. } => StepKey::Garbage(id.clone()),
             Self::DeleteFromApi => StepKey::Api,
         }

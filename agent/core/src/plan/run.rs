@@ -8,6 +8,7 @@ use crate::model::{
     ContainerKind, ContainerSpec, ImageState, ObservedContainer, RunState, Step, StepKey, containers,
     restarts,
 };
+use crate::resize::{Applied, takes_restart};
 
 /// Pause before a container that could not be created is tried again.
 pub const CREATE_RETRY: SignedDuration = SignedDuration::from_secs(10);
@@ -181,6 +182,21 @@ fn check_running(
         let fate = if again { "probe, will be restarted" } else { "probe" };
         let grace = failure.grace.unwrap_or_else(|| default_grace(input.desired.spec()));
         kill_with(input, plan, entry, running, grace, &format!("failed {} {fate}", failure.probe));
+    } else if entry.kind != ContainerKind::Init && input.desired.resize_blocked.is_none() {
+        let changed = input.memory.container(&entry.container.name).resize(running, entry.container);
+        if changed.is_empty() {
+            return;
+        }
+        if takes_restart(entry, &changed) {
+            kill(input, plan, entry, instance, "resize requires restart");
+            return;
+        }
+        let action = PodAction::ResizeContainer {
+            id: running.id.clone(),
+            container: entry.container.name.clone(),
+            applied: Box::new(Applied::of(entry.container, running.attempt)),
+        };
+        plan.step(input.memory, action);
     }
 }
 

@@ -139,6 +139,11 @@ impl World {
                 self.exit_id(id, 137);
                 format!("kill {container} {grace}")
             }
+            PodAction::ResizeContainer { container, applied, .. } => {
+                self.memory.containers.entry(container.clone()).or_default().applied =
+                    Some(Applied::clone(applied));
+                format!("resize {container}")
+            }
             PodAction::RemoveContainer { id, .. } => {
                 self.observed.containers.retain(|instance| instance.id != *id);
                 "remove container".to_owned()
@@ -387,6 +392,34 @@ fn an_image_error_becomes_back_off_and_is_retried() {
     assert_eq!(world.last.waiting["a"].reason, "ImagePullBackOff");
     assert_eq!(world.last.waiting["a"].message, "Back-off pulling image \"i\": ErrImagePull: no such");
     world.wait(1).expect("image a");
+}
+
+/// The pod with other resources for its first container.
+fn resized(world: &World, cpu: &str, memory: &str) -> DesiredPod {
+    let mut pod = Arc::unwrap_or_clone(Arc::clone(&world.desired.pod));
+    let resources = json!({"requests": {"cpu": cpu, "memory": memory}});
+    let container = &mut pod.spec.as_mut().expect("a spec").containers[0];
+    container.resources = Some(serde_json::from_value(resources).expect("resources"));
+    DesiredPod::new(Arc::new(pod), Fate::Run)
+}
+
+#[test]
+fn other_resources_are_applied_in_place_or_by_a_restart() {
+    let mut world = World::new(&json!({"terminationGracePeriodSeconds": 7, "containers": [{"name": "a",
+        "resizePolicy": [{"resourceName": "memory", "restartPolicy": "RestartContainer"}]}]}));
+    world.desired = resized(&world, "1", "1Gi");
+    world.settle().log.clear();
+    let applied = |world: &World, attempt| Some(Applied::of(&world.desired.spec().containers[0], attempt));
+    world.memory.containers.entry("a".to_owned()).or_default().applied = applied(&world, 0);
+    world.settle().expect("");
+    world.desired = resized(&world, "2", "1Gi");
+    world.desired.resize_blocked =
+        Some(crate::resize::Blocked { reason: "Deferred", message: String::new() });
+    world.settle().expect("");
+    world.desired.resize_blocked = None;
+    world.settle().expect("resize a");
+    world.desired = resized(&world, "2", "2Gi");
+    world.settle().expect("kill a 7, image a, start a 1");
 }
 
 /// What may happen to a pod from outside.

@@ -4,11 +4,25 @@ use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::StatusInput;
-use crate::model::{ContainerKind, Fate};
+use crate::model::{ContainerKind, Fate, RunState};
 
 /// Condition types that the kubelet owns; all others are left alone.
-pub const OWNED: [&str; 6] =
-    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled", DISRUPTED];
+pub const OWNED: [&str; 8] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+    DISRUPTED,
+    RESIZE_PENDING,
+    RESIZE_IN_PROGRESS,
+];
+
+/// Those of them that go when they hold no longer.
+pub const PASSING: [&str; 2] = [RESIZE_PENDING, RESIZE_IN_PROGRESS];
+
+const RESIZE_PENDING: &str = "PodResizePending";
+const RESIZE_IN_PROGRESS: &str = "PodResizeInProgress";
 
 /// The node ended the pod to protect itself.
 const DISRUPTED: &str = "DisruptionTarget";
@@ -56,7 +70,28 @@ pub(super) fn derive(
         let verdict = Verdict { holds: true, reason: "TerminationByKubelet", message: message.clone() };
         conditions.push(condition(input, DISRUPTED, verdict));
     }
+    conditions.extend(resize(input));
     conditions
+}
+
+/// Whether containers have other resources than the pod wants, and why.
+fn resize(input: StatusInput<'_>) -> Option<PodCondition> {
+    let waits = input.desired.entries().any(|entry| {
+        let running = input.observed.newest(&entry.container.name, input.memory);
+        running.filter(|instance| instance.state == RunState::Running).is_some_and(|instance| {
+            !input.memory.container(&entry.container.name).resize(instance, entry.container).is_empty()
+        })
+    });
+    if !waits || input.desired.fate != Fate::Run {
+        return None;
+    }
+    Some(match &input.desired.resize_blocked {
+        Some(blocked) => {
+            let verdict = Verdict { holds: true, reason: blocked.reason, message: blocked.message.clone() };
+            condition(input, RESIZE_PENDING, verdict)
+        }
+        None => condition(input, RESIZE_IN_PROGRESS, Verdict::yes()),
+    })
 }
 
 fn initialized(phase: &str, statuses: &[(ContainerKind, ContainerStatus)]) -> Verdict {

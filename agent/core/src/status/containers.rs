@@ -17,10 +17,15 @@ pub(super) fn status_of(input: StatusInput<'_>, entry: ContainerSpec<'_>) -> Con
         Some(instance) => from_instance(input, entry, instance),
         None => without_instance(input, entry),
     };
-    let spec_resources =
-        entry.container.resources.clone().filter(|r| r.requests.is_some() || r.limits.is_some());
-    if let Some(resources) =
-        spec_resources.filter(|_| status.state.as_ref().is_some_and(|s| s.running.is_some()))
+    // What the instance has, which during a resize is not what the spec says.
+    let applied = input
+        .memory
+        .container(name)
+        .applied
+        .filter(|applied| newest.is_some_and(|n| n.attempt == applied.attempt));
+    let resources = applied.map(|applied| applied.resources).or_else(|| entry.container.resources.clone());
+    let resources = resources.filter(|r| r.requests.is_some() || r.limits.is_some());
+    if let Some(resources) = resources.filter(|_| status.state.as_ref().is_some_and(|s| s.running.is_some()))
     {
         status.allocated_resources.clone_from(&resources.requests);
         status.resources = Some(resources);

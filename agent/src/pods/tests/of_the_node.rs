@@ -62,7 +62,10 @@ async fn a_static_pod_runs_is_shown_and_outlives_its_mirror() {
     );
     // Another manifest is another pod, once the old one has ended.
     scene.journal.take();
+    let mirror = scene.api.pods().remove(0);
     scene.statics(vec![static_pod("two")]).await;
+    scene.journal.wait_for("api: delete").await;
+    scene.send(PodEvent::Delete(mirror)).await;
     scene.journal.wait_for("api: Running Ready=True").await;
     scene.journal.assert_order(&[
         "cri: stop a 30",
