@@ -108,19 +108,7 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     roles.endless("node watch", node_watch);
     let lookup: Arc<dyn PodLookup> = Arc::new(directory.clone());
     start_kubelet_api(&mut roles, &config, &lookup, &cri, &counters);
-    let (pod_events, pod_event_queue) = mpsc::channel(POD_EVENTS);
-    let has_statics = start_static_pods(&mut roles, &config, &pod_events);
-    roles.endless("pod watch", sources::pods::run(client.clone(), node_name, pod_events, cancel.clone()));
-    let (mirror_sender, mirrors) = watch::channel(Mirrors::default());
-    roles.endless("mirror pods", mirrors::run(client.clone(), mirrors, node.clone(), cancel.clone()));
-    let (evictions, eviction_queue) = mpsc::channel(EVICTIONS);
-    let inbox = Inbox {
-        events: pod_event_queue,
-        evictions: eviction_queue,
-        expects_static: has_statics,
-        mirrors: mirror_sender,
-    };
-    start_upkeep(&mut roles, &context, &directory, images, (evictions, pressure_sender))?;
+    start_pods(&mut roles, &context, &directory, images, pressure_sender)?;
     let node_of_proxy = node.clone();
     let node_facts = NodeFacts {
         cri: cri.clients(),
@@ -136,8 +124,6 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     roles.start("node", node::run(client.clone(), Arc::clone(&config), node_facts, cancel.clone()));
     start_proxy(&mut roles, &config, &client, node_of_proxy, &recorder)?;
     start_host_ports(&mut roles, &config)?;
-    roles.endless("CRI events", runtime::events::follow(cri.clone(), directory.clone(), cancel.clone()));
-    roles.endless("pods", manager::run(context, directory.clone(), inbox, cancel.clone()));
     info!(node = %config.keelson.node_name, cri = %config.container_runtime_endpoint, "agent started");
     roles.join().await
 }
@@ -171,6 +157,31 @@ fn start_proxy(
         let run = proxy::run(client.clone(), proxy, node, events.clone(), roles.cancel.clone());
         roles.optional("service proxy", run);
     }
+    Ok(())
+}
+
+/// Starts the pods' sources, their manager, and what keeps the node tidy around them.
+fn start_pods(
+    roles: &mut Roles,
+    context: &Arc<PodContext>,
+    directory: &PodDirectory,
+    images: Images,
+    pressures: watch::Sender<BTreeSet<Pressure>>,
+) -> anyhow::Result<()> {
+    let (client, node, cancel) = (context.client.clone(), context.node.clone(), roles.cancel.clone());
+    let (pod_events, pod_event_queue) = mpsc::channel(POD_EVENTS);
+    let expects_static = start_static_pods(roles, &context.config, &pod_events);
+    let node_name = context.config.keelson.node_name.clone();
+    roles.endless("pod watch", sources::pods::run(client.clone(), node_name, pod_events, cancel.clone()));
+    let (mirror_sender, mirrors) = watch::channel(Mirrors::default());
+    roles.endless("mirror pods", mirrors::run(client, mirrors, node, cancel.clone()));
+    let (evictions, eviction_queue) = mpsc::channel(EVICTIONS);
+    let inbox =
+        Inbox { events: pod_event_queue, evictions: eviction_queue, expects_static, mirrors: mirror_sender };
+    start_upkeep(roles, context, directory, images, (evictions, pressures))?;
+    let follow = runtime::events::follow(context.cri.clone(), directory.clone(), cancel.clone());
+    roles.endless("CRI events", follow);
+    roles.endless("pods", manager::run(Arc::clone(context), directory.clone(), inbox, cancel));
     Ok(())
 }
 
