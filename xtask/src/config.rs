@@ -46,6 +46,8 @@ pub(crate) enum Mode {
     Vxlan,
     /// By plain routes.
     HostGw,
+    /// In UDP, encrypted; needs a kernel with WireGuard.
+    Wireguard,
 }
 
 /// Range of ClusterIPs.

@@ -95,18 +95,22 @@ pub(crate) fn ratio(rounds: &[Round], statistic: fn(&[f64]) -> f64) -> Option<In
 
 /// Ours ÷ peer as the middle of the rounds' own ratios, with a bootstrap interval: for rounds whose measurements were taken
 /// next to each other, so that what slows the machine for minutes slows both sides of a round. A round's ratio is that of
-/// the geometric means. `None` with fewer than three rounds, or a value that is not above 0.
+/// the geometric means. Rounds with a value that is not above 0 say nothing, and are left out: one side never had its turn.
+/// `None` with fewer than three rounds.
 pub(crate) fn paired(rounds: &[Round]) -> Option<Interval> {
     let level = |values: &[f64]| {
         let logarithms: Vec<f64> = values.iter().map(|value| value.ln()).collect();
         mean(&logarithms)
     };
-    let all = rounds.iter().flat_map(|round| round.0.iter().chain(&round.1));
-    let sides = rounds.iter().all(|round| !round.0.is_empty() && !round.1.is_empty());
-    if rounds.len() < 3 || !sides || all.into_iter().any(|value| *value <= 0.0) {
+    let says_something = |round: &&Round| {
+        let sides = [&round.0, &round.1];
+        sides.iter().all(|side| !side.is_empty() && side.iter().all(|value| *value > 0.0))
+    };
+    let differences: Vec<f64> =
+        rounds.iter().filter(says_something).map(|round| level(&round.0) - level(&round.1)).collect();
+    if differences.len() < 3 {
         return None;
     }
-    let differences: Vec<f64> = rounds.iter().map(|round| level(&round.0) - level(&round.1)).collect();
     let mut random = SplitMix(0x6b65_656c_736f_6e00);
     let draws: Vec<f64> = (0..RESAMPLES)
         .map(|_| {
@@ -204,5 +208,7 @@ mod tests {
         assert!(ratio(&rounds, median).unwrap().uncertainty() > found.uncertainty());
         assert_eq!(paired(&rounds[..2]), None);
         assert_eq!(paired(&vec![(vec![0.0], vec![1.0]); 5]), None);
+        let starved = [rounds.clone(), vec![(vec![0.0], vec![1.0])]].concat();
+        assert_eq!(paired(&starved), Some(found), "a round in which one side never ran counts for nothing");
     }
 }
