@@ -30,6 +30,10 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// Exit status of a process that SIGKILL ended.
 const KILLED: u32 = 137;
 
+/// How long what is left of a container waits for requests to be served first: containerd, its shim and the kernel have more
+/// to do for it than for most requests.
+pub(crate) const REST: Duration = Duration::from_millis(25);
+
 impl Runtime {
     /// Waits for the container's first process in a task of its own, unless one does so already.
     pub(crate) fn watch_container(self: &Arc<Self>, container: &Arc<Container>) {
@@ -204,6 +208,8 @@ impl Runtime {
         reached(Step::ContainerEnded);
         self.tell(ContainerEventType::ContainerStoppedEvent, &container.sandbox_id, &container.id);
         tracing::info!(container = container.id, code, reason, "container has ended");
+        // Who is told of the end asks for something next, as a rule: that comes first, unless it waits for this.
+        drop(tokio::time::timeout(REST, container.hurry.notified()).await);
         // Deleting also ends what the first process left behind, which lets go of the pipes.
         match self.client.delete_task(&container.id).await {
             Ok(_) => container.task_deleted.store(true, Ordering::Release),

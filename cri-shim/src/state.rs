@@ -89,6 +89,8 @@ pub struct Container {
     pub(crate) checkpoint: tokio::sync::Mutex<()>,
     /// Held while its end is taken up and its task deleted: two deletions side by side can cost containerd 1.6 the shim.
     pub(crate) ending: tokio::sync::Mutex<()>,
+    /// Tells that somebody waits for its task to be deleted after its end.
+    pub(crate) hurry: tokio::sync::Notify,
     /// Whether it was removed, and a task takes away what is left of it until nothing is.
     pub(crate) erasing: AtomicBool,
     /// Whether its task was deleted after its end, so that none is left to look for.
@@ -165,6 +167,7 @@ impl Container {
             operation: Arc::default(),
             checkpoint: tokio::sync::Mutex::default(),
             ending: tokio::sync::Mutex::default(),
+            hurry: tokio::sync::Notify::default(),
             erasing: AtomicBool::default(),
             task_deleted: AtomicBool::default(),
             watched: AtomicBool::default(),

@@ -164,3 +164,35 @@ fn one_that_fails_at_the_start_keeps_the_program_from_running() {
     reap(&pidfd, true).expect("reaped");
     container.delete(PATIENCE).expect("deleted");
 }
+
+#[test]
+fn those_of_a_pod_with_its_own_users_see_them() {
+    let bundle = Bundle::new();
+    let file = bundle.dir().join("notes");
+    // The pod's own root is nobody here, and must get through to the root file system and the notes.
+    let open = std::os::unix::fs::PermissionsExt::from_mode;
+    std::fs::set_permissions(bundle.dir(), open(0o777)).expect("opened");
+    let map = json!([{ "containerID": 0, "hostID": 200_000, "size": 65536 }]);
+    let mut value = named(
+        &bundle,
+        json!({
+            "createRuntime": [noting(&bundle.dir().join("outside"), "createRuntime", "echo")],
+            "createContainer": [noting(&file, "createContainer", "head -n 1 /proc/self/uid_map | tr -s ' '")],
+        }),
+    );
+    value["linux"]["namespaces"].as_array_mut().expect("namespaces").push(json!({ "type": "user" }));
+    value["linux"]["uidMappings"] = map.clone();
+    value["linux"]["gidMappings"] = map;
+    for part in ["", "proc", "sys", "dev", "bin"] {
+        std::os::unix::fs::chown(bundle.rootfs().join(part), Some(200_000), Some(200_000)).expect("owned");
+    }
+    let Created { container, pending, pidfd, .. } =
+        create(&bundle, &value, Stdio::null()).unwrap_or_else(|error| panic!("{}", error.chain()));
+    pending.start().unwrap_or_else(|error| panic!("{}", error.chain()));
+    let (outside, inside) = (notes(&bundle.dir().join("outside")), notes(&file));
+    assert_eq!(outside[0].1["pid"], container.pid, "of the container's process, not of who made it");
+    assert_eq!((&inside[0].1["pid"], inside[0].2.as_str()), (&json!(container.pid), "0 200000 65536"));
+    container.kill_all(9).expect("killed");
+    reap(&pidfd, true).expect("reaped");
+    container.delete(PATIENCE).expect("deleted");
+}

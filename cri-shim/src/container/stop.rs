@@ -13,6 +13,7 @@ use cri_shim_core::signal::SIGKILL;
 
 use crate::containerd::ContainerdError;
 use crate::error::{RuntimeError, chain};
+use crate::exits::REST;
 use crate::host::{blocking, files};
 use crate::runtime::Runtime;
 use crate::state::Container;
@@ -78,6 +79,7 @@ impl Runtime {
         tokio::spawn(async move {
             let mut pause = ERASE_PAUSES.0;
             let mut layers = Some(layers);
+            tokio::time::sleep(REST).await;
             while let Err(error) = runtime.remove_container_wholly(&container).await {
                 tracing::warn!(container = container.id, error = %chain(&error), ?pause, "its removal goes on later");
                 // An image is not waited for because of a container that cannot be removed.
@@ -123,6 +125,7 @@ impl Runtime {
     ) -> Result<(), RuntimeError> {
         self.begin_removal(container).await?;
         {
+            container.hurry.notify_one();
             let _one_at_a_time = container.ending.lock().await;
             if !container.task_deleted.load(Ordering::Acquire) {
                 self.client.force_delete_task(&container.id, KILL_PATIENCE).await?;
