@@ -123,6 +123,7 @@ async fn an_evicted_pod_ends_quickly_and_says_why() {
     let agent = scene.agent.as_ref().expect("it runs");
     agent.evictions.send(eviction).await.expect("the manager listens");
     scene.journal.wait_for("host: remove cgroup").await;
+    scene.journal.wait_for("host: teardown").await;
     scene.journal.wait_for("Evicted").await;
     scene.journal.assert_order(&["cri: stop a 2", "cri: stop sandbox", "host: teardown"]);
     let status = scene.api.pods()[0].status.clone().expect("a status");
