@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "clone3 is unsafe: the child may only make system calls")]
 
 use std::convert::Infallible;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
@@ -54,6 +54,8 @@ pub(crate) fn fork(
         match unsafe { sys::clone3(u64::from(namespaces), cgroup) }? {
             sys::Side::Child => {
                 sys::reset_signals();
+                // With a copy of its parent's side it would wait for ever for a parent that died.
+                sys::close_range(ours.as_raw_fd(), ours.as_raw_fd());
                 never(child(theirs))
             }
             sys::Side::Parent(pid, pidfd) => Ok((pid, pidfd)),
@@ -82,7 +84,6 @@ fn never(child: Infallible) -> ! {
 
 /// The child puts its streams on 0 to 2, so nothing it needs may be there.
 fn above_streams(socket: OwnedFd) -> Result<OwnedFd, Error> {
-    use std::os::fd::AsRawFd;
     if socket.as_raw_fd() > 2 {
         return Ok(socket);
     }

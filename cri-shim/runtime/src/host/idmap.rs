@@ -1,7 +1,7 @@
 //! Processes that hold something: user namespaces with given maps, a place in a cgroup.
 
 use std::convert::Infallible;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
@@ -25,12 +25,21 @@ pub(crate) fn user_namespace(uid_map: &str, gid_map: &str) -> Result<OwnedFd, Er
 /// Makes a process that does nothing until it is discarded, or its maker ends.
 pub(crate) fn placeholder() -> Result<Forked, Error> {
     fork(0, None, None, |socket| {
+        keep_only(&socket);
         link::wait_for_go(socket.as_fd());
         sys::exit(0)
     })
 }
 
+/// Lets go of everything that the maker had open: connections of its clients, sockets of other processes in the making.
+fn keep_only(socket: &OwnedFd) {
+    let kept = socket.as_raw_fd();
+    sys::close_range(3, kept - 1);
+    sys::close_range(kept + 1, i32::MAX);
+}
+
 fn wait_in_new_namespace(socket: &OwnedFd) -> Infallible {
+    keep_only(socket);
     if sys::unshare(libc::CLONE_NEWUSER.cast_unsigned()).is_ok()
         && link::send(socket.as_fd(), Message::MapMe).is_ok()
     {

@@ -264,6 +264,15 @@ fn permissions_of(description: Option<&[u8]>) -> Option<u32> {
     digits.iter().try_fold(0_u32, |value, digit| Some((value << 4) | char::from(*digit).to_digit(16)?))
 }
 
+/// Closes descriptors from `first` to `last`, those that there are. A child's copies only: nothing that owns one may run on.
+pub(crate) fn close_range(first: c_int, last: c_int) {
+    if first <= last {
+        // SAFETY: takes integers; the caller is a child that goes on by system calls on descriptors outside the range.
+        let _closed =
+            unsafe { libc::syscall(libc::SYS_close_range, c_long::from(first), c_long::from(last), 0) };
+    }
+}
+
 /// `prctl` with integers only.
 pub(crate) fn prctl(option: c_int, a: u64, b: u64) -> Result<(), Errno> {
     // SAFETY: the options used here take integers.

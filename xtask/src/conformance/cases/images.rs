@@ -295,7 +295,7 @@ async fn pull_deadline(t: T) -> Result<()> {
 }
 
 /// How long an endpoint is waited for to give a pull up; containerd and keelson-cri take 5 minutes unless configured.
-const NO_PROGRESS: Duration = Duration::from_secs(60);
+const NO_PROGRESS: Duration = Duration::from_secs(30);
 
 async fn no_progress(t: T) -> Result<()> {
     let registry = t.suite.catalog.registry()?;
@@ -399,7 +399,7 @@ async fn other_server(t: T) -> Result<()> {
 }
 
 async fn this_server(t: T) -> Result<()> {
-    let server_address = t.suite.catalog.registry()?.address.clone();
+    let server_address = format!("http://{}", t.suite.catalog.registry()?.address);
     let auth = v1::AuthConfig { server_address, ..auth(PASSWORD) };
     t.try_pull(&private(&t)?, Some(auth)).await.context("PullImage").map(drop)
 }
