@@ -312,7 +312,7 @@ fn container_use(stats: &v1::ContainerStats) -> (String, ContainerUse, u64) {
 fn volumes_use(pod: &Pod, root: &Path) -> BTreeMap<String, u64> {
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     let directory = root.join("pods").join(uid).join("volumes/kubernetes.io~empty-dir");
-    let names = pod.spec.iter().flat_map(|spec| limited_volumes(spec));
+    let names = pod.spec.iter().flat_map(limited_volumes);
     names.map(|name| (name.to_owned(), tree(&directory.join(name)).bytes)).collect()
 }
 

@@ -107,7 +107,7 @@ pub fn message(threshold: &Threshold, observed: Observation, victim: &PodUse) ->
         shown(observed.available)
     );
     let spec = victim.pod.spec.as_ref();
-    for entry in spec.into_iter().flat_map(|spec| containers(spec)) {
+    for entry in spec.into_iter().flat_map(containers) {
         let Some(used) = victim.containers.get(&entry.container.name) else { continue };
         let used = match resource {
             "memory" => used.memory,

@@ -409,8 +409,8 @@ fn other_resources_are_applied_in_place_or_by_a_restart() {
         "resizePolicy": [{"resourceName": "memory", "restartPolicy": "RestartContainer"}]}]}));
     world.desired = resized(&world, "1", "1Gi");
     world.settle().log.clear();
-    let applied = |world: &World, attempt| Some(Applied::of(&world.desired.spec().containers[0], attempt));
-    world.memory.containers.entry("a".to_owned()).or_default().applied = applied(&world, 0);
+    let applied = Applied::of(&world.desired.spec().containers[0], 0);
+    world.memory.containers.entry("a".to_owned()).or_default().applied = Some(applied);
     world.settle().expect("");
     world.desired = resized(&world, "2", "1Gi");
     world.desired.resize_blocked =

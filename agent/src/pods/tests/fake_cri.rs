@@ -252,10 +252,8 @@ impl RuntimeService for Runtime {
         let metadata = config.metadata.unwrap_or_default();
         let namespaces =
             config.linux.and_then(|linux| linux.security_context?.namespace_options).unwrap_or_default();
-        let target = match namespaces.pid == v1::NamespaceMode::Target as i32 {
-            true => format!(" target {}", namespaces.target_id),
-            false => String::new(),
-        };
+        let is_target = namespaces.pid == v1::NamespaceMode::Target as i32;
+        let target = if is_target { format!(" target {}", namespaces.target_id) } else { String::new() };
         self.journal.add(format!("cri: create {} {}{target}", metadata.name, metadata.attempt));
         let mut state = self.lock();
         state.clock += 1;
