@@ -122,8 +122,8 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
         overlay: start_network(&mut roles, &config, &client, context.node.clone(), context.events.clone())?,
     };
     roles.start("node", node::run(client.clone(), Arc::clone(&config), node_facts, cancel.clone()));
-    start_proxy(&mut roles, &config, &client, node_of_proxy, &recorder)?;
-    start_host_ports(&mut roles, &config)?;
+    let requests = start_host_ports(&mut roles, &config)?;
+    start_proxy(&mut roles, &config, &client, (node_of_proxy, requests), &recorder)?;
     info!(node = %config.keelson.node_name, cri = %config.container_runtime_endpoint, "agent started");
     roles.join().await
 }
@@ -138,7 +138,9 @@ async fn run_beside_a_kubelet(config: &AgentConfig, cancel: CancellationToken) -
     roles.endless("events", events::run(client.clone(), node_name.clone(), facts, cancel.clone()));
     let node_watch = sources::node::run(client.clone(), node_name.clone(), node_sender, cancel);
     roles.endless("node watch", node_watch);
-    start_proxy(&mut roles, config, &client, node.clone(), &recorder)?;
+    // Who runs the pods sees to their host ports.
+    let (_, requests) = host_ports::queue();
+    start_proxy(&mut roles, config, &client, (node.clone(), requests), &recorder)?;
     let _state = start_network(&mut roles, config, &client, node, recorder)?;
     info!(node = %node_name, "agent started beside another kubelet");
     roles.join().await
@@ -149,12 +151,17 @@ fn start_proxy(
     roles: &mut Roles,
     config: &AgentConfig,
     client: &Client,
-    node: watch::Receiver<Option<Arc<Node>>>,
+    (node, mut requests): (watch::Receiver<Option<Arc<Node>>>, mpsc::Receiver<host_ports::Request>),
     events: &EventRecorder,
 ) -> anyhow::Result<()> {
     if let Some(section) = config.keelson.proxy.as_ref().filter(|section| section.enabled) {
-        let proxy = proxy::ProxyConfig::new(section, &config.keelson.node_name, config.keelson.node_ip)?;
-        let run = proxy::run(client.clone(), proxy, node, events.clone(), roles.cancel.clone());
+        let proxy = proxy::ProxyConfig::new(section, &config.keelson.node_name, config.keelson.node_ip)?
+            .with_pod_devices(pod_devices(config));
+        if !section.serve_outside {
+            // Host ports are for clients outside as well: the seam leaves them to nftables.
+            requests.close();
+        }
+        let run = proxy::run(client.clone(), proxy, node, events.clone(), requests, roles.cancel.clone());
         roles.optional("service proxy", run);
     }
     Ok(())
@@ -250,17 +257,25 @@ fn start_network(
     Ok(Some(state))
 }
 
-/// Starts the seam for host ports, where this agent writes the CNI configuration. Without a data plane for them, it sees to
-/// it that an earlier agent's are in nftables.
-fn start_host_ports(roles: &mut Roles, config: &AgentConfig) -> anyhow::Result<()> {
-    if !config.keelson.cni.as_ref().is_some_and(|cni| cni.host_ports) {
-        return Ok(());
+/// Names of the devices that lead to pods, of this node and of others.
+fn pod_devices(config: &AgentConfig) -> Vec<String> {
+    let bridge = config.keelson.cni.as_ref().map(|cni| cni.bridge.clone());
+    let tunnel = config.keelson.network.as_ref().filter(|network| network.enabled);
+    bridge.into_iter().chain(tunnel.map(|network| network.device.clone())).collect()
+}
+
+/// Starts the seam for host ports, where this agent writes the CNI configuration; what it asks of the proxy. Without a data
+/// plane for them, it sees to it that an earlier agent's are in nftables.
+fn start_host_ports(
+    roles: &mut Roles,
+    config: &AgentConfig,
+) -> anyhow::Result<mpsc::Receiver<host_ports::Request>> {
+    let (asks, requests) = host_ports::queue();
+    if config.keelson.cni.as_ref().is_some_and(|cni| cni.host_ports) {
+        let dir = host_ports::directory(config)?;
+        roles.optional("host ports", host_ports::run(dir, asks, roles.cancel.clone()));
     }
-    // The proxy does not take requests yet.
-    let (asks, _nobody) = host_ports::queue();
-    let dir = host_ports::directory(config)?;
-    roles.optional("host ports", host_ports::run(dir, asks, roles.cancel.clone()));
-    Ok(())
+    Ok(requests)
 }
 
 /// What differs between the service maps and the API server, for `keelson-agent service verify`.

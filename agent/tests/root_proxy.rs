@@ -127,6 +127,8 @@ fn section(arena: &Arena) -> ProxySection {
         pin_dir: arena.pin_dir.clone(),
         service_cidr: "10.96.0.0/12".to_owned(),
         node_port_addresses: Vec::new(),
+        serve_outside: true,
+        xdp: Default::default(),
         healthz_bind_address: [0, 0, 0, 0].into(),
         healthz_port: 10256,
         metrics_bind_address: [127, 0, 0, 1].into(),
@@ -146,7 +148,8 @@ fn services_of_the_api_server_are_reached_and_follow_it() -> Result<()> {
         let cancel = CancellationToken::new();
         let (_node, node) = tokio::sync::watch::channel(None);
         let config = proxy::ProxyConfig::new(&section(&arena), "node-1", [192, 0, 2, 10].into())?;
-        let task = tokio::spawn(proxy::run(api.client(), config, node, events, cancel.clone()));
+        let (_, host_ports) = tokio::sync::mpsc::channel(1);
+        let task = tokio::spawn(proxy::run(api.client(), config, node, events, host_ports, cancel.clone()));
         let vip = at("10.96.0.10:80");
         until_answered(vip, Some("10.244.0.1:8080")).await?;
         until_answered(at("127.0.0.1:30000"), Some("10.244.0.1:8080")).await?;

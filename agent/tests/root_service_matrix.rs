@@ -14,8 +14,9 @@ use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use ebpf_tests::{
     arena::{Arena, ip},
+    places::{Place, SILENCE, forward},
     servers::{Server, ask_tcp},
-    tables::{at, ips},
+    tables::at,
 };
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
@@ -39,6 +40,8 @@ enum Expected {
     Local,
     Far,
     Refused,
+    /// Silence: a load balancer tries another node, and strangers learn nothing.
+    Dropped,
     /// Not a service for this client; nothing listens there, or nothing is there.
     Untouched,
 }
@@ -68,6 +71,8 @@ struct Row {
     dial: Dial,
     host: Expected,
     pod: Expected,
+    /// A client on another machine.
+    outside: Expected,
 }
 
 #[derive(Clone, Copy)]
@@ -80,10 +85,19 @@ enum Dial {
 #[allow(clippy::too_many_lines, reason = "a table")]
 fn rows() -> Vec<Row> {
     use Endpoints as E;
-    use Expected::{Both, Far, Local, Refused, Untouched};
-    let row = |what, endpoints, spec, dial, host, pod| Row { what, endpoints, spec, dial, host, pod };
-    let cluster =
-        |what, endpoints, spec, expected| row(what, endpoints, spec, Dial::ClusterIp, expected, expected);
+    use Expected::{Both, Dropped, Far, Local, Refused, Untouched};
+    let row = |what, endpoints, spec, dial, [host, pod, outside]: [Expected; 3]| Row {
+        what,
+        endpoints,
+        spec,
+        dial,
+        host,
+        pod,
+        outside,
+    };
+    let cluster = |what, endpoints, spec, expected| {
+        row(what, endpoints, spec, Dial::ClusterIp, [expected, expected, expected])
+    };
     let internal_local = json!({"internalTrafficPolicy": "Local"});
     let external_local = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local"});
     let loopback = Dial::NodePort(["127.0.0.1", "::1"]);
@@ -92,71 +106,89 @@ fn rows() -> Vec<Row> {
         cluster("ClusterIP", E::Both, json!({}), Both),
         cluster("ClusterIP, no endpoints", E::None, json!({}), Refused),
         cluster("ClusterIP, internal Local", E::Both, internal_local.clone(), Local),
-        cluster("ClusterIP, internal Local, none here", E::FarOnly, internal_local.clone(), Refused),
+        row(
+            "ClusterIP, internal Local, none here",
+            E::FarOnly,
+            internal_local.clone(),
+            Dial::ClusterIp,
+            [Refused, Refused, Dropped],
+        ),
         cluster("ClusterIP, internal Local, draining", E::LocalDraining, internal_local, Local),
         cluster("ClusterIP, local draining", E::LocalDraining, json!({}), Far),
         cluster("ClusterIP, all draining", E::AllDraining, json!({}), Both),
         cluster("ClusterIP, hints for the node", E::HintedLocal, json!({}), Local),
         cluster("ClusterIP, hints for the zone", E::HintedZone, json!({}), Far),
-        row("NodePort on the node's address", E::Both, json!({"type": "NodePort"}), node, Both, Both),
-        row("NodePort on loopback", E::Both, json!({"type": "NodePort"}), loopback, Both, Untouched),
-        row("NodePort, no endpoints", E::None, json!({"type": "NodePort"}), node, Refused, Refused),
+        row("NodePort on the node's address", E::Both, json!({"type": "NodePort"}), node, [Both, Both, Both]),
+        row(
+            "NodePort on loopback",
+            E::Both,
+            json!({"type": "NodePort"}),
+            loopback,
+            [Both, Untouched, Untouched],
+        ),
+        row(
+            "NodePort, no endpoints",
+            E::None,
+            json!({"type": "NodePort"}),
+            node,
+            [Refused, Refused, Refused],
+        ),
         // Inside the cluster, externalTrafficPolicy does not count.
         row(
             "NodePort, external Local",
             E::FarOnly,
             json!({"type": "NodePort", "externalTrafficPolicy": "Local"}),
             node,
-            Far,
-            Far,
+            [Far, Far, Dropped],
         ),
         row(
             "LoadBalancer",
             E::Both,
             json!({"type": "LoadBalancer"}),
             Dial::Addresses(["198.51.100.1", "2001:db8:1::1"]),
-            Both,
-            Both,
+            [Both, Both, Both],
         ),
         row(
             "LoadBalancer, external Local",
             E::Both,
             external_local,
             Dial::Addresses(["198.51.100.2", "2001:db8:1::2"]),
-            Both,
-            Both,
+            [Both, Both, Local],
         ),
         row(
             "LoadBalancer, ipMode Proxy",
             E::Both,
             json!({"type": "LoadBalancer", "ipMode": "Proxy"}),
             Dial::Addresses(["198.51.100.3", "2001:db8:1::3"]),
-            Untouched,
-            Untouched,
+            [Untouched, Untouched, Untouched],
         ),
         row(
             "LoadBalancer, source ranges",
             E::Both,
             json!({"type": "LoadBalancer", "loadBalancerSourceRanges": ["203.0.113.0/24", "2001:db8:ff::/48"]}),
             Dial::Addresses(["198.51.100.4", "2001:db8:1::4"]),
-            Both,
-            Both,
+            [Both, Both, Both],
+        ),
+        row(
+            "LoadBalancer, other source ranges",
+            E::Both,
+            json!({"type": "LoadBalancer", "loadBalancerSourceRanges": ["192.0.2.0/24", "2001:db8:fe::/48"]}),
+            Dial::Addresses(["198.51.100.5", "2001:db8:1::5"]),
+            [Both, Both, Dropped],
         ),
         row(
             "external IP of this node",
             E::Both,
             json!({"externalIPs": NODE}),
             Dial::Addresses(NODE),
-            Both,
-            Both,
+            [Both, Both, Both],
         ),
         row(
             "external IP of somebody else",
             E::Both,
-            json!({"externalIPs": ["203.0.113.9", "2001:db8:2::9"]}),
-            Dial::Addresses(["203.0.113.9", "2001:db8:2::9"]),
-            Untouched,
-            Untouched,
+            json!({"externalIPs": ["203.0.114.9", "2001:db8:2::9"]}),
+            Dial::Addresses(["203.0.114.9", "2001:db8:2::9"]),
+            [Untouched, Untouched, Both],
         ),
         cluster("headless label", E::Both, json!({"label": "service.kubernetes.io/headless"}), Untouched),
         cluster(
@@ -282,6 +314,32 @@ fn ask(address: SocketAddr, udp: bool) -> io::Result<(String, SocketAddr)> {
     Ok((String::from_utf8_lossy(&buffer[..len]).into_owned(), from))
 }
 
+/// Who answers a client on another machine.
+fn observe_outside(
+    outside: &Place,
+    address: SocketAddr,
+    udp: bool,
+    expected: Expected,
+) -> std::result::Result<Expected, String> {
+    let silent = matches!(expected, Expected::Dropped | Expected::Untouched);
+    let patience = if silent { SILENCE } else { DEADLINE };
+    let mut met = BTreeSet::new();
+    for _ in 0..ASKED {
+        let asked =
+            if udp { outside.ask_udp(address, 3, patience) } else { outside.ask_tcp(address, patience) };
+        match asked.map_err(|error| error.to_string())? {
+            Ok(who) => drop(met.insert(who)),
+            Err(_) if expected == Expected::Untouched => return Ok(expected),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(Expected::Refused),
+            Err(error) if matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) => {
+                return Ok(Expected::Dropped);
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    who_answered(&met)
+}
+
 /// Who answers a client here, and whether it sees the address that it dialled.
 fn observe(address: SocketAddr, udp: bool, expected: Expected) -> std::result::Result<Expected, String> {
     if expected == Expected::Untouched && udp {
@@ -304,6 +362,10 @@ fn observe(address: SocketAddr, udp: bool, expected: Expected) -> std::result::R
             Err(error) => return Err(error.to_string()),
         }
     }
+    who_answered(&met)
+}
+
+fn who_answered(met: &BTreeSet<String>) -> std::result::Result<Expected, String> {
     let is = |ips: [&str; 2]| {
         met.iter().any(|who| ips.iter().any(|ip| who.trim_start_matches('[').starts_with(ip)))
     };
@@ -335,6 +397,7 @@ fn cells(
     place: &str,
     expected: Expected,
     failures: &mut Vec<String>,
+    observe: impl Fn(SocketAddr, bool, Expected) -> std::result::Result<Expected, String>,
 ) -> Vec<String> {
     let mut cells = Vec::new();
     for (family, name) in ["IPv4", "IPv6"].into_iter().enumerate() {
@@ -375,9 +438,17 @@ fn join_pod() -> Result<()> {
 #[test]
 #[allow(clippy::too_many_lines, reason = "one world, one walk through it")]
 fn every_cell_of_the_semantics_matrix() -> Result<()> {
-    let mut own = vec!["2001:db8::10", "192.0.2.10"];
-    own.extend(LOCAL.into_iter().chain(FAR));
-    let arena = Arena::enter(&ips(&own))?;
+    let arena = Arena::with_strangers()?;
+    forward()?;
+    for address in ["2001:db8::10", "192.0.2.10"].into_iter().chain(LOCAL).chain(FAR) {
+        ip(&["addr", "add", address, "dev", "lo"])?;
+    }
+    let outside = Place::joined(
+        "uplink",
+        &["203.0.113.1/24", "2001:db8:ff::1/64"],
+        &["203.0.113.2/24", "2001:db8:ff::2/64"],
+    )?;
+    outside.run(arena.step_out())??;
     let on = |family: usize, ip: &str| {
         at(&if family == 0 { format!("{ip}:8080") } else { format!("[{ip}]:8080") })
     };
@@ -401,6 +472,8 @@ fn every_cell_of_the_semantics_matrix() -> Result<()> {
         pin_dir: arena.pin_dir.clone(),
         service_cidr: "10.96.0.0/12,fd00:96::/108".to_owned(),
         node_port_addresses: Vec::new(),
+        serve_outside: true,
+        xdp: Default::default(),
         healthz_bind_address: [127, 0, 0, 1].into(),
         healthz_port: 10256,
         metrics_bind_address: [127, 0, 0, 1].into(),
@@ -415,7 +488,8 @@ fn every_cell_of_the_semantics_matrix() -> Result<()> {
     let cancel = CancellationToken::new();
     runtime.block_on(async {
         let client = client(services, slices);
-        let task = tokio::spawn(proxy::run(client, config, node, events, cancel.clone()));
+        let (_, host_ports) = tokio::sync::mpsc::channel(1);
+        let task = tokio::spawn(proxy::run(client, config, node, events, host_ports, cancel.clone()));
         let until = Instant::now() + DEADLINE;
         // The data plane stays when its agent goes; once everything is programmed it is not needed any more.
         loop {
@@ -436,8 +510,20 @@ fn every_cell_of_the_semantics_matrix() -> Result<()> {
         task.await?
     })?;
     let mut failures = Vec::new();
-    let host: Vec<Vec<String>> =
-        rows.iter().enumerate().map(|(i, row)| cells(i, row, "the host", row.host, &mut failures)).collect();
+    let host: Vec<Vec<String>> = rows
+        .iter()
+        .enumerate()
+        .map(|(i, row)| cells(i, row, "the host", row.host, &mut failures, observe))
+        .collect();
+    let strangers: Vec<Vec<String>> = rows
+        .iter()
+        .enumerate()
+        .map(|(i, row)| {
+            cells(i, row, "outside", row.outside, &mut failures, |address, udp, expected| {
+                observe_outside(&outside, address, udp, expected)
+            })
+        })
+        .collect();
     let here = nix::unistd::gettid().as_raw();
     let (ready, made) = std::sync::mpsc::channel();
     let (go, gone_ahead) = std::sync::mpsc::channel::<()>();
@@ -450,7 +536,8 @@ fn every_cell_of_the_semantics_matrix() -> Result<()> {
             ip(&["-6", "route", "add", "default", "via", "fd00:244:9::1"])?;
             let mut failures = Vec::new();
             let rows = all.iter().enumerate();
-            let cells = rows.map(|(i, row)| cells(i, row, "a pod", row.pod, &mut failures)).collect();
+            let cells =
+                rows.map(|(i, row)| cells(i, row, "a pod", row.pod, &mut failures, observe)).collect();
             Ok((cells, failures))
         });
         made.recv_timeout(DEADLINE).context("the pod was not made")??;
@@ -460,12 +547,9 @@ fn every_cell_of_the_semantics_matrix() -> Result<()> {
         failures.extend(of_pod);
         Ok(cells)
     })?;
-    println!(
-        "{:38} {:34} pod: v4 TCP, v4 UDP, v6 TCP, v6 UDP",
-        "service", "host: v4 TCP, v4 UDP, v6 TCP, v6 UDP"
-    );
-    for ((row, host), pod) in rows.iter().zip(&host).zip(&pod) {
-        println!("{:38} {:34} {}", row.what, host.join(", "), pod.join(", "));
+    println!("{:38} {:40} {:40} outside", "service", "host: v4 TCP, v4 UDP, v6 TCP, v6 UDP", "pod");
+    for (((row, host), pod), stranger) in rows.iter().zip(&host).zip(&pod).zip(&strangers) {
+        println!("{:38} {:40} {:40} {}", row.what, host.join(", "), pod.join(", "), stranger.join(", "));
     }
     ensure!(failures.is_empty(), "{} cells are wrong:\n{}", failures.len(), failures.join("\n"));
     Ok(())

@@ -427,6 +427,12 @@ pub struct ProxySection {
     /// Node addresses (CIDRs, or the word `primary` for the node's own) that answer NodePorts; empty: all.
     #[serde(default)]
     pub node_port_addresses: Vec<String>,
+    /// Whether clients outside the node are served: packet programs on its network devices.
+    #[serde(default = "yes")]
+    pub serve_outside: bool,
+    /// Whether drivers handle packets from wire to wire (XDP).
+    #[serde(default)]
+    pub xdp: XdpMode,
     /// Address of kube-proxy's health server.
     #[serde(default = "any_address")]
     pub healthz_bind_address: IpAddr,
@@ -439,6 +445,19 @@ pub struct ProxySection {
     /// Port of the proxy's metrics; 0 switches them off.
     #[serde(default = "default_proxy_metrics_port")]
     pub metrics_port: u16,
+}
+
+/// `keelson.proxy.xdp`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpMode {
+    /// On interfaces with a driver of their own that can.
+    Auto,
+    /// On every interface that can, virtual ones included.
+    Always,
+    /// Nowhere.
+    #[default]
+    Off,
 }
 
 impl AgentConfig {

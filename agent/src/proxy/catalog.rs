@@ -318,7 +318,27 @@ impl Catalog {
             backends: self.backends(name, port, family),
             affinity_secs: facts.affinity_secs,
             source_ranges,
+            consistent: facts.choices.consistent,
+            weights: self.weights(name, facts, port, family),
         }
+    }
+
+    /// Shares of endpoints, where hashing is consistent.
+    fn weights(
+        &self,
+        name: &ObjectName,
+        facts: &ServiceFacts,
+        port: &PortFacts,
+        family: Family,
+    ) -> BTreeMap<std::net::SocketAddr, u16> {
+        if !facts.choices.consistent {
+            return BTreeMap::new();
+        }
+        let all = self.endpoints(name, port, family);
+        let weight = |at: std::net::SocketAddr, endpoint: &EndpointFacts| {
+            Some((at, facts.choices.weight(at.ip(), endpoint.node)?))
+        };
+        all.into_iter().filter_map(|(at, endpoint)| weight(at, endpoint)).collect()
     }
 
     /// The endpoints that take connections for a port, by policy. As kube-proxy has it, each policy looks at its own
@@ -420,11 +440,13 @@ fn frontends(
     }
     // Clients inside the cluster reach every endpoint here, whatever `externalTrafficPolicy` says.
     let ranged = !facts.source_ranges.is_empty();
+    // Policy Local keeps the client's address anyhow; other nodes know a node's own addresses as nothing of theirs.
+    let direct = facts.choices.direct && !facts.external_local;
     for ip in of_family(&facts.balancer_ips) {
-        all.push(DesiredFrontend { external, ranged, ..on(ip) });
+        all.push(DesiredFrontend { external, ranged, direct, ..on(ip) });
     }
     for ip in of_family(&facts.external_ips) {
-        all.push(DesiredFrontend { external, guarded: true, ..on(ip) });
+        all.push(DesiredFrontend { external, guarded: true, direct, ..on(ip) });
     }
     if let Some(number) = port.node_port {
         let node = DesiredFrontend::new(Listen::Node(family), number, port.protocol);

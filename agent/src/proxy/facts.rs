@@ -14,7 +14,10 @@ use k8s_openapi::api::{
 };
 use kube::Resource;
 
-use super::cidr::Cidr;
+use super::{
+    choices::{self, Choices},
+    cidr::Cidr,
+};
 
 /// A Service or EndpointSlice that carries this label is some other proxy's business.
 const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
@@ -54,6 +57,8 @@ pub(super) struct ServiceFacts {
     pub(super) external_local: bool,
     /// Where a load balancer asks whether this node has endpoints.
     pub(super) health_check_port: Option<u16>,
+    /// What its annotations choose.
+    pub(super) choices: Choices,
     /// What makes no sense and was left out, one sentence each.
     pub(super) problems: Vec<String>,
 }
@@ -87,6 +92,8 @@ pub(super) struct EndpointFacts {
     pub(super) address: IpAddr,
     /// Runs on this node.
     pub(super) local: bool,
+    /// The node's name, as weights know it.
+    pub(super) node: u32,
     pub(super) state: EndpointState,
     /// Whether it is hinted for this node; `None` without hints for nodes.
     pub(super) for_node: Option<bool>,
@@ -147,6 +154,7 @@ pub(super) fn service(service: &Service) -> Option<ServiceFacts> {
             .health_check_node_port
             .filter(|port| *port != 0)
             .and_then(|number| port_number("spec.healthCheckNodePort", number, &mut problems)),
+        choices: Choices::read(service.metadata.annotations.as_ref(), &mut problems),
         problems,
     })
 }
@@ -339,6 +347,7 @@ fn endpoint(endpoint: &Endpoint, family: Family, node_name: &str) -> Result<Endp
     Ok(EndpointFacts {
         address,
         local: endpoint.node_name.as_deref() == Some(node_name),
+        node: choices::name_hash(endpoint.node_name.as_deref().unwrap_or_default()),
         state,
         for_node: nodes.map(|nodes| nodes.iter().any(|node| node.name == node_name)),
         for_zones: zones.map(|zones| zones.iter().map(|zone| zone.name.clone()).collect()),

@@ -20,6 +20,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use super::host_ports;
+
 /// How long a scrape waits for the task.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Upper ends of the histograms' buckets, in seconds.
@@ -149,6 +151,15 @@ fn render_usage(text: &mut String, plane: &DataPlane) {
     for (map, _, capacity) in figures {
         writeln!(text, "keelson_service_map_capacity{{map=\"{map}\"}} {capacity}").ok();
     }
+    head(
+        text,
+        "keelson_service_outside_devices",
+        "gauge",
+        "Network devices that clients outside are served through.",
+    );
+    for (side, count) in [("outer", usage.outer_devices), ("inner", usage.inner_devices)] {
+        writeln!(text, "keelson_service_outside_devices{{side=\"{side}\"}} {count}").ok();
+    }
     head(text, "keelson_service_refused", "gauge", "Services that are not or only partly programmed.");
     writeln!(text, "keelson_service_refused {}", usage.refused).ok();
 }
@@ -166,8 +177,16 @@ fn histogram(text: &mut String, name: &str, help: &str, values: &Histogram) {
     writeln!(text, "{name}_sum {}\n{name}_count {}", values.sum, values.count).ok();
 }
 
-/// The parts of `namespace/name:port/protocol/family`.
+/// The parts of `namespace/name:port/protocol/family`; a host port has its owner for a name, and no namespace.
 fn labels(key: &ServiceKey) -> Option<String> {
+    if host_ports::is_host_port(key) {
+        let owner = host_ports::owner_of(key)?;
+        let mut parts = key.0.rsplit('/');
+        let (family, port, protocol) = (parts.next()?, parts.next()?, parts.next()?);
+        return Some(format!(
+            "namespace=\"\",service=\"hostport/{owner}\",port=\"{port}\",protocol=\"{protocol}\",family=\"{family}\""
+        ));
+    }
     let (namespace, rest) = key.0.split_once('/')?;
     let (name, rest) = rest.split_once(':')?;
     let mut parts = rest.split('/');
@@ -211,6 +230,10 @@ mod tests {
         assert_eq!(
             labels_of("default/web:80/TCP/IPv4").unwrap(),
             "namespace=\"default\",service=\"web\",port=\"80\",protocol=\"TCP\",family=\"IPv4\""
+        );
+        assert_eq!(
+            labels_of("hostport/net,a,eth0.json/TCP/8080/IPv4").unwrap(),
+            "namespace=\"\",service=\"hostport/net,a,eth0.json\",port=\"8080\",protocol=\"TCP\",family=\"IPv4\""
         );
         assert_eq!(labels_of("unclaimed-3"), None);
     }

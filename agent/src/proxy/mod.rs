@@ -3,23 +3,30 @@
 //! ```text
 //! watches ─ facts ─▶ catalog (pure) ─ changes ─▶ ebpf-loader ─▶ maps
 //! netlink addresses ─────────────────────────▶ node-address map
+//! netlink links, routes ─ devices (pure) ────▶ packet programs on devices
+//! host ports ────────────────────────────────▶ frontends like a Service's
 //! ```
 //! One task owns everything. The data plane keeps working while the agent is away; at start it is taken over, and
 //! nothing is removed from it before both watches have listed everything. What cannot be programmed becomes an Event
-//! on its Service, and everything else goes on. Connections from outside the node are not served here.
+//! on its Service, and everything else goes on.
 
 mod catalog;
+mod choices;
 mod cidr;
+mod devices;
 mod facts;
 mod health;
+mod host_ports;
 mod metrics;
 mod network;
 mod node_ports;
 mod reports;
+mod routes;
 pub mod show;
 mod task;
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
@@ -37,10 +44,14 @@ use kube::{
     Api, Client, Resource,
     runtime::{WatchStreamExt, watcher, watcher::Event},
 };
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::ProxySection, events::EventRecorder};
+use crate::{
+    config::{ProxySection, XdpMode},
+    events::EventRecorder,
+    host_ports::Request,
+};
 use catalog::{Catalog, Seen};
 use cidr::Cidr;
 use reports::Reports;
@@ -64,6 +75,13 @@ pub struct ProxyConfig {
     healthz: SocketAddr,
     /// Metrics; port 0: none.
     metrics: SocketAddr,
+    /// This node's address in the cluster.
+    node_ip: IpAddr,
+    /// Devices that lead to pods, by name.
+    pod_devices: BTreeSet<String>,
+    /// Whether clients outside the node are served.
+    serve_outside: bool,
+    xdp: XdpMode,
 }
 
 impl ProxyConfig {
@@ -80,7 +98,23 @@ impl ProxyConfig {
             node_port_ranges: parse_ranges(node_ports).context("keelson.proxy.nodePortAddresses")?,
             healthz: SocketAddr::new(section.healthz_bind_address, section.healthz_port),
             metrics: SocketAddr::new(section.metrics_bind_address, section.metrics_port),
+            node_ip,
+            pod_devices: BTreeSet::new(),
+            serve_outside: section.serve_outside,
+            xdp: section.xdp,
         })
+    }
+
+    /// Says which devices lead to pods, of this node or of others.
+    #[must_use]
+    pub fn with_pod_devices(mut self, names: impl IntoIterator<Item = String>) -> Self {
+        self.pod_devices.extend(names);
+        self
+    }
+
+    /// Whether NodePorts answer on every address of the node.
+    fn serves_every_address(&self) -> bool {
+        self.node_port_ranges.is_empty()
     }
 }
 
@@ -100,6 +134,7 @@ pub async fn run(
     config: ProxyConfig,
     node: watch::Receiver<Option<Arc<Node>>>,
     events: EventRecorder,
+    host_ports: mpsc::Receiver<Request>,
     cancel: CancellationToken,
 ) -> Result<()> {
     let mut reports = Reports::new(events, &config.node_name);
@@ -116,7 +151,7 @@ pub async fn run(
     let slices = watch(Api::<EndpointSlice>::all(client), move |slice| facts::slice(slice, &node_name));
     let proxy = Proxy::new(plane, config, reports, node, cancel);
     // Boxed: the data plane's handles make the future large.
-    Box::pin(proxy.serve(services, slices)).await
+    Box::pin(proxy.serve(services, slices, host_ports)).await
 }
 
 /// Removes the data plane of an instance and the routes of its service ranges. For when the node is taken down; works

@@ -1,12 +1,17 @@
-//! The node's own addresses, followed through netlink, and the route that keeps the service range on this machine.
+//! The node's links, addresses and default routes, followed through netlink, and the route that keeps the service range on this machine.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use anyhow::{Context, Result};
 use futures::{Stream, StreamExt, TryStreamExt};
 use netlink_packet_route::{
     AddressFamily,
-    address::AddressAttribute,
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
+    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType},
 };
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
@@ -21,42 +26,244 @@ const PROTOCOL: RouteProtocol = RouteProtocol::Other(75);
 const NO_SUCH_ROUTE: i32 = -3;
 const ROUTE_EXISTS: i32 = -17;
 
-/// A connection to the kernel that also hears of every change of an address. Its task ends with the stream.
-pub(super) struct Addresses {
+/// A connection to the kernel that also hears of every change of a link, an address or a route. Its task ends with the
+/// stream.
+pub(super) struct Kernel {
     handle: Handle,
+    neighbours: bool,
 }
 
-impl Addresses {
-    /// Connects; the stream has an item, or several merged, whenever an address came or went.
-    pub(super) fn watch() -> Result<(Self, impl Stream<Item = ()> + Unpin)> {
-        let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+/// What the machine has, as far as clients outside are concerned.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Machine {
+    /// Its links.
+    pub(super) links: Vec<LinkFacts>,
+    /// Its addresses, each with the index of its link, the first of a link and family first.
+    pub(super) addresses: Vec<(u32, IpAddr)>,
+    /// Links that default routes lead to.
+    pub(super) uplinks: BTreeSet<u32>,
+    /// Unicast routes of the main table, the best one to each destination.
+    pub(super) routes: Vec<RouteFacts>,
+    /// Neighbours whose link address is known.
+    pub(super) neighbours: BTreeMap<(u32, IpAddr), [u8; 6]>,
+}
+
+/// A route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct RouteFacts {
+    pub(super) to: Cidr,
+    pub(super) link: u32,
+    pub(super) via: Option<IpAddr>,
+    metric: u32,
+}
+
+/// A link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct LinkFacts {
+    pub(super) index: u32,
+    pub(super) name: String,
+    pub(super) alias: String,
+    pub(super) up: bool,
+    pub(super) layer: LinkLayerType,
+    pub(super) mac: [u8; 6],
+    pub(super) mtu: u32,
+    pub(super) kind: Option<InfoKind>,
+    /// The link that takes its packets.
+    pub(super) master: Option<u32>,
+}
+
+impl Kernel {
+    /// Connects; the stream has an item, or several merged, whenever something came, went or changed. Neighbours matter
+    /// to drivers alone, and change often: they are left out where nobody asks.
+    pub(super) fn watch(neighbours: bool) -> Result<(Self, impl Stream<Item = ()> + Unpin)> {
+        let mut groups = vec![
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+        ];
+        if neighbours {
+            groups.push(MulticastGroup::Neigh);
+        }
         let (connection, handle, messages) =
             rtnetlink::new_multicast_connection(&groups).context("open a netlink socket")?;
         tokio::spawn(connection);
         // A burst, as when many pods start, is one reason to look.
-        Ok((Self { handle }, messages.ready_chunks(256).map(drop)))
+        Ok((Self { handle, neighbours }, messages.ready_chunks(256).map(drop)))
     }
 
-    /// All addresses of this network namespace that packets from elsewhere can be sent to.
-    pub(super) async fn list(&self) -> Result<BTreeSet<IpAddr>> {
-        let messages: Vec<_> =
+    /// Looks at everything.
+    pub(super) async fn look(&self) -> Result<Machine> {
+        let links: Vec<LinkMessage> =
+            self.handle.link().get().execute().try_collect().await.context("list the links")?;
+        let addresses: Vec<AddressMessage> =
             self.handle.address().get().execute().try_collect().await.context("list the node's addresses")?;
-        let all = messages.into_iter().filter_map(|message| {
-            let pick = |local: bool| {
-                message.attributes.iter().find_map(|attribute| match attribute {
-                    AddressAttribute::Local(ip) if local => Some(*ip),
-                    AddressAttribute::Address(ip) if !local => Some(*ip),
-                    _ => None,
-                })
-            };
-            // On a point-to-point link the address is the peer's, and the local one is ours.
-            pick(true).or_else(|| pick(false))
+        let (mut uplinks, mut best) = (BTreeSet::new(), Vec::new());
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut filter = RouteMessage::default();
+            filter.header.address_family = family;
+            let routes: Vec<RouteMessage> =
+                self.handle.route().get(filter).execute().try_collect().await.context("list the routes")?;
+            uplinks.extend(routes.iter().flat_map(default_route_links));
+            best.extend(routes.iter().filter_map(route_facts));
+        }
+        // The best first, and the others to the same destination away.
+        best.sort_by_key(|route: &RouteFacts| (route.to.network, route.to.prefix, route.metric));
+        best.dedup_by_key(|route| (route.to.network, route.to.prefix));
+        let mut addresses: Vec<(bool, u32, IpAddr)> = addresses.iter().filter_map(own_address).collect();
+        // Stable: what the kernel prefers comes first.
+        addresses.sort_by_key(|(secondary, index, _)| (*index, *secondary));
+        Ok(Machine {
+            links: links.iter().map(link_facts).collect(),
+            addresses: addresses.into_iter().map(|(_, index, ip)| (index, ip)).collect(),
+            uplinks,
+            routes: best,
+            neighbours: if self.neighbours { self.neighbours().await? } else { BTreeMap::new() },
+        })
+    }
+
+    /// Neighbours whose link address is known.
+    async fn neighbours(&self) -> Result<BTreeMap<(u32, IpAddr), [u8; 6]>> {
+        let listed: Vec<NeighbourMessage> =
+            self.handle.neighbours().get().execute().try_collect().await.context("list the neighbours")?;
+        let known = listed.iter().filter_map(|message| {
+            let mut found = (None, None);
+            for attribute in &message.attributes {
+                match attribute {
+                    NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => {
+                        found.0 = Some(IpAddr::V4(*ip))
+                    }
+                    NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => {
+                        found.0 = Some(IpAddr::V6(*ip));
+                    }
+                    NeighbourAttribute::LinkLayerAddress(mac) => found.1 = mac.as_slice().try_into().ok(),
+                    _ => {}
+                }
+            }
+            Some(((message.header.ifindex, found.0?), found.1?))
         });
-        Ok(all.filter(|ip| is_reachable(*ip)).collect())
+        Ok(known.collect())
     }
 }
 
-fn is_reachable(ip: IpAddr) -> bool {
+impl Machine {
+    /// All addresses that packets from elsewhere can be sent to.
+    pub(super) fn reachable(&self) -> BTreeSet<IpAddr> {
+        self.addresses.iter().map(|(_, ip)| *ip).filter(|ip| is_reachable(*ip)).collect()
+    }
+}
+
+/// Whether a link has a driver of its own, which may run programs itself.
+pub(super) fn has_drivers() -> bool {
+    let links = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    links.into_iter().any(|link| link.path().join("device").exists())
+}
+
+fn link_facts(message: &LinkMessage) -> LinkFacts {
+    let header = &message.header;
+    let mut facts = LinkFacts {
+        index: header.index,
+        name: String::new(),
+        alias: String::new(),
+        up: header.flags.contains(LinkFlags::Up),
+        layer: header.link_layer_type,
+        mac: [0; 6],
+        mtu: 0,
+        kind: None,
+        master: None,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => facts.name.clone_from(name),
+            LinkAttribute::IfAlias(alias) => facts.alias.clone_from(alias),
+            LinkAttribute::Mtu(mtu) => facts.mtu = *mtu,
+            LinkAttribute::Address(mac) => facts.mac = mac.as_slice().try_into().unwrap_or_default(),
+            LinkAttribute::Controller(index) => facts.master = Some(*index),
+            LinkAttribute::LinkInfo(infos) => {
+                facts.kind = infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind.clone()),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    facts
+}
+
+/// Whether the kernel would rather use another address of the link, the link, and the address.
+fn own_address(message: &AddressMessage) -> Option<(bool, u32, IpAddr)> {
+    let pick = |local: bool| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(ip) if local => Some(*ip),
+            AddressAttribute::Address(ip) if !local => Some(*ip),
+            _ => None,
+        })
+    };
+    // On a point-to-point link the address is the peer's, and the local one is ours.
+    let ip = pick(true).or_else(|| pick(false))?;
+    let later = AddressHeaderFlags::Secondary | AddressHeaderFlags::Deprecated;
+    Some((message.header.flags.intersects(later), message.header.index, ip))
+}
+
+/// A unicast route of the main table; nothing for others.
+fn route_facts(route: &RouteMessage) -> Option<RouteFacts> {
+    let header = &route.header;
+    if header.table != RouteHeader::RT_TABLE_MAIN || header.kind != RouteType::Unicast {
+        return None;
+    }
+    let (mut link, mut via, mut metric) = (None, None, 0);
+    let gateway = |address: &RouteAddress| match address {
+        RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
+        RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    };
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => link = Some(*index),
+            RouteAttribute::Gateway(address) => via = gateway(address),
+            RouteAttribute::Priority(priority) => metric = *priority,
+            RouteAttribute::MultiPath(hops) => {
+                let hop = hops.first()?;
+                link = Some(hop.interface_index);
+                via = hop.attributes.iter().find_map(|attribute| match attribute {
+                    RouteAttribute::Gateway(address) => gateway(address),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    let any = if header.address_family == AddressFamily::Inet {
+        IpAddr::from([0, 0, 0, 0])
+    } else {
+        IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED)
+    };
+    let to = destination(route).or_else(|| Cidr::new(any, header.destination_prefix_length).ok())?;
+    Some(RouteFacts { to, link: link?, via, metric })
+}
+
+/// The links of a default route of the main table; none for other routes.
+fn default_route_links(route: &RouteMessage) -> Vec<u32> {
+    if route.header.destination_prefix_length != 0
+        || route.header.table != RouteHeader::RT_TABLE_MAIN
+        || route.header.kind != RouteType::Unicast
+    {
+        return Vec::new();
+    }
+    let mut links = Vec::new();
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => links.push(*index),
+            RouteAttribute::MultiPath(hops) => links.extend(hops.iter().map(|hop| hop.interface_index)),
+            _ => {}
+        }
+    }
+    links
+}
+
+pub(super) fn is_reachable(ip: IpAddr) -> bool {
     let link_local = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
     !ip.is_loopback() && !link_local
 }

@@ -23,6 +23,7 @@ pub(super) struct Reports {
     refusals: BTreeMap<ServiceKey, String>,
     problems: BTreeMap<ObjectName, Vec<String>>,
     checked_ports: BTreeSet<NodePort>,
+    unserved: BTreeMap<String, String>,
 }
 
 impl Reports {
@@ -41,6 +42,7 @@ impl Reports {
             refusals: BTreeMap::new(),
             problems: BTreeMap::new(),
             checked_ports: BTreeSet::new(),
+            unserved: BTreeMap::new(),
         }
     }
 
@@ -74,9 +76,25 @@ impl Reports {
 
     /// A port of the proxy itself that cannot be served.
     pub(super) fn port_taken(&self, field: &str, address: SocketAddr, error: &std::io::Error) {
-        let message = format!("{field}: {address} cannot be served: {error}");
+        let hint = if error.kind() == std::io::ErrorKind::AddrInUse {
+            " (another agent or kube-proxy in this network namespace? set another port, or 0 for none)"
+        } else {
+            ""
+        };
+        let message = format!("{field}: {address} cannot be served: {error}{hint}");
         tracing::warn!("{message}");
         self.events.record(self.node.clone(), EventType::Warning, "ServiceProxyPortTaken", message);
+    }
+
+    /// Devices through which clients outside are not served, with the reason.
+    pub(super) fn unserved_devices(&mut self, failed: &[(String, String)]) {
+        let failed: BTreeMap<String, String> = failed.iter().cloned().collect();
+        for (device, why) in failed.iter().filter(|(device, why)| self.unserved.get(*device) != Some(*why)) {
+            let message = format!("clients outside are not served through {device}: {why}");
+            tracing::warn!("{message}");
+            self.events.record(self.node.clone(), EventType::Warning, "ServiceDeviceNotServed", message);
+        }
+        self.unserved = failed;
     }
 
     /// What makes no sense about a Service; said again only when it changes.

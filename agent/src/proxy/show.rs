@@ -11,8 +11,10 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Subcommand, ValueEnum};
 use ebpf_common::{FrontendKey, FrontendValue, Protocol};
-use ebpf_loader::{SeenService, Source, Trace, View, describe};
+use ebpf_loader::{SeenFlow, SeenService, ServiceKey, Source, Trace, View, describe};
 use serde_json::{Value, json};
+
+use super::{host_ports, routes};
 
 /// How answers look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -34,7 +36,16 @@ pub enum Question {
         /// The Service.
         name: String,
     },
-    /// Where a connection goes: SRC is `host`, `pod` or an address, DST is address:port.
+    /// Network devices that clients outside are served through.
+    Devices,
+    /// Connections from outside.
+    Flows {
+        /// At most so many.
+        #[arg(long, default_value_t = 1000)]
+        limit: usize,
+    },
+    /// Where a connection goes: SRC is `host`, `pod` or an address, DST is address:port. An address that is neither the
+    /// node's nor on the way of a pods' device is a client outside.
     Trace {
         /// Who dials.
         source: String,
@@ -69,6 +80,8 @@ pub fn answer(
         Question::List => list(&view),
         Question::Show { name } => show(&view, name)?,
         Question::Trace { source, destination, protocol } => trace(&view, source, destination, protocol)?,
+        Question::Devices => devices(&view)?,
+        Question::Flows { limit } => flows(&view, *limit)?,
         Question::Backends => backends(&view),
         Question::Stats { .. } => stats(&view),
     };
@@ -153,6 +166,7 @@ fn policy(flags: u32) -> String {
         (FrontendValue::FLAG_LOCAL, "inside: Local"),
         (FrontendValue::FLAG_EXTERNAL_LOCAL, "outside: Local"),
         (FrontendValue::FLAG_SOURCE_RANGES, "source ranges"),
+        (FrontendValue::FLAG_DIRECT, "outside: endpoints answer directly"),
         (FrontendValue::FLAG_GUARDED, "inside only where the address is this node's"),
     ];
     let said: Vec<&str> = said.iter().filter(|(flag, _)| flags & flag != 0).map(|(_, text)| *text).collect();
@@ -166,7 +180,12 @@ fn trace(view: &View, source: &str, destination: &str, protocol: &str) -> Result
         text => {
             let address: IpAddr =
                 text.parse().with_context(|| format!("SRC {text:?} is none of host, pod and an address"))?;
-            if view.is_own(address) { Source::Host } else { Source::Pod }
+            let outside = Source::Outside(SocketAddr::new(address, ANY_PORT));
+            match (view.is_own(address), leads_outside(&view, address)) {
+                (true, _) => Source::Host,
+                (false, true) => outside,
+                (false, false) => Source::Pod,
+            }
         }
     };
     let to: SocketAddr = destination
@@ -175,7 +194,11 @@ fn trace(view: &View, source: &str, destination: &str, protocol: &str) -> Result
     let known = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
     let protocol = known.into_iter().find(|known| known.name().eq_ignore_ascii_case(protocol));
     let protocol = protocol.context("--protocol is none of TCP, UDP and SCTP")?;
-    let who = if from == Source::Host { "a process of this node" } else { "a pod" };
+    let who = match from {
+        Source::Host => "a process of this node",
+        Source::Pod => "a pod",
+        Source::Outside(_) => "a client outside",
+    };
     let (outcome, text, answers) = match view.trace(from, to, protocol) {
         Trace::NotAService => {
             ("passed", format!("{to} is no service for {who}: packets go there untouched\n"), Vec::new())
@@ -183,6 +206,17 @@ fn trace(view: &View, source: &str, destination: &str, protocol: &str) -> Result
         Trace::Refused(name) => {
             let text = format!("{to} is {name}, which has no endpoint for {who}: refused at once\n");
             ("refused", text, Vec::new())
+        }
+        Trace::Dropped(name, why) => {
+            ("dropped", format!("{to} is {name}, and its packets are dropped: {why}\n"), Vec::new())
+        }
+        Trace::Shown(name, answers) => {
+            let each: Vec<String> = answers.iter().map(|address| format!("  {address}\n")).collect();
+            let text = format!(
+                "{to} is {name}; {who} is connected, with its own address, to one of\n{}",
+                each.concat()
+            );
+            ("shown", text, answers.iter().map(ToString::to_string).collect())
         }
         Trace::Forwarded(name, answers) => {
             let each: Vec<String> = answers.iter().map(|address| format!("  {address}\n")).collect();
@@ -194,6 +228,72 @@ fn trace(view: &View, source: &str, destination: &str, protocol: &str) -> Result
         json: json!({"destination": to.to_string(), "outcome": outcome, "endpoints": answers}),
         text,
     })
+}
+
+/// A source port, where only the address counts.
+const ANY_PORT: u16 = 40_000;
+
+/// Whether packets to an address leave by a device whose clients are outside, by the kernel's routes.
+fn leads_outside(view: &View, address: IpAddr) -> bool {
+    let Some(device) = routes::device_to(address) else {
+        return false;
+    };
+    view.devices().unwrap_or_default().iter().any(|seen| seen.name == device && seen.outer)
+}
+
+fn devices(view: &View) -> Result<Document> {
+    let seen = view.devices().context("read the map of devices")?;
+    let rows = seen.iter().map(|device| {
+        let sources: Vec<String> = device.sources.iter().map(ToString::to_string).collect();
+        let side = if device.outer { "outside" } else { "pods" };
+        let name = if device.name.is_empty() { format!("({})", device.index) } else { device.name.clone() };
+        vec![name, side.to_owned(), device.how.join(","), sources.join(",")]
+    });
+    let text = table(&["DEVICE", "LEADS TO", "BY", "HIDES CLIENTS BEHIND"], rows);
+    let json = seen
+        .iter()
+        .map(|device| {
+            json!({
+                "device": device.name, "index": device.index, "outside": device.outer, "by": device.how,
+                "sources": device.sources.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            })
+        })
+        .collect();
+    Ok(Document { json, text })
+}
+
+fn flows(view: &View, limit: usize) -> Result<Document> {
+    let seen = view.flows(limit).context("read the maps of connections from outside")?;
+    let state = |flow: &SeenFlow| match (flow.closing, flow.established) {
+        (true, _) => "closing",
+        (false, true) => "established",
+        (false, false) => "new",
+    };
+    let rows = seen.iter().map(|flow| {
+        let source = if flow.source == flow.client { "-".to_owned() } else { flow.source.to_string() };
+        vec![
+            flow.protocol.to_owned(),
+            flow.client.to_string(),
+            flow.frontend.to_string(),
+            flow.endpoint.to_string(),
+            source,
+            state(flow).to_owned(),
+            flow.service.clone(),
+        ]
+    });
+    let head = ["PROTOCOL", "CLIENT", "DIALLED", "ENDPOINT", "HIDDEN BEHIND", "STATE", "SERVICE"];
+    let text = table(&head, rows);
+    let json = seen
+        .iter()
+        .map(|flow| {
+            json!({
+                "protocol": flow.protocol, "client": flow.client.to_string(), "dialled": flow.frontend.to_string(),
+                "endpoint": flow.endpoint.to_string(), "source": flow.source.to_string(), "state": state(flow),
+                "service": flow.service,
+            })
+        })
+        .collect();
+    Ok(Document { json, text })
 }
 
 fn backends(view: &View) -> Document {
@@ -330,7 +430,10 @@ pub async fn verify(
         .items;
     let wanted = super::wanted(config, zone, &services, &slices);
     ensure!(pin_dir.exists(), "nothing is pinned at {}", pin_dir.display());
-    Ok(open(pin_dir)?.differences(&wanted))
+    let mut differences = open(pin_dir)?.differences(&wanted);
+    // Ports that pods have on this node are nobody's Service.
+    differences.retain(|text| !host_ports::is_host_port(&ServiceKey(text.clone())));
+    Ok(differences)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use ebpf_loader::{Change, DataPlane, Refused, ServiceKey, SyncReport};
+use ebpf_loader::{Change, DataPlane, DesiredService, Device, Refused, ServiceKey, ServiceTable, SyncReport};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Node;
 use tokio::{
@@ -21,11 +21,18 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ProxyConfig,
     catalog::{Catalog, Seen},
+    cidr::Cidr,
+    devices::{self, NodeFacts},
     facts::{ObjectName, ServiceFacts, SliceFacts},
     health::{self, HealthChecks, ProxyHealth},
+    host_ports,
     metrics::{self, Metrics, Question},
-    network::{self, Addresses},
+    network::{self, Kernel, Machine},
     reports::{Reports, node_ports_of},
+};
+use crate::{
+    config::XdpMode,
+    host_ports::{HostPorts, Request},
 };
 
 /// Watch events that are taken in before the data plane is written, at most.
@@ -61,6 +68,14 @@ pub(super) struct Proxy {
     filled: bool,
     /// When what an earlier agent left, and nobody has named since, is removed.
     settle_at: Option<Instant>,
+    machine: Machine,
+    node_facts: NodeFacts,
+    /// The devices that clients outside are served through; `None` before the first time.
+    devices: Option<Vec<Device>>,
+    host_ports: HostPorts,
+    host_port_table: ServiceTable,
+    /// Host ports are waited for before anything is removed, as long as somebody may name them.
+    host_ports_known: bool,
     cancel: CancellationToken,
 }
 
@@ -73,6 +88,12 @@ impl Proxy {
         node: watch::Receiver<Option<Arc<Node>>>,
         cancel: CancellationToken,
     ) -> Self {
+        let node_facts = NodeFacts {
+            address: Some(config.node_ip),
+            pod_ranges: Vec::new(),
+            pod_devices: config.pod_devices.clone(),
+            xdp: config.xdp,
+        };
         let health = watch::Sender::new(ProxyHealth { last_updated: None, node_eligible: true });
         Self {
             plane,
@@ -87,6 +108,12 @@ impl Proxy {
             look_at: None,
             filled: false,
             settle_at: None,
+            machine: Machine::default(),
+            node_facts,
+            devices: None,
+            host_ports: HostPorts::new(),
+            host_port_table: ServiceTable::new(),
+            host_ports_known: false,
             cancel,
         }
     }
@@ -96,14 +123,21 @@ impl Proxy {
         mut self,
         services: impl Stream<Item = Seen<ServiceFacts>>,
         slices: impl Stream<Item = Seen<SliceFacts>>,
+        mut host_ports: mpsc::Receiver<Request>,
     ) -> Result<()> {
         let mut services = std::pin::pin!(services.ready_chunks(BATCH));
         let mut slices = std::pin::pin!(slices.ready_chunks(BATCH));
-        let (addresses, mut address_changes) = Addresses::watch()?;
+        let drivers = match self.config.xdp {
+            XdpMode::Off => false,
+            XdpMode::Auto => network::has_drivers(),
+            XdpMode::Always => true,
+        };
+        let (kernel, mut kernel_changes) = Kernel::watch(self.config.serve_outside && drivers)?;
+        let (mut asking, mut answers) = (true, Vec::new());
         let (asker, mut questions) = mpsc::channel(QUESTIONS);
         self.start_servers(asker).await;
-        self.refresh_addresses(&addresses).await;
         self.refresh_node();
+        self.refresh_machine(&kernel).await;
         let cancel = self.cancel.clone();
         loop {
             let later = Instant::now() + GIVE_UP;
@@ -121,12 +155,23 @@ impl Proxy {
                         self.catalog.slice(seen);
                     }
                 }
-                change = address_changes.next() => {
+                change = kernel_changes.next() => {
                     change.context("the netlink socket closed")?;
-                    self.refresh_addresses(&addresses).await;
+                    self.refresh_machine(&kernel).await;
                     continue;
                 }
-                Ok(()) = self.node.changed() => self.refresh_node(),
+                Ok(()) = self.node.changed() => {
+                    self.refresh_node();
+                    self.serve_outside();
+                }
+                request = host_ports.recv(), if asking => {
+                    self.host_ports_known = true;
+                    asking = request.is_some();
+                    if let Some(request) = request {
+                        self.host_ports.clone_from(&request.wanted);
+                        answers.push(request);
+                    }
+                }
                 Some(question) = questions.recv() => {
                     self.answer(question);
                     continue;
@@ -145,8 +190,11 @@ impl Proxy {
             }
             if self.filled {
                 self.update().await?;
-            } else if self.catalog.synced() {
+            } else if self.catalog.synced() && self.host_ports_known {
                 self = self.fill().await?;
+            }
+            if self.filled {
+                answers.drain(..).for_each(|request| self.answer_host_ports(request));
             }
         }
     }
@@ -187,13 +235,19 @@ impl Proxy {
                 && !taints.into_iter().any(|taint| taint.key == LEAVING)
         });
         self.health.send_modify(|health| health.node_eligible = eligible);
+        let spec = node.as_ref().and_then(|node| node.spec.as_ref());
+        let ranges = spec.map(|spec| spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr));
+        self.node_facts.pod_ranges =
+            ranges.into_iter().flatten().filter_map(|range| range.parse::<Cidr>().ok()).collect();
     }
 
     /// The first time: makes the maps hold everything, then runs our programs on them.
     async fn fill(mut self) -> Result<Self> {
         let started = Instant::now();
         let touched: Vec<ObjectName> = self.catalog.services().map(|(name, _)| name.clone()).collect();
-        let table = self.catalog.table();
+        self.host_port_table = host_ports::table(&self.host_ports, self.config.serves_every_address());
+        let mut table = self.catalog.table();
+        table.extend(self.host_port_table.clone());
         let unsure = self.catalog.without_slices();
         self.catalog.take_triggers();
         let (mut this, table, report, attached) = tokio::task::spawn_blocking(move || {
@@ -219,6 +273,7 @@ impl Proxy {
             "services programmed"
         );
         this.filled = true;
+        this.serve_outside();
         if this.plane.unclaimed() > 0 {
             tracing::info!(
                 services = this.plane.unclaimed(),
@@ -253,12 +308,15 @@ impl Proxy {
 
     /// Afterwards: writes what changed.
     async fn update(&mut self) -> Result<()> {
-        if !self.catalog.is_touched() {
+        let wanted = host_ports::table(&self.host_ports, self.config.serves_every_address());
+        if !self.catalog.is_touched() && wanted == self.host_port_table {
             return Ok(());
         }
         let started = Instant::now();
         let touched: Vec<ObjectName> = self.catalog.touched().cloned().collect();
-        let changes = self.catalog.changes();
+        let mut changes = self.catalog.changes();
+        changes.extend(host_ports::changes(&self.host_port_table, &wanted));
+        self.host_port_table = wanted;
         let report = self.plane.apply(&changes);
         let report = self.grow_if_full(report)?;
         let triggers = self.catalog.take_triggers();
@@ -332,12 +390,15 @@ impl Proxy {
         if !report.refused.iter().any(|(_, why)| matches!(why, Refused::Full { .. })) {
             return Ok(report);
         }
-        let table = self.catalog.whole_table();
+        let mut table = self.catalog.whole_table();
+        table.extend(self.host_port_table.clone());
         let frontends = table.values().map(|desired| desired.frontends.len()).sum();
         let backends = table.values().map(|desired| desired.backends.len()).sum();
         let usage = self.plane.usage();
+        let words = table.values().map(DesiredService::table_words).sum();
         let grown = usage.capacity.grown_for(frontends, table.len(), backends);
-        let Some(grown) = grown.filter(|grown| *grown != usage.capacity) else {
+        let Some(grown) = grown.map(|grown| grown.with_words(words)).filter(|grown| *grown != usage.capacity)
+        else {
             return Ok(report);
         };
         tracing::info!(?grown, "the service maps are full: moving to larger ones");
@@ -349,24 +410,70 @@ impl Proxy {
     }
 
     fn answer(&self, question: Question) {
-        let names: Vec<ServiceKey> = self.catalog.keys().cloned().collect();
+        let names: Vec<ServiceKey> =
+            self.catalog.keys().chain(self.host_port_table.keys()).cloned().collect();
         // A scraper that has gone away needs no answer.
         drop(question.send(self.metrics.render(&self.plane, &names)));
     }
 
-    async fn refresh_addresses(&mut self, addresses: &Addresses) {
-        let written = match addresses.list().await {
-            Ok(own) => {
-                let node_ports = network::node_port_addresses(&own, &self.config.node_port_ranges);
-                self.plane.set_node_addresses(&own, &node_ports).context("write the node's addresses")
+    /// Tells which owners of host ports are served.
+    fn answer_host_ports(&self, request: Request) {
+        let refused = self.plane.refused().cloned().collect();
+        let served = host_ports::answered(&request.wanted, self.config.serves_every_address(), &refused);
+        // Who asked may be gone by now.
+        drop(request.done.send(served));
+    }
+
+    /// Takes links, addresses and routes in.
+    async fn refresh_machine(&mut self, kernel: &Kernel) {
+        let machine = match kernel.look().await {
+            Ok(machine) => machine,
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::warn!(error, "NodePorts may not answer on every address of the node");
+                return;
             }
-            Err(error) => Err(error),
         };
-        if let Err(error) = written {
-            tracing::warn!(
-                error = format!("{error:#}"),
-                "NodePorts may not answer on every address of the node"
-            );
+        if self.machine == machine {
+            return;
         }
+        let own = machine.reachable();
+        let node_ports = network::node_port_addresses(&own, &self.config.node_port_ranges);
+        self.machine = machine;
+        if let Err(error) = self.plane.set_node_addresses(&own, &node_ports) {
+            let error = format!("{:#}", anyhow!(error));
+            tracing::warn!(error, "NodePorts may not answer on every address of the node");
+        }
+        if self.config.serve_outside
+            && let Err(error) = self.plane.set_ways(&devices::ways(&self.machine))
+        {
+            let error = format!("{:#}", anyhow!(error));
+            tracing::warn!(error, "clients outside may be hidden behind another address of the node");
+        }
+        self.serve_outside();
+    }
+
+    /// Runs our programs on the devices that clients outside come by, once there is something to serve.
+    fn serve_outside(&mut self) {
+        if !self.filled {
+            return;
+        }
+        let wanted = if self.config.serve_outside {
+            devices::choose(&self.machine, &self.node_facts)
+        } else {
+            Vec::new()
+        };
+        if self.devices.as_ref() == Some(&wanted) {
+            return;
+        }
+        let (v4, v6) = devices::default_sources(&self.machine, &self.node_facts);
+        if let Err(error) = self.plane.hide_clients(v4, v6) {
+            let error = format!("{:#}", anyhow!(error));
+            tracing::warn!(error, "endpoints may not answer clients outside");
+        }
+        let failed = self.plane.serve_devices(wanted.clone());
+        self.reports.unserved_devices(&failed);
+        tracing::info!(devices = wanted.len(), failed = failed.len(), "clients outside are served");
+        self.devices = Some(wanted);
     }
 }

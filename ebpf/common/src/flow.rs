@@ -66,6 +66,8 @@ pub struct FlowValue {
 impl FlowValue {
     /// The client or the backend has said goodbye; a new connection of the same client starts anew.
     pub const FLAG_CLOSING: u8 = 1;
+    /// Packets are sent on as they are, to the backend's node.
+    pub const FLAG_RELAYED: u8 = 2;
 
     /// The key of packets from the client.
     #[inline(always)]
@@ -129,11 +131,64 @@ pub struct FragmentPorts {
     pub dst: NetPort,
 }
 
+/// A network device whose packets are looked at.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct DeviceEntry {
+    /// Address of this node behind which clients are hidden from IPv4 backends that this device leads to; all zero
+    /// where it has none of its own.
+    pub source_v4: NetAddr,
+    /// The same for IPv6.
+    pub source_v6: NetAddr,
+    /// `FLAG_*` bits.
+    pub flags: u32,
+    /// One more than the device's `accept_local` before it was changed; 0 where it was not.
+    pub accept_local_before: u32,
+    /// The same for `rp_filter`.
+    pub rp_filter_before: u32,
+    /// Padding, 0.
+    pub padding: u32,
+}
+
+impl DeviceEntry {
+    /// Clients behind it are outside.
+    pub const FLAG_OUTER: u32 = 1;
+    /// Its driver sends frames that an XDP program of another device redirects.
+    pub const FLAG_XDP: u32 = 2;
+}
+
+/// A route of the node, for packets that do not come from a socket of its own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct WayEntry {
+    /// The neighbour that takes them; all zero where that is their destination itself.
+    pub via: NetAddr,
+    /// Index of the device.
+    pub device: u32,
+    /// Link address of the neighbour; all zero where it is not known.
+    pub to: [u8; 6],
+    /// Link address of the device.
+    pub from: [u8; 6],
+    /// Bytes that a packet may have there.
+    pub mtu: u32,
+}
+
+/// Key of the trie of ways: the address, in its mapped form.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WayKey(pub NetAddr);
+
+impl WayKey {
+    /// Bits of a whole key.
+    pub const ALL_BITS: u32 = 128;
+}
+
 /// How clients outside are hidden from backends.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct NatConfig {
-    /// Address of this node that IPv4 backends see; all zero where there is none.
+    /// Address of this node that IPv4 backends see where the device that leads to them has none of its own; all zero
+    /// where there is none.
     pub source_v4: NetAddr,
     /// The same for IPv6.
     pub source_v6: NetAddr,
@@ -149,6 +204,9 @@ pub struct NatConfig {
 
 const _: () = assert!(size_of::<FlowKey>() == 40 && align_of::<FlowKey>() == 4);
 const _: () = assert!(size_of::<FlowValue>() == 96 && align_of::<FlowValue>() == 8);
+const _: () = assert!(size_of::<DeviceEntry>() == 48);
+const _: () = assert!(size_of::<WayEntry>() == 36);
+const _: () = assert!(size_of::<WayKey>() == 16);
 const _: () = assert!(size_of::<FragmentKey>() == 40);
 const _: () = assert!(size_of::<FragmentPorts>() == 4);
 const _: () = assert!(size_of::<NatConfig>() == 48);

@@ -22,11 +22,11 @@ mod service;
 mod socket;
 
 pub use address::{NetAddr, NetPort, Protocol};
-pub use flow::{FlowKey, FlowValue, FragmentKey, FragmentPorts, NatConfig};
+pub use flow::{DeviceEntry, FlowKey, FlowValue, FragmentKey, FragmentPorts, NatConfig, WayEntry, WayKey};
 pub use meta::{Meta, NodeAddressUse, NodePortBounds};
 pub use service::{
-    Backend, BackendStats, ExtentHeader, FrontendKey, FrontendValue, NAME_BYTES, ServiceName, ServiceSlot,
-    ServiceStats, SourceRange,
+    Backend, BackendStats, ExtentHeader, FrontendKey, FrontendValue, NAME_BYTES, SLOTS_PER_WORD, ServiceName,
+    ServiceSlot, ServiceStats, SourceRange, TABLE_SLOTS,
 };
 pub use socket::{AffinityKey, AffinityValue, DATAGRAM_PEERS, DatagramPeers, Peer};
 
@@ -67,6 +67,10 @@ pub mod map_names {
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// Array of one [`NatConfig`](crate::NatConfig).
     pub const NAT_CONFIG: &str = "NAT_CONFIG";
+    /// Hash: index of a network device → [`DeviceEntry`](crate::DeviceEntry).
+    pub const DEVICES: &str = "DEVICES";
+    /// Trie: [`WayKey`](crate::WayKey) → [`WayEntry`](crate::WayEntry).
+    pub const WAYS: &str = "WAYS";
     /// Socket storage of stream sockets: one [`Peer`](crate::Peer).
     pub const STREAM_PEER: &str = "STREAM_PEER";
     /// Socket storage of datagram sockets: [`DatagramPeers`](crate::DatagramPeers).
@@ -74,7 +78,7 @@ pub mod map_names {
     /// Array of one [`Meta`](crate::Meta).
     pub const META: &str = "META";
     /// All of the above.
-    pub const ALL: [&str; 18] = [
+    pub const ALL: [&str; 20] = [
         FRONTENDS,
         SERVICES,
         EXTENTS,
@@ -90,6 +94,8 @@ pub mod map_names {
         NEW_FLOWS,
         FRAGMENTS,
         NAT_CONFIG,
+        DEVICES,
+        WAYS,
         STREAM_PEER,
         DATAGRAM_PEER,
         META,
@@ -127,6 +133,9 @@ mod pod {
         BackendStats,
         ServiceName,
         SourceRange,
+        DeviceEntry,
+        WayEntry,
+        WayKey,
         FlowKey,
         FlowValue,
         FragmentKey,

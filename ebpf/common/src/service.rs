@@ -44,6 +44,8 @@ impl FrontendValue {
     /// Clients inside are served only where the address is this node's: an external IP that anybody could have
     /// written into a Service must not catch what pods send to its true owner.
     pub const FLAG_GUARDED: u32 = 8;
+    /// Clients outside are sent on, as they are, to the node of their endpoint, which answers them itself.
+    pub const FLAG_DIRECT: u32 = 16;
 }
 
 /// The one word that publishes a service: where its extent starts, and its affinity timeout.
@@ -93,6 +95,33 @@ impl ExtentHeader {
         Self(all as u64 | (local as u64) << 16 | (cluster as u64) << 32)
     }
 
+    /// The same with a table for consistent hashing behind the ids; `kind` 0 is none, others count from the smallest of
+    /// [`TABLE_SLOTS`].
+    #[must_use]
+    pub const fn with_table(self, kind: u16) -> Self {
+        Self(self.0 & !(0xffff << 48) | (kind as u64) << 48)
+    }
+
+    /// Slots of the table for consistent hashing; 0 where there is none.
+    #[inline(always)]
+    #[must_use]
+    pub const fn slots(self) -> u32 {
+        match self.0 >> 48 {
+            1 => TABLE_SLOTS[0],
+            2 => TABLE_SLOTS[1],
+            3 => TABLE_SLOTS[2],
+            4 => TABLE_SLOTS[3],
+            5 => TABLE_SLOTS[4],
+            _ => 0,
+        }
+    }
+
+    /// Words of the extent, this one included.
+    #[must_use]
+    pub const fn words(self) -> u32 {
+        1 + self.all() + self.slots().div_ceil(SLOTS_PER_WORD)
+    }
+
     /// Number of backends.
     #[inline(always)]
     #[must_use]
@@ -114,6 +143,11 @@ impl ExtentHeader {
         (self.0 >> 32 & 0xffff) as u32
     }
 }
+
+/// Sizes of tables for consistent hashing: primes, so that every step visits every slot.
+pub const TABLE_SLOTS: [u32; 5] = [251, 1021, 4093, 16_381, 65_521];
+/// A slot is a position among the backends for policy `Cluster`, in sixteen bits.
+pub const SLOTS_PER_WORD: u32 = 4;
 
 /// One endpoint of one service. Endpoints are not shared between services, so that an id proves membership.
 #[repr(C)]

@@ -5,12 +5,14 @@
 //! next one adopts them, finds in the maps themselves which ids are in use, and writes only what differs.
 //!
 //! Reading order: [`table`] (what a caller wants), [`alloc`], [`memory`] (what can be written), [`services`] (what to
-//! write in which order; pure), [`room`], [`restore`], then the adapters [`maps`], [`pins`], [`links`], [`probe`], [`sys`], and
+//! write in which order; pure), [`room`], [`maglev`], [`restore`], then the adapters [`maps`], [`pins`], [`links`], [`probe`], [`sys`], and
 //! [`plane`], which joins them; [`heal`] and [`view`] stand beside. Nothing here knows Kubernetes, and nothing here polls.
 
 mod alloc;
+mod devices;
 mod heal;
 mod links;
+mod maglev;
 mod maps;
 mod memory;
 mod object;
@@ -24,6 +26,7 @@ mod sys;
 mod table;
 mod view;
 
+pub use devices::{Device, PacketHook, Side};
 pub use heal::{Healed, reconnect_datagrams};
 pub use links::{Attached, LinkError};
 pub use maps::MapsError;
@@ -35,9 +38,9 @@ pub use plane::pretend_layout;
 pub use plane::{Config, DataPlane, OpenError, Usage, netns_cookie};
 pub use probe::{Feature, missing, probe};
 pub use services::{Refused, SyncReport};
-pub use sys::{ProgramRuns, program_runs, run_time_stats};
+pub use sys::{ProgramRuns, TestRun, program_runs, run_time_stats};
 pub use table::{
-    Change, DesiredBackend, DesiredFrontend, DesiredService, Family, Listen, Place, Policy, ServiceKey,
-    ServiceTable, SourcePrefix, describe,
+    Change, DesiredBackend, DesiredFrontend, DesiredService, DesiredWay, Family, Listen, Place, Policy,
+    ServiceKey, ServiceTable, SourcePrefix, describe,
 };
-pub use view::{SeenBackend, SeenService, Source, Trace, View};
+pub use view::{SeenBackend, SeenDevice, SeenFlow, SeenService, Source, Trace, View};

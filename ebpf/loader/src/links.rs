@@ -63,6 +63,9 @@ pub enum LinkError {
         #[source]
         source: io::Error,
     },
+    /// A device cannot be noted.
+    #[error("cannot write the map of devices")]
+    Device(#[source] aya::maps::MapError),
     /// A link could not be made, updated or pinned.
     #[error("cannot {action} the link of {name}")]
     Link {

@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "memory-mapped kernel arrays")]
 
 use std::{
+    collections::BTreeMap,
     io,
     marker::PhantomData,
     os::fd::{AsFd, AsRawFd},
@@ -19,12 +20,13 @@ use aya::{
     },
 };
 use ebpf_common::{
-    Backend, BackendStats, FrontendKey, FrontendValue, Meta, NetAddr, NodeAddressUse, NodePortBounds,
-    ServiceName, ServiceSlot, ServiceStats, SourceRange, map_names,
+    Backend, BackendStats, FrontendKey, FrontendValue, Meta, NatConfig, NetAddr, NodeAddressUse,
+    NodePortBounds, ServiceName, ServiceSlot, ServiceStats, SourceRange, WayEntry, WayKey, map_names,
 };
 use thiserror::Error;
 
 use crate::{
+    devices::DeviceMap,
     memory::{Memory, MemoryError},
     sys,
     table::describe,
@@ -82,6 +84,9 @@ pub(crate) struct Maps {
     backend_stats: PerCpuArray<MapData, BackendStats>,
     names: HashMap<MapData, u32, ServiceName>,
     ranges: LpmTrie<MapData, SourceRange, u32>,
+    nat_config: Array<MapData, NatConfig>,
+    pub(crate) devices: DeviceMap,
+    ways: LpmTrie<MapData, WayKey, WayEntry>,
     meta: Array<MapData, Meta>,
     slots: Mapped<ServiceSlot>,
     extents: Mapped<u64>,
@@ -108,6 +113,9 @@ impl Maps {
             backend_stats: take(object, map_names::BACKEND_STATS)?,
             names: take(object, map_names::NAMES)?,
             ranges: take(object, map_names::SOURCE_RANGES)?,
+            nat_config: take(object, map_names::NAT_CONFIG)?,
+            devices: take(object, map_names::DEVICES)?,
+            ways: take(object, map_names::WAYS)?,
             meta: take(object, map_names::META)?,
             slots: Mapped::open(object, map_names::SERVICES)?,
             extents: Mapped::open(object, map_names::EXTENTS)?,
@@ -146,6 +154,31 @@ impl Maps {
     /// Marks the maps as complete.
     pub(crate) fn write_meta(&mut self, meta: Meta) -> Result<(), MapError> {
         self.meta.set(0, meta, 0)
+    }
+
+    /// Says how clients outside are hidden.
+    pub(crate) fn write_nat_config(&mut self, config: NatConfig) -> Result<(), MapError> {
+        self.nat_config.set(0, config, 0)
+    }
+
+    /// Makes the programs know exactly these ways, each with the bits of its prefix among 128.
+    pub(crate) fn replace_ways(
+        &mut self,
+        wanted: &BTreeMap<(NetAddr, u32), WayEntry>,
+    ) -> Result<(), MapError> {
+        let present: BTreeMap<(NetAddr, u32), WayEntry> = self
+            .ways
+            .iter()
+            .filter_map(Result::ok)
+            .map(|(key, way)| ((key.data().0, key.prefix_len()), way))
+            .collect();
+        for ((addr, bits), way) in wanted.iter().filter(|(prefix, way)| present.get(prefix) != Some(way)) {
+            self.ways.insert(&Key::new(*bits, WayKey(*addr)), way, 0)?;
+        }
+        for (addr, bits) in present.keys().filter(|prefix| !wanted.contains_key(prefix)) {
+            ignore_absent(self.ways.remove(&Key::new(*bits, WayKey(*addr))))?;
+        }
+        Ok(())
     }
 
     /// Addresses of this node that programs know.

@@ -54,6 +54,18 @@ impl Capacity {
     }
 }
 
+impl Capacity {
+    /// The same with room for this many more words of the backend index: tables for consistent hashing, twice.
+    #[must_use]
+    pub fn with_words(mut self, words: usize) -> Self {
+        let needed = self.extent_words as usize / 2 + words * 2;
+        while (self.extent_words as usize) <= needed && self.extent_words < LARGEST && words > 0 {
+            self.extent_words *= 2;
+        }
+        self
+    }
+}
+
 /// No map grows beyond this many elements.
 const LARGEST: u32 = 1 << 24;
 

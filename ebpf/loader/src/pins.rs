@@ -23,7 +23,7 @@ use nix::{
 };
 use thiserror::Error;
 
-use crate::sys;
+use crate::{devices, sys};
 
 /// Where everybody expects the BPF file system.
 const BPFFS: &str = "/sys/fs/bpf";
@@ -88,6 +88,11 @@ impl PinDir {
         self.root.join("maps-next")
     }
 
+    /// Where all links are.
+    pub(crate) fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
     /// The pin of a link.
     pub(crate) fn link(&self, name: &str) -> PathBuf {
         self.root.join("links").join(name)
@@ -120,6 +125,12 @@ pub fn unload(root: &Path) -> Result<bool, PinError> {
         return Ok(false);
     }
     let links = root.join("links");
+    for (pin, _) in devices::device_pins(&links) {
+        devices::release(&pin).map_err(|source| failed("detach", &pin, source))?;
+    }
+    for maps in [root.join("maps"), root.join("maps-next")] {
+        devices::restore_all(&maps);
+    }
     for link in list(&links)? {
         // Detaching makes it immediate; a link that is already dead only needs its pin removed.
         if let Ok(fd) = sys::get_pinned(&link)

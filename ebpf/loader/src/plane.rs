@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     os::fd::AsFd,
     path::{Path, PathBuf},
     time::Instant,
@@ -12,10 +12,13 @@ use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Array, MapData, MapError},
 };
-use ebpf_common::{LAYOUT_VERSION, Meta, NetAddr, NodeAddressUse, ServiceStats, map_names};
+use ebpf_common::{
+    LAYOUT_VERSION, Meta, NatConfig, NetAddr, NodeAddressUse, ServiceStats, WayEntry, map_names,
+};
 use thiserror::Error;
 
 use crate::{
+    devices::{self, Device, PacketHook, Side},
     links::{self, Attached, LinkError},
     maps::{Maps, MapsError},
     memory::{Capacity, MemoryError},
@@ -23,14 +26,27 @@ use crate::{
     pins::{PinDir, PinError},
     probe, room,
     services::{Services, SyncReport},
-    sys,
-    table::{Change, ServiceKey, ServiceTable},
+    sys::{self, TestRun},
+    table::{Change, DesiredWay, ServiceKey, ServiceTable},
 };
 
 /// Entries of the affinity map; the least recently used client loses its backend beyond that.
 const AFFINITY_ENTRIES: u32 = 16_384;
 /// Addresses a node may have.
 const NODE_ADDRESS_ENTRIES: u32 = 1024;
+/// Routes that are known.
+const WAY_ENTRIES: u32 = 16_384;
+/// Devices that are served.
+const DEVICE_ENTRIES: u32 = 4096;
+/// Both directions of flows from outside; the least recently used flow is forgotten beyond that.
+const FLOW_ENTRIES: u32 = 32_768;
+/// The same for flows of which one direction was seen: a flood of them costs others of them only.
+const NEW_FLOW_ENTRIES: u32 = 16_384;
+/// Packets in fragments that are on their way at once.
+const FRAGMENT_ENTRIES: u32 = 4096;
+/// Ports behind which clients are hidden: below NodePorts, which are below what the kernel gives its own connections.
+const FIRST_PORT: u32 = 1024;
+const PORTS: u32 = 28_976;
 
 /// Where and how big.
 #[derive(Clone, Debug)]
@@ -93,6 +109,10 @@ pub struct Usage {
     pub extent_words: u32,
     /// Services that are not or only partly programmed.
     pub refused: usize,
+    /// Devices that lead out of the node and are served.
+    pub outer_devices: usize,
+    /// Devices that lead to pods and are served.
+    pub inner_devices: usize,
     /// The maps' sizes.
     pub capacity: Capacity,
 }
@@ -105,6 +125,10 @@ pub struct DataPlane {
     maps: Maps,
     services: Services,
     adopted: bool,
+    /// The devices that are served.
+    devices: Vec<Device>,
+    /// Why clients outside cannot be served, if so.
+    external: Result<(), String>,
 }
 
 impl DataPlane {
@@ -139,6 +163,7 @@ impl DataPlane {
         let mut object = load_object(&dir, config.capacity, cookie)?;
         // Programs name their maps by descriptor until they are loaded, so they come before the maps are taken.
         links::load(&mut object)?;
+        let external = devices::load(&mut object).map_err(|error| describe_chain(&error));
         let mut maps = Maps::take(&mut object)?;
         if !adopted {
             if fits(&pins.maps(), config.capacity) {
@@ -147,7 +172,7 @@ impl DataPlane {
             maps.write_meta(meta(config.capacity)).map_err(OpenError::Meta)?;
         }
         let services = Services::restore(&mut maps, config.capacity)?;
-        Ok(Self { config, pins, object, maps, services, adopted })
+        Ok(Self { config, pins, object, maps, services, adopted, devices: Vec::new(), external })
     }
 
     /// Moves everything to larger maps. Clients are served throughout: by the old maps until every hook runs on the
@@ -168,6 +193,7 @@ impl DataPlane {
         };
         // What an earlier process left, and nobody has named yet, moves along.
         let report = larger.add_all(table, &BTreeSet::new());
+        larger.devices.clone_from(&self.devices);
         larger.attach()?;
         std::mem::swap(self, &mut larger);
         Ok(Some(report))
@@ -235,8 +261,58 @@ impl DataPlane {
     /// Makes every hook run these programs on these maps, replacing an earlier process's programs in place.
     pub fn attach(&mut self) -> Result<Attached, OpenError> {
         let attached = links::attach(&self.object, &self.pins, &self.config.cgroup_dir)?;
+        if !self.devices.is_empty() {
+            let devices = std::mem::take(&mut self.devices);
+            for (device, why) in self.serve_devices(devices) {
+                tracing::warn!(device, why, "clients outside are not served through this device any more");
+            }
+        }
         self.pins.promote_next_maps()?;
         Ok(attached)
+    }
+
+    /// Serves clients outside through these devices, and no others. Those that cannot be served are returned with the
+    /// reason.
+    pub fn serve_devices(&mut self, devices: Vec<Device>) -> Vec<(String, String)> {
+        if let Err(why) = &self.external {
+            return devices.into_iter().map(|device| (device.name, why.clone())).collect();
+        }
+        let failed = devices::serve(&mut self.object, &self.pins, &mut self.maps.devices, &devices);
+        self.devices = devices;
+        failed.into_iter().map(|(name, error)| (name, describe_chain(&error))).collect()
+    }
+
+    /// Says behind which addresses of this node clients outside are hidden from endpoints that are not told who they
+    /// are, where the device that leads to the endpoint has no address of its own.
+    pub fn hide_clients(&mut self, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) -> Result<(), MapError> {
+        let config = NatConfig {
+            source_v4: v4.map(|v4| NetAddr::from(IpAddr::V4(v4))).unwrap_or_default(),
+            source_v6: v6.map(|v6| NetAddr::from(IpAddr::V6(v6))).unwrap_or_default(),
+            first_port: FIRST_PORT,
+            ports: PORTS,
+            seed: 0x6b65_656c,
+            padding: 0,
+        };
+        self.maps.write_nat_config(config)
+    }
+
+    /// Says by which ways packets reach endpoints and clients: the node's routes. Where none is known, clients are hidden
+    /// behind the node's own address, and packets take the stack's way.
+    pub fn set_ways(&mut self, ways: &[DesiredWay]) -> Result<(), MapError> {
+        let wanted: BTreeMap<(NetAddr, u32), WayEntry> =
+            ways.iter().map(|way| (way.prefix(), way.entry())).collect();
+        self.maps.replace_ways(&wanted)
+    }
+
+    /// Runs a packet program on a frame that arrives at the device of this number, so many times.
+    pub fn try_packet(
+        &mut self,
+        hook: PacketHook,
+        device: u32,
+        frame: &[u8],
+        repeat: u32,
+    ) -> Result<TestRun, LinkError> {
+        devices::try_out(&mut self.object, hook, device, frame, repeat)
     }
 
     /// Counters of a service; `None` for one that is not programmed.
@@ -251,6 +327,11 @@ impl DataPlane {
         backends.map(|(address, id)| (address, count(id))).collect()
     }
 
+    /// Services that are not or only partly programmed.
+    pub fn refused(&self) -> impl Iterator<Item = &ServiceKey> {
+        self.services.refused()
+    }
+
     /// How full the maps are.
     #[must_use]
     pub fn usage(&self) -> Usage {
@@ -261,6 +342,8 @@ impl DataPlane {
             backends: room.backends.capacity() - 1 - room.backends.available(),
             extent_words: room.extents.capacity() - 1 - room.extents.available(),
             refused: self.services.waiting(),
+            outer_devices: self.devices.iter().filter(|device| device.side == Side::Outer).count(),
+            inner_devices: self.devices.iter().filter(|device| device.side == Side::Inner).count(),
             capacity: self.config.capacity,
         }
     }
@@ -270,6 +353,12 @@ impl DataPlane {
 pub fn netns_cookie() -> std::io::Result<u64> {
     // Any socket tells; this one is never bound to a port anybody could meet.
     sys::socket_netns_cookie(UdpSocket::bind((IpAddr::from([127, 0, 0, 1]), 0))?.as_fd())
+}
+
+/// An error with all its causes, in one line.
+fn describe_chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn meta(capacity: Capacity) -> Meta {
@@ -326,6 +415,10 @@ fn start_maps(pins: &PinDir, capacity: Capacity) -> Result<PathBuf, OpenError> {
         (map_names::AFFINITY, size_of::<ebpf_common::AffinityValue>(), true),
         (map_names::FLOWS, size_of::<ebpf_common::FlowValue>(), true),
         (map_names::NEW_FLOWS, size_of::<ebpf_common::FlowValue>(), true),
+        (map_names::FRAGMENTS, size_of::<ebpf_common::FragmentPorts>(), false),
+        (map_names::NAT_CONFIG, size_of::<NatConfig>(), false),
+        (map_names::DEVICES, size_of::<ebpf_common::DeviceEntry>(), false),
+        (map_names::WAYS, size_of::<WayEntry>(), false),
     ] {
         let Ok(old) = MapData::from_pin(pins.maps().join(name)) else {
             continue;
@@ -355,7 +448,12 @@ fn load_object(dir: &Path, capacity: Capacity, cookie: u64) -> Result<Ebpf, Open
         (map_names::BACKENDS, capacity.backends),
         (map_names::EXTENTS, capacity.extent_words),
         (map_names::AFFINITY, AFFINITY_ENTRIES),
+        (map_names::FLOWS, FLOW_ENTRIES),
+        (map_names::NEW_FLOWS, NEW_FLOW_ENTRIES),
+        (map_names::FRAGMENTS, FRAGMENT_ENTRIES),
         (map_names::NODE_ADDRESSES, NODE_ADDRESS_ENTRIES),
+        (map_names::DEVICES, DEVICE_ENTRIES),
+        (map_names::WAYS, WAY_ENTRIES),
     ] {
         loader.map_max_entries(name, entries);
     }

@@ -130,13 +130,15 @@ fn read_service<M: Memory>(memory: &M, room: &mut Room, known: &mut Known) {
         return;
     }
     let header = ExtentHeader(memory.extent_word(start));
-    let extent = Range { start, len: header.all() + 1 };
+    let extent = Range { start, len: header.words() };
     if !room.extents.reserve(extent) {
         return;
     }
     known.slot = slot;
     known.extent = Some(extent);
-    for index in start + 1..start + extent.len {
+    // Which weights it has is not known.
+    known.table = if header.slots() != 0 { u64::MAX } else { 0 };
+    for index in start + 1..=start + header.all() {
         let Ok(id) = u32::try_from(memory.extent_word(index)) else {
             continue;
         };

@@ -10,9 +10,10 @@ use ebpf_common::{NetAddr, NetPort};
 
 use crate::{
     alloc::{Quarantine, Range, RangeAllocator},
+    maglev::{self, Table},
     memory::{Capacity, Memory},
     services::{Known, Refused},
-    table::{DesiredBackend, Place},
+    table::{DesiredBackend, DesiredService, Place},
 };
 
 /// One endpoint as the maps know it.
@@ -42,6 +43,8 @@ pub(crate) struct Prepared {
     pub(crate) order: Vec<(BackendKey, u32, Place)>,
     /// Ids that nobody used before.
     pub(crate) fresh: BTreeSet<u32>,
+    /// The table behind the ids, where hashing is consistent.
+    pub(crate) table: Option<Table>,
 }
 
 impl Room {
@@ -86,16 +89,20 @@ impl Room {
         &mut self,
         memory: &M,
         known: &Known,
-        desired: &[DesiredBackend],
+        desired: &DesiredService,
         now: Instant,
     ) -> Result<Prepared, Refused> {
-        let wanted = by_address(desired);
+        let wanted = by_address(&desired.backends);
         if wanted.len() > usize::from(u16::MAX) {
             return Err(Refused::TooManyBackends { count: wanted.len() });
         }
-        let mut prepared =
-            Prepared { extent: None, order: Vec::with_capacity(wanted.len()), fresh: BTreeSet::new() };
-        match self.fill(memory, known, &wanted, now, &mut prepared) {
+        let mut prepared = Prepared {
+            extent: None,
+            order: Vec::with_capacity(wanted.len()),
+            fresh: BTreeSet::new(),
+            table: None,
+        };
+        match self.fill(memory, known, &wanted, desired, now, &mut prepared) {
             Ok(()) => Ok(prepared),
             Err(why) => {
                 for id in prepared.fresh {
@@ -111,6 +118,7 @@ impl Room {
         memory: &M,
         known: &Known,
         wanted: &BTreeMap<BackendKey, Place>,
+        desired: &DesiredService,
         now: Instant,
         prepared: &mut Prepared,
     ) -> Result<(), Refused> {
@@ -126,13 +134,29 @@ impl Room {
         }
         prepared.order.sort_by_key(|(_, _, place)| *place);
         if !prepared.order.is_empty() {
-            let words = u32::try_from(prepared.order.len()).unwrap_or(u32::MAX).saturating_add(1);
+            prepared.table = desired.consistent.then(|| table(&prepared.order, desired)).flatten();
+            let table = prepared.table.as_ref().map_or(0, |table| maglev::words_of(table.kind));
+            let ids = u32::try_from(prepared.order.len()).unwrap_or(u32::MAX);
+            let words = ids.saturating_add(1).saturating_add(table);
             let extents = (&mut self.extents, &mut self.freed_extents);
             prepared.extent =
                 Some(take(memory, extents.0, extents.1, words, "words of the backend index", now)?);
         }
         Ok(())
     }
+}
+
+/// The table over the backends for policy `Cluster`, which are those from the first that is not `Local` alone.
+fn table(order: &[(BackendKey, u32, Place)], desired: &DesiredService) -> Option<Table> {
+    let weights: BTreeMap<BackendKey, u16> = desired
+        .weights
+        .iter()
+        .map(|(at, weight)| ((NetAddr::from(at.ip()), NetPort::from_host(at.port())), *weight))
+        .collect();
+    let cluster = order.iter().filter(|(_, _, place)| *place != Place::LocalOnly);
+    let weighed: Vec<(BackendKey, u16)> =
+        cluster.map(|(key, ..)| (*key, weights.get(key).copied().unwrap_or(1))).collect();
+    (!weighed.is_empty()).then(|| maglev::build(&weighed))
 }
 
 /// Takes `len` indices, from the quarantine too where nothing else is left, after all readers have finished.

@@ -84,6 +84,8 @@ pub(crate) struct Known {
     pub(crate) frontends: BTreeMap<FrontendKey, u32>,
     pub(crate) ranges: BTreeSet<(NetAddr, u8)>,
     pub(crate) name: Option<String>,
+    /// What its extent has of a table for consistent hashing: 0 for none, else what tells its weights.
+    pub(crate) table: u64,
     /// The fingerprint of what was asked for last; `None` for a service found in the maps and not yet claimed.
     pub(crate) desired: Option<u128>,
 }
@@ -229,6 +231,11 @@ impl Services {
         self.waiting.len()
     }
 
+    /// Services that wait, or parts of which wait, for room or for another service.
+    pub(crate) fn refused(&self) -> impl Iterator<Item = &ServiceKey> {
+        self.waiting.keys()
+    }
+
     /// Endpoints of a service with their ids.
     pub(crate) fn backends(&self, key: &ServiceKey) -> impl Iterator<Item = (SocketAddr, u32)> + use<'_> {
         let backends = self.known.get(key).into_iter().flat_map(|known| &known.backends);
@@ -347,10 +354,11 @@ impl Services {
     ) -> Result<(), Refused> {
         let added = frontends.keys().filter(|frontend| !known.frontends.contains_key(*frontend)).count();
         self.room.check_frontends(added)?;
-        if backends_differ(known, &desired.backends) {
-            let prepared = self.room.prepare(memory, known, &desired.backends, now)?;
+        if backends_differ(known, &desired.backends) || known.table != desired.table_print() {
+            let prepared = self.room.prepare(memory, known, desired, now)?;
             write_backends(memory, known.id, &prepared);
             self.publish(memory, known, prepared, desired.affinity_secs, now);
+            known.table = desired.table_print();
         } else if known.slot.affinity_secs() != desired.affinity_secs {
             known.slot = ServiceSlot::new(known.slot.extent(), desired.affinity_secs);
             memory.publish_slot(known.id, known.slot);
@@ -546,7 +554,14 @@ fn write_backends<M: Memory>(memory: &mut M, service: u32, prepared: &Prepared) 
         memory.write_extent_word(index, u64::from(*id));
     }
     let all = u16::try_from(prepared.order.len()).unwrap_or(u16::MAX);
-    memory.write_extent_word(extent.start, ExtentHeader::new(all, local, local_only).0);
+    let mut header = ExtentHeader::new(all, local, local_only);
+    if let Some(table) = &prepared.table {
+        header = header.with_table(table.kind);
+        for (index, word) in (extent.start + 1 + u32::from(all)..).zip(&table.words) {
+            memory.write_extent_word(index, *word);
+        }
+    }
+    memory.write_extent_word(extent.start, header.0);
 }
 
 fn socket_address((addr, port): &BackendKey) -> SocketAddr {

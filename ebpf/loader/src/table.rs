@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use ebpf_common::{FrontendKey, FrontendValue, NetAddr, NetPort, Protocol};
+use ebpf_common::{FrontendKey, FrontendValue, NetAddr, NetPort, Protocol, WayEntry};
 
 /// Name of one service, opaque to the data plane (the proxy uses `namespace/name:port/protocol`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,6 +27,10 @@ pub struct DesiredService {
     pub affinity_secs: u32,
     /// Where clients outside must come from, on frontends that ask for it.
     pub source_ranges: Vec<SourcePrefix>,
+    /// Clients outside are spread by consistent hashing, the same on every node.
+    pub consistent: bool,
+    /// Shares of endpoints that have another than 1, where hashing is consistent.
+    pub weights: BTreeMap<SocketAddr, u16>,
 }
 
 /// Addresses that share their first bits.
@@ -58,6 +62,34 @@ impl DesiredService {
     }
 }
 
+/// A route of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DesiredWay {
+    /// Where it leads.
+    pub to: SourcePrefix,
+    /// Index of the device.
+    pub device: u32,
+    /// The neighbour that takes packets; `None`: their destination itself.
+    pub via: Option<IpAddr>,
+    /// Link addresses of the neighbour and the device, where they are known.
+    pub link: Option<([u8; 6], [u8; 6])>,
+    /// Bytes that a packet may have there.
+    pub mtu: u32,
+}
+
+impl DesiredWay {
+    pub(crate) fn prefix(&self) -> (NetAddr, u32) {
+        let (addr, bits) = self.to.key();
+        (addr, u32::from(bits))
+    }
+
+    pub(crate) fn entry(&self) -> WayEntry {
+        let (to, from) = self.link.unwrap_or_default();
+        let via = self.via.map(NetAddr::from).unwrap_or_default();
+        WayEntry { via, device: self.device, to, from, mtu: self.mtu }
+    }
+}
+
 /// One address and port that clients dial.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DesiredFrontend {
@@ -75,6 +107,8 @@ pub struct DesiredFrontend {
     pub ranged: bool,
     /// Clients inside are served only where the address is this node's.
     pub guarded: bool,
+    /// Clients outside are sent on, as they are, to the node of their endpoint; needs consistent hashing.
+    pub direct: bool,
 }
 
 /// The address of a frontend.
@@ -133,12 +167,31 @@ pub enum Change {
     Remove(ServiceKey),
 }
 
+impl DesiredService {
+    /// 0 without a table for consistent hashing; else what tells its weights from others.
+    pub(crate) fn table_print(&self) -> u64 {
+        if !self.consistent || self.backends.is_empty() {
+            return 0;
+        }
+        let mut hasher = DefaultHasher::new();
+        self.weights.hash(&mut hasher);
+        hasher.finish() | 1
+    }
+
+    /// Words of the backend index that its table for consistent hashing takes.
+    #[must_use]
+    pub fn table_words(&self) -> usize {
+        let kind = if self.consistent { crate::maglev::kind_for(self.backends.len()) } else { 0 };
+        crate::maglev::words_of(kind) as usize
+    }
+}
+
 impl DesiredFrontend {
     /// A frontend on one address that all backends answer to everybody.
     #[must_use]
     pub fn new(listen: Listen, port: u16, protocol: Protocol) -> Self {
         let (policy, external) = (Policy::All, Policy::All);
-        Self { listen, port, protocol, policy, external, ranged: false, guarded: false }
+        Self { listen, port, protocol, policy, external, ranged: false, guarded: false, direct: false }
     }
 
     /// The key under which programs find it.
@@ -158,6 +211,7 @@ impl DesiredFrontend {
             | bit(self.external == Policy::Local, FrontendValue::FLAG_EXTERNAL_LOCAL)
             | bit(self.ranged, FrontendValue::FLAG_SOURCE_RANGES)
             | bit(self.guarded, FrontendValue::FLAG_GUARDED)
+            | bit(self.direct, FrontendValue::FLAG_DIRECT)
     }
 }
 

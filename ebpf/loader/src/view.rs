@@ -1,10 +1,12 @@
 //! A look at pinned maps from any process, without holding or changing them: what is programmed, and what a client
 //! would meet.
 
+mod outside;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use aya::maps::{HashMap, MapData, PerCpuArray};
@@ -19,8 +21,11 @@ use crate::{
     table::{DesiredService, ServiceKey, ServiceTable, describe},
 };
 
+pub use self::outside::{SeenDevice, SeenFlow};
+
 /// Open maps of one data plane.
 pub struct View {
+    pin_dir: PathBuf,
     frontends: BTreeMap<FrontendKey, FrontendValue>,
     names: BTreeMap<u32, String>,
     node_addresses: BTreeMap<NetAddr, NodeAddressUse>,
@@ -68,6 +73,8 @@ pub struct SeenBackend {
 /// Who dials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
+    /// A client outside the node, by its address.
+    Outside(SocketAddr),
     /// A process in the node's own network namespace.
     Host,
     /// A process in a pod.
@@ -83,12 +90,22 @@ pub enum Trace {
     Refused(String),
     /// The service of this name sends the client to one of these.
     Forwarded(String, Vec<SocketAddr>),
+    /// The same for a client outside whose address the endpoint sees.
+    Shown(String, Vec<SocketAddr>),
+    /// The packets are dropped: the client is in no source range, or policy `Local` finds nobody here.
+    Dropped(String, &'static str),
+}
+
+/// The current maps; before anything was attached for the first time, those that will be.
+fn dir(pin_dir: &Path) -> PathBuf {
+    let current = pin_dir.join("maps");
+    if current.exists() { current } else { pin_dir.join("maps-next") }
 }
 
 impl View {
     /// Opens the maps below a pin directory.
     pub fn open(pin_dir: &Path) -> Result<Self, MapsError> {
-        let dir = pin_dir.join("maps");
+        let dir = dir(pin_dir);
         let copy = |name: &'static str| move |source| MapsError::Copy { name, source };
         let frontends: HashMap<_, FrontendKey, FrontendValue> = pinned(&dir, map_names::FRONTENDS)?;
         let names: HashMap<_, u32, ServiceName> = pinned(&dir, map_names::NAMES)?;
@@ -96,6 +113,7 @@ impl View {
         let node_ports: Mapped<NodePortBounds> = Mapped::pinned(&dir, map_names::NODE_PORT_BOUNDS)?;
         let names = names.iter().map(|item| item.map(|(id, name)| (id, name.text().to_owned())));
         let mut view = Self {
+            pin_dir: pin_dir.to_owned(),
             frontends: frontends.iter().collect::<Result<_, _>>().map_err(copy(map_names::FRONTENDS))?,
             names: names.collect::<Result<_, _>>().map_err(copy(map_names::NAMES))?,
             node_addresses: node_addresses
@@ -138,6 +156,9 @@ impl View {
     /// Where a client's connection goes.
     #[must_use]
     pub fn trace(&self, source: Source, to: SocketAddr, protocol: Protocol) -> Trace {
+        if let Source::Outside(from) = source {
+            return self.trace_outside(from, to, protocol);
+        }
         let dst = Destination { addr: to.ip().into(), port: NetPort::from_host(to.port()), proto: protocol };
         match resolve(self, &Asked(source), &dst) {
             Verdict::Pass => Trace::NotAService,

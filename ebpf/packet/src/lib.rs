@@ -12,8 +12,12 @@
 #[cfg(test)]
 extern crate std;
 
+mod external;
+mod parse;
 mod peers;
 mod resolve;
 
+pub use external::{Action, Count, Flows, Hop, Way, egress, ingress, loopback, new_flow};
+pub use parse::{ETHERNET, ETHERTYPE_V4, ETHERTYPE_V6, Fix, Headers, Packet, Part, adjusted, parse};
 pub use peers::{find_by_backend, find_by_frontend, remember};
 pub use resolve::{Caller, Destination, Tables, Target, Verdict, Why, is_reserved, resolve};

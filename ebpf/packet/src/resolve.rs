@@ -2,7 +2,7 @@
 
 use ebpf_common::{
     AffinityKey, AffinityValue, Backend, ExtentHeader, FrontendKey, FrontendValue, NetAddr, NetPort,
-    NodeAddressUse, NodePortBounds, Protocol, ServiceSlot,
+    NodeAddressUse, NodePortBounds, Protocol, SLOTS_PER_WORD, ServiceSlot,
 };
 
 /// Read access to the maps of the data plane.
@@ -158,7 +158,9 @@ fn find_frontend<T: Tables, C: Caller>(tables: &T, caller: &C, dst: &Destination
     };
     if let Some(found) = tables.frontend(&key) {
         let guarded = found.flags & FrontendValue::FLAG_GUARDED != 0;
-        let passes = guarded && tables.node_address(&dst.addr).0 & NodeAddressUse::OWN == 0;
+        let foreign = guarded && tables.node_address(&dst.addr).0 & NodeAddressUse::OWN == 0;
+        // A host port on loopback is the node's, not every pod's.
+        let passes = foreign || dst.addr.is_loopback() && !caller.in_host_netns();
         return (!passes).then_some(found);
     }
     if !tables.node_port_bounds().contains(dst.port.to_host()) {
@@ -208,6 +210,40 @@ pub(crate) fn pick<T: Tables>(
     #[allow(clippy::cast_possible_truncation, reason = "ordinal < count, ids are 32 bits wide")]
     let backend_id = tables.extent_word(extent + 1 + start + ordinal as u32)? as u32;
     Some((backend_id, tables.backend(backend_id)?))
+}
+
+/// The same by consistent hashing, for services that have a table of it: every node, and the next table, sends the same
+/// flow to the same backend as far as that can be.
+#[inline(always)]
+pub(crate) fn pick_consistently<T: Tables>(
+    tables: &T,
+    hash: u32,
+    local: bool,
+    slot: ServiceSlot,
+) -> Option<(u32, &Backend)> {
+    let extent = slot.extent();
+    if extent == 0 {
+        return None;
+    }
+    let header = ExtentHeader(tables.extent_word(extent)?);
+    let slots = header.slots();
+    if local || slots == 0 {
+        return pick(tables, hash, local, slot);
+    }
+    let place = hash % slots;
+    let word = tables.extent_word(extent + 1 + header.all() + place / SLOTS_PER_WORD)?;
+    #[allow(clippy::cast_possible_truncation, reason = "masked to sixteen bits")]
+    let ordinal = (word >> (place % SLOTS_PER_WORD * 16) & 0xffff) as u32;
+    #[allow(clippy::cast_possible_truncation, reason = "ids are 32 bits wide")]
+    let backend_id = tables.extent_word(extent + 1 + header.cluster() + ordinal)? as u32;
+    Some((backend_id, tables.backend(backend_id)?))
+}
+
+/// Whether a service has a table for consistent hashing.
+#[inline(always)]
+pub(crate) fn is_consistent<T: Tables>(tables: &T, slot: ServiceSlot) -> bool {
+    slot.extent() != 0
+        && tables.extent_word(slot.extent()).is_some_and(|word| ExtentHeader(word).slots() != 0)
 }
 
 /// The client's last backend while it is usable and recent; else a new one, noted.

@@ -1,6 +1,6 @@
 //! The BPF programs: entry, handler, verdict.
 //!
-//! Each hook is one entry function of a line or two that calls one handler in [`socket`] or [`packet`] and returns its
+//! Each hook is one entry function of a line or two that calls one handler in [`socket`], [`packet`] or [`early`] and returns its
 //! verdict. Decisions are made by `ebpf-packet`; the maps they read are in [`maps`].
 //!
 //! The verdict on every internal failure is "allow": a program that cannot do its bookkeeping must never break a
@@ -20,13 +20,17 @@
 )]
 
 use aya_ebpf::{
-    macros::{cgroup_sock, cgroup_sock_addr},
-    programs::{SockAddrContext, SockContext},
+    macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, SockContext, TcContext, XdpContext},
 };
 use context::{V4, V6};
+use ebpf_packet::ETHERNET;
 
 mod context;
+mod early;
+mod machine;
 mod maps;
+mod packet;
 mod socket;
 
 /// TCP and UDP `connect` of IPv4 sockets.
@@ -87,6 +91,54 @@ pub fn kl_post_bind4(ctx: SockContext) -> i32 {
 #[cgroup_sock(post_bind6)]
 pub fn kl_post_bind6(ctx: SockContext) -> i32 {
     socket::post_bind::<true>(&ctx)
+}
+
+/// Frames that arrive at a device that leads out of the node, as its driver has them.
+#[xdp]
+pub fn kl_early(ctx: XdpContext) -> u32 {
+    early::arrive(&ctx)
+}
+
+/// Packets that arrive at a device that leads out of the node.
+#[classifier]
+pub fn kl_arrive_outer(ctx: TcContext) -> i32 {
+    packet::arrive::<false>(&ctx, ETHERNET)
+}
+
+/// Packets that arrive at a device that leads to pods.
+#[classifier]
+pub fn kl_arrive_inner(ctx: TcContext) -> i32 {
+    packet::arrive::<true>(&ctx, ETHERNET)
+}
+
+/// Packets that leave through a device.
+#[classifier]
+pub fn kl_leave(ctx: TcContext) -> i32 {
+    packet::leave(&ctx, ETHERNET)
+}
+
+/// Packets that the node sends to itself.
+#[classifier]
+pub fn kl_come_back(ctx: TcContext) -> i32 {
+    packet::come_back(&ctx)
+}
+
+/// As [`kl_arrive_outer`], for devices without Ethernet headers: tunnels, WireGuard.
+#[classifier]
+pub fn kl_bare_outer(ctx: TcContext) -> i32 {
+    packet::arrive::<false>(&ctx, 0)
+}
+
+/// As [`kl_arrive_inner`], for devices without Ethernet headers.
+#[classifier]
+pub fn kl_bare_inner(ctx: TcContext) -> i32 {
+    packet::arrive::<true>(&ctx, 0)
+}
+
+/// As [`kl_leave`], for devices without Ethernet headers.
+#[classifier]
+pub fn kl_bare_leave(ctx: TcContext) -> i32 {
+    packet::leave(&ctx, 0)
 }
 
 // None of the helpers used asks for a GPL program.

@@ -10,8 +10,9 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
 use ebpf_common::{
-    AffinityKey, AffinityValue, Backend, BackendStats, DatagramPeers, FrontendKey, FrontendValue, Meta,
-    NetAddr, NodeAddressUse, NodePortBounds, Peer, ServiceName, ServiceSlot, ServiceStats, SourceRange,
+    AffinityKey, AffinityValue, Backend, BackendStats, DatagramPeers, DeviceEntry, FlowKey, FlowValue,
+    FragmentKey, FragmentPorts, FrontendKey, FrontendValue, Meta, NatConfig, NetAddr, NodeAddressUse,
+    NodePortBounds, Peer, ServiceName, ServiceSlot, ServiceStats, SourceRange, WayEntry, WayKey,
 };
 use ebpf_packet::Tables;
 
@@ -38,6 +39,24 @@ static NODE_PORT_BOUNDS: Array<NodePortBounds> = Array::with_max_entries(1, BPF_
 static AFFINITY: LruHashMap<AffinityKey, AffinityValue> = LruHashMap::with_max_entries(1, 0);
 /// Written by the programs.
 #[map]
+pub(crate) static FLOWS: LruHashMap<FlowKey, FlowValue> = LruHashMap::with_max_entries(1, 0);
+/// Written by the programs.
+#[map]
+pub(crate) static NEW_FLOWS: LruHashMap<FlowKey, FlowValue> = LruHashMap::with_max_entries(1, 0);
+/// Written by the programs.
+#[map]
+pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts> = LruHashMap::with_max_entries(1, 0);
+/// Written by the loader.
+#[map]
+pub(crate) static NAT_CONFIG: Array<NatConfig> = Array::with_max_entries(1, 0);
+/// Written by the loader.
+#[map]
+pub(crate) static DEVICES: HashMap<u32, DeviceEntry> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// Written by the loader.
+#[map]
+pub(crate) static WAYS: LpmTrie<WayKey, WayEntry> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// Written by the programs.
+#[map]
 static SERVICE_STATS: PerCpuArray<ServiceStats> = PerCpuArray::with_max_entries(1, 0);
 /// Written by the programs.
 #[map]
@@ -47,7 +66,7 @@ static BACKEND_STATS: PerCpuArray<BackendStats> = PerCpuArray::with_max_entries(
 static NAMES: HashMap<u32, ServiceName> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 /// Written by the loader.
 #[map]
-static SOURCE_RANGES: LpmTrie<SourceRange, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
+pub(crate) static SOURCE_RANGES: LpmTrie<SourceRange, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
 /// Written by the loader; the programs only keep it alive.
 #[map]
 static META: Array<Meta> = Array::with_max_entries(1, 0);
@@ -147,5 +166,3 @@ impl Tables for KernelTables {
 static KEEP_META: &Array<Meta> = &META;
 #[used]
 static KEEP_NAMES: &HashMap<u32, ServiceName> = &NAMES;
-#[used]
-static KEEP_RANGES: &LpmTrie<SourceRange, u32> = &SOURCE_RANGES;

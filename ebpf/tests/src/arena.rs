@@ -28,6 +28,10 @@ static TURN: Mutex<()> = Mutex::new(());
 const PINS: &str = "/sys/fs/bpf/keelson";
 static SERIAL: AtomicU32 = AtomicU32::new(0);
 
+/// The cgroups of threads that are served, and of those that are not.
+const SERVED: &str = "served";
+const STRANGERS: &str = "strangers";
+
 /// The place of one test.
 pub struct Arena {
     /// Pin directory.
@@ -35,6 +39,8 @@ pub struct Arena {
     /// The cgroup whose processes are served.
     pub cgroup: PathBuf,
     home: PathBuf,
+    /// What holds [`Self::cgroup`] and the cgroup beside it, where there is one.
+    domain: Option<PathBuf>,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -47,8 +53,13 @@ impl Arena {
         let root = cgroup2_root()?;
         sweep(&root);
         let home = root.join(own_cgroup()?.trim_start_matches('/'));
-        let arena =
-            Self { pin_dir: Path::new(PINS).join(&name), cgroup: root.join(&name), home, _turn: turn };
+        let arena = Self {
+            pin_dir: Path::new(PINS).join(&name),
+            cgroup: root.join(&name),
+            home,
+            domain: None,
+            _turn: turn,
+        };
         unshare(CloneFlags::CLONE_NEWNET).context("unshare the network namespace")?;
         ip(&["link", "set", "lo", "up"])?;
         for address in addresses {
@@ -57,6 +68,28 @@ impl Arena {
         fs::create_dir(&arena.cgroup).with_context(|| format!("create cgroup {}", arena.cgroup.display()))?;
         move_process(&arena.cgroup)?;
         Ok(arena)
+    }
+
+    /// One in which threads of this process can be clients that no socket hook sees, as other machines' are:
+    /// [`Self::step_out`].
+    pub fn with_strangers() -> Result<Self> {
+        let mut arena = Self::enter(&[])?;
+        let domain = arena.cgroup.clone();
+        arena.domain = Some(domain.clone());
+        for name in [SERVED, STRANGERS] {
+            fs::create_dir(domain.join(name))?;
+            fs::write(domain.join(name).join("cgroup.type"), "threaded")
+                .with_context(|| format!("make threads of {} cgroups of their own", domain.display()))?;
+        }
+        arena.cgroup = domain.join(SERVED);
+        move_process(&arena.cgroup)?;
+        Ok(arena)
+    }
+
+    /// What a thread calls that shall be no client of the socket hooks any more.
+    pub fn step_out(&self) -> impl Fn() -> Result<()> + Send + 'static {
+        let cgroup = self.domain.clone().unwrap_or_default().join(STRANGERS);
+        move || fs::write(cgroup.join("cgroup.threads"), "0").context("leave the served cgroup")
     }
 
     /// Configuration of a data plane here, sized for tests.
@@ -76,6 +109,12 @@ impl Drop for Arena {
         // Each step is tried whatever became of the others; what fails is shown by the machine's own state.
         drop(ebpf_loader::unload(&self.pin_dir));
         drop(move_process(&self.home));
+        if let Some(domain) = &self.domain {
+            for dir in [domain.join(SERVED), domain.join(STRANGERS), domain.clone()] {
+                drop(fs::remove_dir(dir));
+            }
+            return;
+        }
         drop(fs::remove_dir(&self.cgroup));
     }
 }

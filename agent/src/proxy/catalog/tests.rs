@@ -4,6 +4,7 @@ use ebpf_common::Protocol;
 use proptest::prelude::*;
 
 use super::*;
+use crate::proxy::choices::Choices;
 
 fn name(text: &str) -> ObjectName {
     ObjectName { namespace: "ns".into(), name: text.into() }
@@ -26,13 +27,14 @@ fn web() -> ServiceFacts {
         internal_local: false,
         external_local: false,
         health_check_port: None,
+        choices: Choices::default(),
         problems: Vec::new(),
     }
 }
 
 fn endpoint(last: u8, state: EndpointState) -> EndpointFacts {
     let address = [10, 244, 0, last].into();
-    EndpointFacts { address, local: last.is_multiple_of(2), state, for_node: None, for_zones: None }
+    EndpointFacts { address, local: last.is_multiple_of(2), node: 0, state, for_node: None, for_zones: None }
 }
 
 fn slice(service: &str, endpoints: Vec<EndpointFacts>) -> SliceFacts {

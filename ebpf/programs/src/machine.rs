@@ -1,0 +1,208 @@
+//! The maps and routes as the packet decisions see them.
+
+use aya_ebpf::{helpers::bpf_ktime_get_ns, maps::lpm_trie::Key};
+use ebpf_common::{
+    AffinityKey, AffinityValue, Backend, DeviceEntry, FlowKey, FlowValue, FragmentKey, FragmentPorts,
+    FrontendKey, FrontendValue, NatConfig, NetAddr, NodeAddressUse, NodePortBounds, ServiceSlot, SourceRange,
+    WayEntry, WayKey,
+};
+use ebpf_packet::{Count, Flows, Headers, Hop, Tables, Way};
+
+use crate::maps::{
+    DEVICES, FLOWS, FRAGMENTS, KernelTables, NAT_CONFIG, NEW_FLOWS, SOURCE_RANGES, WAYS, count, count_backend,
+};
+
+/// The maps and routes that a packet meets. `EARLY`: the hook is XDP.
+///
+/// Routes are those that the loader was told: the kernel's own lookup is for programs under another licence.
+pub(crate) struct Machine<const EARLY: bool>;
+
+/// The way to an address.
+#[inline(always)]
+fn way_to(to: &NetAddr) -> Option<&'static WayEntry> {
+    WAYS.get(Key::new(WayKey::ALL_BITS, WayKey(*to)))
+}
+
+impl<const EARLY: bool> Tables for Machine<EARLY> {
+    #[inline(always)]
+    fn frontend(&self, key: &FrontendKey) -> Option<FrontendValue> {
+        KernelTables.frontend(key)
+    }
+
+    #[inline(always)]
+    fn service(&self, id: u32) -> Option<ServiceSlot> {
+        KernelTables.service(id)
+    }
+
+    #[inline(always)]
+    fn extent_word(&self, index: u32) -> Option<u64> {
+        KernelTables.extent_word(index)
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: u32) -> Option<&Backend> {
+        TABLES.backend(id)
+    }
+
+    #[inline(always)]
+    fn node_address(&self, addr: &NetAddr) -> NodeAddressUse {
+        KernelTables.node_address(addr)
+    }
+
+    #[inline(always)]
+    fn node_port_bounds(&self) -> NodePortBounds {
+        KernelTables.node_port_bounds()
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityValue> {
+        KernelTables.affinity(key)
+    }
+
+    #[inline(always)]
+    fn set_affinity(&self, key: &AffinityKey, value: &AffinityValue) {
+        KernelTables.set_affinity(key, value);
+    }
+}
+
+static TABLES: KernelTables = KernelTables;
+
+impl<const EARLY: bool> Flows for Machine<EARLY> {
+    const EARLY: bool = EARLY;
+
+    #[inline(always)]
+    fn hop(&self, headers: &Headers, to: &NetAddr) -> Option<Hop> {
+        let way = way_to(to)?;
+        if headers.len > way.mtu || way.to == [0; 6] {
+            return None;
+        }
+        // SAFETY: elements of a hash without preallocation are freed only after a grace period.
+        let entry = unsafe { DEVICES.get(way.device) }?;
+        (entry.flags & DeviceEntry::FLAG_XDP != 0).then_some(Hop {
+            device: way.device,
+            to: way.to,
+            from: way.from,
+        })
+    }
+
+    #[inline(always)]
+    fn way(&self, to: &NetAddr) -> Option<Way> {
+        let way = way_to(to)?;
+        let via = if way.via == NetAddr::ANY_V6 { *to } else { way.via };
+        Some(Way { device: way.device, via })
+    }
+
+    #[inline(always)]
+    fn established(&self, key: &FlowKey) -> Option<&FlowValue> {
+        // SAFETY: an entry that is recycled under our eyes is one of another flow: the packet is lost, no more.
+        unsafe { FLOWS.get(key) }
+    }
+
+    #[inline(always)]
+    fn begun(&self, key: &FlowKey) -> Option<&FlowValue> {
+        // SAFETY: as above.
+        unsafe { NEW_FLOWS.get(key) }
+    }
+
+    #[inline(always)]
+    fn establish(&self, flow: &FlowValue) {
+        // A full or busy map costs the client a retransmission.
+        if FLOWS.insert(flow.reply_key(), flow, 0).is_ok()
+            && FLOWS.insert(flow.forward_key(), flow, 0).is_err()
+        {}
+    }
+
+    #[inline(always)]
+    fn begin(&self, flow: &FlowValue) {
+        if NEW_FLOWS.insert(flow.reply_key(), flow, 0).is_ok()
+            && NEW_FLOWS.insert(flow.forward_key(), flow, 0).is_err()
+        {}
+    }
+
+    #[inline(always)]
+    fn note_use(&self, key: &FlowKey, now_ns: u64, closing: bool) {
+        let found = match FLOWS.get_ptr_mut(key) {
+            Some(found) => found,
+            None => match NEW_FLOWS.get_ptr_mut(key) {
+                Some(found) => found,
+                None => return,
+            },
+        };
+        // SAFETY: the entry lives as long as the program runs; packets of one flow may at worst lose one another's
+        // note.
+        unsafe {
+            (*found).last_used_ns = now_ns;
+            if closing {
+                (*found).flags |= FlowValue::FLAG_CLOSING;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        // SAFETY: the value is copied out at once.
+        unsafe { FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn note_fragment(&self, key: &FragmentKey, ports: &FragmentPorts) {
+        // Without memory the later fragments are lost.
+        if FRAGMENTS.insert(key, ports, 0).is_err() {}
+    }
+
+    #[inline(always)]
+    fn nat_config(&self) -> NatConfig {
+        NAT_CONFIG.get(0).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn source_for(&self, backend: &NetAddr) -> NetAddr {
+        let of = |v4: NetAddr, v6: NetAddr| if backend.is_v4() { v4 } else { v6 };
+        if let Some(Way { device, .. }) = self.way(backend) {
+            // SAFETY: elements of a hash without preallocation are freed only after a grace period; the value is
+            // copied out at once.
+            if let Some(entry) = unsafe { DEVICES.get(device) } {
+                let own = of(entry.source_v4, entry.source_v6);
+                if own != NetAddr::ANY_V6 {
+                    return own;
+                }
+            }
+        }
+        let config = self.nat_config();
+        of(config.source_v4, config.source_v6)
+    }
+
+    #[inline(always)]
+    fn in_source_ranges(&self, service: u32, client: &NetAddr) -> bool {
+        let data = SourceRange { service: service.to_be(), addr: *client };
+        SOURCE_RANGES.get(Key::new(SourceRange::ALL_BITS, data)).is_some()
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: the helper has no arguments.
+        unsafe { bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn count(&self, service: u32, what: Count) {
+        count(service, |stats| match what {
+            Count::Connection => stats.external += 1,
+            Count::Refused => stats.refused += 1,
+            Count::Denied => stats.denied += 1,
+            Count::In(bytes) => {
+                stats.packets_in += 1;
+                stats.bytes_in += u64::from(bytes);
+            }
+            Count::Out(bytes) => {
+                stats.packets_out += 1;
+                stats.bytes_out += u64::from(bytes);
+            }
+        });
+    }
+
+    #[inline(always)]
+    fn count_backend(&self, backend: u32) {
+        count_backend(backend);
+    }
+}

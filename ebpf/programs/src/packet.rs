@@ -1,0 +1,126 @@
+//! Handlers of the packet hooks, and a packet as the kernel's helpers give it.
+
+use aya_ebpf::{
+    bindings::{
+        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC,
+        bpf_redir_neigh as Neighbour,
+    },
+    helpers::{
+        bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect_neigh, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    },
+    programs::TcContext,
+};
+use ebpf_packet::{Action, ETHERNET, Fix, Packet, Way, egress, ingress, loopback};
+
+use crate::machine::Machine;
+
+/// Address families, as the kernel numbers them.
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+
+/// A packet of the kernel.
+struct SkbPacket {
+    skb: *mut __sk_buff,
+}
+
+impl Packet for SkbPacket {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let mut bytes = [0_u8; N];
+        // SAFETY: the helper writes N bytes into a buffer of N bytes, or none.
+        let result =
+            unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, bytes.as_mut_ptr().cast(), N as u32) };
+        (result == 0).then_some(bytes)
+    }
+
+    #[inline(always)]
+    fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()> {
+        // SAFETY: the helper reads N bytes from a buffer of N bytes.
+        let result =
+            unsafe { bpf_skb_store_bytes(self.skb.cast(), offset, bytes.as_ptr().cast(), N as u32, 0) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn fix_header(&mut self, checksum: u32, from: u32, to: u32) -> Option<()> {
+        // SAFETY: the helper takes integers.
+        let result =
+            unsafe { bpf_l3_csum_replace(self.skb.cast(), checksum, u64::from(from), u64::from(to), 4) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn fix_transport(&mut self, checksum: u32, from: u32, to: u32, fix: Fix) -> Option<()> {
+        let mut flags = u64::from(fix.size);
+        if fix.pseudo {
+            flags |= u64::from(BPF_F_PSEUDO_HDR);
+        }
+        if fix.may_be_absent {
+            flags |= u64::from(BPF_F_MARK_MANGLED_0);
+        }
+        // SAFETY: the helper takes integers.
+        let result =
+            unsafe { bpf_l4_csum_replace(self.skb.cast(), checksum, u64::from(from), u64::from(to), flags) };
+        (result == 0).then_some(())
+    }
+}
+
+/// A packet that arrived at a device.
+#[inline(always)]
+pub(crate) fn arrive<const INNER: bool>(ctx: &TcContext, network: u32) -> i32 {
+    let skb = ctx.skb.skb;
+    verdict(ingress(&mut SkbPacket { skb }, &MACHINE, network, ethertype(skb), INNER))
+}
+
+/// A packet that is about to leave through a device.
+#[inline(always)]
+pub(crate) fn leave(ctx: &TcContext, network: u32) -> i32 {
+    let skb = ctx.skb.skb;
+    verdict(egress(&mut SkbPacket { skb }, &MACHINE, network, ethertype(skb)))
+}
+
+/// A packet that the node sends to itself.
+#[inline(always)]
+pub(crate) fn come_back(ctx: &TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    verdict(loopback(&mut SkbPacket { skb }, &MACHINE, ETHERNET, ethertype(skb)))
+}
+
+static MACHINE: Machine<false> = Machine;
+
+/// The kernel's number for an action. What is not ours is left to the next program on the device.
+#[inline(always)]
+fn verdict(action: Action) -> i32 {
+    match action {
+        Action::Pass => TC_ACT_UNSPEC,
+        Action::Deliver => TC_ACT_OK,
+        Action::Relay(way) => send(&way),
+        // Only the early hook sends by itself.
+        Action::Send(_) | Action::Drop => TC_ACT_SHOT,
+    }
+}
+
+/// Sends the packet to a neighbour, whose link address the kernel finds.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "verdicts are small")]
+fn send(way: &Way) -> i32 {
+    // SAFETY: the structure is made of integers, for which zeros are values.
+    let mut neighbour: Neighbour = unsafe { core::mem::zeroed() };
+    if way.via.is_v4() {
+        neighbour.nh_family = AF_INET;
+        neighbour.__bindgen_anon_1.ipv4_nh = way.via.v4_word();
+    } else {
+        neighbour.nh_family = AF_INET6;
+        neighbour.__bindgen_anon_1.ipv6_nh = way.via.0;
+    }
+    // SAFETY: the helper reads a structure of the size that is told.
+    unsafe { bpf_redirect_neigh(way.device, &raw mut neighbour, size_of::<Neighbour>() as i32, 0) as i32 }
+}
+
+/// The packet's protocol, in host order.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "the field holds sixteen bits")]
+fn ethertype(skb: *mut __sk_buff) -> u16 {
+    // SAFETY: the context is valid for the run, and the field is readable in every packet hook.
+    u16::from_be(unsafe { (*skb).protocol } as u16)
+}
