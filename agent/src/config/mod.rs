@@ -451,12 +451,12 @@ pub struct ProxySection {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum XdpMode {
-    /// On interfaces with a driver of their own that can.
+    /// On interfaces with a driver of their own that can, and by which pods of other nodes are reached without a tunnel.
+    #[default]
     Auto,
     /// On every interface that can, virtual ones included.
     Always,
     /// Nowhere.
-    #[default]
     Off,
 }
 

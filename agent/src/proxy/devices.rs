@@ -47,14 +47,20 @@ pub(super) fn choose(machine: &Machine, node: &NodeFacts) -> Vec<Device> {
             source_v6: source_v6(machine, node, Some(link.index)),
             early: match node.xdp {
                 XdpMode::Off => false,
-                // Links that the kernel makes up gain nothing from it, and lose what they merge.
-                XdpMode::Auto => link.kind.is_none(),
+                // Links that the kernel makes up gain nothing from it, and lose what they merge; one by which no endpoint
+                // of another node is reached has nothing to send on.
+                XdpMode::Auto => link.kind.is_none() && leads_to_nodes(machine, link),
                 XdpMode::Always => true,
             },
         })
         .collect();
     devices.sort_by_key(|device| device.index);
     devices
+}
+
+/// Whether pods of other nodes are reached by the link without a tunnel.
+fn leads_to_nodes(machine: &Machine, link: &LinkFacts) -> bool {
+    machine.routes.iter().any(|route| route.of_overlay && route.link == link.index && route.via.is_some())
 }
 
 /// Behind which addresses clients are hidden where the way to an endpoint has none of its own: the node's, else those of
@@ -245,7 +251,7 @@ mod tests {
             ("wg0", Side::Outer, false),
         ];
         assert_eq!(seen, expected, "no loopback, no bridge port, no dummy");
-        assert!(devices.iter().all(|device| device.early == device.name.starts_with("eth")));
+        assert!(devices.iter().all(|device| !device.early), "nothing to send on from wire to wire");
         let mut machine = machine();
         machine.addresses.push((7, [192, 0, 2, 77].into()));
         let devices = choose(&machine, &node());

@@ -22,6 +22,8 @@ use super::cidr::Cidr;
 const METRIC: u32 = u32::MAX - 1;
 /// How routes of ours are told from others (`ip route` shows it as `proto 75`).
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(75);
+/// How the overlay marks its routes.
+const OVERLAY: RouteProtocol = RouteProtocol::Other(76);
 /// Linux' ESRCH and EEXIST: the route is not there, or there already.
 const NO_SUCH_ROUTE: i32 = -3;
 const ROUTE_EXISTS: i32 = -17;
@@ -54,6 +56,8 @@ pub(super) struct RouteFacts {
     pub(super) to: Cidr,
     pub(super) link: u32,
     pub(super) via: Option<IpAddr>,
+    /// It leads to the pods of another node.
+    pub(super) of_overlay: bool,
     metric: u32,
 }
 
@@ -241,7 +245,8 @@ fn route_facts(route: &RouteMessage) -> Option<RouteFacts> {
         IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED)
     };
     let to = destination(route).or_else(|| Cidr::new(any, header.destination_prefix_length).ok())?;
-    Some(RouteFacts { to, link: link?, via, metric })
+    let of_overlay = header.protocol == OVERLAY;
+    Some(RouteFacts { to, link: link?, via, of_overlay, metric })
 }
 
 /// The links of a default route of the main table; none for other routes.

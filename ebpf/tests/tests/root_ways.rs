@@ -198,7 +198,8 @@ fn an_endpoint_on_another_node_answers_directly() -> Result<()> {
     let devices = vec![device("outer", Side::Outer, false)?, device("fabric", Side::Inner, false)?];
     open(&mut first, &table, &["203.0.113.1", "10.250.0.1"], devices)?;
     let mut config = arena.config();
-    config.pin_dir = arena.pin_dir.with_extension("other");
+    let name = arena.pin_dir.file_name().context("a name")?.to_string_lossy().into_owned();
+    config.pin_dir = arena.pin_dir.with_file_name(format!("{name}-other"));
     let pins = config.pin_dir.clone();
     let second = other.run(move || -> Result<DataPlane> {
         let mut plane = DataPlane::open(config)?;
