@@ -246,10 +246,10 @@ pub(super) fn ephemeral_containers(errors: &mut Errors, new: &Value, old: &Value
         let name = text(before, "/name");
         match added.iter().find(|container| text(container, "/name") == name) {
             None => {
-                errors.forbidden(&at, &format!("existing ephemeral containers {name:?} may not be removed"))
+                errors.forbidden(&at, &format!("existing ephemeral containers {name:?} may not be removed"));
             }
             Some(after) if after != before => {
-                errors.forbidden(&at, &format!("existing ephemeral containers {name:?} may not be changed"))
+                errors.forbidden(&at, &format!("existing ephemeral containers {name:?} may not be changed"));
             }
             Some(_) => {}
         }
