@@ -199,18 +199,16 @@ impl Manager {
 
     fn reject(&mut self, pod: &Pod) -> Option<Rejection> {
         let pressures = self.context.pressures.borrow().clone();
-        let rejection = match eviction::admit(pod, &pressures) {
-            Err(rejection) => rejection,
-            Ok(()) => {
-                let node = self.context.node.borrow().clone()?;
-                let others = self.holders();
-                let rejection =
-                    admit(pod, &node, &others, &self.context.config.allowed_unsafe_sysctls).err()?;
-                if eviction::is_critical(pod) && self.preempt(pod, &node, &others) {
-                    return None;
-                }
-                rejection
+        let rejection = if let Err(rejection) = eviction::admit(pod, &pressures) {
+            rejection
+        } else {
+            let node = self.context.node.borrow().clone()?;
+            let others = self.holders();
+            let rejection = admit(pod, &node, &others, &self.context.config.allowed_unsafe_sysctls).err()?;
+            if eviction::is_critical(pod) && self.preempt(pod, &node, &others) {
+                return None;
             }
+            rejection
         };
         let events = &self.context.events;
         events.pod(pod, None, EventType::Warning, &rejection.reason, rejection.message.clone());
@@ -349,7 +347,9 @@ impl Manager {
             .filter(|running| is_static(&running.pod))
             .map(|running| key(&running.pod))
             .collect();
-        names.iter().for_each(|name| self.hand_out_mirror(name));
+        for name in &names {
+            self.hand_out_mirror(name);
+        }
     }
 
     /// Tells static pods of that name what shows them.

@@ -28,6 +28,17 @@ pub(super) enum Written {
     Failed(String),
 }
 
+/// The API object that tells a pod's status.
+#[derive(Debug, PartialEq, Eq)]
+enum ShownBy {
+    /// The pod is an object of the API.
+    Itself,
+    /// A static pod's mirror, by its uid.
+    Mirror(String),
+    /// A static pod without a mirror yet.
+    Nothing,
+}
+
 /// What the API says, as far as we know.
 #[derive(Debug)]
 pub(super) struct StatusSync {
@@ -35,8 +46,7 @@ pub(super) struct StatusSync {
     version: u64,
     writing: bool,
     gone: bool,
-    /// The object's uid, where it is not the pod's own: of a static pod's mirror, `Some(None)` while there is none.
-    mirror: Option<Option<String>>,
+    shown_by: ShownBy,
     pause: SignedDuration,
     retry_at: Option<Timestamp>,
 }
@@ -49,7 +59,7 @@ impl StatusSync {
             version: version(pod),
             writing: false,
             gone: false,
-            mirror: None,
+            shown_by: ShownBy::Itself,
             pause: FIRST_PAUSE,
             retry_at: None,
         }
@@ -58,7 +68,7 @@ impl StatusSync {
     /// Of a static pod: its status goes to the object that shows it.
     pub(super) fn mirrored(mirror: Option<&Pod>) -> Self {
         let mut sync = Self::new(&Pod::default());
-        sync.mirror = Some(None);
+        sync.shown_by = ShownBy::Nothing;
         sync.learn_mirror(mirror);
         sync
     }
@@ -66,10 +76,11 @@ impl StatusSync {
     /// Takes the state of a static pod's mirror; another mirror starts over.
     pub(super) fn learn_mirror(&mut self, mirror: Option<&Pod>) {
         let uid = mirror.and_then(|mirror| mirror.metadata.uid.clone());
-        if self.mirror.as_ref() != Some(&uid) {
+        let shown_by = uid.map_or(ShownBy::Nothing, ShownBy::Mirror);
+        if self.shown_by != shown_by {
             (self.version, self.gone, self.retry_at) = (0, false, None);
             self.known = PodStatus::default();
-            self.mirror = Some(uid);
+            self.shown_by = shown_by;
         }
         if let Some(mirror) = mirror {
             self.learn(mirror);
@@ -90,10 +101,10 @@ impl StatusSync {
         if self.writing || self.gone || self.retry_at.is_some_and(|at| at > now) {
             return None;
         }
-        let uid = match &self.mirror {
-            Some(None) => return None,
-            Some(Some(mirror)) => mirror.as_str(),
-            None => uid,
+        let uid = match &self.shown_by {
+            ShownBy::Nothing => return None,
+            ShownBy::Mirror(mirror) => mirror.as_str(),
+            ShownBy::Itself => uid,
         };
         let patch = status_patch(uid, &self.known, ours)?;
         self.writing = true;

@@ -3,6 +3,8 @@
 //! Files come from whoever may write the directory, by hand: sizes are bounded, fields checked strictly, names by the API's
 //! rules. What only the API server could give (Secrets, `ConfigMaps`, service accounts) cannot be used.
 
+use std::fmt::Write as _;
+
 use control_api::{defaults, kinds, schema, validate};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -141,7 +143,8 @@ fn uid(document: &Value, origin: Origin<'_>) -> String {
     }
     let mut text = String::with_capacity(2 * UID_LENGTH);
     for byte in digest.finalize() {
-        text.push_str(&format!("{byte:02x}"));
+        // Writing to a string cannot fail.
+        write!(text, "{byte:02x}").ok();
     }
     text.truncate(UID_LENGTH);
     text

@@ -264,7 +264,9 @@ impl Evictor {
         if signal.pressure() == Pressure::Disk {
             let (root, logs) = (self.root_dir.clone(), self.pod_logs_dir.clone());
             let walked = tokio::task::spawn_blocking(move || {
-                uses.values_mut().for_each(|used| add_files(used, &root, &logs));
+                for used in uses.values_mut() {
+                    add_files(used, &root, &logs);
+                }
                 uses
             });
             uses = walked.await.unwrap_or_default();
