@@ -104,12 +104,11 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
         health::run(cri.clone(), health_sender, Arc::clone(&recheck), cancel.clone()),
     );
     roles.endless("services", follow_services);
-    let node_watch = sources::node::run(client.clone(), node_name.clone(), node_sender, cancel.clone());
-    roles.endless("node watch", node_watch);
+    roles.endless("node watch", sources::node::run(client.clone(), node_name, node_sender, cancel.clone()));
     let lookup: Arc<dyn PodLookup> = Arc::new(directory.clone());
     start_kubelet_api(&mut roles, &config, &lookup, &cri, &counters);
     start_pods(&mut roles, &context, &directory, images, pressure_sender)?;
-    let node_of_proxy = node.clone();
+    let proxy_node = node.clone();
     let node_facts = NodeFacts {
         cri: cri.clients(),
         health,
@@ -123,7 +122,7 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     };
     roles.start("node", node::run(client.clone(), Arc::clone(&config), node_facts, cancel.clone()));
     let requests = start_host_ports(&mut roles, &config)?;
-    start_proxy(&mut roles, &config, &client, (node_of_proxy, requests), &recorder)?;
+    start_proxy(&mut roles, &config, &client, (proxy_node, requests), &recorder)?;
     info!(node = %config.keelson.node_name, cri = %config.container_runtime_endpoint, "agent started");
     roles.join().await
 }

@@ -24,7 +24,7 @@ use ebpf_tests::{
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use keelson_agent::{
-    config::ProxySection,
+    config::{ProxySection, XdpMode},
     events::EventRecorder,
     host_ports::{HostPort, HostPorts, HostProtocol, Request as HostPortRequest},
     proxy::{
@@ -104,7 +104,7 @@ impl World {
             service_cidr: "10.96.0.0/12,fd00:96::/108".to_owned(),
             node_port_addresses: Vec::new(),
             serve_outside: true,
-            xdp: Default::default(),
+            xdp: XdpMode::default(),
             healthz_bind_address: [127, 0, 0, 1].into(),
             healthz_port: 0,
             metrics_bind_address: [127, 0, 0, 1].into(),
@@ -258,6 +258,7 @@ fn rp_filter(device: &str) -> Result<String> {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "one scene, told in its order")]
 fn clients_outside_reach_pods_here_and_elsewhere() -> Result<()> {
     let world = World::make()?;
     let cluster = json!({"type": "LoadBalancer"});

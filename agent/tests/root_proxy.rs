@@ -19,7 +19,11 @@ use futures::StreamExt;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::Frame;
-use keelson_agent::{config::ProxySection, events::EventRecorder, proxy};
+use keelson_agent::{
+    config::{ProxySection, XdpMode},
+    events::EventRecorder,
+    proxy,
+};
 use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -128,7 +132,7 @@ fn section(arena: &Arena) -> ProxySection {
         service_cidr: "10.96.0.0/12".to_owned(),
         node_port_addresses: Vec::new(),
         serve_outside: true,
-        xdp: Default::default(),
+        xdp: XdpMode::default(),
         healthz_bind_address: [0, 0, 0, 0].into(),
         healthz_port: 10256,
         metrics_bind_address: [127, 0, 0, 1].into(),

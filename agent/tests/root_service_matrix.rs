@@ -20,7 +20,11 @@ use ebpf_tests::{
 };
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
-use keelson_agent::{config::ProxySection, events::EventRecorder, proxy};
+use keelson_agent::{
+    config::{ProxySection, XdpMode},
+    events::EventRecorder,
+    proxy,
+};
 use kube::client::Body;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -473,7 +477,7 @@ fn every_cell_of_the_semantics_matrix() -> Result<()> {
         service_cidr: "10.96.0.0/12,fd00:96::/108".to_owned(),
         node_port_addresses: Vec::new(),
         serve_outside: true,
-        xdp: Default::default(),
+        xdp: XdpMode::default(),
         healthz_bind_address: [127, 0, 0, 1].into(),
         healthz_port: 10256,
         metrics_bind_address: [127, 0, 0, 1].into(),

@@ -35,7 +35,7 @@ impl MemoryStall {
             Ok(mut ready) => ready.clear_ready(),
             Err(_closed) => {
                 self.0 = None;
-                std::future::pending().await;
+                std::future::pending::<()>().await;
             }
         }
     }

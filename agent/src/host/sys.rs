@@ -38,6 +38,14 @@ pub(super) fn wait_for_exit(pidfd: &OwnedFd, deadline: Instant) -> io::Result<bo
     }
 }
 
+/// Lets the reactor tell when `file` has something urgent (`EPOLLPRI`).
+pub(super) fn on_priority(file: File) -> io::Result<AsyncFd<File>> {
+    // SAFETY: the descriptor must stay open and the same while it is registered. The `AsyncFd` owns the `File`, which owns
+    // its descriptor alone, is not cloned, and is only dropped together with the registration. The safe constructors are
+    // deprecated for types that do not promise that.
+    unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }.map_err(|error| error.into_parts().1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,12 +59,4 @@ mod tests {
         assert!(wait_for_exit(&pidfd, Instant::now() + Duration::from_secs(10)).unwrap());
         child.wait().unwrap();
     }
-}
-
-/// Lets the reactor tell when `file` has something urgent (`EPOLLPRI`).
-pub(super) fn on_priority(file: File) -> io::Result<AsyncFd<File>> {
-    // SAFETY: the descriptor must stay open and the same while it is registered. The `AsyncFd` owns the `File`, which owns
-    // its descriptor alone, is not cloned, and is only dropped together with the registration. The safe constructors are
-    // deprecated for types that do not promise that.
-    unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }.map_err(|error| error.into_parts().1)
 }

@@ -136,7 +136,7 @@ impl Kernel {
             for attribute in &message.attributes {
                 match attribute {
                     NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => {
-                        found.0 = Some(IpAddr::V4(*ip))
+                        found.0 = Some(IpAddr::V4(*ip));
                     }
                     NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => {
                         found.0 = Some(IpAddr::V6(*ip));

@@ -181,7 +181,7 @@ fn trace(view: &View, source: &str, destination: &str, protocol: &str) -> Result
             let address: IpAddr =
                 text.parse().with_context(|| format!("SRC {text:?} is none of host, pod and an address"))?;
             let outside = Source::Outside(SocketAddr::new(address, ANY_PORT));
-            match (view.is_own(address), leads_outside(&view, address)) {
+            match (view.is_own(address), leads_outside(view, address)) {
                 (true, _) => Source::Host,
                 (false, true) => outside,
                 (false, false) => Source::Pod,

@@ -83,7 +83,7 @@ pub async fn run(
             if failed {
                 tokio::time::sleep(pause).await;
             } else {
-                std::future::pending().await;
+                std::future::pending::<()>().await;
             }
         };
         // Cancel-safe: watches keep what was not taken, a dropped timer is set again.

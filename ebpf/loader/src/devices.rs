@@ -241,7 +241,7 @@ fn serve_one(
         Ok(false) => {}
         // Another program is there, or the driver cannot: the later hooks do the same.
         Err(error) => {
-            tracing::info!(device = %device.name, %error, "packets are not handled in this driver (XDP)")
+            tracing::info!(device = %device.name, %error, "packets are not handled in this driver (XDP)");
         }
     }
     if before != Some(entry) {

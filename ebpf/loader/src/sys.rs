@@ -182,6 +182,7 @@ pub(crate) fn link_create_on_device(
 }
 
 /// Device and attach type of a link of a packet program; device 0 once it has gone.
+#[allow(clippy::many_single_char_names, reason = "the bytes of two words")]
 pub(crate) fn device_link_info(link: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     let info = link_info(link)?;
     // What a cgroup link calls its cgroup's id are two words here.

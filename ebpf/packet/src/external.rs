@@ -424,10 +424,7 @@ fn rewrite<P: Packet>(
     destination: (&NetAddr, NetPort),
 ) -> Option<()> {
     let checksum = checksum_of(headers);
-    let fix = match checksum {
-        Some((at, may_be_absent)) => Some((at, Fix { size: 4, pseudo: true, may_be_absent })),
-        None => None,
-    };
+    let fix = checksum.map(|(at, may_be_absent)| (at, Fix { size: 4, pseudo: true, may_be_absent }));
     set_address(packet, headers, End::Source, source.0, fix)?;
     set_port(packet, headers, End::Source, source.1, checksum)?;
     set_address(packet, headers, End::Destination, destination.0, fix)?;

@@ -235,6 +235,7 @@ pub(crate) fn count_hop<P: Packet>(packet: &mut P, headers: &Headers) -> Option<
 
 /// Gives the frame another link's addresses.
 #[inline(always)]
+#[allow(clippy::many_single_char_names, reason = "one store of both addresses; a copy of slices could panic")]
 pub(crate) fn set_link<P: Packet>(packet: &mut P, to: &[u8; 6], from: &[u8; 6]) -> Option<()> {
     let [a, b, c, d, e, f] = *to;
     let [g, h, i, j, k, l] = *from;

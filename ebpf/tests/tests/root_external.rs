@@ -116,7 +116,8 @@ impl World {
         let mut plane = self.arena.open()?;
         let report = plane.replace_all(table);
         assert!(report.refused.is_empty(), "{:?}", report.refused);
-        let own = [NODE, "2001:db8::1", "10.244.2.1", "fd00:244::1"].map(|text| text.parse().unwrap()).into();
+        let own = [NODE, "2001:db8::1", "10.244.2.1", "fd00:244::1"];
+        let own = own.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
         plane.set_node_addresses(&own, &own)?;
         plane.hide_clients(Some(NODE.parse()?), Some("2001:db8::1".parse()?))?;
         let device = |name: &str, side| -> Result<Device> {

@@ -253,7 +253,7 @@ fn a_flood_of_first_packets_leaves_connections_alone() -> Result<()> {
     }
     for n in 0..40_000_u32 {
         let [_, a, b, c] = n.to_be_bytes();
-        let client = SocketAddr::new([198, 18 | a & 1, b, c].into(), 1024);
+        let client = SocketAddr::new([198, 0x12 | a & 0x01, b, c].into(), 1024);
         let syn = frame(client, at("198.51.100.1:80"), Carried::Tcp(SYN), b"");
         assert_eq!(world.run(PacketHook::Outer, &syn)?.0, STACK);
     }

@@ -143,10 +143,10 @@ fn find_port<M: Flows>(maps: &M, flow: &mut FlowValue, config: &NatConfig, hash:
     while attempt < TRIES {
         if hidden && flow.proto != SCTP || attempt > 0 {
             let step = hash.wrapping_add(attempt.wrapping_mul(0x9e37_79b9));
-            let offset = ((u64::from(step) * u64::from(config.ports)) >> 32) as u16;
-            #[allow(clippy::cast_possible_truncation, reason = "first_port is a port")]
-            let port = NetPort::from_host((config.first_port as u16).wrapping_add(offset));
-            flow.source_port = port;
+            #[allow(clippy::cast_possible_truncation, reason = "both are below 65,536: ports, and how many")]
+            let (first, offset) =
+                (config.first_port as u16, ((u64::from(step) * u64::from(config.ports)) >> 32) as u16);
+            flow.source_port = NetPort::from_host(first.wrapping_add(offset));
         }
         if !is_taken(maps, flow, attempt >= TRIES / 2) {
             return Ok(());

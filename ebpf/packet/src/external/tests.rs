@@ -8,8 +8,8 @@ use std::{
 };
 
 use ebpf_common::{
-    AffinityValue, Backend, ExtentHeader, FlowKey, FlowValue, FragmentKey, FragmentPorts, FrontendKey,
-    FrontendValue, NodePortBounds, ServiceSlot,
+    AffinityKey, AffinityValue, Backend, ExtentHeader, FlowKey, FlowValue, FragmentKey, FragmentPorts,
+    FrontendKey, FrontendValue, NodeAddressUse, NodePortBounds, ServiceSlot,
 };
 use proptest::prelude::*;
 
