@@ -27,6 +27,8 @@ use crate::steps::{Step, reached};
 const OUTPUT_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a task that never ran may take to go.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
+/// How long containerd's stream may take to tell the end of a container that has been waited for.
+const TOLD_PATIENCE: Duration = Duration::from_millis(500);
 /// Exit status of a process that SIGKILL ended.
 const KILLED: u32 = 137;
 
@@ -45,7 +47,13 @@ impl Runtime {
             let result = runtime.client.wait_task(&container.id, "").await;
             container.watched.store(false, Ordering::Release);
             match result {
-                Ok(exit) => runtime.container_ended(&container, exit).await,
+                Ok(exit) => {
+                    if exit.status == KILLED && runtime.count_is_gone(&container) {
+                        // The stream tells why, before it tells the end; this answer came another way.
+                        runtime.has_ended(&container, TOLD_PATIENCE).await;
+                    }
+                    runtime.container_ended(&container, exit).await;
+                }
                 // Everything is looked at again once containerd is back.
                 Err(error) if error.is_unavailable() => {}
                 Err(_) => {
@@ -173,6 +181,12 @@ impl Runtime {
             container.out_of_memory.store(true, Ordering::Release);
         }
         container.out_of_memory.load(Ordering::Acquire)
+    }
+
+    /// Whether systemd has taken the container's cgroup away, and with it, in version 1, the count of kills.
+    fn count_is_gone(&self, container: &Container) -> bool {
+        self.cgroup_driver == Driver::Systemd
+            && !self.hierarchies.exists(&container.record.with(|record| record.cgroup.clone()))
     }
 
     /// Takes what was counted in a pod so far as nobody's.

@@ -29,6 +29,8 @@ const ATTACH_PIECES: usize = 256;
 /// What a pipe is made to hold: how much a container can write while we are away. The most that the kernel gives by default;
 /// it takes no memory before it is needed.
 const PIPE: i32 = 1 << 20;
+/// Most batches that are written of a stream that has been told to stop: a full pipe of short lines makes some hundreds.
+const MOST_BATCHES: usize = 1024;
 /// How long opening a log may take.
 const LOG_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the last output may take to be written when reading is stopped.
@@ -222,17 +224,29 @@ impl Task {
                         // An error says that the caller has gone.
                         drop(answer.send(result));
                     }
-                    Some(Command::Stop) | None => {
-                        let mut out = Vec::new();
-                        for source in &mut self.sources {
-                            source.read(&mut out, &self.output);
-                            source.lines.finish(jiff::Timestamp::now(), &mut out);
-                        }
-                        self.log.write(out).await;
-                        return;
-                    }
+                    Some(Command::Stop) | None => return self.take_the_rest().await,
                 },
             }
+        }
+    }
+}
+
+impl Task {
+    /// Writes what the pipes still hold. Somebody may write on without an end: no more than a few pipes full is taken.
+    async fn take_the_rest(&mut self) {
+        for source in &mut self.sources {
+            for _ in 0..MOST_BATCHES {
+                let mut out = Vec::new();
+                let open = source.read(&mut out, &self.output);
+                let full = out.len() >= BATCH;
+                self.log.write(out).await;
+                if !(open && full) {
+                    break;
+                }
+            }
+            let mut out = Vec::new();
+            source.lines.finish(jiff::Timestamp::now(), &mut out);
+            self.log.write(out).await;
         }
     }
 }

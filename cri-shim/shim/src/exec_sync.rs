@@ -23,6 +23,8 @@ use crate::ttrpc::{Code, Failure};
 
 /// How long output may stand still after the command's end, while something it started holds the stream open.
 const QUIET: Duration = Duration::from_millis(250);
+/// How long output of what a command without a deadline left behind is passed on after its end.
+const LONGEST_REST: Duration = Duration::from_secs(10);
 /// How long a command may wait until others have begun.
 const TURN: Duration = Duration::from_secs(60);
 /// Bytes moved at once.
@@ -143,14 +145,15 @@ impl Running<'_> {
             }
             if let Some((status, quiet)) = &mut self.ended {
                 let done = self.outputs.iter().all(|output| output.pipe.is_none());
-                if moved {
-                    *quiet = Instant::now() + QUIET;
-                } else if done || *quiet <= Instant::now() {
+                let now = Instant::now();
+                // What it left behind may write without an end.
+                let late = *self.deadline.get_or_insert(now + LONGEST_REST) <= now;
+                if done || late || (!moved && *quiet <= now) {
                     own::end(self.client, *status);
                     return Ok(());
                 }
                 if moved {
-                    continue;
+                    *quiet = now + QUIET;
                 }
             } else if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 self.end_tree();

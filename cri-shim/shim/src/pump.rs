@@ -24,6 +24,8 @@ use crate::threads;
 
 /// Most bytes read before they are written.
 const BATCH: usize = 64 * 1024;
+/// Most batches that are read of streams that have been told to stop: a full pipe of short lines makes some tens.
+const MOST_BATCHES: usize = 256;
 /// Most input held for a terminal that takes none at the moment.
 const INPUT: usize = 4096;
 /// How long the last output of an ended process is waited for; normally it is there already.
@@ -282,7 +284,12 @@ impl Task {
                 self.obey(true);
             }
             if self.stopping {
-                self.read_all();
+                if matches!(self.sink, Sink::Log(_)) {
+                    self.read_rest();
+                } else {
+                    // More could only come after a hole.
+                    self.read_all();
+                }
                 break;
             }
             if ready.input && self.input.as_mut().is_some_and(|input| !input.step()) {
@@ -386,6 +393,21 @@ impl Task {
         }
     }
 
+    /// Reads what the streams still hold. Somebody may write on without an end: no more than a few pipes full is taken.
+    fn read_rest(&mut self) {
+        for _ in 0..MOST_BATCHES {
+            self.read_all();
+            let mut fds: Vec<PollFd<'_>> = self
+                .sources
+                .iter()
+                .map(|source| PollFd::new(source.file.as_fd(), PollFlags::POLLIN))
+                .collect();
+            if fds.is_empty() || !poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
+                break;
+            }
+        }
+    }
+
     /// Reads one stream; says whether it goes on.
     fn read_one(&mut self, index: usize) -> bool {
         let Some(Source { file, stream, lines }) = self.sources.get_mut(index) else { return false };
@@ -432,7 +454,7 @@ impl Task {
         }
     }
 
-    /// Writes to the FIFO as its reader takes it; what nobody takes after the process's end is dropped.
+    /// Writes to the FIFO as its reader takes it; what nobody has taken when the process is deleted is dropped.
     fn put_fifo(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let Sink::Fifo(fifo) = &mut self.sink else { return };
@@ -452,7 +474,10 @@ impl Task {
             let ready = poll(&mut fds, timeout(self.deadline));
             let woken = fds[0].any().unwrap_or(false);
             if ready == Ok(0) {
-                return;
+                // The end is told. Whoever reads slowly still gets the rest, without a hole.
+                self.deadline = None;
+                self.shared.drained.tell();
+                continue;
             }
             if woken {
                 self.obey(false);

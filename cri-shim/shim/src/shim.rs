@@ -403,6 +403,10 @@ impl Shim {
             // What shares a PID namespace does not end with its first process by itself.
             container.runtime.kill_all(SIGKILL).ok();
         }
+        // At once, too: with version 1 controllers systemd soon takes an empty scope away, and the count with it.
+        if pump.is_some() && exec.is_empty() && exit.status == KILLED {
+            self.look_for_oom(container);
+        }
         match pump {
             Some(pump) => pump.process_ended(),
             None => self.tell_end(container, exec),

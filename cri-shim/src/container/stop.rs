@@ -197,7 +197,7 @@ impl Runtime {
         }
     }
 
-    async fn has_ended(&self, container: &Container, patience: Duration) -> bool {
+    pub(crate) async fn has_ended(&self, container: &Container, patience: Duration) -> bool {
         let ended = container.record.wait_for(|record| record.phase() >= ContainerPhase::Exited);
         tokio::time::timeout(patience, ended).await.is_ok()
     }

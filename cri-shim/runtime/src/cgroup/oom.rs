@@ -70,14 +70,17 @@ impl OomWatch {
             Err(Errno::AGAIN) => 0,
             Err(errno) => return Err(Error::step("read memory events")(errno)),
         };
-        if self.version1 && length == 8 {
+        let kills = match std::fs::read_to_string(&self.file) {
+            Ok(text) => Some(count(&text)),
+            Err(error) if super::gone(&error) => None,
+            Err(error) => return Err(Error::step(format!("read {}", self.file.display()))(error)),
+        };
+        // The removal of the cgroup is told the same way, once.
+        let told = news.first_chunk().map_or(0, |sum| u64::from_ne_bytes(*sum));
+        if self.version1 && length == 8 && told > u64::from(kills.is_none()) {
             self.told.store(true, Ordering::Release);
         }
-        match std::fs::read_to_string(&self.file) {
-            Ok(text) => Ok(Some(count(&text))),
-            Err(error) if super::gone(&error) => Ok(None),
-            Err(error) => Err(Error::step(format!("read {}", self.file.display()))(error)),
-        }
+        Ok(kills)
     }
 }
 
