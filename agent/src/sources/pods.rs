@@ -11,7 +11,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Reconnect;
+use super::mirrors::MIRROR;
 use crate::chain::chain;
+
+/// The annotation that says where a pod comes from.
+const SOURCE: &str = "kubernetes.io/config.source";
 
 /// What happened to the set of pods.
 #[derive(Debug, Clone)]
@@ -70,8 +74,33 @@ pub async fn run(
     }
 }
 
-/// Without what no part of the agent reads.
+/// Without what no part of the agent reads, and with its source as it is: whoever writes pods could else call one static,
+/// which is never evicted.
 fn trimmed(mut pod: Pod) -> Arc<Pod> {
     pod.metadata.managed_fields = None;
+    if let Some(annotations) = pod.metadata.annotations.as_mut().filter(|all| !all.contains_key(MIRROR))
+        && let Some(source) = annotations.get_mut(SOURCE)
+    {
+        "api".clone_into(source);
+    }
     Arc::new(pod)
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_core::model::is_static;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+    use super::*;
+
+    #[test]
+    fn an_annotation_makes_no_pod_static() {
+        let with = |keys: &[&str]| {
+            let annotations = keys.iter().map(|key| ((*key).to_owned(), "file".to_owned())).collect();
+            let metadata = ObjectMeta { annotations: Some(annotations), ..ObjectMeta::default() };
+            is_static(&trimmed(Pod { metadata, ..Pod::default() }))
+        };
+        assert!(!with(&[SOURCE]));
+        assert!(with(&[SOURCE, MIRROR]), "a mirror is shown as what it is");
+    }
 }

@@ -364,8 +364,9 @@ fn to_backend<P: Packet, M: Tables + Flows>(
         }
         return send(packet, maps, headers, flow);
     }
-    // Choosing takes more room than the early hook has beside the rest.
-    if M::EARLY {
+    // Choosing takes more room than the early hook has beside the rest. An answer begins nothing: it is for a connection
+    // of the node's own, whose port happens to be a frontend's.
+    if M::EARLY || headers.proto == TCP && headers.flags & (SYN | ACK) == SYN | ACK {
         return Action::Pass;
     }
     match new_flow(maps, headers, inner) {

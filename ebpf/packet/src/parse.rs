@@ -200,7 +200,8 @@ pub(crate) fn checksum_of(headers: &Headers) -> Option<(u32, bool)> {
     }
     match headers.proto {
         TCP => Some((headers.transport + 16, false)),
-        UDP => Some((headers.transport + 6, headers.v4)),
+        // With IPv6 it is always there; the flag also makes a sum of zero 0xffff, as zero would say that there is none.
+        UDP => Some((headers.transport + 6, true)),
         ICMP_V6 => Some((headers.transport + 2, false)),
         _ => None,
     }
