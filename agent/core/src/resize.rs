@@ -1,5 +1,6 @@
 //! Other resources for a container that runs: what differs, whether it takes a restart, whether the node can. Pure.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec, ResourceRequirements};
@@ -8,6 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::ContainerSpec;
 use crate::resources::{Side, amount, milli, pod_request, whole};
+
+/// The condition of a pod whose resize waits.
+pub const RESIZE_PENDING: &str = "PodResizePending";
+const INFEASIBLE: &str = "Infeasible";
+const DEFERRED: &str = "Deferred";
 
 /// What can be changed while a container runs.
 const NAMES: [&str; 2] = ["cpu", "memory"];
@@ -67,7 +73,7 @@ pub fn check(pod: &Pod, node: &Node, others: &[Arc<Pod>]) -> Option<Blocked> {
             let message = format!(
                 "Node didn't have enough capacity: {name}, requested: {wanted}, capacity: {capacity}"
             );
-            return Some(Blocked { reason: "Infeasible", message });
+            return Some(Blocked { reason: INFEASIBLE, message });
         }
         let used: i64 =
             others.iter().filter_map(|other| other.spec.as_ref()).map(|spec| pod_request(spec, name)).sum();
@@ -75,7 +81,7 @@ pub fn check(pod: &Pod, node: &Node, others: &[Arc<Pod>]) -> Option<Blocked> {
             let message = format!(
                 "Node didn't have enough resource: {name}, requested: {wanted}, used: {used}, capacity: {capacity}"
             );
-            return Some(Blocked { reason: "Deferred", message });
+            return Some(Blocked { reason: DEFERRED, message });
         }
     }
     None
@@ -84,6 +90,31 @@ pub fn check(pod: &Pod, node: &Node, others: &[Arc<Pod>]) -> Option<Blocked> {
 /// Whether `new` wants more of anything than `old`: only then the node has to be asked.
 pub fn grows(new: &PodSpec, old: &PodSpec) -> bool {
     NAMES.into_iter().any(|name| pod_request(new, name) > pod_request(old, name))
+}
+
+/// Why the pod keeps its resources, as its status says: what an agent knew that ran before this one.
+pub fn pending(pod: &Pod) -> Option<Blocked> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let told = conditions.iter().find(|one| one.type_ == RESIZE_PENDING && one.status == "True")?;
+    let reason = if told.reason.as_deref() == Some(INFEASIBLE) { INFEASIBLE } else { DEFERRED };
+    Some(Blocked { reason, message: told.message.clone().unwrap_or_default() })
+}
+
+/// The pod with the requests that it has: of one whose resize waits, those that its status calls allocated.
+pub fn holding(pod: &Arc<Pod>) -> Arc<Pod> {
+    if pending(pod).is_none() {
+        return Arc::clone(pod);
+    }
+    let mut held = Pod::clone(pod);
+    let statuses = held.status.iter().filter_map(|status| status.container_statuses.as_ref()).flatten();
+    let allocated: BTreeMap<_, _> =
+        statuses.map(|status| (status.name.clone(), status.allocated_resources.clone())).collect();
+    for container in held.spec.iter_mut().flat_map(|spec| &mut spec.containers) {
+        if let Some(Some(requests)) = allocated.get(&container.name) {
+            container.resources.get_or_insert_default().requests = Some(requests.clone());
+        }
+    }
+    Arc::new(held)
 }
 
 #[cfg(test)]
@@ -97,6 +128,27 @@ mod tests {
         serde_json::from_value(json!({"name": "a", "resources": resources,
             "resizePolicy": [{"resourceName": "memory", "restartPolicy": "RestartContainer"}]}))
         .expect("a container")
+    }
+
+    #[test]
+    fn a_pod_whose_resize_waits_holds_what_it_was_given() {
+        let pod = |status: &str| -> Arc<Pod> {
+            let pod = json!({
+                "spec": {"containers": [{"name": "a", "resources": {"requests": {"cpu": "100"}}}]},
+                "status": {
+                    "conditions": [{"type": "PodResizePending", "status": status, "reason": "Infeasible",
+                        "message": "no"}],
+                    "containerStatuses": [{"name": "a", "image": "i", "imageID": "i", "ready": true,
+                        "restartCount": 0, "allocatedResources": {"cpu": "1"}}],
+                },
+            });
+            Arc::new(serde_json::from_value(pod).expect("a pod"))
+        };
+        let request = |pod: &Arc<Pod>| pod_request(holding(pod).spec.as_ref().expect("a spec"), "cpu");
+        assert_eq!((request(&pod("True")), request(&pod("False"))), (1_000, 100_000));
+        let told = pending(&pod("True")).expect("it waits");
+        assert_eq!((told.reason, told.message.as_str()), ("Infeasible", "no"));
+        assert_eq!(pending(&pod("False")), None);
     }
 
     #[test]

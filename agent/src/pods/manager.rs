@@ -10,7 +10,7 @@ use std::sync::Arc;
 use agent_core::admission::{Rejection, admit};
 use agent_core::eviction;
 use agent_core::model::{DesiredPod, Fate, is_static};
-use agent_core::resize::{Blocked, check, grows};
+use agent_core::resize::{Blocked, check, grows, holding, pending};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -112,10 +112,19 @@ struct Manager {
 
 struct Running {
     pod: Arc<Pod>,
+    /// The pod as the node last let it through: what counts for others while a resize of it waits.
+    held: Arc<Pod>,
     verdict: Option<Verdict>,
     /// Why it cannot grow now.
     blocked: Option<Blocked>,
     desired: watch::Sender<DesiredPod>,
+}
+
+impl Running {
+    /// Whether its object has gone: it ends, whatever else happens.
+    fn is_gone(&self) -> bool {
+        matches!(self.desired.borrow().fate, Fate::Terminate { gone: true, .. })
+    }
 }
 
 impl Manager {
@@ -179,7 +188,14 @@ impl Manager {
         let Some(running) = self.pods.get_mut(uid) else { return };
         if let (Some(new), Some(old)) = (&pod.spec, &running.pod.spec) {
             let asks = running.blocked.is_some() || grows(new, old);
-            running.blocked = node.filter(|_| asks).and_then(|node| check(&pod, &node, &others));
+            match node {
+                Some(node) if asks => running.blocked = check(&pod, &node, &others),
+                // Nobody can say yet; what waits goes on waiting.
+                _ => {}
+            }
+        }
+        if running.blocked.is_none() {
+            running.held = Arc::clone(&pod);
         }
         running.pod = Arc::clone(&pod);
         let mut desired = DesiredPod::new(pod, fate_of(&running.pod, running.verdict.as_ref()));
@@ -189,7 +205,8 @@ impl Manager {
 
     /// A pod has gone: there may be room for another to grow.
     fn unblock(&mut self) {
-        let blocked = self.pods.iter().filter(|(_, running)| running.blocked.is_some());
+        let waits = |running: &Running| running.blocked.is_some() && !running.is_gone();
+        let blocked = self.pods.iter().filter(|(_, running)| waits(running));
         let blocked: Vec<(String, Arc<Pod>)> =
             blocked.map(|(uid, running)| (uid.clone(), Arc::clone(&running.pod))).collect();
         for (uid, pod) in blocked {
@@ -226,7 +243,7 @@ impl Manager {
             .filter(|(other, running)| {
                 *other != uid && running.verdict.is_none() && holds_resources(&running.pod)
             })
-            .map(|(_, running)| Arc::clone(&running.pod))
+            .map(|(_, running)| Arc::clone(&running.held))
             .collect()
     }
 
@@ -247,7 +264,7 @@ impl Manager {
 
     fn evict(&mut self, eviction: &Eviction) {
         let Some(running) = self.pods.get_mut(&eviction.uid) else { return };
-        let ending = fate_of(&running.pod, running.verdict.as_ref()) != Fate::Run;
+        let ending = running.is_gone() || fate_of(&running.pod, running.verdict.as_ref()) != Fate::Run;
         if ending {
             return;
         }
@@ -391,8 +408,11 @@ impl Manager {
         }
     }
 
-    fn start(&mut self, uid: String, first: DesiredPod, verdict: Option<Verdict>) {
+    fn start(&mut self, uid: String, mut first: DesiredPod, verdict: Option<Verdict>) {
         let pod = Arc::clone(&first.pod);
+        // What an agent before this one refused is not done because of a restart.
+        let blocked = pending(&pod);
+        first.resize_blocked.clone_from(&blocked);
         let (desired, inbox) = watch::channel(first);
         let view = PodView {
             pod: Arc::clone(&pod),
@@ -414,7 +434,8 @@ impl Manager {
             worker::run(input).await;
             name
         });
-        self.pods.insert(uid, Running { pod, verdict, blocked: None, desired });
+        let held = holding(&pod);
+        self.pods.insert(uid, Running { pod, held, verdict, blocked, desired });
     }
 
     fn forget(&mut self, uid: &str) {

@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::StatusInput;
 use crate::model::{ContainerKind, Fate, RunState};
+use crate::resize::RESIZE_PENDING;
 
 /// Condition types that the kubelet owns; all others are left alone.
 pub const OWNED: [&str; 8] = [
@@ -21,7 +22,6 @@ pub const OWNED: [&str; 8] = [
 /// Those of them that go when they hold no longer.
 pub const PASSING: [&str; 2] = [RESIZE_PENDING, RESIZE_IN_PROGRESS];
 
-const RESIZE_PENDING: &str = "PodResizePending";
 const RESIZE_IN_PROGRESS: &str = "PodResizeInProgress";
 
 /// The node ended the pod to protect itself.
