@@ -73,6 +73,9 @@ pub(crate) struct Options {
     /// Cases beside each other.
     #[arg(long, default_value_t = 6)]
     parallel: usize,
+    /// How often a case may be tried; its failures are printed. For a reference whose races are not ours to mend.
+    #[arg(long, default_value_t = 1)]
+    attempts: u32,
     /// Cases not to run: lines of `group: name = reason`.
     #[arg(long)]
     skip_list: Option<PathBuf>,
@@ -190,7 +193,8 @@ async fn check(
     let begun = Instant::now();
     let suite = Arc::new(suite(options, endpoint, catalog, dir).await?);
     println!("checking {} ({} cases)", suite.facts.runtime, chosen.len());
-    let mut done = runner::run(&suite, chosen, options.parallel, &known, &skipped).await;
+    let manner = runner::Manner { parallel: options.parallel, attempts: options.attempts };
+    let mut done = runner::run(&suite, chosen, manner, &known, &skipped).await;
     if let Some(filter) = &options.never_skip {
         done = report::without_skips(done, filter);
     }

@@ -43,33 +43,48 @@ impl World for Suite {
     }
 }
 
+/// How cases are run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Manner {
+    /// Cases beside each other.
+    pub(crate) parallel: usize,
+    /// How often a case may be tried: more than once only where a race of the reference is not ours to mend.
+    pub(crate) attempts: u32,
+}
+
 /// Runs all and gives their results in the order of the list.
 pub(crate) async fn run<W: World>(
     suite: &Arc<W>,
     cases: Vec<Case<W::Context>>,
-    parallel: usize,
+    manner: Manner,
     known: &List,
     skipped: &List,
 ) -> Vec<Done> {
     let (serial, beside): (Vec<_>, Vec<_>) = cases.into_iter().enumerate().partition(|(_, case)| case.serial);
     let mut done: Vec<(usize, Done)> = futures::stream::iter(beside)
-        .map(|(index, case)| async move { (index, one(suite, &case, known, skipped).await) })
-        .buffer_unordered(parallel.max(1))
+        .map(|(index, case)| async move { (index, one(suite, &case, manner, known, skipped).await) })
+        .buffer_unordered(manner.parallel.max(1))
         .collect()
         .await;
     for (index, case) in serial {
-        done.push((index, one(suite, &case, known, skipped).await));
+        done.push((index, one(suite, &case, manner, known, skipped).await));
     }
     done.sort_by_key(|(index, _)| *index);
     done.into_iter().map(|(_, done)| done).collect()
 }
 
-async fn one<W: World>(suite: &Arc<W>, case: &Case<W::Context>, known: &List, skipped: &List) -> Done {
+async fn one<W: World>(
+    suite: &Arc<W>,
+    case: &Case<W::Context>,
+    manner: Manner,
+    known: &List,
+    skipped: &List,
+) -> Done {
     let begun = Instant::now();
     let id = case.id();
     let outcome = match skipped.get(&id) {
         Some(reason) => Outcome::Skipped(format!("by the skip list: {reason}")),
-        None => excuse(attempt(suite, case).await, known.get(&id)),
+        None => excuse(attempts(suite, case, manner.attempts, known.contains_key(&id)).await, known.get(&id)),
     };
     let done =
         Done { group: case.group.to_owned(), name: case.name.to_owned(), time: begun.elapsed(), outcome };
@@ -86,6 +101,24 @@ fn excuse(outcome: Outcome, reason: Option<&String>) -> Outcome {
         (Outcome::Passed, Some(reason)) if reason.starts_with(SOMETIMES) => Outcome::Passed,
         (Outcome::Passed, Some(reason)) => Outcome::KnownButPassed(reason.clone()),
         (outcome, _) => outcome,
+    }
+}
+
+/// Tries a case until it passes; one that is known to fail is tried once.
+async fn attempts<W: World>(
+    suite: &Arc<W>,
+    case: &Case<W::Context>,
+    attempts: u32,
+    is_known: bool,
+) -> Outcome {
+    let mut left = if is_known { 1 } else { attempts.max(1) };
+    loop {
+        let outcome = attempt(suite, case).await;
+        left -= 1;
+        match &outcome {
+            Outcome::Failed(why) if left > 0 => println!("    again         {}: {why}", case.id()),
+            _ => return outcome,
+        }
     }
 }
 

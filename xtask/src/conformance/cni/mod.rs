@@ -49,6 +49,9 @@ pub(crate) struct Options {
     /// Cases beside each other.
     #[arg(long, default_value_t = 4)]
     parallel: usize,
+    /// How often a case may be tried; its failures are printed. For a reference whose races are not ours to mend.
+    #[arg(long, default_value_t = 1)]
+    attempts: u32,
     /// Cases not to run: lines of `group: name = reason`.
     #[arg(long)]
     skip_list: Option<PathBuf>,
@@ -104,6 +107,7 @@ fn check(layout: &Layout, options: &Options, ids: &[String], dir: &Path) -> Resu
     let load = |file: Option<&PathBuf>| file.map_or(Ok(list::List::new()), |file| list::load(file, ids));
     let known = load(options.known.as_ref().or(default_known.as_ref()))?;
     let skipped = load(options.skip_list.as_ref())?;
+    let manner = runner::Manner { parallel: options.parallel, attempts: options.attempts };
     let begun = Instant::now();
     let mut done = Vec::new();
     let runtime = super::runtime()?;
@@ -118,7 +122,7 @@ fn check(layout: &Layout, options: &Options, ids: &[String], dir: &Path) -> Resu
         println!("checking {} ({} cases)", subject.file.display(), cases.len());
         let deadline = Duration::from_secs(options.deadline);
         let suite = Arc::new(Suite::new(subject.clone(), dir.join(subject.kind.word()), deadline)?);
-        done.extend(runtime.block_on(runner::run(&suite, cases, options.parallel, &known, &skipped)));
+        done.extend(runtime.block_on(runner::run(&suite, cases, manner, &known, &skipped)));
     }
     if done.is_empty() {
         bail!("no case matches {:?}; `--list` prints them", options.filter);
