@@ -12,6 +12,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+mod stack;
+
 const TARGET: &str = "bpfel-unknown-none";
 
 /// How cargo is called for the BPF target.
@@ -41,8 +43,10 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     }
     let built = target_dir.join(TARGET).join("release/keelson-bpf");
     let object = target_dir.join("object/keelson-bpf.o");
-    let size = publish(&built, &object)?;
-    println!("    {}: {size} bytes", object.display());
+    let bytes = fs::read(&built).with_context(|| format!("cargo built no {}", built.display()))?;
+    let (deepest, stack) = stack::check(&bytes)?;
+    publish(&bytes, &object)?;
+    println!("    {}: {} bytes, {stack} bytes of stack at most ({deepest})", object.display(), bytes.len());
     Ok(())
 }
 
@@ -65,6 +69,8 @@ fn command(toolchain: &Toolchain, root: &Path, target_dir: &Path, linker: &Path)
         "-Cdebuginfo=2".to_owned(),
         format!("-Clinker={linker}"),
         "-Clink-arg=--btf".to_owned(),
+        // In that order, sets and moves of memory would be calls of loops over single bytes, each with a frame of its own.
+        "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
         format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH),
     ];
     command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
@@ -80,18 +86,16 @@ fn command(toolchain: &Toolchain, root: &Path, target_dir: &Path, linker: &Path)
     Ok(command)
 }
 
-/// Copies the object into place, atomically, unless the same bytes are there already. Returns its size.
-fn publish(built: &Path, object: &Path) -> Result<usize> {
-    let bytes = fs::read(built).with_context(|| format!("cargo built no {}", built.display()))?;
+/// Puts the object into place, atomically, unless the same bytes are there already.
+fn publish(bytes: &[u8], object: &Path) -> Result<()> {
     if fs::read(object).is_ok_and(|old| old == bytes) {
-        return Ok(bytes.len());
+        return Ok(());
     }
     let dir = object.parent().context("the object has a directory")?;
     fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let fresh = object.with_extension("o.new");
-    fs::write(&fresh, &bytes).with_context(|| format!("cannot write {}", fresh.display()))?;
-    fs::rename(&fresh, object).with_context(|| format!("cannot put {} in place", object.display()))?;
-    Ok(bytes.len())
+    fs::write(&fresh, bytes).with_context(|| format!("cannot write {}", fresh.display()))?;
+    fs::rename(&fresh, object).with_context(|| format!("cannot put {} in place", object.display()))
 }
 
 /// rustup's nightly, else any cargo whose compiler has the standard library's sources.

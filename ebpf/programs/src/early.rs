@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use ebpf_packet::{Action, ETHERNET, Fix, Packet, adjusted, ingress};
 
-use crate::machine::Machine;
+use crate::{bytes::Bytes, machine::Machine};
 
 /// Where the type of an Ethernet frame stands.
 const ETHERTYPE: u32 = 12;
@@ -38,10 +38,8 @@ impl Frame {
 impl Packet for Frame {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let mut bytes = [0_u8; N];
-        // SAFETY: the helper writes N bytes into a buffer of N bytes, or none.
-        let result = unsafe { bpf_xdp_load_bytes(self.xdp, offset, bytes.as_mut_ptr().cast(), N as u32) };
-        (result == 0).then_some(bytes)
+        // SAFETY: the helper writes as many bytes as it is told, or fails.
+        Bytes::fill(|buffer| unsafe { bpf_xdp_load_bytes(self.xdp, offset, buffer, N as u32) })
     }
 
     #[inline(always)]

@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use ebpf_packet::{Action, ETHERNET, Fix, Packet, Way, egress, ingress, loopback};
 
-use crate::machine::Machine;
+use crate::{bytes::Bytes, machine::Machine};
 
 /// Address families, as the kernel numbers them.
 const AF_INET: u32 = 2;
@@ -26,11 +26,8 @@ struct SkbPacket {
 impl Packet for SkbPacket {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let mut bytes = [0_u8; N];
-        // SAFETY: the helper writes N bytes into a buffer of N bytes, or none.
-        let result =
-            unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, bytes.as_mut_ptr().cast(), N as u32) };
-        (result == 0).then_some(bytes)
+        // SAFETY: the helper writes as many bytes as it is told, or fails.
+        Bytes::fill(|buffer| unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, buffer, N as u32) })
     }
 
     #[inline(always)]
