@@ -149,13 +149,18 @@ fn machine() -> Vec<Finding> {
 }
 
 fn files(config: &AgentConfig) -> Vec<Finding> {
-    let mut findings = vec![
-        certificate("tlsCertFile", &config.tls_cert_file),
-        readable("tlsPrivateKeyFile", &config.tls_private_key_file),
-        readable("keelson.kubeconfig", &config.keelson.kubeconfig),
+    let mut findings = Vec::new();
+    if !config.tls_cert_file.as_os_str().is_empty() {
+        findings.push(certificate("tlsCertFile", &config.tls_cert_file));
+        findings.push(readable("tlsPrivateKeyFile", &config.tls_private_key_file));
+    }
+    if !config.is_standalone() {
+        findings.push(readable("keelson.kubeconfig", &config.keelson.kubeconfig));
+    }
+    findings.extend([
         writable("keelson.rootDir", &config.keelson.root_dir),
         writable("podLogsDir", &config.pod_logs_dir),
-    ];
+    ]);
     let client_ca = &config.authentication.x509.client_ca_file;
     findings.push(if client_ca.as_os_str().is_empty() {
         let mend = "set authentication.x509.clientCAFile: without it nobody can read logs or exec";

@@ -6,6 +6,7 @@
 //! pods through [`contracts`], where the seams between all of them are. A library only so that root tests can drive parts;
 //! nobody else links it.
 
+pub mod certificates;
 mod chain;
 pub mod check;
 pub mod config;

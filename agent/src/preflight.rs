@@ -19,10 +19,14 @@ pub fn check(config: &AgentConfig) -> anyhow::Result<()> {
             problems.push(format!("{what} {} cannot be read: {error}", path.display()));
         }
     };
-    readable("keelson.kubeconfig", &config.keelson.kubeconfig);
+    if !config.is_standalone() {
+        readable("keelson.kubeconfig", &config.keelson.kubeconfig);
+    }
     if config.keelson.kubelet {
-        readable("tlsCertFile", &config.tls_cert_file);
-        readable("tlsPrivateKeyFile", &config.tls_private_key_file);
+        if !config.tls_cert_file.as_os_str().is_empty() {
+            readable("tlsCertFile", &config.tls_cert_file);
+            readable("tlsPrivateKeyFile", &config.tls_private_key_file);
+        }
         let client_ca = &config.authentication.x509.client_ca_file;
         if !client_ca.as_os_str().is_empty() {
             readable("authentication.x509.clientCAFile", client_ca);

@@ -31,13 +31,14 @@ use crate::runtime::{cri, health};
 use crate::server::{self, ServerConfig};
 use crate::sources::mirrors::{self, Mirrors};
 use crate::sources::objects::Objects;
-use crate::sources::pods::PodEvent;
+use crate::sources::pods::{PodEvent, StaticSource};
 use crate::sources::services::services;
-use crate::sources::static_pods;
+use crate::sources::{offline, static_pods, static_url};
 use crate::upkeep::eviction::{self, Evictor};
 use crate::upkeep::images::ImageGc;
+use crate::upkeep::limits::{self, Limits};
 use crate::upkeep::{self, logs};
-use crate::{host, host_ports, network, node, proxy, runtime, sources};
+use crate::{certificates, host, host_ports, network, node, proxy, runtime, sources};
 
 /// Pod events between watch and manager; a full queue holds the watch back.
 const POD_EVENTS: usize = 256;
@@ -51,6 +52,7 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
         return run_beside_a_kubelet(&config, cancel).await;
     }
     let node_name = config.keelson.node_name.clone();
+    let alone = config.is_standalone();
     let client = client(&config).await?;
     let cri = cri::connect(config.runtime_socket(), config.image_socket(), config.runtime_request_timeout.0);
     let (recorder, facts) = EventRecorder::new();
@@ -98,16 +100,28 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
         };
         roles.start("healthz", observability::serve(listener, observed, cancel.clone()));
     }
-    roles.endless("events", events::run(client.clone(), node_name.clone(), facts, cancel.clone()));
     roles.endless(
         "runtime health",
         health::run(cri.clone(), health_sender, Arc::clone(&recheck), cancel.clone()),
     );
+    let lookup: Arc<dyn PodLookup> = Arc::new(directory.clone());
+    let serving = certificates::serving(&config, &cancel)?;
+    roles.endless("serving certificate", serving.follow);
+    let server = ServerConfig::new(&config, serving.certificate, counters);
+    roles.start(
+        "kubelet API",
+        server::serve(server, Arc::clone(&lookup), cri.clients().runtime, cancel.clone()),
+    );
+    start_pods(&mut roles, &context, &directory, images, pressure_sender)?;
+    if alone {
+        roles.endless("events", events::log(facts, cancel.clone()));
+        roles.start("node", node::run_alone(Arc::clone(&config), (health, recheck), node_sender, cancel));
+        info!(node = %node_name, "agent started; keelson.kubeconfig is not given: its pods are the static ones");
+        return roles.join().await;
+    }
+    roles.endless("events", events::run(client.clone(), node_name.clone(), facts, cancel.clone()));
     roles.endless("services", follow_services);
     roles.endless("node watch", sources::node::run(client.clone(), node_name, node_sender, cancel.clone()));
-    let lookup: Arc<dyn PodLookup> = Arc::new(directory.clone());
-    start_kubelet_api(&mut roles, &config, &lookup, &cri, &counters);
-    start_pods(&mut roles, &context, &directory, images, pressure_sender)?;
     let proxy_node = node.clone();
     let node_facts = NodeFacts {
         cri: cri.clients(),
@@ -176,11 +190,17 @@ fn start_pods(
 ) -> anyhow::Result<()> {
     let (client, node, cancel) = (context.client.clone(), context.node.clone(), roles.cancel.clone());
     let (pod_events, pod_event_queue) = mpsc::channel(POD_EVENTS);
-    let expects_static = start_static_pods(roles, &context.config, &pod_events);
-    let node_name = context.config.keelson.node_name.clone();
-    roles.endless("pod watch", sources::pods::run(client.clone(), node_name, pod_events, cancel.clone()));
+    start_static_pods(roles, &context.config, &pod_events);
+    let expects_static = context.config.static_sources();
     let (mirror_sender, mirrors) = watch::channel(Mirrors::default());
-    roles.endless("mirror pods", mirrors::run(client, mirrors, node, cancel.clone()));
+    if context.config.is_standalone() {
+        // All that the API server will ever say.
+        pod_events.try_send(PodEvent::Synced(Vec::new())).context("the queue of pod events is full")?;
+    } else {
+        let node_name = context.config.keelson.node_name.clone();
+        roles.endless("pod watch", sources::pods::run(client.clone(), node_name, pod_events, cancel.clone()));
+        roles.endless("mirror pods", mirrors::run(client, mirrors, node, cancel.clone()));
+    }
     let (evictions, eviction_queue) = mpsc::channel(EVICTIONS);
     let inbox =
         Inbox { events: pod_event_queue, evictions: eviction_queue, expects_static, mirrors: mirror_sender };
@@ -191,16 +211,26 @@ fn start_pods(
     Ok(())
 }
 
-/// Reads static pods where the configuration names a place for them.
-fn start_static_pods(roles: &mut Roles, config: &AgentConfig, events: &mpsc::Sender<PodEvent>) -> bool {
-    let path = config.static_pod_path.clone();
-    if path.as_os_str().is_empty() {
-        return false;
+/// Reads static pods where the configuration names places for them.
+fn start_static_pods(roles: &mut Roles, config: &AgentConfig, events: &mpsc::Sender<PodEvent>) {
+    let name = config.keelson.node_name.clone();
+    for source in config.static_sources() {
+        let (name, events, cancel) = (name.clone(), events.clone(), roles.cancel.clone());
+        match source {
+            StaticSource::File => {
+                let (path, frequency) = (config.static_pod_path.clone(), config.file_check_frequency.0);
+                roles.endless("static pods", static_pods::run(path, name, frequency, events, cancel));
+            }
+            StaticSource::Url => {
+                let target = (config.static_pod_url.clone(), config.static_pod_url_header.clone());
+                let frequency = config.http_check_frequency.0;
+                roles.endless(
+                    "static pods of a URL",
+                    static_url::run(target, name, frequency, events, cancel),
+                );
+            }
+        }
     }
-    let (name, frequency) = (config.keelson.node_name.clone(), config.file_check_frequency.0);
-    let role = static_pods::run(path, name, frequency, events.clone(), roles.cancel.clone());
-    roles.endless("static pods", role);
-    true
 }
 
 /// Starts what keeps the node tidy: log rotation, removal of images, eviction.
@@ -216,12 +246,20 @@ fn start_upkeep(
     let rotation = LogRotationConfig::of(config).map_err(settings)?;
     roles.endless("log rotation", logs::run(cri.clone(), pods.clone(), rotation, cancel.clone()));
     let policy = ImageGcConfig::of(config).map_err(settings)?.policy;
-    let gc = Arc::new(ImageGc::new(cri.clone(), images, policy));
+    let gc = Arc::new(ImageGc::new(cri.clone(), images, pods.clone(), policy));
     let (events, node) = (context.events.clone(), context.node.clone());
     roles.endless(
         "image garbage collection",
         upkeep::images::run(Arc::clone(&gc), events.clone(), node.clone(), cancel.clone()),
     );
+    let limits = Limits {
+        cri: cri.clone(),
+        pods: pods.clone(),
+        evictions: evictions.clone(),
+        root_dir: config.keelson.root_dir.clone(),
+        pod_logs_dir: config.pod_logs_dir.clone(),
+    };
+    roles.endless("disk limits", limits::run(limits, cancel.clone()));
     let evictor = Evictor {
         config: EvictionConfig::of(config).map_err(settings)?,
         cri,
@@ -289,23 +327,6 @@ pub async fn verify_services(config: &AgentConfig, pin_dir: &std::path::Path) ->
     proxy::show::verify(pin_dir, client, &proxy, zone).await
 }
 
-fn start_kubelet_api(
-    roles: &mut Roles,
-    config: &Arc<AgentConfig>,
-    lookup: &Arc<dyn PodLookup>,
-    cri: &cri::Cri,
-    probes: &Arc<ProbeCounters>,
-) {
-    let runtime = cri.clients().runtime;
-    let api = server::serve(
-        ServerConfig::new(config, Arc::clone(probes)),
-        Arc::clone(lookup),
-        runtime,
-        roles.cancel.clone(),
-    );
-    roles.start("kubelet API", api);
-}
-
 /// The tasks of the agent.
 struct Roles {
     tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
@@ -365,6 +386,9 @@ impl Roles {
 
 /// A client of the API server with the agent's credentials.
 pub(crate) async fn client(config: &AgentConfig) -> anyhow::Result<Client> {
+    if config.is_standalone() {
+        return Ok(offline::client());
+    }
     let path = &config.keelson.kubeconfig;
     let kubeconfig = Kubeconfig::read_from(path)
         .with_context(|| format!("kubeconfig {} cannot be used", path.display()))?;

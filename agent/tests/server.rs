@@ -14,7 +14,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
 use keelson_agent::contracts::{ContainerRef, LookupError, PodLookup};
-use keelson_agent::server::{ServerConfig, serve};
+use keelson_agent::server::{ServerConfig, Serving, serve};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -114,8 +114,8 @@ impl Bench {
         let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let config = ServerConfig {
             listen: free,
-            cert_file: dir.path().join("kubelet.crt"),
-            key_file: dir.path().join("kubelet.key"),
+            serving: Serving::from_files(&dir.path().join("kubelet.crt"), &dir.path().join("kubelet.key"))
+                .unwrap(),
             client_ca_file: dir.path().join("ca.crt"),
             node_name: "n1".to_owned(),
             root_dir: dir.path().to_owned(),

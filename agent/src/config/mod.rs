@@ -6,23 +6,28 @@
 
 mod defaults;
 mod duration;
+mod keelson;
 mod known;
 mod upkeep;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::sources::pods::StaticSource;
+use crate::sources::static_url;
+
 use defaults::{
     any_address, default_cgroup_driver, default_cluster_domain, default_endpoint, default_healthz_port,
-    default_instance, default_lease_seconds, default_log_links, default_max_pods, default_network_name,
-    default_pod_logs_dir, default_port, default_proxy_healthz_port, default_proxy_metrics_port,
-    default_quota_period, default_resolv_conf, default_root_dir, default_tunnel, default_vni,
-    default_vxlan_port, localhost, no_limit, root_path, ten_seconds, twenty_seconds, two_minutes, yes,
+    default_lease_seconds, default_max_pods, default_pod_logs_dir, default_port, default_quota_period,
+    default_resolv_conf, localhost, no_limit, root_path, ten_seconds, twenty_seconds, two_minutes, yes,
 };
 pub use duration::GoDuration;
+pub use keelson::{
+    CniConfig, KeelsonConfig, MasqueradeConfig, NetworkSection, ProxySection, UnderlaySection, XdpMode,
+};
 pub use upkeep::{EvictionConfig, ImageGcConfig, LogRotationConfig};
 
 /// Why a configuration is refused.
@@ -212,6 +217,18 @@ pub struct AgentConfig {
     /// The directory is looked at this often, beside being watched.
     #[serde(default = "twenty_seconds")]
     pub file_check_frequency: GoDuration,
+    /// Address of a list of static pods; empty: there is none.
+    #[serde(default, rename = "staticPodURL")]
+    pub static_pod_url: String,
+    /// Headers of requests for it, each with its values.
+    #[serde(default, rename = "staticPodURLHeader")]
+    pub static_pod_url_header: BTreeMap<String, Vec<String>>,
+    /// It is asked this often.
+    #[serde(default = "twenty_seconds")]
+    pub http_check_frequency: GoDuration,
+    /// Addresses of pods where there is no API server to tell.
+    #[serde(default, rename = "podCIDR")]
+    pub pod_cidr: String,
     /// Images in the node's status at most; -1: all.
     #[serde(default = "defaults::status_images")]
     pub node_status_max_images: i64,
@@ -287,179 +304,6 @@ pub struct CrashLoopBackOff {
     pub max_container_restart_period: Option<GoDuration>,
 }
 
-/// The `keelson:` section.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct KeelsonConfig {
-    /// Distinguishes instances on one host.
-    #[serde(default = "default_instance")]
-    pub instance: String,
-    /// Node name in the API.
-    pub node_name: String,
-    /// Address of the node.
-    #[serde(rename = "nodeIP")]
-    pub node_ip: IpAddr,
-    /// Labels to register with.
-    #[serde(default)]
-    pub node_labels: BTreeMap<String, String>,
-    /// How to reach the API server.
-    pub kubeconfig: PathBuf,
-    /// Whether this agent is the node's kubelet; `false`: another one is, and only proxy and network run here.
-    #[serde(default = "yes")]
-    pub kubelet: bool,
-    /// `<rootDir>/pods/<uid>` and the agent's state.
-    #[serde(default = "default_root_dir")]
-    pub root_dir: PathBuf,
-    /// Directory of the log links.
-    #[serde(default = "default_log_links")]
-    pub container_log_links_dir: PathBuf,
-    /// CNI configuration that the agent writes; absent: somebody else does.
-    #[serde(default)]
-    pub cni: Option<CniConfig>,
-    /// Service proxy; absent: off.
-    #[serde(default)]
-    pub proxy: Option<ProxySection>,
-    /// Network between nodes; absent: somebody else makes it, or there is one node only.
-    #[serde(default)]
-    pub network: Option<NetworkSection>,
-}
-
-/// `keelson.network`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct NetworkSection {
-    /// On or off.
-    #[serde(default = "yes")]
-    pub enabled: bool,
-    /// `vxlan`, `host-gw` or `wireguard`.
-    #[serde(default)]
-    pub mode: agent_core::overlay::Mode,
-    /// Peers in a subnet of the underlay are reached without the tunnel.
-    #[serde(default)]
-    pub direct_routing: bool,
-    /// Which interface carries it.
-    #[serde(default)]
-    pub underlay: UnderlaySection,
-    /// Name of the tunnel device.
-    #[serde(default = "default_tunnel")]
-    pub device: String,
-    /// VXLAN network identifier, the same on all nodes.
-    #[serde(default = "default_vni")]
-    pub vni: u32,
-    /// UDP port, the same on all nodes.
-    #[serde(default = "default_vxlan_port")]
-    pub port: u16,
-    /// MTU of pods; 0 derives it from the underlay.
-    #[serde(default)]
-    pub mtu: u32,
-}
-
-/// `keelson.network.underlay`; empty: the interface that has `nodeIP`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct UnderlaySection {
-    /// The interface of this name.
-    pub interface: Option<String>,
-    /// The interface that packets to this address leave by.
-    pub route: Option<IpAddr>,
-    /// Whether the tunnel uses IPv6; absent: the family of `nodeIP`.
-    pub ipv6: Option<bool>,
-}
-
-/// `keelson.cni`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct CniConfig {
-    /// Where `10-keelson.conflist` is written.
-    pub conf_dir: PathBuf,
-    /// The network's name: several agents in one network namespace need different ones.
-    #[serde(default = "default_network_name")]
-    pub name: String,
-    /// Bridge's name.
-    pub bridge: String,
-    /// The address allocator's directory.
-    pub data_dir: PathBuf,
-    /// Where the plugins write down what they changed; absent: `/run/keelson/cni`.
-    #[serde(default)]
-    pub state_dir: Option<PathBuf>,
-    /// The plugins' log; absent: `/var/log/keelson/cni.log`.
-    #[serde(default)]
-    pub log_file: Option<PathBuf>,
-    /// 0: that of the uplink.
-    #[serde(default)]
-    pub mtu: u32,
-    /// Pods reach the outside with the node's address; absent: with their own.
-    #[serde(default)]
-    pub masquerade: Option<MasqueradeConfig>,
-    /// Whether `hostPort` of containers is served, by the plugin keelson-portmap.
-    #[serde(default = "yes")]
-    pub host_ports: bool,
-    /// Whether the annotations for bandwidth are obeyed, by the plugin keelson-bandwidth.
-    #[serde(default = "yes")]
-    pub bandwidth: bool,
-    /// Where the runtime keeps the pods' network namespaces; absent: running pods keep their MTU when it changes.
-    #[serde(default)]
-    pub netns_dir: Option<PathBuf>,
-}
-
-/// `keelson.cni.masquerade`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct MasqueradeConfig {
-    /// Destinations that see the pod's own address: the pod ranges of the cluster.
-    pub except: Vec<String>,
-}
-
-/// `keelson.proxy`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ProxySection {
-    /// On or off.
-    #[serde(default = "yes")]
-    pub enabled: bool,
-    /// Cgroup2 directory to attach at.
-    pub cgroup_root: PathBuf,
-    /// bpffs directory of this instance's pins.
-    pub pin_dir: PathBuf,
-    /// Service range.
-    #[serde(rename = "serviceCIDR")]
-    pub service_cidr: String,
-    /// Node addresses (CIDRs, or the word `primary` for the node's own) that answer NodePorts; empty: all.
-    #[serde(default)]
-    pub node_port_addresses: Vec<String>,
-    /// Whether clients outside the node are served: packet programs on its network devices.
-    #[serde(default = "yes")]
-    pub serve_outside: bool,
-    /// Whether drivers handle packets from wire to wire (XDP).
-    #[serde(default)]
-    pub xdp: XdpMode,
-    /// Address of kube-proxy's health server.
-    #[serde(default = "any_address")]
-    pub healthz_bind_address: IpAddr,
-    /// Port of kube-proxy's health server; 0 switches it off.
-    #[serde(default = "default_proxy_healthz_port")]
-    pub healthz_port: u16,
-    /// Address of the proxy's metrics.
-    #[serde(default = "localhost")]
-    pub metrics_bind_address: IpAddr,
-    /// Port of the proxy's metrics; 0 switches them off.
-    #[serde(default = "default_proxy_metrics_port")]
-    pub metrics_port: u16,
-}
-
-/// `keelson.proxy.xdp`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum XdpMode {
-    /// On interfaces with a driver of their own that can, and by which pods of other nodes are reached without a tunnel.
-    #[default]
-    Auto,
-    /// On every interface that can, virtual ones included.
-    Always,
-    /// Nowhere.
-    Off,
-}
-
 impl AgentConfig {
     /// Reads, parses and checks `path`.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
@@ -516,6 +360,18 @@ impl AgentConfig {
         }
     }
 
+    /// Whether the node has no API server: its pods are the static ones.
+    pub fn is_standalone(&self) -> bool {
+        self.keelson.kubeconfig.as_os_str().is_empty()
+    }
+
+    /// Places of static pods that are configured.
+    pub fn static_sources(&self) -> BTreeSet<StaticSource> {
+        let file = (!self.static_pod_path.as_os_str().is_empty()).then_some(StaticSource::File);
+        let url = (!self.static_pod_url.is_empty()).then_some(StaticSource::Url);
+        file.into_iter().chain(url).collect()
+    }
+
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.api_version != "kubelet.config.k8s.io/v1beta1" || self.kind != "KubeletConfiguration" {
@@ -535,10 +391,18 @@ impl AgentConfig {
         if !self.cgroup_root.starts_with('/') {
             problems.push(format!("cgroupRoot {:?} is not absolute", self.cgroup_root));
         }
-        let no_tls =
-            self.tls_cert_file.as_os_str().is_empty() || self.tls_private_key_file.as_os_str().is_empty();
-        if self.keelson.kubelet && no_tls {
-            problems.push("tlsCertFile and tlsPrivateKeyFile must be given".to_owned());
+        let half_tls =
+            self.tls_cert_file.as_os_str().is_empty() != self.tls_private_key_file.as_os_str().is_empty();
+        if half_tls {
+            problems.push("tlsCertFile and tlsPrivateKeyFile must be given both, or neither".to_owned());
+        }
+        if !self.static_pod_url.is_empty()
+            && let Err(problem) = static_url::check(&self.static_pod_url, &self.static_pod_url_header)
+        {
+            problems.push(problem);
+        }
+        if self.is_standalone() {
+            problems.extend(self.standalone_problems());
         }
         problems.extend(LogRotationConfig::of(self).err().into_iter().flatten());
         problems.extend(ImageGcConfig::of(self).err().into_iter().flatten());
@@ -550,6 +414,36 @@ impl AgentConfig {
         {
             if !dir.is_absolute() {
                 problems.push(format!("{field} {} is not absolute", dir.display()));
+            }
+        }
+        problems
+    }
+}
+
+impl AgentConfig {
+    /// What cannot work where there is no API server.
+    fn standalone_problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let without = "keelson.kubeconfig is not given: the node stands alone, and";
+        if !self.keelson.kubelet {
+            problems.push(format!("{without} keelson.kubelet: false leaves nothing to do"));
+        }
+        let proxy = self.keelson.proxy.as_ref().is_some_and(|section| section.enabled);
+        let network = self.keelson.network.as_ref().is_some_and(|section| section.enabled);
+        for (field, is_on) in [("keelson.proxy", proxy), ("keelson.network", network)] {
+            if is_on {
+                problems.push(format!("{without} {field} has nobody to tell it of services and nodes"));
+            }
+        }
+        if !self.pod_cidr.is_empty() {
+            for range in self.pod_cidr.split(',') {
+                let parts = range.split_once('/');
+                let is_good = parts.is_some_and(|(address, length)| {
+                    address.parse::<IpAddr>().is_ok() && length.parse::<u8>().is_ok()
+                });
+                if !is_good {
+                    problems.push(format!("podCIDR {range:?} is not an address range, as 10.88.0.0/24"));
+                }
             }
         }
         problems

@@ -15,7 +15,7 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use series::{Decision, SeriesTable};
 
@@ -155,6 +155,23 @@ pub async fn run(
         if let Err(error) = written {
             table.forget(&fact);
             warn!(reason = %fact.reason, error = %error, "event not written");
+        }
+    }
+}
+
+/// Logs facts until `cancel`, where there is no API server to write them to.
+pub async fn log(mut facts: mpsc::Receiver<Fact>, cancel: CancellationToken) {
+    loop {
+        // Cancel-safe: a token and a channel receive.
+        let fact = tokio::select! {
+            () = cancel.cancelled() => return,
+            fact = facts.recv() => match fact { Some(fact) => fact, None => return },
+        };
+        let object = &fact.object;
+        let (namespace, name) = (object.namespace.as_deref(), object.name.as_deref().unwrap_or_default());
+        match fact.kind {
+            EventType::Normal => info!(namespace, object = name, reason = %fact.reason, "{}", fact.message),
+            EventType::Warning => warn!(namespace, object = name, reason = %fact.reason, "{}", fact.message),
         }
     }
 }

@@ -19,8 +19,13 @@ pub struct TreeUse {
     pub inodes: u64,
 }
 
-/// Adds up everything below `path`; what cannot be read counts as nothing.
+/// Adds up what is below `path`, at most [`MAX_ENTRIES`]; what cannot be read counts as nothing.
 pub fn tree(path: &Path) -> TreeUse {
+    tree_up_to(path, MAX_ENTRIES)
+}
+
+/// Adds up what is below `path`, for whoever has the time: at most `most` files and directories.
+pub fn tree_up_to(path: &Path, most: u64) -> TreeUse {
     let mut used = TreeUse::default();
     let Ok(root) = std::fs::symlink_metadata(path) else { return used };
     let mut directories = vec![path.to_owned()];
@@ -32,7 +37,7 @@ pub fn tree(path: &Path) -> TreeUse {
             }
             used.inodes += 1;
             used.bytes = used.bytes.saturating_add(metadata.blocks().saturating_mul(BLOCK));
-            if used.inodes >= MAX_ENTRIES {
+            if used.inodes >= most {
                 return used;
             }
             if metadata.is_dir() {
@@ -56,6 +61,7 @@ mod tests {
         std::os::unix::fs::symlink("/usr", dir.path().join("link")).unwrap();
         let used = tree(dir.path());
         assert_eq!(used.inodes, 3);
+        assert_eq!(tree_up_to(dir.path(), 2).inodes, 2);
         assert!(used.bytes >= 100_000 && used.bytes < 10_000_000, "{used:?}");
     }
 }

@@ -18,11 +18,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use k8s_openapi::api::core::v1::Node;
 use kube::Client;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::AgentConfig;
-use crate::contracts::NodeFacts;
+use crate::contracts::{NodeFacts, RuntimeHealth};
+use crate::host::stats;
 
 /// Version that nodes report.
 pub const KUBELET_VERSION: &str = "v1.36.0+keelson";
@@ -54,6 +57,44 @@ pub async fn run(
         // Each loop only ends by being dropped; what it wrote is complete at every await point.
         () = cancel.cancelled() => Ok(()),
         outcome = async { tokio::try_join!(report, lease, cni) } => outcome.map(|_| ()),
+    }
+}
+
+/// The node of an agent without an API server: says in `node` what it would have registered, so that admission, allocatable
+/// and the CNI configuration (for `podCIDR`) are as with one.
+pub async fn run_alone(
+    config: Arc<AgentConfig>,
+    (health, recheck): (watch::Receiver<RuntimeHealth>, Arc<Notify>),
+    node: watch::Sender<Option<Arc<Node>>>,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
+    let machine = tokio::task::spawn_blocking(machine::Machine::read)
+        .await?
+        .context("cannot read what this machine is")?;
+    let root_dir = config.keelson.root_dir.clone();
+    let figures = tokio::task::spawn_blocking(move || stats::read(&root_dir)).await??;
+    let mut known = register::node(&config, register::labels(&config, &machine));
+    let ranges: Vec<String> =
+        config.pod_cidr.split(',').filter(|range| !range.is_empty()).map(str::to_owned).collect();
+    if let Some(spec) = known.spec.as_mut() {
+        spec.pod_cidr = ranges.first().cloned();
+        spec.pod_cidrs = Some(ranges);
+    }
+    known.status = Some(status::desired(status::Inputs {
+        config: &config,
+        machine: &machine,
+        figures: &figures,
+        runtime_version: &health.borrow().version,
+        images: &[],
+        conditions: Vec::new(),
+        current: None,
+    }));
+    node.send_replace(Some(Arc::new(known)));
+    let cni = cni::run(config.keelson.cni.clone(), node.subscribe(), None, recheck);
+    tokio::select! {
+        // What the loop wrote is complete at every await point.
+        () = cancel.cancelled() => Ok(()),
+        outcome = cni => outcome,
     }
 }
 

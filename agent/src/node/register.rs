@@ -54,7 +54,7 @@ async fn try_register(
     within(api.patch(name, &PatchParams::default(), &patch)).await
 }
 
-fn node(config: &AgentConfig, labels: BTreeMap<String, String>) -> Node {
+pub(super) fn node(config: &AgentConfig, labels: BTreeMap<String, String>) -> Node {
     let provider_id = Some(config.provider_id.clone()).filter(|id| !id.is_empty());
     let taints = Some(config.register_with_taints.clone()).filter(|taints| !taints.is_empty());
     Node {
@@ -72,7 +72,7 @@ fn node(config: &AgentConfig, labels: BTreeMap<String, String>) -> Node {
     }
 }
 
-fn labels(config: &AgentConfig, machine: &Machine) -> BTreeMap<String, String> {
+pub(super) fn labels(config: &AgentConfig, machine: &Machine) -> BTreeMap<String, String> {
     let mut labels = config.keelson.node_labels.clone();
     for prefix in ["kubernetes.io", "beta.kubernetes.io"] {
         labels.insert(format!("{prefix}/os"), "linux".to_owned());

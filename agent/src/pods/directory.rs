@@ -2,7 +2,7 @@
 //!
 //! The manager writes it, everybody reads it; a lock is held for single map operations only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -93,6 +93,21 @@ impl PodDirectory {
                 .collect()
         };
         self.views().iter().flat_map(running).collect()
+    }
+
+    /// Images of the pods that have not ended, those of image volumes among them, by the names that the pods give them.
+    pub fn images(&self) -> BTreeSet<String> {
+        let ended = |view: &PodView| matches!(view.status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        let mut images = BTreeSet::new();
+        for view in self.views().into_iter().filter(|view| !ended(view)) {
+            let Some(spec) = &view.pod.spec else { continue };
+            images.extend(
+                agent_core::model::containers(spec).filter_map(|entry| entry.container.image.clone()),
+            );
+            let volumes = spec.volumes.iter().flatten().filter_map(|volume| volume.image.as_ref());
+            images.extend(volumes.filter_map(|source| source.reference.clone()));
+        }
+        images
     }
 
     /// What every pod's loop last saw and said.

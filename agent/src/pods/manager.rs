@@ -4,7 +4,7 @@
 //! loops in the [`PodDirectory`], and what is to be mirrored. Decides only which pods there are; what happens to each is its
 //! loop's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use agent_core::admission::{Rejection, admit};
@@ -27,7 +27,7 @@ use super::worker::{self, WorkerInput};
 use crate::events::EventType;
 use crate::runtime::events::FoundPod;
 use crate::sources::mirrors::{Mirrors, PodKey, key, mirror_of};
-use crate::sources::pods::PodEvent;
+use crate::sources::pods::{PodEvent, StaticSource};
 
 /// A pod that has to go because the node needs what it uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,8 +48,8 @@ pub struct Inbox {
     pub events: mpsc::Receiver<PodEvent>,
     /// From whoever watches over the node.
     pub evictions: mpsc::Receiver<Eviction>,
-    /// Static pods are expected: nothing is an orphan before they were read.
-    pub expects_static: bool,
+    /// Where static pods are expected from: nothing is an orphan before all of these were read.
+    pub expects_static: BTreeSet<StaticSource>,
     /// Told which static pods the API has to show.
     pub mirrors: watch::Sender<Mirrors>,
 }
@@ -69,7 +69,8 @@ pub async fn run(context: Arc<PodContext>, directory: PodDirectory, inbox: Inbox
         waiting_statics: Vec::new(),
         mirrors,
         synced: false,
-        statics_synced: !expects_static,
+        statics: BTreeMap::new(),
+        expects_static,
         cancel: cancel.clone(),
     };
     loop {
@@ -106,7 +107,10 @@ struct Manager {
     waiting_statics: Vec<Arc<Pod>>,
     mirrors: watch::Sender<Mirrors>,
     synced: bool,
-    statics_synced: bool,
+    /// What each source of static pods said last.
+    statics: BTreeMap<StaticSource, Vec<Arc<Pod>>>,
+    /// Sources that have not said anything.
+    expects_static: BTreeSet<StaticSource>,
     cancel: CancellationToken,
 }
 
@@ -151,14 +155,21 @@ impl Manager {
                     self.delete(pod);
                 }
                 let shown = shown.into_iter().map(|pod| (key(&pod), pod)).collect();
-                self.mirrors.send_modify(|state| state.shown = Some(shown));
+                let no_statics = self.expects_static.is_empty();
+                self.mirrors.send_modify(|state| {
+                    state.shown = Some(shown);
+                    if no_statics {
+                        state.statics.get_or_insert_default();
+                    }
+                });
                 self.hand_out_mirrors();
                 self.synced = true;
                 self.end_orphans_now().await;
             }
-            PodEvent::Static(pods) => {
-                self.take_statics(pods);
-                self.statics_synced = true;
+            PodEvent::Static(source, pods) => {
+                self.statics.insert(source, pods);
+                self.expects_static.remove(&source);
+                self.take_statics();
                 self.end_orphans_now().await;
             }
         }
@@ -286,17 +297,25 @@ impl Manager {
         }
     }
 
-    /// The static pods are these and no others.
-    fn take_statics(&mut self, pods: Vec<Arc<Pod>>) {
+    /// The static pods are those of all sources and no others.
+    fn take_statics(&mut self) {
+        let mut by_name = BTreeMap::new();
+        for pod in self.statics.values().flatten() {
+            by_name.entry(key(pod)).or_insert_with(|| Arc::clone(pod));
+        }
+        let pods: Vec<Arc<Pod>> = by_name.values().cloned().collect();
+        let all_known = self.expects_static.is_empty();
         let wanted = |uid: &str| pods.iter().any(|pod| pod.metadata.uid.as_deref() == Some(uid));
         for (uid, running) in &self.pods {
-            if is_static(&running.pod) && !wanted(uid) {
+            if all_known && is_static(&running.pod) && !wanted(uid) {
                 let fate = fate_of_removed(&running.pod);
                 running.desired.send_modify(|desired| desired.fate = fate);
             }
         }
         self.mirrors.send_modify(|state| {
-            state.statics = pods.iter().map(|pod| (key(pod), Arc::clone(pod))).collect();
+            if all_known {
+                state.statics = Some(by_name);
+            }
         });
         self.waiting_statics = pods;
         self.start_statics();
@@ -392,7 +411,7 @@ impl Manager {
 
     /// Ends pods that left traces here and nobody wants. Only after every source has told: before, every pod would be one.
     async fn end_orphans(&mut self, found: &[FoundPod]) {
-        if !self.synced || !self.statics_synced {
+        if !self.synced || !self.expects_static.is_empty() {
             return;
         }
         for trace in traces(&self.context, found).await {

@@ -143,13 +143,33 @@ async fn resize(input: &StepInput, id: &str, name: &str) -> Result<(), StepError
     let pod = PodCgroup::of(&input.pod, &settings);
     let wide = PodCgroup { memory_max: None, cpu_quota: None, ..pod.clone() };
     let fail = |error: crate::contracts::CgroupError| StepError(chain(&error));
-    context.host.cgroups.ensure_pod(&wide).await.map_err(fail)?;
     let values = ContainerCgroup::of(spec, &container, &settings);
-    context.cri.update_resources(id, resources(values)).await?;
+    if let Some(limit) = values.memory_max {
+        room_for(context, id, limit).await?;
+    }
+    context.host.cgroups.ensure_pod(&wide).await.map_err(fail)?;
+    let updated = context.cri.update_resources(id, resources(values)).await;
+    // Also after a failure: the pod must not go on without its limits.
     context.host.cgroups.ensure_pod(&pod).await.map_err(fail)?;
+    updated?;
     let text = format!("Container {name} resized");
     context.events.pod(&input.pod, Some(name), EventType::Normal, "ResizeCompleted", text);
     Ok(())
+}
+
+/// Fails where the container uses more memory than `limit` allows: the kernel would end it.
+async fn room_for(context: &PodContext, id: &str, limit: u64) -> Result<(), StepError> {
+    // A runtime that does not tell is no reason to refuse.
+    let stats = context.cri.container_stats(id).await.unwrap_or_default();
+    let memory = stats.and_then(|stats| stats.memory);
+    let used =
+        memory.and_then(|memory| memory.working_set_bytes.or(memory.usage_bytes)).map(|used| used.value);
+    match used.filter(|used| *used >= limit) {
+        Some(used) => Err(StepError(format!(
+            "attempting to set container memory limit ({limit}) below current usage ({used})"
+        ))),
+        None => Ok(()),
+    }
 }
 
 async fn mount_volumes(input: &StepInput) -> Result<MountedVolumes, String> {

@@ -34,7 +34,7 @@ use crate::runtime::events::follow;
 use crate::runtime::images::Images;
 use crate::sources::mirrors::{self, Mirrors};
 use crate::sources::objects::Objects;
-use crate::sources::pods::PodEvent;
+use crate::sources::pods::{PodEvent, StaticSource};
 use crate::sources::services::Services;
 
 use fake_api::FakeApi;
@@ -149,7 +149,7 @@ struct Scene {
     cri: FakeCri,
     host: Arc<FakeHost>,
     pressures: watch::Sender<BTreeSet<Pressure>>,
-    expects_static: bool,
+    expects_static: BTreeSet<StaticSource>,
     agent: Option<Agent>,
 }
 
@@ -172,7 +172,7 @@ impl Scene {
             journal,
             host,
             pressures: watch::Sender::new(BTreeSet::new()),
-            expects_static: false,
+            expects_static: BTreeSet::new(),
             agent: None,
         };
         scene.cri.serve();
@@ -236,7 +236,7 @@ impl Scene {
         let inbox = Inbox {
             events: queue,
             evictions: eviction_queue,
-            expects_static: self.expects_static,
+            expects_static: self.expects_static.clone(),
             mirrors: watch::Sender::new(Mirrors::default()),
         };
         let mirrors = inbox.mirrors.subscribe();

@@ -66,6 +66,17 @@ fn auth_config(server: &str, auth: DockerAuth) -> AuthConfig {
     }
 }
 
+/// The name under which runtimes list an image: `nginx` → `docker.io/library/nginx:latest`.
+pub fn full_reference(image: &str) -> String {
+    let repository = repository(image);
+    if let Some((_, digest)) = image.split_once('@') {
+        return format!("{repository}@{digest}");
+    }
+    let last = image.rsplit('/').next().unwrap_or(image);
+    let tag = last.split_once(':').map_or("latest", |(_, tag)| tag);
+    format!("{repository}:{tag}")
+}
+
 /// `nginx:1` → `docker.io/library/nginx`; `r.example:5000/a/b@sha256:…` → `r.example:5000/a/b`.
 fn repository(image: &str) -> String {
     let without_digest = image.split('@').next().unwrap_or(image);

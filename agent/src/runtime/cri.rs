@@ -245,6 +245,22 @@ impl Cri {
         Ok(within("ListPodSandboxStats", READ_DEADLINE, answer).await?.stats)
     }
 
+    /// Statistics of one container; `None` when it is gone.
+    pub async fn container_stats(&self, id: &str) -> Result<Option<v1::ContainerStats>, CriError> {
+        let mut client = self.clients.runtime.clone();
+        let request = v1::ContainerStatsRequest { container_id: id.to_owned() };
+        found(within("ContainerStats", READ_DEADLINE, client.container_stats(request)).await)
+            .map(|answer| answer.and_then(|answer| answer.stats))
+    }
+
+    /// The image that the runtime makes sandboxes from, where it tells: it is in no pod and no container.
+    pub async fn sandbox_image(&self) -> Option<String> {
+        let mut client = self.clients.runtime.clone();
+        let answer = client.status(v1::StatusRequest { verbose: true });
+        let info = within("Status", READ_DEADLINE, answer).await.ok()?.info;
+        info.values().find_map(|text| sandbox_image_of(text))
+    }
+
     /// Every image.
     pub async fn images(&self) -> Result<Vec<v1::Image>, CriError> {
         let mut client = self.clients.images.clone();
@@ -305,6 +321,12 @@ impl Cri {
         let answer = client.get_container_events(v1::GetEventsRequest {}).await;
         answer.map(tonic::Response::into_inner).map_err(|status| CriError::new("GetContainerEvents", &status))
     }
+}
+
+/// `sandboxImage` of containerd's configuration, or `pause_image` of CRI-O's.
+fn sandbox_image_of(info: &str) -> Option<String> {
+    let info: serde_json::Value = serde_json::from_str(info).ok()?;
+    ["sandboxImage", "pause_image"].iter().find_map(|key| Some(info.get(key)?.as_str()?.to_owned()))
 }
 
 fn found<T>(result: Result<T, CriError>) -> Result<Option<T>, CriError> {

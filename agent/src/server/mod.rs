@@ -8,6 +8,7 @@
 
 mod auth;
 mod cadvisor;
+mod certificate;
 mod logs;
 mod metrics;
 mod reply;
@@ -35,6 +36,7 @@ use tonic::transport::Channel;
 use tracing::{debug, info, warn};
 
 use self::auth::Identity;
+pub use self::certificate::Serving;
 use self::routes::Api;
 use crate::config::AgentConfig;
 use crate::contracts::PodLookup;
@@ -50,11 +52,9 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 pub struct ServerConfig {
     /// Where to listen.
     pub listen: SocketAddr,
-    /// Serving certificate chain, PEM.
-    pub cert_file: PathBuf,
-    /// Its key, PEM.
-    pub key_file: PathBuf,
-    /// CA of client certificates, PEM.
+    /// Serving certificate.
+    pub serving: Serving,
+    /// CA of client certificates, PEM; empty: no client is known.
     pub client_ca_file: PathBuf,
     /// Node name, for statistics.
     pub node_name: String,
@@ -70,11 +70,10 @@ pub struct ServerConfig {
 
 impl ServerConfig {
     /// The server's part of the agent's configuration.
-    pub fn new(config: &AgentConfig, probes: Arc<ProbeCounters>) -> Self {
+    pub fn new(config: &AgentConfig, serving: Serving, probes: Arc<ProbeCounters>) -> Self {
         Self {
             listen: SocketAddr::new(config.address, config.port),
-            cert_file: config.tls_cert_file.clone(),
-            key_file: config.tls_private_key_file.clone(),
+            serving,
             client_ca_file: config.authentication.x509.client_ca_file.clone(),
             node_name: config.keelson.node_name.clone(),
             root_dir: config.keelson.root_dir.clone(),
@@ -92,7 +91,7 @@ pub async fn serve(
     runtime: RuntimeServiceClient<Channel>,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
-    let tls = tls::server_config(&config.cert_file, &config.key_file, &config.client_ca_file)
+    let tls = tls::server_config(config.serving.clone(), &config.client_ca_file)
         .context("cannot set up TLS of the kubelet API")?;
     let acceptor = TlsAcceptor::from(Arc::new(tls));
     let listener = TcpListener::bind(config.listen)

@@ -33,6 +33,41 @@ pub struct Origin<'a> {
 
 /// Reads one manifest, YAML or JSON.
 pub fn parse(bytes: &[u8], origin: Origin<'_>) -> Result<Pod, String> {
+    let document = document(bytes)?;
+    let kind = |key: &str| document.get(key).and_then(Value::as_str).unwrap_or_default();
+    if (kind("apiVersion"), kind("kind")) != ("v1", "Pod") {
+        return Err(format!("expected a v1 Pod, found {:?} {:?}", kind("apiVersion"), kind("kind")));
+    }
+    complete(document, origin)
+}
+
+/// Reads a Pod, or each pod of a `PodList`, YAML or JSON.
+pub fn parse_several(bytes: &[u8], origin: Origin<'_>) -> Result<Vec<Result<Pod, String>>, String> {
+    let mut document = document(bytes)?;
+    if document.get("kind").and_then(Value::as_str) != Some("PodList") {
+        return parse(bytes, origin).map(|pod| vec![Ok(pod)]);
+    }
+    let items = match document.get_mut("items").map(Value::take) {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(items)) => items,
+        Some(_) => return Err("items is not a list".to_owned()),
+    };
+    let pod = |mut item: Value| {
+        let fields = item.as_object_mut().ok_or("not an object")?;
+        // Items of a list may leave out what the list says.
+        for (key, expected) in [("apiVersion", "v1"), ("kind", "Pod")] {
+            let given = fields.entry(key).or_insert_with(|| expected.into());
+            if given.as_str() != Some(expected) {
+                return Err(format!("{key}: expected {expected}, found {given}"));
+            }
+        }
+        complete(item, origin)
+    };
+    Ok(items.into_iter().map(pod).collect())
+}
+
+/// The object in a file.
+fn document(bytes: &[u8]) -> Result<Value, String> {
     if bytes.len() as u64 > MAX_SIZE {
         return Err(format!("larger than {MAX_SIZE} bytes"));
     }
@@ -45,11 +80,7 @@ pub fn parse(bytes: &[u8], origin: Origin<'_>) -> Result<Pod, String> {
     if !document.is_object() {
         return Err("not an object with apiVersion, kind, metadata and spec".to_owned());
     }
-    let kind = |key: &str| document.get(key).and_then(Value::as_str).unwrap_or_default();
-    if (kind("apiVersion"), kind("kind")) != ("v1", "Pod") {
-        return Err(format!("expected a v1 Pod, found {:?} {:?}", kind("apiVersion"), kind("kind")));
-    }
-    complete(document, origin)
+    Ok(document)
 }
 
 fn complete(mut document: Value, origin: Origin<'_>) -> Result<Pod, String> {

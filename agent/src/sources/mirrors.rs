@@ -31,8 +31,8 @@ pub type PodKey = (String, String);
 /// What there is.
 #[derive(Debug, Clone, Default)]
 pub struct Mirrors {
-    /// Static pods that run or are to run.
-    pub statics: BTreeMap<PodKey, Arc<Pod>>,
+    /// Static pods that run or are to run; `None` until their sources have told: what they still show stays shown.
+    pub statics: Option<BTreeMap<PodKey, Arc<Pod>>>,
     /// Mirrors on this node that the API has; `None` until it has told.
     pub shown: Option<BTreeMap<PodKey, Arc<Pod>>>,
 }
@@ -97,10 +97,10 @@ pub async fn run(
 }
 
 fn requests(state: &Mirrors) -> Vec<Request> {
-    let Some(shown) = &state.shown else { return Vec::new() };
+    let (Some(shown), Some(statics)) = (&state.shown, &state.statics) else { return Vec::new() };
     let mut requests = Vec::new();
     for (key, mirror) in shown {
-        let wanted = state.statics.get(key).and_then(|pod| pod.metadata.uid.as_deref());
+        let wanted = statics.get(key).and_then(|pod| pod.metadata.uid.as_deref());
         let is_good = mirror_of(mirror) == wanted && mirror.metadata.deletion_timestamp.is_none();
         if !is_good {
             requests.push(Request::Delete {
@@ -109,7 +109,7 @@ fn requests(state: &Mirrors) -> Vec<Request> {
             });
         }
     }
-    let missing = state.statics.iter().filter(|(key, _)| !shown.contains_key(*key));
+    let missing = statics.iter().filter(|(key, _)| !shown.contains_key(*key));
     requests.extend(missing.map(|(_, pod)| Request::Create(Arc::clone(pod))));
     requests
 }
@@ -211,18 +211,22 @@ mod tests {
     fn mirrors_follow_the_static_pods() {
         let statics =
             by_key(vec![pod("new", "s1", None), pod("good", "s2", None), pod("changed", "s3", None)]);
-        let mut state = Mirrors { statics, shown: None };
+        let mut state = Mirrors { statics: Some(statics.clone()), shown: None };
         assert!(requests(&state).is_empty(), "nothing is known of the API yet");
         let mut deleted = Arc::unwrap_or_clone(pod("deleted", "m5", Some("s5")));
         deleted.metadata.deletion_timestamp =
             Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH));
-        state.statics.insert(key(&deleted), pod("deleted", "s5", None));
+        let mut statics = statics;
+        statics.insert(key(&deleted), pod("deleted", "s5", None));
         state.shown = Some(by_key(vec![
             pod("good", "m2", Some("s2")),
             pod("changed", "m3", Some("s-old")),
             pod("gone", "m4", Some("s4")),
             Arc::new(deleted),
         ]));
+        state.statics = None;
+        assert!(requests(&state).is_empty(), "the manifests are not read yet: what is shown stays");
+        state.statics = Some(statics);
         assert_eq!(
             shown(requests(&state)),
             ["delete changed m3", "delete deleted m5", "delete gone m4", "create new"]

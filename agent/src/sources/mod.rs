@@ -8,9 +8,11 @@ pub mod manifest;
 pub mod mirrors;
 pub mod node;
 pub mod objects;
+pub mod offline;
 pub mod pods;
 pub mod services;
 pub mod static_pods;
+pub mod static_url;
 
 use std::time::{Duration, Instant};
 

@@ -26,8 +26,17 @@ pub enum PodEvent {
     Delete(Arc<Pod>),
     /// This is all there is in the API (after each list).
     Synced(Vec<Arc<Pod>>),
-    /// These are all static pods.
-    Static(Vec<Arc<Pod>>),
+    /// These are all static pods of one source.
+    Static(StaticSource, Vec<Arc<Pod>>),
+}
+
+/// Where static pods come from. Of two pods with one name that of the first source counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum StaticSource {
+    /// `staticPodPath`.
+    File,
+    /// `staticPodURL`.
+    Url,
 }
 
 /// Sends pod events until `cancel`. A full queue holds the watch back, which the API server can bear.

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::manifest::{self, MAX_SIZE, Origin};
-use super::pods::PodEvent;
+use super::pods::{PodEvent, StaticSource};
 
 /// Files looked at in a directory.
 const MAX_FILES: usize = 1000;
@@ -46,7 +46,7 @@ pub async fn run(
         let Ok((back, pods)) = read.await else { return };
         reader = back;
         if let Some(pods) = pods
-            && events.send(PodEvent::Static(pods)).await.is_err()
+            && events.send(PodEvent::Static(StaticSource::File, pods)).await.is_err()
         {
             return;
         }
@@ -273,7 +273,9 @@ mod tests {
         let mut wait_for = async |expected: &[&str]| {
             let waiting = async {
                 loop {
-                    let Some(PodEvent::Static(pods)) = events.recv().await else { panic!("a list") };
+                    let Some(PodEvent::Static(StaticSource::File, pods)) = events.recv().await else {
+                        panic!("a list")
+                    };
                     if names(&pods) == expected {
                         return;
                     }

@@ -10,8 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_core::eviction::{
-    ContainerUse, Observation, PodUse, Pressure, Signal, State, Threshold, has_disk_limits, is_critical,
-    limited_volumes, message, over_limit, rank,
+    ContainerUse, Observation, PodUse, Pressure, Signal, State, Threshold, is_critical, message, rank,
 };
 use cri_shim_api::v1;
 use jiff::Timestamp;
@@ -40,7 +39,7 @@ const POD_END: Duration = Duration::from_secs(30);
 /// How often that is looked at.
 const END_CHECK: Duration = Duration::from_millis(200);
 /// Grace of a pod that is evicted for a hard threshold, as upstream.
-const HARD_GRACE: i64 = 1;
+pub(super) const HARD_GRACE: i64 = 1;
 
 /// What the loop works with.
 pub struct Evictor {
@@ -76,7 +75,9 @@ pub async fn run(evictor: Evictor, cancel: CancellationToken) {
             () = cancel.cancelled() => return,
             wake_at = Box::pin(evictor.pass(&mut state)) => wake_at,
         };
-        let until_due = wake_at.and_then(|at| Duration::try_from(at.duration_since(Timestamp::now())).ok());
+        // A time that has passed means: at once.
+        let until_due =
+            wake_at.map(|at| Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default());
         tokio::select! {
             () = cancel.cancelled() => return,
             () = stall.wait() => {}
@@ -88,7 +89,6 @@ pub async fn run(evictor: Evictor, cancel: CancellationToken) {
 impl Evictor {
     /// One look, and what follows from it; when to look again at the latest.
     async fn pass(&self, state: &mut State) -> Option<Timestamp> {
-        self.enforce_limits().await;
         let observed = self.observe().await?;
         let decision =
             state.decide(&self.config.thresholds, &observed, self.config.transition, Timestamp::now());
@@ -112,12 +112,11 @@ impl Evictor {
                 info!("enough disk space was freed without ending a pod");
                 return decision.wake_at;
             };
-            self.evict_one(threshold, &again).await;
-        } else {
-            self.evict_one(&first, &observed).await;
+            return self.evict_one(threshold, &again).await.then(Timestamp::now);
         }
-        // Freed memory shows at once: whether the next pod must go is decided on fresh figures.
-        Some(Timestamp::now())
+        // Freed memory shows at once: whether the next pod must go is decided on fresh figures. Where nobody could go, the
+        // next look has time.
+        self.evict_one(&first, &observed).await.then(Timestamp::now)
     }
 
     fn tell(&self, pressures: &BTreeSet<Pressure>) {
@@ -150,29 +149,6 @@ impl Evictor {
         Some(observations)
     }
 
-    /// Ends pods that use more of the disk than they said they would.
-    async fn enforce_limits(&self) {
-        let mut views = self.candidates();
-        views.retain(|view| has_disk_limits(&view.pod));
-        if views.is_empty() {
-            return;
-        }
-        let Ok(pods) = self.pods_use(&views, Signal::NodeFsAvailable).await else { return };
-        let root = self.root_dir.clone();
-        let over = tokio::task::spawn_blocking(move || {
-            let over = |used: PodUse| {
-                let why = over_limit(&used, &volumes_use(&used.pod, &root))?;
-                Some((used.pod.metadata.uid.clone()?, why))
-            };
-            pods.into_iter().filter_map(over).collect::<Vec<_>>()
-        });
-        for (uid, message) in over.await.unwrap_or_default() {
-            let eviction = Eviction { uid, reason: "Evicted", message, grace: HARD_GRACE };
-            // The manager is gone only when the agent is.
-            drop(self.evictions.send(eviction).await);
-        }
-    }
-
     /// Ended containers go by the pods' loops, which see the pressure; here the images.
     async fn free_disk(&self) {
         self.pods.wake_all();
@@ -182,8 +158,9 @@ impl Evictor {
         }
     }
 
-    async fn evict_one(&self, threshold: &Threshold, observed: &BTreeMap<Signal, Observation>) {
-        let views = self.candidates();
+    /// Ends the least important pod; false when there is none that may go.
+    async fn evict_one(&self, threshold: &Threshold, observed: &BTreeMap<Signal, Observation>) -> bool {
+        let views = candidates(&self.pods);
         let mut pods = match self.pods_use(&views, threshold.signal).await {
             Ok(pods) => pods,
             Err(error) => {
@@ -194,7 +171,7 @@ impl Evictor {
         rank(threshold.signal, &mut pods);
         let Some(victim) = pods.first() else {
             warn!("no pod can be evicted");
-            return;
+            return false;
         };
         let observed = observed.get(&threshold.signal).copied().unwrap_or_default();
         let uid = victim.pod.metadata.uid.clone().unwrap_or_default();
@@ -209,19 +186,12 @@ impl Evictor {
             message: message(threshold, observed, victim),
             grace,
         };
-        if self.evictions.send(eviction).await.is_ok() {
+        // The manager is gone only when the agent is.
+        let sent = self.evictions.send(eviction).await.is_ok();
+        if sent {
             self.wait_for_end(&uid).await;
         }
-    }
-
-    /// Pods that run and may be ended.
-    fn candidates(&self) -> Vec<PodView> {
-        let mut views = self.pods.views();
-        views.retain(|view| {
-            let is_over = matches!(view.status.phase.as_deref(), Some("Succeeded" | "Failed"));
-            !is_over && view.pod.metadata.deletion_timestamp.is_none() && !is_critical(&view.pod)
-        });
-        views
+        sent
     }
 
     async fn wait_for_end(&self, uid: &str) {
@@ -243,24 +213,7 @@ impl Evictor {
     }
 
     async fn pods_use(&self, views: &[PodView], signal: Signal) -> Result<Vec<PodUse>, CriError> {
-        let mut uses: BTreeMap<String, PodUse> = views
-            .iter()
-            .map(|view| {
-                (view.pod.metadata.uid.clone().unwrap_or_default(), unknown_use(Arc::clone(&view.pod)))
-            })
-            .collect();
-        for stats in self.cri.sandbox_stats().await? {
-            let Some(attributes) = &stats.attributes else { continue };
-            let uid = attributes.labels.get(labels::POD_UID).cloned().unwrap_or_default();
-            let (Some(used), Some(linux)) = (uses.get_mut(&uid), stats.linux) else { continue };
-            used.processes =
-                linux.process.and_then(|process| process.process_count).map_or(0, |count| count.value);
-            for container in linux.containers {
-                let (name, figures, inodes) = container_use(&container);
-                used.containers.insert(name, figures);
-                used.inodes = used.inodes.saturating_add(inodes);
-            }
-        }
+        let mut uses = runtime_use(&self.cri, views).await?;
         if signal.pressure() == Pressure::Disk {
             let (root, logs) = (self.root_dir.clone(), self.pod_logs_dir.clone());
             let walked = tokio::task::spawn_blocking(move || {
@@ -273,6 +226,36 @@ impl Evictor {
         }
         Ok(uses.into_values().collect())
     }
+}
+
+/// Pods that run and may be ended.
+pub(super) fn candidates(pods: &PodDirectory) -> Vec<PodView> {
+    let mut views = pods.views();
+    views.retain(|view| {
+        let is_over = matches!(view.status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        !is_over && view.pod.metadata.deletion_timestamp.is_none() && !is_critical(&view.pod)
+    });
+    views
+}
+
+/// What the runtime says that the pods use, by uid.
+pub(super) async fn runtime_use(cri: &Cri, views: &[PodView]) -> Result<BTreeMap<String, PodUse>, CriError> {
+    let uid = |view: &PodView| view.pod.metadata.uid.clone().unwrap_or_default();
+    let mut uses: BTreeMap<String, PodUse> =
+        views.iter().map(|view| (uid(view), unknown_use(Arc::clone(&view.pod)))).collect();
+    for stats in cri.sandbox_stats().await? {
+        let Some(attributes) = &stats.attributes else { continue };
+        let uid = attributes.labels.get(labels::POD_UID).cloned().unwrap_or_default();
+        let (Some(used), Some(linux)) = (uses.get_mut(&uid), stats.linux) else { continue };
+        used.processes =
+            linux.process.and_then(|process| process.process_count).map_or(0, |count| count.value);
+        for container in linux.containers {
+            let (name, figures, inodes) = container_use(&container);
+            used.containers.insert(name, figures);
+            used.inodes = used.inodes.saturating_add(inodes);
+        }
+    }
+    Ok(uses)
 }
 
 fn of_node(node: &NodeFigures) -> BTreeMap<Signal, Observation> {
@@ -310,16 +293,8 @@ fn container_use(stats: &v1::ContainerStats) -> (String, ContainerUse, u64) {
     (name, ContainerUse { memory, disk }, inodes)
 }
 
-/// Bytes of the pod's limited volumes.
-fn volumes_use(pod: &Pod, root: &Path) -> BTreeMap<String, u64> {
-    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-    let directory = root.join("pods").join(uid).join("volumes/kubernetes.io~empty-dir");
-    let names = pod.spec.iter().flat_map(limited_volumes);
-    names.map(|name| (name.to_owned(), tree(&directory.join(name)).bytes)).collect()
-}
-
 /// Logs count for their container, volumes on the node's disk for the pod.
-fn add_files(used: &mut PodUse, root: &Path, logs: &Path) {
+pub(super) fn add_files(used: &mut PodUse, root: &Path, logs: &Path) {
     let uid = used.pod.metadata.uid.as_deref().unwrap_or_default();
     let logs = log_directory(logs, &used.pod);
     for (name, container) in &mut used.containers {

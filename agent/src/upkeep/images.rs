@@ -16,6 +16,8 @@ use tracing::{info, warn};
 
 use crate::events::{EventRecorder, EventType};
 use crate::host::stats::{FsFigures, file_system};
+use crate::pods::directory::PodDirectory;
+use crate::runtime::auth::full_reference;
 use crate::runtime::cri::{Cri, CriError};
 use crate::runtime::images::Images;
 use crate::sources::node::NodeWatch;
@@ -27,6 +29,7 @@ const PERIOD: Duration = Duration::from_secs(300);
 pub struct ImageGc {
     cri: Cri,
     images: Images,
+    pods: PodDirectory,
     policy: ImagePolicy,
     memory: Mutex<ImageMemory>,
 }
@@ -60,9 +63,9 @@ pub enum ImageGcError {
 }
 
 impl ImageGc {
-    /// Over the runtime's images; `images` knows which ones are about to be used.
-    pub fn new(cri: Cri, images: Images, policy: ImagePolicy) -> Self {
-        Self { cri, images, policy, memory: Mutex::default() }
+    /// Over the runtime's images; `images` knows which ones were just asked for, `pods` which ones will be.
+    pub fn new(cri: Cri, images: Images, pods: PodDirectory, policy: ImagePolicy) -> Self {
+        Self { cri, images, pods, policy, memory: Mutex::default() }
     }
 
     /// Removes old images, and then what the disk needs.
@@ -116,7 +119,9 @@ impl ImageGc {
     async fn look(&self) -> Result<Timestamp, CriError> {
         let (images, containers) = tokio::try_join!(self.cri.images(), self.cri.list_containers(None))?;
         let now = Timestamp::now();
-        let mut in_use = in_use(&images, &containers);
+        let mut named = self.pods.images();
+        named.extend(self.cri.sandbox_image().await);
+        let mut in_use = in_use(&images, &containers, &named);
         in_use.extend(self.images.recent());
         let found: Vec<FoundImage> = images
             .iter()
@@ -127,18 +132,23 @@ impl ImageGc {
     }
 }
 
-/// Ids of the images that containers were made from, by whatever name each of them says so.
-fn in_use(images: &[v1::Image], containers: &[v1::Container]) -> BTreeSet<String> {
+/// Ids of the images that containers were made from, by whatever name each of them says so, and of those `named` by pods.
+fn in_use(images: &[v1::Image], containers: &[v1::Container], named: &BTreeSet<String>) -> BTreeSet<String> {
     let mut ids: BTreeMap<&str, &str> = BTreeMap::new();
     for image in images {
         let names = image.repo_tags.iter().chain(&image.repo_digests).chain(std::iter::once(&image.id));
         ids.extend(names.map(|name| (name.as_str(), image.id.as_str())));
     }
     let names = containers.iter().flat_map(|container| {
-        let named = container.image.as_ref().map(|image| image.image.as_str());
-        [named.unwrap_or_default(), container.image_ref.as_str(), container.image_id.as_str()]
+        let given = container.image.as_ref().map(|image| image.image.as_str());
+        [given.unwrap_or_default(), container.image_ref.as_str(), container.image_id.as_str()]
     });
-    names.filter_map(|name| ids.get(name)).map(|id| (*id).to_owned()).collect()
+    let full: Vec<String> = named.iter().map(|name| full_reference(name)).collect();
+    names
+        .chain(named.iter().chain(&full).map(String::as_str))
+        .filter_map(|name| ids.get(name))
+        .map(|id| (*id).to_owned())
+        .collect()
 }
 
 /// Figures of the file system at `path`, read where blocking does no harm.
@@ -199,7 +209,21 @@ mod tests {
             ..v1::Container::default()
         };
         let by_digest = v1::Container { image_ref: "b@sha256:y".to_owned(), ..v1::Container::default() };
-        let used = in_use(&images, &[by_tag, by_digest]);
+        let used = in_use(&images, &[by_tag, by_digest], &BTreeSet::new());
         assert_eq!(used.into_iter().collect::<Vec<_>>(), ["sha256:1", "sha256:2"]);
+    }
+
+    #[test]
+    fn what_pods_name_is_in_use_before_there_is_a_container() {
+        let images = [v1::Image {
+            id: "sha256:1".to_owned(),
+            repo_tags: vec!["docker.io/library/tools:latest".to_owned()],
+            ..v1::Image::default()
+        }];
+        let of = |name: &str| in_use(&images, &[], &BTreeSet::from([name.to_owned()]));
+        for name in ["tools", "tools:latest", "docker.io/library/tools:latest", "sha256:1"] {
+            assert_eq!(of(name).len(), 1, "{name}");
+        }
+        assert!(of("tools:1").is_empty() && of("example.org/tools").is_empty());
     }
 }

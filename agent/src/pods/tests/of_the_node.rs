@@ -20,7 +20,7 @@ impl Scene {
     async fn with_statics() -> Self {
         let mut scene = Self::new().await;
         scene.stop_agent().await;
-        scene.expects_static = true;
+        scene.expects_static = BTreeSet::from([StaticSource::File]);
         scene.start_agent().await;
         scene
     }
@@ -31,7 +31,7 @@ impl Scene {
             let dir = self.host.1.path().join("kubelet/pods").join(Path::new(uid));
             std::fs::create_dir_all(dir).expect("a pod directory");
         }
-        self.send(PodEvent::Static(pods)).await;
+        self.send(PodEvent::Static(StaticSource::File, pods)).await;
     }
 
     async fn send(&self, event: PodEvent) {
