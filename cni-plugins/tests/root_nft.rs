@@ -125,6 +125,28 @@ fn a_range_of_ports_is_mapped_one_to_one_and_goes_whole() {
 }
 
 #[test]
+fn the_node_has_the_address_behind_ipv6_loopback_ports_only_while_a_pod_has_one() {
+    let ground = Ground::new();
+    let has_it =
+        || ground.inside(&ground.host, "ip -6 route show table local").contains("fd6b:656c:736f:6e00::1");
+    let (first, second) = (ground.pod("c1"), ground.pod("c2"));
+    let chain = |port: u16, host: &str| {
+        ports(&ground, &json!([{"hostPort": port, "containerPort": 80, "hostIP": host}]))
+    };
+    let (everywhere, elsewhere) = (chain(8080, ""), chain(8081, "192.0.2.1"));
+    ground.add(&everywhere, &first);
+    ground.add(&elsewhere, &second);
+    assert!(has_it());
+    ground.del(&everywhere, &first);
+    assert!(!has_it(), "the last port that serves ::1 has gone");
+    ground.add(&everywhere, &first);
+    assert!(has_it());
+    ground.gc(&everywhere, &[&second]);
+    assert!(!has_it(), "also by GC");
+    ground.del(&elsewhere, &second);
+}
+
+#[test]
 fn opening_127_0_0_1_for_host_ports_opens_nothing_else_to_the_pods() {
     let ground = Ground::new();
     let pod = ground.pod("c1");

@@ -62,7 +62,7 @@ pub fn add(more: &Mappings) -> Result<(), NftError> {
         }
     };
     run().map_err(|source| NftError::new("map host ports", source))?;
-    serve_loopback(more)
+    if serves_loopback(more) { route::hold(layout::STAND_IN) } else { Ok(()) }
 }
 
 /// Ends what is in `gone` and not in `rest`.
@@ -99,7 +99,8 @@ pub fn remove(gone: &Mappings, rest: &Mappings) -> Result<(), NftError> {
             other => other,
         }
     };
-    run().map_err(|source| NftError::new("end host ports", source))
+    run().map_err(|source| NftError::new("end host ports", source))?;
+    if serves_loopback(gone) && !serves_loopback(rest) { route::release(layout::STAND_IN) } else { Ok(()) }
 }
 
 /// Makes `all` the only mappings, in one step.
@@ -112,14 +113,15 @@ pub fn replace(all: &Mappings) -> Result<(), NftError> {
         replace_with(&mut socket, all)
     };
     run().map_err(|source| NftError::new("bring host ports in order", source))?;
-    serve_loopback(all)
+    if serves_loopback(all) { route::hold(layout::STAND_IN) } else { route::release(layout::STAND_IN) }
 }
 
-/// What connections to `::1` need besides the table.
-fn serve_loopback(mappings: &Mappings) -> Result<(), NftError> {
-    let serves =
-        |port: &HostPort| port.target.is_ipv6() && port.host_ip.is_none_or(|address| address.is_loopback());
-    if mappings.ports.iter().any(serves) { route::hold(layout::STAND_IN) } else { Ok(()) }
+/// Whether these need for connections to `::1` what is not in the table.
+fn serves_loopback(mappings: &Mappings) -> bool {
+    mappings
+        .ports
+        .iter()
+        .any(|port| port.target.is_ipv6() && port.host_ip.is_none_or(|address| address.is_loopback()))
 }
 
 fn replace_with(socket: &mut Socket, all: &Mappings) -> io::Result<()> {

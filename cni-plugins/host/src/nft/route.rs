@@ -61,7 +61,7 @@ pub(super) fn release(address: Ipv6Addr) -> Result<(), NftError> {
     let failed = |source| NftError::new(format!("take the address {address} from this host"), source);
     let message = local_route(DEL_ROUTE, 0, address).map_err(failed)?;
     match Socket::open_to(SockProtocol::NetlinkRoute)?.request(&message) {
-        Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => Ok(()),
+        Err(error) if is_no_route(&error) => Ok(()),
         done => done.map_err(failed),
     }
 }
@@ -71,6 +71,12 @@ fn local_route(kind: u16, flags: u16, address: Ipv6Addr) -> io::Result<Message> 
     let mut message = Message::raw(kind, flags, vec![10, 128, 0, 0, 255, 3, 254, 2, 0, 0, 0, 0]);
     message.body.put(1, &address.octets()).put(4, &if_nametoindex("lo")?.to_ne_bytes());
     Ok(message)
+}
+
+/// The route is not there, or this kernel runs without IPv6.
+fn is_no_route(error: &io::Error) -> bool {
+    let absent = [Errno::ESRCH, Errno::EOPNOTSUPP, Errno::EAFNOSUPPORT];
+    absent.iter().any(|errno| error.raw_os_error() == Some(*errno as i32))
 }
 
 fn is_unreachable(error: &io::Error) -> bool {
