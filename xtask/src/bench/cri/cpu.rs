@@ -69,15 +69,35 @@ pub(super) fn of_cgroup(dir: &Path) -> Result<f64> {
     Ok(usage.trim().parse::<f64>()? / 1e6)
 }
 
-/// Seconds that all threads of a process have run.
-pub(super) fn of_process(pid: i32) -> Result<f64> {
-    let mut nanoseconds = 0.0;
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        // A thread may end between the two reads; what it used is lost then, which only an idle process affords.
-        let text = fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
-        nanoseconds += text.split(' ').next().and_then(|field| field.parse::<f64>().ok()).unwrap_or_default();
+/// What a process has run for, and which process that was: its id alone may have gone to another one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Run {
+    seconds: f64,
+    began: u64,
+}
+
+impl Run {
+    /// Seconds that the same process has run since an earlier look. Another process is an error: what the first one used
+    /// is not known any more.
+    pub(super) fn since(self, earlier: Self) -> Result<f64> {
+        anyhow::ensure!(self.began == earlier.began, "the process was replaced by another one meanwhile");
+        Ok((self.seconds - earlier.seconds).max(0.0))
     }
-    Ok(nanoseconds / 1e9)
+}
+
+/// What all threads of a process have run, those that have ended among them (the threads' own counts fall when one ends).
+pub(super) fn of_process(pid: i32) -> Result<Run> {
+    let file = format!("/proc/{pid}/stat");
+    let text = fs::read_to_string(&file).with_context(|| format!("reading {file}"))?;
+    run_of(&text).with_context(|| format!("{file} has not the usual fields"))
+}
+
+fn run_of(stat: &str) -> Option<Run> {
+    // The name, in brackets, may contain anything; the third field follows it.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
+    let ticks = f64::from(u32::try_from(number(14)? + number(15)?).ok()?);
+    Some(Run { seconds: ticks / TICKS, began: number(22)? })
 }
 
 #[cfg(test)]
@@ -90,5 +110,39 @@ mod tests {
         let (idle, processors) = parse(stat).unwrap();
         assert!((idle - 15.0).abs() < 1e-9 && (processors - 2.0).abs() < 1e-9);
         assert!(parse("intr 1\n").is_none());
+    }
+
+    #[test]
+    fn a_thread_that_ends_takes_nothing_back_and_another_process_is_told() {
+        // What is counted for the whole process only grows, whatever its threads do.
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let busy = || {
+            let end = Instant::now() + Duration::from_millis(100);
+            while Instant::now() < end {
+                std::hint::spin_loop();
+            }
+        };
+        let (worked, look) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+        let (during, after) = std::thread::scope(|scope| {
+            let worker = scope.spawn(|| {
+                busy();
+                worked.wait();
+                look.wait();
+            });
+            worked.wait();
+            let during = of_process(pid).unwrap();
+            look.wait();
+            worker.join().unwrap();
+            (during, of_process(pid).unwrap())
+        });
+        assert!(after.seconds >= during.seconds, "{during:?}, then {after:?}");
+        assert!(after.since(during).unwrap() >= 0.0);
+
+        let of = |used: u32, began: u32| {
+            run_of(&format!("7 (a) b) S 1 1 1 0 -1 0 0 0 0 0 {used} 50 0 0 20 0 3 0 {began} 0 0")).unwrap()
+        };
+        assert!((of(250, 900).since(of(100, 900)).unwrap() - 1.5).abs() < 1e-9);
+        assert!(of(250, 901).since(of(100, 900)).is_err());
+        assert!(run_of("7 (a) S 1").is_none());
     }
 }

@@ -196,7 +196,8 @@ async fn idle_cpu(driver: &Driver, span: Duration) -> Result<(f64, f64)> {
     tokio::time::sleep(span).await;
     let wall = begin.elapsed().as_secs_f64();
     let after = (cpu::of_process(server)?, cpu::of_cgroup(&group)?);
-    Ok(((after.0 - before.0) / wall * 100.0, (after.1 - before.1) / wall * 100.0))
+    let of_server = after.0.since(before.0).with_context(|| format!("CPU of {}, idle", driver.name()))?;
+    Ok((of_server / wall * 100.0, (after.1 - before.1) / wall * 100.0))
 }
 
 fn rows(ours: &[Run], peers: &[Run], pods: u32) -> Vec<Row> {
