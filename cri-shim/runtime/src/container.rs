@@ -247,9 +247,10 @@ impl Container {
         self.cgroups.delete(deadline)
     }
 
-    /// Runs its `poststop` hooks, after [`Self::delete`]. Gives what went wrong, a sentence each: nothing is undone by it.
-    pub fn run_poststop(&self) -> Vec<String> {
-        self.last.as_ref().map(Last::run).unwrap_or_default()
+    /// Runs its `poststop` hooks, after [`Self::delete`], all of them within `limit`. Gives what went wrong, a sentence each:
+    /// nothing is undone by it.
+    pub fn run_poststop(&self, limit: Duration) -> Vec<String> {
+        self.last.as_ref().map(|last| last.run(limit)).unwrap_or_default()
     }
 }
 

@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use oci_spec::runtime::{Hook, Spec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -25,6 +25,8 @@ use crate::plan::process::{Strings, c_string, strings};
 
 /// How long a hook may take that has no `timeout`.
 const PATIENCE: Duration = Duration::from_secs(100);
+/// How long all hooks may take together that run when a container that could not be made has gone.
+const GIVEN_UP: Duration = Duration::from_secs(10);
 /// How much of a failed hook's output is told.
 const OUTPUT: usize = 1024;
 
@@ -177,6 +179,10 @@ impl Named {
 
     /// Runs it in this process's namespaces and waits for its end.
     fn run(&self, state: &State) -> Result<(), Error> {
+        self.run_within(state, self.timeout())
+    }
+
+    fn run_within(&self, state: &State, limit: Duration) -> Result<(), Error> {
         let cannot = |error: &dyn std::fmt::Display| self.failed(&error.to_string(), "");
         let mut input = memory("hook-state").map_err(|error| cannot(&error))?;
         input.write_all(&state.json()).and_then(|()| input.rewind()).map_err(|error| cannot(&error))?;
@@ -194,11 +200,11 @@ impl Named {
         }
         command.stdin(Stdio::from(input)).stdout(Stdio::from(copy()?)).stderr(Stdio::from(copy()?));
         let child = command.process_group(0).spawn().map_err(|error| cannot(&error))?;
-        match ended(child, self.timeout()).map_err(|error| cannot(&error))? {
+        match ended(child, limit).map_err(|error| cannot(&error))? {
             Some(status) if status.success() => Ok(()),
             Some(status) => Err(self.failed(&words(status), &told(&output))),
             None => {
-                let problem = format!("has not ended after {} s", self.timeout().as_secs());
+                let problem = format!("has not ended after {} s", limit.as_secs());
                 Err(self.failed(&problem, &told(&output)))
             }
         }
@@ -293,11 +299,9 @@ impl Hooks {
 
     /// What is left to run when the container could not be made.
     pub(crate) fn given_up(&self) {
-        let state = self.state.with("stopped");
+        let last = Last { state: self.state.with("stopped"), hooks: self.poststop.clone() };
         // What made it fail is what is told.
-        for hook in &self.poststop {
-            drop(hook.run(&state));
-        }
+        drop(last.run(GIVEN_UP));
     }
 }
 
@@ -329,9 +333,20 @@ impl AtStart {
 }
 
 impl Last {
-    /// Runs them all; gives what went wrong.
-    pub(crate) fn run(&self) -> Vec<String> {
-        self.hooks.iter().filter_map(|hook| hook.run(&self.state).err()).map(|error| error.chain()).collect()
+    /// Runs them all within `limit`, each within its own; gives what went wrong. Those for which no time is left are not
+    /// run.
+    pub(crate) fn run(&self, limit: Duration) -> Vec<String> {
+        let end = Instant::now() + limit;
+        let run = |hook: &Named| {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(
+                    hook.failed("was not run: the hooks before it took all the time that there is", "")
+                );
+            }
+            hook.run_within(&self.state, hook.timeout().min(left))
+        };
+        self.hooks.iter().filter_map(|hook| run(hook).err()).map(|error| error.chain()).collect()
     }
 }
 
@@ -368,7 +383,10 @@ fn ended(mut child: Child, patience: Duration) -> std::io::Result<Option<ExitSta
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let pid = pid.ok_or_else(|| std::io::Error::other("an odd process id"))?;
     let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-    let limit = Timespec { tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX), tv_nsec: 0 };
+    let limit = Timespec {
+        tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: patience.subsec_nanos().into(),
+    };
     let mut polled = [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)];
     let in_time = rustix::io::retry_on_intr(|| poll(&mut polled, Some(&limit)))? > 0;
     if !in_time {
@@ -428,5 +446,16 @@ mod tests {
         let (mut hooks, _) = planned(&json!({ "prestart": [hook] })).unwrap().unwrap();
         let error = hooks.created(1).unwrap_err().chain();
         assert_eq!(error, "hooks.prestart[0]: /bin/sh: has not ended after 1 s: at");
+    }
+
+    #[test]
+    fn the_last_hooks_share_one_limit() {
+        let slow = json!({ "path": "/bin/sh", "args": ["sh", "-c", "echo on; sleep 1000"] });
+        let (hooks, _) = planned(&json!({ "poststop": [slow, slow] })).unwrap().unwrap();
+        let last = Last { state: hooks.state.with("stopped"), hooks: hooks.poststop };
+        let problems = last.run(Duration::from_millis(1500));
+        assert_eq!(problems[0], "hooks.poststop[0]: /bin/sh: has not ended after 1 s: on");
+        assert!(problems[1].starts_with("hooks.poststop[1]: /bin/sh: was not run: "), "{problems:?}");
+        assert_eq!(problems.len(), 2);
     }
 }

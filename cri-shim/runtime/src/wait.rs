@@ -1,10 +1,11 @@
-//! Reaping the processes that this crate makes.
+//! Ending and reaping the processes that this crate makes.
 
 use std::os::fd::AsFd;
 
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use crate::error::Error;
+use crate::host::sys;
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +14,11 @@ pub struct Exit {
     pub status: i32,
     /// The signal that ended it.
     pub signal: Option<i32>,
+}
+
+/// Kills a process by its pidfd, which needs no other descriptor.
+pub fn kill(pidfd: impl AsFd) -> Result<(), Error> {
+    sys::send_signal(pidfd.as_fd(), libc::SIGKILL).map_err(Error::step("kill a process"))
 }
 
 /// Reaps a child by its pidfd. With `block` unset gives `None` while it runs; with it set, waits.

@@ -93,7 +93,7 @@ fn each_runs_at_its_point_where_it_belongs() {
     reap(&pidfd, true).expect("reaped");
     container.delete(PATIENCE).expect("deleted");
     assert_eq!(notes(&file).len(), 4);
-    let problems = container.run_poststop();
+    let problems = container.run_poststop(PATIENCE);
     assert_eq!(problems, ["hooks.poststop[1]: /bin/false: ended with status 1"]);
     let last = notes(&file).pop().expect("noted");
     assert_eq!((last.0.as_str(), &last.1["status"]), ("poststop", &json!("stopped")));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +25,8 @@ use crate::ttrpc::{Code, Failure};
 
 /// How long killed processes may take to go when a container is deleted.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the hooks of a deleted container may take together: containerd's caller waits two minutes for all of a deletion.
+const HOOKS_PATIENCE: Duration = Duration::from_secs(60);
 /// Where compiled seccomp profiles are kept when no keelson-cri has named its directory, for all shims of the host.
 const SECCOMP_CACHE: &str = "/run/keelson/seccomp";
 
@@ -124,7 +126,7 @@ fn make_on(
     let runtime = created.container;
     let pid = u32::try_from(runtime.pid).unwrap_or_default();
     if let Err(error) = bundle.keep(&runtime) {
-        undo(created.pending, &runtime, &created.pidfd);
+        undo(Some(created.pending), &runtime, &created.pidfd);
         return Err(host("bundle", &error));
     }
     let init = Process { names, pid, console: created.console, held, ..Process::default() };
@@ -137,10 +139,15 @@ fn make_on(
         limit_reached: Arc::default(),
     };
     let container = Arc::new(Container::new(request.id.clone(), bundle, runtime, own_pids(spec), state));
-    if let Err(error) = run(shim, &container, "", created.pidfd) {
-        let pending = container.lock().pending.take();
-        drop(pending);
-        container.runtime.delete(KILL_PATIENCE).ok();
+    if let Err(error) = run(shim, &container, "", &created.pidfd) {
+        let (pending, pump) = {
+            let mut state = container.lock();
+            (state.pending.take(), state.init.pump.take())
+        };
+        undo(pending, &container.runtime, &created.pidfd);
+        if let Some(pump) = pump {
+            pump.stop();
+        }
         container.bundle.forget();
         return Err(host("watch", &error));
     }
@@ -153,13 +160,14 @@ fn make_on(
     Ok(pid)
 }
 
-fn undo(pending: Pending, runtime: &cri_shim_runtime::Container, pidfd: &OwnedFd) {
+/// Takes a container back that was made and that nobody watches yet.
+fn undo(pending: Option<Pending>, runtime: &cri_shim_runtime::Container, pidfd: &OwnedFd) {
     drop(pending);
-    runtime.kill(SIGKILL).ok();
+    cri_shim_runtime::wait::kill(pidfd).ok();
     cri_shim_runtime::wait::reap(pidfd, true).ok();
     runtime.delete(KILL_PATIENCE).ok();
     // The failure to be told is the other one.
-    drop(runtime.run_poststop());
+    drop(runtime.run_poststop(HOOKS_PATIENCE));
 }
 
 /// Whether the container's processes end with its first one.
@@ -199,17 +207,19 @@ fn seccomp_cache(own_socket: Option<&Path>) -> Option<PathBuf> {
     Some(path)
 }
 
-/// Watches a process that exists, and moves its output.
-fn run(shim: &Arc<Shim>, container: &Arc<Container>, exec: &str, pidfd: OwnedFd) -> io::Result<()> {
+/// Watches a process that exists, and moves its output. When this fails nobody does, and the process is the caller's to end.
+fn run(shim: &Arc<Shim>, container: &Arc<Container>, exec: &str, pidfd: &OwnedFd) -> io::Result<()> {
+    let watched = pidfd.try_clone()?;
     let (shim_, container_, exec_) = (Arc::clone(shim), Arc::clone(container), exec.to_owned());
     let mut state = container.lock();
     let Some(process) = state.process(exec) else { return Ok(()) };
     let pid = process.pid;
-    process.pidfd = Some(pidfd.as_fd().try_clone_to_owned()?);
+    process.pidfd = Some(pidfd.try_clone()?);
     let drained = move || shim_.drained(&container_, &exec_);
     process.pump = process.held.pump(process.console.as_ref(), drained)?;
     drop(state);
-    shim.watch(Watched::Process { container: Arc::clone(container), exec: exec.to_owned(), pid, pidfd })
+    let container = Arc::clone(container);
+    shim.watch(Watched::Process { container, exec: exec.to_owned(), pid, pidfd: watched })
 }
 
 /// Runs a process that was made; gives its id.
@@ -327,7 +337,15 @@ fn spawn_exec(
         process.held = held;
         process.console = child.console;
     }
-    run(shim, container, exec, child.pidfd).map_err(|error| host("watch", &error))?;
+    run(shim, container, exec, &child.pidfd).map_err(|error| {
+        // Its start is told as failed, so that it must not go on: whoever asks again would have it twice.
+        cri_shim_runtime::wait::kill(&child.pidfd).ok();
+        cri_shim_runtime::wait::reap(&child.pidfd, true).ok();
+        if let Some(pump) = container.lock().process(exec).and_then(|process| process.pump.take()) {
+            pump.stop();
+        }
+        host("watch", &error)
+    })?;
     Ok(pid)
 }
 
@@ -359,12 +377,13 @@ pub fn delete(shim: &Arc<Shim>, request: &msg::DeleteRequest) -> Result<msg::Del
     if let Some(pump) = pump {
         pump.stop();
     }
-    for problem in container.runtime.run_poststop() {
-        container.bundle.say(&problem);
-    }
     rootfs::remove(&container.bundle.rootfs()).map_err(|error| host("unmount", &error))?;
     container.bundle.forget();
     shim.unwatch_container(&container);
+    // Last, once nothing can fail any more: a repeated deletion must not run them again.
+    for problem in container.runtime.run_poststop(HOOKS_PATIENCE) {
+        container.bundle.say(&problem);
+    }
     shim.forget(&container.id);
     Ok(gone(shim, &container.id, &container.id, pid, exit))
 }

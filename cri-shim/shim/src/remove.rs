@@ -5,7 +5,7 @@
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use prost::Message;
 
@@ -16,27 +16,33 @@ use crate::protocol::SOCKET_ANNOTATION;
 use crate::rootfs;
 use crate::shim::SIGKILL;
 
-/// How long killed processes may take to go; containerd waits five seconds for all of it.
-const PATIENCE: Duration = Duration::from_secs(4);
+/// How long all of it may take: containerd kills this program after five seconds.
+const ALL: Duration = Duration::from_secs(4);
+/// How long of that killed processes may take to go.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Exit status of what SIGKILL ended.
 const KILLED: u32 = 137;
 
 /// Cleans the bundle up and prints an encoded `DeleteResponse`.
 pub fn run(options: &Options) -> io::Result<()> {
+    let end = Instant::now() + ALL;
     let bundle = options.bundle.clone().map_or_else(|| Bundle::at("."), Bundle::at);
     let mut pid = 0;
+    remove_sockets(&bundle);
     if let Some(kept) = bundle.kept() {
         let container = kept.container;
         pid = u32::try_from(container.pid).unwrap_or_default();
         // One that has ended is fine.
         container.kill(SIGKILL).ok();
-        container.delete(PATIENCE).map_err(|error| io::Error::other(error.chain()))?;
-        for problem in container.run_poststop() {
+        let deleted = container.delete(PATIENCE).map_err(|error| io::Error::other(error.chain()));
+        // Mounted or not, the processes that are left see the same.
+        rootfs::remove(&bundle.rootfs())?;
+        deleted?;
+        bundle.forget();
+        // Last: a slow one must not keep anything mounted.
+        for problem in container.run_poststop(end.saturating_duration_since(Instant::now())) {
             bundle.say(&problem);
         }
-        rootfs::remove(&bundle.rootfs())?;
-        bundle.forget();
-        remove_sockets(&bundle);
     }
     let exited_at = Some(proto::timestamp(SystemTime::now()));
     let answer = DeleteResponse { pid, exit_status: KILLED, exited_at };

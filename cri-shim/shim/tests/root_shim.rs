@@ -203,6 +203,30 @@ async fn a_dead_shim_takes_its_containers_along_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_slow_hook_keeps_nothing_of_a_dead_shim_and_is_ended() {
+    let node = Node::start().await;
+    let own_socket = node.dir().join("shims/slow.sock");
+    let wanted = Wanted {
+        own_socket: Some(own_socket.clone()),
+        adapt: Some(|spec| {
+            let hook = serde_json::json!({ "path": "/bin/sleep", "args": ["sleep", "45672"] });
+            spec["hooks"] = serde_json::json!({ "poststop": [hook] });
+        }),
+        ..Wanted::default()
+    };
+    node.run("sleep 3600", &wanted).await;
+    assert_eq!(node.mounted_roots().len(), 1);
+    for shim in node.shims() {
+        kill(Pid::from_raw(shim), Signal::SIGKILL).expect("killed");
+    }
+    wait_for("the hook begins", || !processes_with("45672").is_empty());
+    assert_eq!(node.mounted_roots(), Vec::<String>::new(), "while the hook runs");
+    assert!(!own_socket.exists(), "while the hook runs");
+    wait_for("the hook is ended", || processes_with("45672").is_empty());
+    node.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn processes_without_a_pid_namespace_end_with_the_first() {
     let node = Node::start().await;
     let wanted = Wanted {

@@ -384,14 +384,19 @@ impl Node {
         self.cgroup_roots().into_iter().flat_map(children).collect()
     }
 
+    /// Root file systems of containers that are mounted.
+    pub fn mounted_roots(&self) -> Vec<String> {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
+        let marker = self.dir().join("state").display().to_string();
+        let of_it = mounts.lines().filter(|line| line.contains(&marker) && line.contains("rootfs"));
+        of_it.map(ToOwned::to_owned).collect()
+    }
+
     /// Nothing of any container is left.
     pub fn assert_clean(&self) {
         wait_for("the shims end", || self.shims().is_empty());
         wait_for("the cgroups go", || self.cgroups().is_empty());
-        let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
-        let marker = self.dir().join("state").display().to_string();
-        let left: Vec<&str> =
-            mounts.lines().filter(|line| line.contains(&marker) && line.contains("rootfs")).collect();
+        let left = self.mounted_roots();
         assert!(left.is_empty(), "mounts are left: {left:?}");
     }
 }
