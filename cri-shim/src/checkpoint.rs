@@ -3,6 +3,7 @@
 //! containerd's runc shim does the work where CRIU is installed; everywhere else the answer is `Unimplemented` with the reason.
 //! The file is a tar: `checkpoint/` (CRIU's images), `spec.dump`, `config.dump`, `rootfs-diff.tar`.
 
+use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
@@ -18,7 +19,7 @@ use tracing::Instrument;
 
 use crate::containerd::ContainerdError;
 use crate::containerd::containers::RUNC_SHIM;
-use crate::error::RuntimeError;
+use crate::error::{RuntimeError, chain};
 use crate::host::{blocking, files, process};
 use crate::runtime::Runtime;
 use crate::state::Container;
@@ -26,6 +27,8 @@ use crate::state::Container;
 const WHAT: &str = "a checkpoint";
 /// How long CRIU may look at the kernel: it tries everything, and a busy machine is slow.
 const CHECK_PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks for the program of a checkpoint that is to end.
+const GIVE_UP_PAUSE: Duration = Duration::from_millis(100);
 /// How long one may take when the client says nothing.
 const DEFAULT_PATIENCE: Duration = Duration::from_secs(300);
 
@@ -72,6 +75,7 @@ impl Runtime {
         // Not the container's operation: whoever wants to stop it need not wait for CRIU, see `give_checkpoint_up`.
         let _one_at_a_time = container.checkpoint.lock().await;
         container.must_be(ContainerPhase::Running)?;
+        container.must_not_be_signalled()?;
         // On the disk: the images are as large as the container's memory.
         let work = self.paths.checkpoints().join(&container.id);
         let (images, part) = (work.join("checkpoint"), part_of(&location));
@@ -95,14 +99,26 @@ impl Runtime {
         result
     }
 
-    /// Ends the checkpoint of a container that is to stop, if one is under way: until then its shim does nothing else.
-    pub(crate) async fn give_checkpoint_up(&self, container: &Container) -> Result<(), RuntimeError> {
+    /// Ends the checkpoint of a container that is to stop, if one is under way: until then its shim does nothing else. Says
+    /// whether there was one.
+    pub(crate) async fn give_checkpoint_up(&self, container: &Container) -> Result<bool, RuntimeError> {
         if container.checkpoint.try_lock().is_ok() {
-            return Ok(());
+            return Ok(false);
         }
-        tracing::warn!(container = container.id, "its checkpoint is given up: it is to stop");
         let work = self.paths.checkpoints().join(&container.id);
-        blocking(move || process::kill_imaging(&work)).await
+        blocking(move || process::kill_imaging(&work)).await?;
+        Ok(true)
+    }
+
+    /// Goes on doing so: one that is under way may not have begun its program yet. Never comes back.
+    pub(crate) async fn keep_checkpoints_down(&self, container: &Container) -> Infallible {
+        loop {
+            // Nobody tells of a program that the shim starts; this only goes on while the shim does not answer a signal.
+            tokio::time::sleep(GIVE_UP_PAUSE).await;
+            if let Err(error) = self.give_checkpoint_up(container).await {
+                tracing::warn!(container = container.id, error = %chain(&error), "its checkpoint is not ended yet");
+            }
+        }
     }
 
     /// Ends checkpoints that a crash of ours cut off, and takes away what they left.

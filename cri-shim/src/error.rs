@@ -122,6 +122,16 @@ pub enum RuntimeError {
         #[source]
         source: Box<InvokeError>,
     },
+    /// What attached the sandbox to the pod network cannot be asked to detach it.
+    #[error(
+        "pod network teardown of sandbox {id}: network {network:?} is not configured, and no result of its plugins is kept"
+    )]
+    NetworkGone {
+        /// The sandbox.
+        id: String,
+        /// The network's name.
+        network: String,
+    },
     /// A step on the host's files failed.
     #[error("cannot {step} {}", path.display())]
     Host {
@@ -176,6 +186,7 @@ impl RuntimeError {
             Self::Unimplemented { .. } => Code::Unimplemented,
             Self::Netns(_)
             | Self::Network { .. }
+            | Self::NetworkGone { .. }
             | Self::Host { .. }
             | Self::Pause { .. }
             | Self::PauseLost { .. }

@@ -93,6 +93,7 @@ impl Runtime {
     pub(crate) fn task_event(self: &Arc<Self>, event: TaskEvent) {
         let runtime = Arc::clone(self);
         match event {
+            TaskEvent::Images => self.images.changes().tell(),
             TaskEvent::OutOfMemory { container } => {
                 if let Some(container) = self.registry.container(&container) {
                     container.out_of_memory.store(true, Ordering::Release);

@@ -123,18 +123,30 @@ impl Network {
     }
 
     /// Detaches a sandbox, with the configuration it was attached with. One that was never attached is fine.
+    ///
+    /// A sandbox that never heard its addresses may hold some all the same: its plugins were cut off or failed half-way.
+    /// Nothing tells which, so that it is not detached before a network of that name has been asked.
     pub async fn detach(&self, record: &SandboxRecord) -> Result<(), RuntimeError> {
         if record.network.is_empty() {
             return Ok(());
         }
-        let current = self.current().ok().filter(|list| list.name == record.network);
-        // Without plugins only what the cache knows is detached.
-        let list =
-            current.map_or_else(|| unconfigured(&record.network), |list| NetworkConfigList::clone(&list));
         let mut arguments = arguments(record);
         if !Path::new(&record.netns).exists() {
             arguments.netns = PathBuf::new();
         }
+        let current = self.current().ok().filter(|list| list.name == record.network);
+        let list = if let Some(list) = current {
+            NetworkConfigList::clone(&list)
+        } else {
+            // Without plugins only what the cache knows is detached.
+            let list = unconfigured(&record.network);
+            let cached = self.invoker.cached(&list, &arguments);
+            let cached = cached.map_err(|error| failed("teardown", record, error))?;
+            if cached.is_none() && record.addresses.is_empty() {
+                return Err(RuntimeError::NetworkGone { id: record.id.clone(), network: list.name });
+            }
+            list
+        };
         let deleted = telemetry::stage("cni_del", self.invoker.del(&list, &arguments)).await;
         deleted.map_err(|error| failed("teardown", record, error))
     }
@@ -272,6 +284,38 @@ mod tests {
         assert_eq!(capabilities(&config)["bandwidth"], wanted);
     }
 
+    const DEADLINE: Duration = Duration::from_secs(30);
+
+    #[tokio::test]
+    async fn what_was_attached_half_is_detached_only_by_its_own_network() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = |name: &str| directory.path().join(name);
+        let cni = Cni { conf_dir: place("net.d"), bin_dir: place("bin"), cache_dir: place("cache") };
+        for made in [&cni.conf_dir, &cni.bin_dir] {
+            std::fs::create_dir_all(made).unwrap();
+        }
+        let plugin = cni.bin_dir.join("fake");
+        std::os::unix::fs::symlink("/bin/false", &plugin).unwrap();
+        let network = Network::start(&cni, CancellationToken::new()).await.unwrap();
+        let half = SandboxRecord { id: "half".into(), network: "test".into(), ..SandboxRecord::default() };
+        // The file of the network was taken away meanwhile.
+        let refused = network.detach(&half).await.unwrap_err().to_string();
+        assert!(refused.contains("network \"test\" is not configured"), "{refused}");
+        // One that was ready is let go: nobody is there who could be asked.
+        let ready = SandboxRecord { addresses: vec!["10.0.0.1".into()], ..half.clone() };
+        network.detach(&ready).await.unwrap();
+        let text = r#"{"cniVersion":"1.1.0","name":"test","plugins":[{"type":"fake"}]}"#;
+        std::fs::write(cni.conf_dir.join("x.new"), text).unwrap();
+        std::fs::rename(cni.conf_dir.join("x.new"), cni.conf_dir.join("10-test.conflist")).unwrap();
+        let mut current = network.current.clone();
+        tokio::time::timeout(DEADLINE, current.wait_for(Result::is_ok)).await.unwrap().unwrap();
+        let failed = chain(&network.detach(&half).await.unwrap_err());
+        assert!(failed.contains("plugin fake failed (DEL)"), "the plugin is asked: {failed}");
+        std::fs::remove_file(&plugin).unwrap();
+        std::os::unix::fs::symlink("/bin/true", &plugin).unwrap();
+        network.detach(&half).await.unwrap();
+    }
+
     #[tokio::test]
     async fn a_network_written_later_is_found_and_lost_again() {
         let directory = tempfile::tempdir().unwrap();
@@ -283,10 +327,9 @@ mod tests {
         std::fs::write(conf_dir.join("x.new"), text).unwrap();
         std::fs::rename(conf_dir.join("x.new"), conf_dir.join("10-test.conflist")).unwrap();
         let mut current = network.current.clone();
-        let deadline = Duration::from_secs(10);
-        tokio::time::timeout(deadline, current.wait_for(Result::is_ok)).await.unwrap().unwrap();
+        tokio::time::timeout(DEADLINE, current.wait_for(Result::is_ok)).await.unwrap().unwrap();
         std::fs::remove_file(conf_dir.join("10-test.conflist")).unwrap();
-        tokio::time::timeout(deadline, current.wait_for(Result::is_err)).await.unwrap().unwrap();
+        tokio::time::timeout(DEADLINE, current.wait_for(Result::is_err)).await.unwrap().unwrap();
         // Also when the whole directory goes and comes back, as a network's installer may do it.
         std::fs::remove_dir_all(&conf_dir).unwrap();
         let write = || {
@@ -294,6 +337,6 @@ mod tests {
             std::fs::write(conf_dir.join("20-test.conflist"), text).unwrap();
         };
         write();
-        tokio::time::timeout(deadline, current.wait_for(Result::is_ok)).await.unwrap().unwrap();
+        tokio::time::timeout(DEADLINE, current.wait_for(Result::is_ok)).await.unwrap().unwrap();
     }
 }

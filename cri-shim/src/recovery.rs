@@ -45,6 +45,7 @@ pub async fn supervise(runtime: Arc<Runtime>, cancel: CancellationToken) {
             () = cancel.cancelled() => return,
             error = follow(&runtime, &mut recovered, &mut pause) => error,
         };
+        runtime.images.changes().follow(false);
         let reason = chain(&error);
         let news = runtime.readiness.send_if_modified(|state| {
             let next = Readiness::NotReady { reason: reason.clone(), recovered };
@@ -70,6 +71,7 @@ async fn follow(runtime: &Arc<Runtime>, recovered: &mut bool, pause: &mut Durati
         runtime.client.ensure_namespace().await?;
         // Before listing, so that nothing falls between.
         let events = runtime.client.subscribe().await?;
+        runtime.images.changes().follow(true);
         if *recovered {
             runtime.resync().await?;
             // A containerd that dies may leave a shim that it was just starting.

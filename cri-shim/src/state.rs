@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use containerd_client::types::Mount;
@@ -87,6 +87,8 @@ pub struct Container {
     pub operation: Arc<tokio::sync::Mutex<()>>,
     /// One checkpoint at a time.
     pub(crate) checkpoint: tokio::sync::Mutex<()>,
+    /// How many send it a signal: meanwhile no checkpoint begins.
+    signalling: AtomicUsize,
     /// Held while its end is taken up and its task deleted: two deletions side by side can cost containerd 1.6 the shim.
     pub(crate) ending: tokio::sync::Mutex<()>,
     /// Tells that somebody waits for its task to be deleted after its end.
@@ -166,6 +168,7 @@ impl Container {
             record: Shared::new(record),
             operation: Arc::default(),
             checkpoint: tokio::sync::Mutex::default(),
+            signalling: AtomicUsize::default(),
             ending: tokio::sync::Mutex::default(),
             hurry: tokio::sync::Notify::default(),
             erasing: AtomicBool::default(),
@@ -198,6 +201,25 @@ impl Container {
         })
     }
 
+    /// Keeps checkpoints from beginning until what is given back is dropped.
+    pub(crate) fn signalling(&self) -> Signalling<'_> {
+        self.signalling.fetch_add(1, Ordering::AcqRel);
+        Signalling(&self.signalling)
+    }
+
+    /// Refuses while a signal is sent to it.
+    pub(crate) fn must_not_be_signalled(&self) -> Result<(), RuntimeError> {
+        if self.signalling.load(Ordering::Acquire) == 0 {
+            return Ok(());
+        }
+        Err(RuntimeError::WrongState {
+            kind: "container",
+            id: self.id.clone(),
+            state: "being stopped",
+            needed: container_word(ContainerPhase::Running),
+        })
+    }
+
     /// The pump of its output, when there is one.
     pub fn pump(&self) -> Option<LogPump> {
         self.pump.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -226,6 +248,16 @@ impl Container {
     /// Directory of its FIFOs below the state directory.
     pub fn state_dir(&self, state_dir: &Path) -> PathBuf {
         state_dir.join("containers").join(&self.id)
+    }
+}
+
+/// Says, while it lives, that a container is being sent a signal.
+#[derive(Debug)]
+pub(crate) struct Signalling<'a>(&'a AtomicUsize);
+
+impl Drop for Signalling<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

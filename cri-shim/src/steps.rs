@@ -3,6 +3,7 @@
 //! A test names one in [`ABORT_AT`] and the process ends there, as a crash would end it; so every step that is added to the
 //! list is tested without another line. `name:2` means the second time. Without the variable a step costs one load.
 
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -12,6 +13,10 @@ pub const ABORT_AT: &str = "KEELSON_CRI_ABORT_AT";
 /// The environment variable that names the step at which to halt until SIGCONT comes, so that something else can die in
 /// the meantime. For tests only.
 pub const HALT_AT: &str = "KEELSON_CRI_HALT_AT";
+
+/// The environment variable that names the step at which to hold one operation while all others go on, and behind `=` a
+/// FIFO: it goes on when somebody has opened and closed that for writing. For tests only.
+pub const HOLD_AT: &str = "KEELSON_CRI_HOLD_AT";
 
 macro_rules! steps {
     ($($(#[$doc:meta])* $step:ident = $name:literal,)*) => {
@@ -44,7 +49,7 @@ steps! {
     SandboxAttached = "sandbox-attached",
     /// It is written down as ready; the caller does not know.
     SandboxReady = "sandbox-ready",
-    /// The intent to make a container is on disk, nothing else.
+    /// The intent to make a container is there, nothing else: on disk where something is made before it is created.
     ContainerIntent = "container-intent",
     /// The volumes that its image declares are filled.
     ContainerVolumes = "container-volumes",
@@ -105,13 +110,16 @@ struct Point {
     name: String,
     times: usize,
     reached: AtomicUsize,
+    fifo: PathBuf,
 }
 
 impl Point {
     fn of(variable: &str) -> Option<Self> {
         let wanted = std::env::var(variable).ok()?;
-        let (name, times) = wanted.split_once(':').unwrap_or((&wanted, "1"));
-        Some(Self { name: name.to_owned(), times: times.parse().ok()?, reached: AtomicUsize::new(0) })
+        let (step, fifo) = wanted.split_once('=').unwrap_or((&wanted, ""));
+        let (name, times) = step.split_once(':').unwrap_or((step, "1"));
+        let (name, times) = (name.to_owned(), times.parse().ok()?);
+        Some(Self { name, times, reached: AtomicUsize::new(0), fifo: fifo.into() })
     }
 
     fn is(&self, step: Step) -> bool {
@@ -121,8 +129,8 @@ impl Point {
 
 /// Says that a step is reached.
 pub fn reached(step: Step) {
-    static POINTS: OnceLock<[Option<Point>; 2]> = OnceLock::new();
-    let [abort, halt] = POINTS.get_or_init(|| [ABORT_AT, HALT_AT].map(Point::of));
+    static POINTS: OnceLock<[Option<Point>; 3]> = OnceLock::new();
+    let [abort, halt, hold] = POINTS.get_or_init(|| [ABORT_AT, HALT_AT, HOLD_AT].map(Point::of));
     if abort.as_ref().is_some_and(|point| point.is(step)) {
         tracing::error!(step = step.name(), "ending here, as the environment asks");
         std::process::abort();
@@ -130,6 +138,13 @@ pub fn reached(step: Step) {
     if halt.as_ref().is_some_and(|point| point.is(step)) {
         tracing::error!(step = step.name(), "halting here, as the environment asks");
         if let Err(error) = nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP) {
+            tracing::error!(%error, "and cannot");
+        }
+    }
+    if let Some(point) = hold.as_ref().filter(|point| point.is(step)) {
+        tracing::error!(step = step.name(), "holding here, as the environment asks");
+        // Opening waits for who writes, reading for its end.
+        if let Err(error) = tokio::task::block_in_place(|| std::fs::read(&point.fifo)) {
             tracing::error!(%error, "and cannot");
         }
     }

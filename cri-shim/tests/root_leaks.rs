@@ -116,11 +116,15 @@ async fn a_checkpoint_that_hangs_holds_nobody_up_and_leaves_nothing() {
     let id = cri.script(&sandbox, &pod, "stopped", "exec sleep 3600").await;
     let asked = checkpoint(&cri, &id, &location, 0);
     wait_until("no checkpoint begins", || begun(1)).await;
+    let behind = checkpoint(&cri, &id, &dir.join("behind.tar"), 0);
     let stop = v1::StopContainerRequest { container_id: id.clone(), timeout: 0 };
     let stopped = tokio::time::timeout(PATIENCE, cri.runtime().stop_container(stop)).await;
     stopped.expect("stopping waits for the checkpoint").expect("stopped");
     let failed = tokio::time::timeout(PATIENCE, asked).await.expect("answered").expect("joined");
     failed.expect_err("there is no checkpoint");
+    let failed = tokio::time::timeout(PATIENCE, behind).await.expect("answered").expect("joined");
+    failed.expect_err("nor does one begin that waited for its turn");
+    assert!(!begun(2), "its program never began");
     assert_eq!(entries(&work), Vec::<PathBuf>::new());
 
     // Its own deadline ends it, also when nobody waits any more.

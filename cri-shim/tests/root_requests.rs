@@ -8,6 +8,7 @@ use cri_shim_api::v1;
 use cri_shim_api::v1::ContainerEventType::{
     ContainerCreatedEvent, ContainerDeletedEvent, ContainerStartedEvent, ContainerStoppedEvent,
 };
+use keelson_cri::steps::Step;
 use support::cri::{Cri, PATIENCE, shell};
 use tonic::Code;
 
@@ -202,6 +203,38 @@ async fn a_follower_that_does_not_read_holds_nobody_up() {
     }
     drop(slow);
     cri.assert_nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_removed_while_its_container_is_at_a_step_takes_it_along() {
+    let mut cri = Cri::start().await;
+    // The first container of an image is made before the answer, later ones behind it.
+    for (step, later) in [
+        (Step::ContainerIntent, false),
+        (Step::ContainerSnapshot, false),
+        (Step::ContainerRecord, false),
+        (Step::ContainerIntent, true),
+    ] {
+        let name = format!("{}{}", step.name(), if later { ":2" } else { "" });
+        let held = cri.restart_to_hold_at(&name).await;
+        let pod = cri.pod(&format!("held-{}-{later}", step.name()));
+        let sandbox = cri.run(&pod).await.expect("running");
+        if later {
+            cri.script(&sandbox, &pod, "first", "exec sleep 3600").await;
+        }
+        let remove = async {
+            let goes_on = held.reached().await;
+            tokio::time::timeout(PATIENCE, cri.remove(&sandbox)).await.expect("it waits for the creation");
+            drop(goes_on);
+        };
+        let (created, ()) = tokio::join!(cri.create(&sandbox, &pod, shell("main", "true")), remove);
+        let status = created.expect_err("its pod is gone");
+        assert!(
+            matches!(status.code(), Code::NotFound | Code::FailedPrecondition),
+            "{name}: refused for another reason: {status:?}"
+        );
+        cri.assert_nothing_left().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

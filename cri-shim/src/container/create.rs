@@ -80,12 +80,16 @@ impl Runtime {
             }
         }
         let wanted = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
-        let image = self.images.resolve(&wanted).await?;
+        let image = self.images.resolve_known(&wanted).await?;
         let container = Arc::new(Container::new(self.intent(&sandbox, name, config, &image)?));
-        self.save(&container.record).await?;
+        let accounts = self.known_accounts(&container, &image)?;
+        // Where nothing is made before the container is written down as created, that is intent enough.
+        if accounts.is_none() || container.record.with(|record| has_own_volumes(&record.config, &image)) {
+            self.save(&container.record).await?;
+        }
         self.registry.add_container(&container);
         reached(Step::ContainerIntent);
-        match Box::pin(self.build_container(&sandbox, &container, &image)).await {
+        match Box::pin(self.build_container(&sandbox, &container, &image, accounts)).await {
             Ok(()) => Ok(container.id.clone()),
             Err(error) => {
                 // A removal of the pod may be at the same.
@@ -100,6 +104,16 @@ impl Runtime {
                 Err(error)
             }
         }
+    }
+
+    /// The image's accounts, where they are known and nothing else of its root must be looked at.
+    fn known_accounts(
+        &self,
+        container: &Container,
+        image: &Image,
+    ) -> Result<Option<Arc<Accounts>>, RuntimeError> {
+        let own_users = container.record.with(|record| inputs::id_maps(&record.config))?.is_some();
+        Ok(if own_users { None } else { self.accounts.get(image.chain_id()) })
     }
 
     fn intent(
@@ -141,6 +155,7 @@ impl Runtime {
         sandbox: &Arc<Sandbox>,
         container: &Arc<Container>,
         image: &Image,
+        known: Option<Arc<Accounts>>,
     ) -> Result<(), RuntimeError> {
         // Checked after the container can be found, while stopping marks the sandbox before it looks for containers:
         // one of the two sees the other.
@@ -150,7 +165,6 @@ impl Runtime {
         let users = inputs::users(&record.config, pod.pid)?.map(Arc::new);
         let handler = self.handlers.of_record(&pod.handler)?;
         let plan = Plan { sandbox, pod: &pod, record: &record, image, handler, users: users.clone() };
-        let known = self.accounts.get(image.chain_id()).filter(|_| users.is_none());
         let identity = if let Some(accounts) = known {
             // Nothing that is in the snapshot has to be looked at: that it and the record come to be is written down, and
             // containerd's disk writes are not waited for.
@@ -384,6 +398,17 @@ impl Runtime {
         }
         to_json(&spec)
     }
+}
+
+/// Whether volumes are made for the container: those that the image declares, and images.
+fn has_own_volumes(config: &ContainerConfig, image: &Image) -> bool {
+    let declares = image
+        .config()
+        .config()
+        .as_ref()
+        .and_then(|config| config.volumes().as_ref())
+        .is_some_and(|all| !all.is_empty());
+    declares || config.mounts.iter().any(|mount| mount.image.is_some())
 }
 
 /// What a container is made of.

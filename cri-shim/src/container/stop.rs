@@ -180,8 +180,16 @@ impl Runtime {
 
     /// Sends a signal; when there is no process any more its end is taken up at once.
     async fn signal(self: &Arc<Self>, container: &Arc<Container>, signal: u32) -> Result<(), RuntimeError> {
-        self.give_checkpoint_up(container).await?;
-        match self.client.kill_task(&container.id, "", signal, false).await {
+        let _no_checkpoint_begins = container.signalling();
+        if self.give_checkpoint_up(container).await? {
+            tracing::warn!(container = container.id, "its checkpoint is given up: it is to stop");
+        }
+        // Cancel-safe: the second never ends by itself, and what it has begun to kill is killed.
+        let sent = tokio::select! {
+            sent = self.client.kill_task(&container.id, "", signal, false) => sent,
+            never = self.keep_checkpoints_down(container) => match never {},
+        };
+        match sent {
             Ok(()) => {
                 reached(Step::ContainerSignalled);
                 // Whoever waited for its end may have lost containerd a moment ago, and looking at everything again leaves

@@ -1,4 +1,5 @@
-//! containerd's event stream, reduced to the two events that change a container: an exit and an OOM kill.
+//! containerd's event stream, reduced to the events that change a container, an exit and an OOM kill, and to those that tell
+//! of changed images.
 
 use std::time::Duration;
 
@@ -15,7 +16,10 @@ const LISTENING: &str = "/keelson/listening";
 /// Pause between two of them.
 const ANNOUNCEMENT: Duration = Duration::from_millis(20);
 
-/// Something that happened to a task of our namespace.
+/// Topics of changes of images.
+const IMAGES: [&str; 3] = ["/images/create", "/images/update", "/images/delete"];
+
+/// Something that happened to a task or to an image of our namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TaskEvent {
     /// The first process of a container has ended.
@@ -30,6 +34,8 @@ pub enum TaskEvent {
         /// The container.
         container: String,
     },
+    /// An image was made, changed or removed, by us or by somebody else.
+    Images,
 }
 
 /// An open subscription.
@@ -42,11 +48,9 @@ impl Client {
     /// Subscribes to the events of our namespace. What happened before is not repeated: list after subscribing.
     pub async fn subscribe(&self) -> Result<TaskEvents, ContainerdError> {
         const NAME: &str = "Events.Subscribe";
-        let topics = ["/tasks/exit", "/tasks/oom", LISTENING];
-        let filters = topics
-            .iter()
-            .map(|topic| format!("topic==\"{topic}\",namespace==\"{}\"", self.namespace()))
-            .collect();
+        let topics = ["/tasks/exit", "/tasks/oom", LISTENING].into_iter().chain(IMAGES);
+        let filters =
+            topics.map(|topic| format!("topic==\"{topic}\",namespace==\"{}\"", self.namespace())).collect();
         let mut client = self.events_client();
         let answer = client.subscribe(SubscribeRequest { filters });
         tokio::pin!(answer);
@@ -85,6 +89,9 @@ impl TaskEvents {
                 }
                 Err(status) => return Err(ContainerdError::call("Events.Subscribe", "", status)),
             };
+            if IMAGES.contains(&envelope.topic.as_str()) {
+                return Ok(TaskEvent::Images);
+            }
             if let Some(event) = envelope.event.and_then(|any| decode(&any)) {
                 return Ok(event);
             }

@@ -3,10 +3,10 @@
 //! Input: references such as `nginx:1.17` and registries configured below a `certs.d` directory. Output: images in
 //! containerd, unpacked. containerd's own resolver and CRI plugin are not used.
 //!
-//! In reading order: [`store`] (what there is, pull, remove), [`pull`] (one pull, and its [`progress`]), [`registry`] with [`auth`] and
-//! [`hosts`] (the network side), [`content`], [`unpack`] and [`records`] over [`session`] (the containerd side),
-//! [`manifest`] and [`reference`] (pure), [`import`] over [`archive`] (files instead of a registry), [`mount`] (image
-//! volumes), [`usage`] (disk figures), [`settings`] and [`service`] (gRPC).
+//! In reading order: [`store`] (what there is, pull, remove; [`known`] keeps the last listing), [`pull`] (one pull, and its
+//! [`progress`]), [`registry`] with [`auth`] and [`hosts`] (the network side), [`content`], [`unpack`] and [`records`] over
+//! [`session`] (the containerd side), [`manifest`] and [`reference`] (pure), [`import`] over [`archive`] (files instead of a
+//! registry), [`mount`] (image volumes), [`usage`] (disk figures), [`settings`] and [`service`] (gRPC).
 
 pub mod archive;
 pub mod auth;
@@ -19,6 +19,7 @@ pub mod hostclient;
 pub mod hosts;
 pub mod import;
 pub mod keyed;
+pub mod known;
 pub mod layers;
 pub mod manifest;
 pub mod mount;

@@ -63,6 +63,7 @@ pub async fn put(
     target: types::Descriptor,
     pinned: bool,
 ) -> Result<(), CallError> {
+    let _told = session.changes().in_the_end();
     let labels = [Some(MANAGED), pinned.then_some(PINNED)].into_iter().flatten();
     let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
     let record = Record { name: name.to_owned(), labels, target: Some(target), ..Record::default() };
@@ -78,6 +79,7 @@ pub async fn put(
 
 /// Removes a record; `sync` waits until what it alone kept is collected. A missing record is fine.
 pub async fn delete(session: &Session, name: &str, sync: bool) -> Result<(), CallError> {
+    let _told = session.changes().in_the_end();
     let mut images = ImagesClient::new(session.channel());
     let message = DeleteImageRequest { name: name.to_owned(), sync, ..DeleteImageRequest::default() };
     let deadline = if sync { CALL_DEADLINE * 4 } else { CALL_DEADLINE };

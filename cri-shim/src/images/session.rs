@@ -3,12 +3,14 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use containerd_client::services::v1 as services;
 use containerd_client::services::v1::leases_client::LeasesClient;
 use tonic::{Code, Request, Response, Status};
 
+use super::known::Changes;
 use crate::containerd::Client;
 use crate::telemetry;
 
@@ -45,12 +47,13 @@ impl CallError {
 pub struct Session {
     client: Client,
     lease: Option<String>,
+    changes: Arc<Changes>,
 }
 
 impl Session {
     /// A session whose objects live only as long as something refers to them.
     pub fn new(client: Client) -> Self {
-        Self { client, lease: None }
+        Self { client, lease: None, changes: Arc::default() }
     }
 
     /// Takes out a lease; what the returned session creates or uses stays until [`Session::release`] (or a day).
@@ -65,7 +68,12 @@ impl Session {
         let request = self.request(message, CALL_DEADLINE);
         let mut leases = LeasesClient::new(self.client.channel());
         call("create lease", &id, leases.create(request)).await?;
-        Ok(Self { client: self.client.clone(), lease: Some(id) })
+        Ok(Self { client: self.client.clone(), lease: Some(id), changes: Arc::clone(&self.changes) })
+    }
+
+    /// Changes of images, which whoever makes one tells.
+    pub fn changes(&self) -> &Changes {
+        &self.changes
     }
 
     /// Gives the lease back; a failure only means that it expires by itself. `sync` waits until what only the lease kept

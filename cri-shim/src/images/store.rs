@@ -20,6 +20,7 @@ use tracing::Instrument;
 use super::auth::Credentials;
 use super::hosts;
 use super::keyed::KeyedLocks;
+use super::known::{Changes, Known};
 use super::layers;
 use super::mount::MountError;
 use super::progress::Pulls;
@@ -137,6 +138,8 @@ struct Inner {
     pinned: BTreeSet<String>,
     /// By target digest; bounded by the records there are, as each listing drops the rest.
     details: Mutex<HashMap<String, Arc<Details>>>,
+    /// The last listing while it holds.
+    known: Known,
     /// Bounded by the distinct images being pulled.
     flights: Mutex<HashMap<(Reference, Option<Credentials>), Flight>>,
     /// How many containers are being taken off their layers.
@@ -175,6 +178,7 @@ impl ImageStore {
             places,
             pinned,
             details: Mutex::default(),
+            known: Known::default(),
             flights: Mutex::default(),
             releases: watch::Sender::new(0),
         }))
@@ -187,7 +191,9 @@ impl ImageStore {
 
     /// All images, by id. A record whose content cannot be read is left out.
     pub async fn list(&self) -> Result<Vec<Arc<Image>>, CallError> {
-        let records = records::list(&self.0.shared.session).await?;
+        let session = &self.0.shared.session;
+        let begun = Known::begin(session.changes());
+        let records = records::list(session).await?;
         let mut images: BTreeMap<String, Image> = BTreeMap::new();
         let mut known = HashMap::new();
         for record in records {
@@ -209,29 +215,29 @@ impl ImageStore {
             }
         }
         *self.0.details.lock().unwrap_or_else(PoisonError::into_inner) = known;
-        Ok(images.into_values().map(Arc::new).collect())
+        let images: Vec<Arc<Image>> = images.into_values().map(Arc::new).collect();
+        self.0.known.put(begun, &images, session.changes());
+        Ok(images)
+    }
+
+    /// Changes of images. Once those of others are followed, [`Self::resolve_known`] need not ask containerd.
+    pub fn changes(&self) -> &Changes {
+        self.0.shared.session.changes()
+    }
+
+    /// As [`Self::resolve`], without asking containerd when it was listed and has not changed since.
+    pub async fn resolve_known(&self, text: &str) -> Result<Arc<Image>, ImageError> {
+        let known = self.0.known.get(self.changes());
+        match known.map(|images| find(&images, text)) {
+            Some(Ok(image)) => Ok(image),
+            // Not known yet, perhaps.
+            _ => self.resolve(text).await,
+        }
     }
 
     /// Finds an image by reference or (possibly shortened) id.
     pub async fn resolve(&self, text: &str) -> Result<Arc<Image>, ImageError> {
-        let images = self.list().await?;
-        if let Some(prefix) = reference::id_prefix(text) {
-            let mut fitting = images.iter().filter(|image| image.id.starts_with(&prefix));
-            match (fitting.next(), fitting.next()) {
-                (Some(image), None) => return Ok(Arc::clone(image)),
-                (Some(_), Some(_)) => return Err(ImageError::Ambiguous(text.to_owned())),
-                // Twelve hexadecimal digits may also be a name.
-                (None, _) => {}
-            }
-        }
-        let not_present = || ImageError::NotPresent(text.to_owned());
-        if text.starts_with("sha256:") {
-            return Err(not_present());
-        }
-        let name = Reference::parse(text)?.to_string();
-        let named =
-            |image: &&Arc<Image>| image.repo_tags.contains(&name) || image.repo_digests.contains(&name);
-        images.iter().find(named).cloned().ok_or_else(not_present)
+        find(&self.list().await?, text)
     }
 
     /// Makes sure that the image's snapshot is there, unpacking from stored layers what is missing.
@@ -399,4 +405,23 @@ impl ImageStore {
             }
         }
     }
+}
+/// The image that a reference or (possibly shortened) id names.
+fn find(images: &[Arc<Image>], text: &str) -> Result<Arc<Image>, ImageError> {
+    if let Some(prefix) = reference::id_prefix(text) {
+        let mut fitting = images.iter().filter(|image| image.id.starts_with(&prefix));
+        match (fitting.next(), fitting.next()) {
+            (Some(image), None) => return Ok(Arc::clone(image)),
+            (Some(_), Some(_)) => return Err(ImageError::Ambiguous(text.to_owned())),
+            // Twelve hexadecimal digits may also be a name.
+            (None, _) => {}
+        }
+    }
+    let not_present = || ImageError::NotPresent(text.to_owned());
+    if text.starts_with("sha256:") {
+        return Err(not_present());
+    }
+    let name = Reference::parse(text)?.to_string();
+    let named = |image: &&Arc<Image>| image.repo_tags.contains(&name) || image.repo_digests.contains(&name);
+    images.iter().find(named).cloned().ok_or_else(not_present)
 }

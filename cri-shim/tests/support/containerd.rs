@@ -1,8 +1,15 @@
-//! A containerd in a temporary directory, ended with everything it started when dropped.
+//! A containerd in a temporary directory, ended with everything it started when dropped. What a test run that was itself
+//! killed has left (its process id is in the names) goes when the next one starts.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Once;
 use std::time::{Duration, Instant};
+
+/// Beginning of the directories' names; the process id follows. Short, since paths of sockets are.
+const DIRECTORIES: &str = "klcri-";
+/// Beginnings of the names of the tests' cgroups; the process id follows.
+const CGROUPS: [&str; 2] = ["keelson-cri-test-", "keelson-shim-test-"];
 
 /// A running containerd.
 pub struct Containerd {
@@ -14,7 +21,10 @@ impl Containerd {
     /// Starts one and waits until its socket accepts.
     pub fn start() -> Self {
         assert!(nix::unistd::geteuid().is_root(), "this test needs root");
-        let dir = tempfile::Builder::new().prefix("keelson-cri-test-").tempdir().expect("temp dir");
+        static SWEPT: Once = Once::new();
+        SWEPT.call_once(sweep);
+        let prefix = format!("{DIRECTORIES}{}-", std::process::id());
+        let dir = tempfile::Builder::new().prefix(&prefix).tempdir().expect("temp dir");
         // A pod's own root is nobody here and must get through.
         std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
             .expect("opened");
@@ -75,22 +85,69 @@ impl Drop for Containerd {
     fn drop(&mut self) {
         drop(self.child.kill());
         drop(self.child.wait());
-        // Shims outlive their containerd; ours name the socket below our directory.
-        let marker = self.dir().display().to_string();
-        for entry in std::fs::read_dir("/proc").expect("procfs").flatten() {
-            let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
-            let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            if String::from_utf8_lossy(&command).contains(&marker) {
-                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
-                    .ok();
-            }
+        clear(self.dir());
+    }
+}
+
+/// Ends what names a directory in its command line (shims outlive their containerd, and name its socket), and takes away
+/// what is mounted below it.
+fn clear(dir: &Path) {
+    let marker = dir.display().to_string();
+    for entry in std::fs::read_dir("/proc").expect("procfs").flatten() {
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&command).contains(&marker) {
+            kill(&entry.file_name().to_string_lossy());
         }
-        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        for line in mounts.lines().rev() {
-            if let Some(target) = line.split(' ').nth(1).filter(|target| target.starts_with(&marker)) {
-                nix::mount::umount2(target, nix::mount::MntFlags::MNT_DETACH).ok();
-            }
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    for line in mounts.lines().rev() {
+        if let Some(target) = line.split(' ').nth(1).filter(|target| target.starts_with(&marker)) {
+            nix::mount::umount2(target, nix::mount::MntFlags::MNT_DETACH).ok();
         }
+    }
+}
+
+fn kill(pid: &str) {
+    if let Ok(pid) = pid.parse() {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).ok();
+    }
+}
+
+/// Takes away what test runs have left that do not run any more. Others may be at the same.
+fn sweep() {
+    let entries = |directory: &Path| -> Vec<PathBuf> {
+        std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+    };
+    let abandoned = |path: &Path, prefix: &str| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let pid = name.strip_prefix(prefix).map(|rest| rest.split('-').next().unwrap_or(rest));
+        pid.is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists())
+    };
+    for dir in entries(&std::env::temp_dir()).into_iter().filter(|path| abandoned(path, DIRECTORIES)) {
+        clear(&dir);
+        std::fs::remove_dir_all(&dir).ok();
+    }
+    let root = Path::new("/sys/fs/cgroup");
+    let hierarchies = entries(root).into_iter().chain([root.to_owned()]);
+    let left = hierarchies.flat_map(|hierarchy| entries(&hierarchy)).filter(|path| path.is_dir());
+    for cgroup in left.filter(|path| CGROUPS.iter().any(|prefix| abandoned(path, prefix))) {
+        remove_cgroup(&cgroup);
+    }
+}
+
+/// Removes a cgroup with those below it; what runs there is killed.
+fn remove_cgroup(cgroup: &Path) {
+    for entry in std::fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            remove_cgroup(&entry.path());
+        }
+    }
+    let begun = Instant::now();
+    while std::fs::remove_dir(cgroup).is_err() && cgroup.exists() && begun.elapsed() < Duration::from_secs(5)
+    {
+        let processes = std::fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+        processes.lines().for_each(kill);
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

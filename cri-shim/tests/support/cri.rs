@@ -27,6 +27,28 @@ DEL) rm -f "DIR/$CNI_CONTAINERID" ;;
 esac
 "#;
 
+/// An operation that stays at a step, see [`Cri::restart_to_hold_at`].
+pub struct Held {
+    fifo: PathBuf,
+}
+
+impl Held {
+    /// Waits until it is there; dropping what is given back lets it go on.
+    pub async fn reached(&self) -> std::fs::File {
+        let begun = tokio::time::Instant::now();
+        loop {
+            let mut writing = std::fs::OpenOptions::new();
+            std::os::unix::fs::OpenOptionsExt::custom_flags(&mut writing, nix::libc::O_NONBLOCK);
+            // Without a reader it is refused.
+            if let Ok(file) = writing.write(true).open(&self.fifo) {
+                return file;
+            }
+            assert!(begun.elapsed() < PATIENCE, "the step is never reached");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
 /// A server under test.
 pub struct Cri {
     /// Its containerd.
@@ -109,6 +131,15 @@ impl Cri {
     /// Kills it and starts it again such that it stops at a step, until it is sent SIGCONT.
     pub async fn restart_to_halt_at(&mut self, step: &str) {
         self.restart_to(keelson_cri::steps::HALT_AT, step).await;
+    }
+
+    /// Kills it and starts it again such that one operation stays at a step while others go on.
+    pub async fn restart_to_hold_at(&mut self, step: &str) -> Held {
+        let fifo = self.dir().join(format!("hold-{}", step.replace(':', "-")));
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("made");
+        let point = format!("{step}={}", fifo.display());
+        self.restart_to(keelson_cri::steps::HOLD_AT, &point).await;
+        Held { fifo }
     }
 
     async fn restart_to(&mut self, variable: &str, step: &str) {
