@@ -142,6 +142,7 @@ fn render_usage(text: &mut String, plane: &DataPlane) {
         ("frontends", u64::from(usage.frontends), capacity.frontends),
         ("backends", u64::from(usage.backends), capacity.backends),
         ("extent_words", u64::from(usage.extent_words), capacity.extent_words),
+        ("flows", u64::from(usage.flows.entries), usage.flows.capacity),
     ];
     head(text, "keelson_service_map_entries", "gauge", "Entries of a map in use.");
     for (map, used, _) in figures {

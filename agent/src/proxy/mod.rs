@@ -3,7 +3,7 @@
 //! ```text
 //! watches ─ facts ─▶ catalog (pure) ─ changes ─▶ ebpf-loader ─▶ maps
 //! netlink addresses ─────────────────────────▶ node-address map
-//! netlink links, routes ─ devices (pure) ────▶ packet programs on devices
+//! netlink links, routes ─ devices (pure) ────▶ packet programs on devices, rules that let their packets pass
 //! host ports ────────────────────────────────▶ frontends like a Service's
 //! ```
 //! One task owns everything. The data plane keeps working while the agent is away; at start it is taken over, and
@@ -15,6 +15,7 @@ mod choices;
 mod cidr;
 mod devices;
 mod facts;
+mod firewall;
 mod health;
 mod host_ports;
 mod metrics;
@@ -160,6 +161,7 @@ pub async fn cleanup(pin_dir: &Path, service_cidr: &str) -> Result<()> {
     for range in service_ranges(service_cidr)? {
         network::unguard_range(&range).await?;
     }
+    firewall::cleanup();
     let pin_dir = pin_dir.to_owned();
     tokio::task::spawn_blocking(move || ebpf_loader::unload(&pin_dir))
         .await?

@@ -24,6 +24,7 @@ use super::{
     cidr::Cidr,
     devices::{self, NodeFacts},
     facts::{ObjectName, ServiceFacts, SliceFacts},
+    firewall::Firewall,
     health::{self, HealthChecks, ProxyHealth},
     host_ports,
     metrics::{self, Metrics, Question},
@@ -44,6 +45,8 @@ const SECOND_LOOK: Duration = Duration::from_secs(2);
 /// How long what an earlier agent left, and the API server does not name, goes on answering: the server or its
 /// controllers may be behind.
 const SETTLE: Duration = Duration::from_secs(20);
+/// How often it is looked whether somebody took programs, settings or rules away, of which the kernel tells nobody.
+const AUDIT: Duration = Duration::from_secs(30);
 /// How long sockets of an endpoint that is gone are looked for while their service has no other.
 const GIVE_UP: Duration = Duration::from_mins(10);
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -72,6 +75,8 @@ pub(super) struct Proxy {
     node_facts: NodeFacts,
     /// The devices that clients outside are served through; `None` before the first time.
     devices: Option<Vec<Device>>,
+    firewall: Firewall,
+    audit_at: Instant,
     host_ports: HostPorts,
     host_port_table: ServiceTable,
     /// Host ports are waited for before anything is removed, as long as somebody may name them.
@@ -111,6 +116,8 @@ impl Proxy {
             machine: Machine::default(),
             node_facts,
             devices: None,
+            firewall: Firewall::default(),
+            audit_at: Instant::now() + AUDIT,
             host_ports: HostPorts::new(),
             host_port_table: ServiceTable::new(),
             host_ports_known: false,
@@ -142,6 +149,7 @@ impl Proxy {
         loop {
             let later = Instant::now() + GIVE_UP;
             let (look, settle) = (self.look_at.unwrap_or(later), self.settle_at.unwrap_or(later));
+            let audit = self.audit_at;
             // All arms are cancel-safe: a token, channels, times and three streams, whose items are lost in no await.
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
@@ -182,6 +190,11 @@ impl Proxy {
                 }
                 () = tokio::time::sleep_until(settle.into()) => {
                     self.settle().await?;
+                    continue;
+                }
+                () = tokio::time::sleep_until(audit.into()) => {
+                    self.audit_at = Instant::now() + AUDIT;
+                    self.audit();
                     continue;
                 }
             }
@@ -466,6 +479,30 @@ impl Proxy {
         if self.devices.as_ref() == Some(&wanted) {
             return;
         }
+        self.serve_through(wanted);
+    }
+
+    /// Puts back what others took away since it was made.
+    fn audit(&mut self) {
+        let Some(devices) = self.devices.clone().filter(|devices| !devices.is_empty()) else {
+            return;
+        };
+        self.serve_through(devices);
+        let before = self.plane.usage().flows.capacity;
+        match self.plane.tidy_flows(ebpf_loader::monotonic()) {
+            Ok(stock) if stock.capacity != before => {
+                tracing::info!(connections = stock.capacity / 2, "room for more connections from outside");
+            }
+            Ok(_) => {}
+            Err(error) => {
+                let error = format!("{:#}", anyhow!(error));
+                tracing::warn!(error, "connections from outside may be forgotten while they are open");
+            }
+        }
+    }
+
+    fn serve_through(&mut self, wanted: Vec<Device>) {
+        let changed = self.devices.as_ref() != Some(&wanted);
         let (v4, v6) = devices::default_sources(&self.machine, &self.node_facts);
         if let Err(error) = self.plane.hide_clients(v4, v6) {
             let error = format!("{:#}", anyhow!(error));
@@ -473,7 +510,10 @@ impl Proxy {
         }
         let failed = self.plane.serve_devices(wanted.clone());
         self.reports.unserved_devices(&failed);
-        tracing::info!(devices = wanted.len(), failed = failed.len(), "clients outside are served");
+        self.firewall.pass(!wanted.is_empty());
+        if changed {
+            tracing::info!(devices = wanted.len(), failed = failed.len(), "clients outside are served");
+        }
         self.devices = Some(wanted);
     }
 }

@@ -68,6 +68,12 @@ impl FlowValue {
     pub const FLAG_CLOSING: u8 = 1;
     /// Packets are sent on as they are, to the backend's node.
     pub const FLAG_RELAYED: u8 = 2;
+    /// Connection tracking sees the backend's answers before they are rewritten, and so both directions.
+    pub const FLAG_TRACKED: u8 = 4;
+    /// No client's: a connection of the node's own, or of a pod behind its address, from a port that is a frontend's.
+    pub const FLAG_OWN: u8 = 8;
+    /// The client began another connection between the same ports, which is not the service's any more.
+    pub const FLAG_OVER: u8 = 16;
 
     /// The key of packets from the client.
     #[inline(always)]
@@ -97,6 +103,13 @@ impl FlowValue {
             direction: FlowKey::REPLY,
             padding: 0,
         }
+    }
+
+    /// Whether it is no client's.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_own(&self) -> bool {
+        self.flags & Self::FLAG_OWN != 0
     }
 
     /// Whether the backend sees another address than the client's.
@@ -155,7 +168,15 @@ impl DeviceEntry {
     pub const FLAG_OUTER: u32 = 1;
     /// Its driver sends frames that an XDP program of another device redirects.
     pub const FLAG_XDP: u32 = 2;
+    /// Connection tracking sees what arrives there before packet programs do (a bridge, with `br_netfilter`): IPv4.
+    pub const FLAG_TRACKED_V4: u32 = 4;
+    /// The same for IPv6.
+    pub const FLAG_TRACKED_V6: u32 = 8;
 }
+
+/// The bit in the mark of packets that were rewritten in both directions before connection tracking sees them, which
+/// therefore must leave them alone: it would call each direction's packets invalid.
+pub const UNTRACKED_MARK: u32 = 0x1000;
 
 /// A route of the node, for packets that do not come from a socket of its own.
 #[repr(C)]

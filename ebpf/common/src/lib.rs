@@ -22,7 +22,9 @@ mod service;
 mod socket;
 
 pub use address::{NetAddr, NetPort, Protocol};
-pub use flow::{DeviceEntry, FlowKey, FlowValue, FragmentKey, FragmentPorts, NatConfig, WayEntry, WayKey};
+pub use flow::{
+    DeviceEntry, FlowKey, FlowValue, FragmentKey, FragmentPorts, NatConfig, UNTRACKED_MARK, WayEntry, WayKey,
+};
 pub use meta::{Meta, NodeAddressUse, NodePortBounds};
 pub use service::{
     Backend, BackendStats, ExtentHeader, FrontendKey, FrontendValue, NAME_BYTES, SLOTS_PER_WORD, ServiceName,

@@ -50,6 +50,8 @@ const PROGRAMS: [&str; 7] = [
 /// What runs where the node talks to itself.
 const OWN_ERRORS: &str = "kl_come_back";
 const LOOPBACK: &str = "lo";
+/// What the kernel calls the driver of a bridge.
+const BRIDGE: &str = "bridge";
 
 /// The device map.
 pub(crate) type DeviceMap = HashMap<MapData, u32, DeviceEntry>;
@@ -272,11 +274,24 @@ fn entry(device: &Device, before: DeviceEntry) -> DeviceEntry {
     DeviceEntry {
         source_v4: device.source_v4.map(|v4| NetAddr::from(std::net::IpAddr::V4(v4))).unwrap_or_default(),
         source_v6: device.source_v6.map(|v6| NetAddr::from(std::net::IpAddr::V6(v6))).unwrap_or_default(),
-        flags: if device.side == Side::Outer { DeviceEntry::FLAG_OUTER } else { 0 },
+        flags: if device.side == Side::Outer { DeviceEntry::FLAG_OUTER } else { 0 } | tracked(&device.name),
         accept_local_before: noted(before.accept_local_before, "accept_local"),
         rp_filter_before: noted(before.rp_filter_before, "rp_filter"),
         padding: 0,
     }
+}
+
+/// Flags for a bridge whose packets pass netfilter (`br_netfilter`) before they get to its programs.
+fn tracked(device: &str) -> u32 {
+    if sys::driver(device).is_none_or(|driver| driver != BRIDGE) {
+        return 0;
+    }
+    let families = [("iptables", DeviceEntry::FLAG_TRACKED_V4), ("ip6tables", DeviceEntry::FLAG_TRACKED_V6)];
+    let calls = families.into_iter().filter(|(name, _)| {
+        fs::read_to_string(format!("/proc/sys/net/bridge/bridge-nf-call-{name}"))
+            .is_ok_and(|value| value.trim() == "1")
+    });
+    calls.fold(0, |flags, (_, flag)| flags | flag)
 }
 
 fn setting_path(device: &str, name: &str) -> PathBuf {

@@ -6,10 +6,11 @@
 //!
 //! Reading order: [`table`] (what a caller wants), [`alloc`], [`memory`] (what can be written), [`services`] (what to
 //! write in which order; pure), [`room`], [`maglev`], [`restore`], then the adapters [`maps`], [`pins`], [`links`], [`probe`], [`sys`], and
-//! [`plane`], which joins them; [`heal`] and [`view`] stand beside. Nothing here knows Kubernetes, and nothing here polls.
+//! [`plane`], which joins them; [`heal`], [`flows`] and [`view`] stand beside. Nothing here knows Kubernetes, and nothing here polls.
 
 mod alloc;
 mod devices;
+mod flows;
 mod heal;
 mod links;
 mod maglev;
@@ -27,6 +28,7 @@ mod table;
 mod view;
 
 pub use devices::{Device, PacketHook, Side};
+pub use flows::FlowStock;
 pub use heal::{Healed, reconnect_datagrams};
 pub use links::{Attached, LinkError};
 pub use maps::MapsError;
@@ -38,7 +40,7 @@ pub use plane::pretend_layout;
 pub use plane::{Config, DataPlane, OpenError, Usage, netns_cookie};
 pub use probe::{Feature, missing, probe};
 pub use services::{Refused, SyncReport};
-pub use sys::{ProgramRuns, TestRun, program_runs, run_time_stats};
+pub use sys::{ProgramRuns, TestRun, monotonic, program_runs, run_time_stats};
 pub use table::{
     Change, DesiredBackend, DesiredFrontend, DesiredService, DesiredWay, Family, Listen, Place, Policy,
     ServiceKey, ServiceTable, SourcePrefix, describe,

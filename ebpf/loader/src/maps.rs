@@ -27,6 +27,7 @@ use thiserror::Error;
 
 use crate::{
     devices::DeviceMap,
+    flows::FlowMap,
     memory::{Memory, MemoryError},
     sys,
     table::describe,
@@ -86,6 +87,7 @@ pub(crate) struct Maps {
     ranges: LpmTrie<MapData, SourceRange, u32>,
     nat_config: Array<MapData, NatConfig>,
     pub(crate) devices: DeviceMap,
+    pub(crate) flows: FlowMap,
     ways: LpmTrie<MapData, WayKey, WayEntry>,
     meta: Array<MapData, Meta>,
     slots: Mapped<ServiceSlot>,
@@ -115,6 +117,7 @@ impl Maps {
             ranges: take(object, map_names::SOURCE_RANGES)?,
             nat_config: take(object, map_names::NAT_CONFIG)?,
             devices: take(object, map_names::DEVICES)?,
+            flows: take(object, map_names::FLOWS)?,
             ways: take(object, map_names::WAYS)?,
             meta: take(object, map_names::META)?,
             slots: Mapped::open(object, map_names::SERVICES)?,
@@ -161,7 +164,8 @@ impl Maps {
         self.nat_config.set(0, config, 0)
     }
 
-    /// Makes the programs know exactly these ways, each with the bits of its prefix among 128.
+    /// Makes the programs know exactly these ways, each with the bits of its prefix among 128; those that find no room
+    /// are left out, and one failure is told.
     pub(crate) fn replace_ways(
         &mut self,
         wanted: &BTreeMap<(NetAddr, u32), WayEntry>,
@@ -172,13 +176,20 @@ impl Maps {
             .filter_map(Result::ok)
             .map(|(key, way)| ((key.data().0, key.prefix_len()), way))
             .collect();
-        for ((addr, bits), way) in wanted.iter().filter(|(prefix, way)| present.get(prefix) != Some(way)) {
-            self.ways.insert(&Key::new(*bits, WayKey(*addr)), way, 0)?;
-        }
+        // What leads nowhere any more goes first, and makes room; one that fails keeps none of the others away.
+        let mut outcome = Ok(());
         for (addr, bits) in present.keys().filter(|prefix| !wanted.contains_key(prefix)) {
-            ignore_absent(self.ways.remove(&Key::new(*bits, WayKey(*addr))))?;
+            outcome = ignore_absent(self.ways.remove(&Key::new(*bits, WayKey(*addr)))).and(outcome);
         }
-        Ok(())
+        for ((addr, bits), way) in wanted.iter().filter(|(prefix, way)| present.get(prefix) != Some(way)) {
+            outcome = self.ways.insert(&Key::new(*bits, WayKey(*addr)), way, 0).and(outcome);
+        }
+        outcome
+    }
+
+    /// Entries that there is room for in the map of flows.
+    pub(crate) fn flow_capacity(&self) -> Option<u32> {
+        self.flows.map().info().ok().map(|info| info.max_entries())
     }
 
     /// Addresses of this node that programs know.

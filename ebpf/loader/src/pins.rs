@@ -106,6 +106,11 @@ impl PinDir {
         Ok(next)
     }
 
+    /// Throws new maps away that never became the current ones.
+    pub(crate) fn discard_next_maps(&self) -> Result<(), PinError> {
+        remove_flat_dir(&self.next_maps())
+    }
+
     /// Makes the new maps the current ones, after every link runs on them.
     pub(crate) fn promote_next_maps(&self) -> Result<(), PinError> {
         let (current, next) = (self.maps(), self.next_maps());

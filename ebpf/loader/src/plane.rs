@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     os::fd::AsFd,
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use aya::{
@@ -19,6 +19,7 @@ use thiserror::Error;
 
 use crate::{
     devices::{self, Device, PacketHook, Side},
+    flows::{self, FlowStock},
     links::{self, Attached, LinkError},
     maps::{Maps, MapsError},
     memory::{Capacity, MemoryError},
@@ -38,9 +39,7 @@ const NODE_ADDRESS_ENTRIES: u32 = 1024;
 const WAY_ENTRIES: u32 = 16_384;
 /// Devices that are served.
 const DEVICE_ENTRIES: u32 = 4096;
-/// Both directions of flows from outside; the least recently used flow is forgotten beyond that.
-const FLOW_ENTRIES: u32 = 32_768;
-/// The same for flows of which one direction was seen: a flood of them costs others of them only.
+/// Both directions of flows from outside of which one direction was seen: a flood of them costs others of them only.
 const NEW_FLOW_ENTRIES: u32 = 16_384;
 /// Packets in fragments that are on their way at once.
 const FRAGMENT_ENTRIES: u32 = 4096;
@@ -91,6 +90,18 @@ pub enum OpenError {
     /// What is pinned cannot be read back.
     #[error("cannot read what the maps hold")]
     Restore(#[from] MemoryError),
+    /// The map of flows cannot be read.
+    #[error("cannot read the map of connections from outside")]
+    Flows(#[source] std::io::Error),
+    /// A map cannot be pinned once more.
+    #[error("cannot pin map {name} again")]
+    Pin {
+        /// Which map.
+        name: &'static str,
+        /// Why.
+        #[source]
+        source: aya::pin::PinError,
+    },
     /// The network namespace does not tell its cookie.
     #[error("cannot find out which network namespace this is")]
     Netns(#[source] std::io::Error),
@@ -109,6 +120,8 @@ pub struct Usage {
     pub extent_words: u32,
     /// Services that are not or only partly programmed.
     pub refused: usize,
+    /// Connections of clients outside that are remembered, as last counted.
+    pub flows: FlowStock,
     /// Devices that lead out of the node and are served.
     pub outer_devices: usize,
     /// Devices that lead to pods and are served.
@@ -127,6 +140,7 @@ pub struct DataPlane {
     adopted: bool,
     /// The devices that are served.
     devices: Vec<Device>,
+    flow_stock: FlowStock,
     /// Why clients outside cannot be served, if so.
     external: Result<(), String>,
 }
@@ -156,11 +170,15 @@ impl DataPlane {
         let dir = match found {
             Some((dir, capacity)) => {
                 config.capacity = capacity;
+                if dir == pins.maps() {
+                    // A process that was filling others has died; promoted later, they would not be those in use.
+                    pins.discard_next_maps()?;
+                }
                 dir
             }
             None => start_maps(&pins, config.capacity)?,
         };
-        let mut object = load_object(&dir, config.capacity, cookie)?;
+        let mut object = load_object(&dir, config.capacity, flows::FEWEST, cookie)?;
         // Programs name their maps by descriptor until they are loaded, so they come before the maps are taken.
         links::load(&mut object)?;
         let external = devices::load(&mut object).map_err(|error| describe_chain(&error));
@@ -172,7 +190,48 @@ impl DataPlane {
             maps.write_meta(meta(config.capacity)).map_err(OpenError::Meta)?;
         }
         let services = Services::restore(&mut maps, config.capacity)?;
-        Ok(Self { config, pins, object, maps, services, adopted, devices: Vec::new(), external })
+        let devices = Vec::new();
+        let capacity = maps.flow_capacity().unwrap_or(flows::FEWEST);
+        let flow_stock = FlowStock { capacity, ..FlowStock::default() };
+        Ok(Self { config, pins, object, maps, services, adopted, devices, flow_stock, external })
+    }
+
+    /// Forgets connections of clients outside that are over at a moment of `CLOCK_MONOTONIC`, and makes room for more
+    /// where many are open. None is lost by that.
+    pub fn tidy_flows(&mut self, now: Duration) -> Result<FlowStock, OpenError> {
+        let capacity = self.flow_stock.capacity;
+        self.flow_stock = flows::tidy(&mut self.maps.flows, capacity, now).map_err(OpenError::Flows)?;
+        let limit = flows::limit_for(flows::machine_memory());
+        if let Some(entries) = self.flow_stock.wanted(limit) {
+            self.grow_flows(entries)?;
+        }
+        Ok(self.flow_stock)
+    }
+
+    /// Exchanges the map of flows for a larger one, and nothing else: programs that use it take over from those that
+    /// use the present one, and what those still noted meanwhile follows. Before they are attached, nothing happens.
+    pub fn grow_flows(&mut self, entries: u32) -> Result<(), OpenError> {
+        if !self.pins.maps().exists() {
+            return Ok(());
+        }
+        let cookie = netns_cookie().map_err(OpenError::Netns)?;
+        let dir = self.pins.start_next_maps()?;
+        for name in map_names::ALL.into_iter().filter(|name| *name != map_names::FLOWS) {
+            let pinned = MapData::from_pin(self.pins.maps().join(name));
+            let again = pinned.map_err(|source| MapsError::Pinned { name, source })?;
+            again.pin(dir.join(name)).map_err(|source| OpenError::Pin { name, source })?;
+        }
+        let mut object = load_object(&dir, self.config.capacity, entries, cookie)?;
+        links::load(&mut object)?;
+        self.external = devices::load(&mut object).map_err(|error| describe_chain(&error));
+        let mut maps = Maps::take(&mut object)?;
+        flows::copy(&self.maps.flows, &mut maps.flows).map_err(OpenError::Flows)?;
+        self.object = object;
+        let former = std::mem::replace(&mut self.maps, maps);
+        self.attach()?;
+        flows::copy(&former.flows, &mut self.maps.flows).map_err(OpenError::Flows)?;
+        self.flow_stock.capacity = self.maps.flow_capacity().unwrap_or(entries);
+        Ok(())
     }
 
     /// Moves everything to larger maps. Clients are served throughout: by the old maps until every hook runs on the
@@ -342,6 +401,7 @@ impl DataPlane {
             backends: room.backends.capacity() - 1 - room.backends.available(),
             extent_words: room.extents.capacity() - 1 - room.extents.available(),
             refused: self.services.waiting(),
+            flows: self.flow_stock,
             outer_devices: self.devices.iter().filter(|device| device.side == Side::Outer).count(),
             inner_devices: self.devices.iter().filter(|device| device.side == Side::Inner).count(),
             capacity: self.config.capacity,
@@ -433,7 +493,7 @@ fn start_maps(pins: &PinDir, capacity: Capacity) -> Result<PathBuf, OpenError> {
     Ok(dir)
 }
 
-fn load_object(dir: &Path, capacity: Capacity, cookie: u64) -> Result<Ebpf, OpenError> {
+fn load_object(dir: &Path, capacity: Capacity, flows: u32, cookie: u64) -> Result<Ebpf, OpenError> {
     let mut loader = EbpfLoader::new();
     for name in map_names::ALL {
         loader.map_pin_path(name, dir.join(name));
@@ -448,7 +508,7 @@ fn load_object(dir: &Path, capacity: Capacity, cookie: u64) -> Result<Ebpf, Open
         (map_names::BACKENDS, capacity.backends),
         (map_names::EXTENTS, capacity.extent_words),
         (map_names::AFFINITY, AFFINITY_ENTRIES),
-        (map_names::FLOWS, FLOW_ENTRIES),
+        (map_names::FLOWS, flows),
         (map_names::NEW_FLOWS, NEW_FLOW_ENTRIES),
         (map_names::FRAGMENTS, FRAGMENT_ENTRIES),
         (map_names::NODE_ADDRESSES, NODE_ADDRESS_ENTRIES),

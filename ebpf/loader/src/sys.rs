@@ -20,6 +20,7 @@ const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_PROG_GET_NEXT_ID: libc::c_long = 11;
 const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
@@ -221,6 +222,36 @@ pub(crate) fn map_update_batch<K: aya::Pod, V: aya::Pod>(
     bpf(BPF_MAP_UPDATE_BATCH, &mut attr).map(drop)
 }
 
+/// Reads many elements of a hash with one call, from a position on; how many, and where the rest begins, if there is one.
+pub(crate) fn map_lookup_batch<K: aya::Pod, V: aya::Pod>(
+    map: BorrowedFd<'_>,
+    position: Option<u64>,
+    keys: &mut [K],
+    values: &mut [V],
+) -> io::Result<(usize, Option<u64>)> {
+    let count = u32::try_from(keys.len().min(values.len())).map_err(io::Error::other)?;
+    let (from, mut next) = (position.unwrap_or_default(), 0_u64);
+    // The kernel writes at most `count` keys and values, for which both slices have room, at the map's own sizes, which
+    // the typed map that the descriptor belongs to has checked; a position of a hash is a word of four bytes.
+    let mut attr = BatchAttr {
+        in_batch: if position.is_some() { std::ptr::from_ref(&from) as u64 } else { 0 },
+        out_batch: std::ptr::from_mut(&mut next) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count,
+        map_fd: raw(map),
+        ..BatchAttr::default()
+    };
+    let outcome = bpf(BPF_MAP_LOOKUP_BATCH, &mut attr);
+    let read = usize::try_from(attr.count).map_err(io::Error::other)?;
+    match outcome {
+        Ok(_) => Ok((read, Some(next))),
+        // The last elements.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok((read, None)),
+        Err(error) => Err(error),
+    }
+}
+
 /// What a cgroup link is attached to.
 pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<CgroupLinkInfo> {
     let mut info = CgroupLinkInfo::default();
@@ -343,6 +374,54 @@ pub(crate) fn wait_for_grace_period() {
     }
 }
 
+/// The moment by the clock that programs have (`CLOCK_MONOTONIC`).
+#[must_use]
+pub fn monotonic() -> std::time::Duration {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel fills the structure, which lives during the call; this clock is on every machine.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    let part = |value: i64| u64::try_from(value).unwrap_or_default();
+    std::time::Duration::from_secs(part(now.tv_sec)) + std::time::Duration::from_nanos(part(now.tv_nsec))
+}
+
+/// The start of the kernel's `ethtool_drvinfo`, and room for its rest.
+#[repr(C)]
+struct DriverInfo {
+    command: u32,
+    driver: [u8; 32],
+    rest: [u8; 160],
+}
+
+/// An `ifreq` with a pointer.
+#[repr(C)]
+struct DriverRequest {
+    name: [u8; libc::IFNAMSIZ],
+    info: *mut DriverInfo,
+    padding: [u64; 2],
+}
+
+/// Name of the driver of a device of the calling thread's network namespace; nothing where the kernel does not tell.
+pub(crate) fn driver(device: &str) -> Option<String> {
+    const SIOCETHTOOL: libc::c_ulong = 0x8946;
+    const ETHTOOL_GDRVINFO: u32 = 3;
+    if device.len() >= libc::IFNAMSIZ {
+        return None;
+    }
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0)).ok()?;
+    let mut info = DriverInfo { command: ETHTOOL_GDRVINFO, driver: [0; 32], rest: [0; 160] };
+    let mut request = DriverRequest { name: [0; libc::IFNAMSIZ], info: &raw mut info, padding: [0; 2] };
+    for (to, from) in request.name.iter_mut().zip(device.bytes()) {
+        *to = from;
+    }
+    // SAFETY: the request is an `ifreq` with a closed name and a pointer to an `ethtool_drvinfo`, both alive during the
+    // call; the kernel writes the latter alone.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) } != 0 {
+        return None;
+    }
+    let len = info.driver.iter().position(|byte| *byte == 0)?;
+    Some(String::from_utf8_lossy(&info.driver[..len]).into_owned())
+}
+
 /// A handle of a process.
 pub(crate) fn pidfd_open(pid: libc::pid_t) -> io::Result<OwnedFd> {
     // SAFETY: the system call takes integers only and returns a new descriptor.
@@ -375,4 +454,5 @@ pub(crate) fn socket_netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
 }
 
 const _: () = assert!(size_of::<CgroupLinkInfo>() == 32);
+const _: () = assert!(size_of::<DriverInfo>() == 196);
 const _: () = assert!(std::mem::offset_of!(ProgInfo, run_time_ns) == 192);

@@ -10,7 +10,10 @@ mod errors;
 use ebpf_common::{FlowKey, FlowValue, FragmentKey, FragmentPorts, NatConfig, NetAddr, NetPort};
 
 pub use self::choose::new_flow;
-use self::errors::{egress_error, ingress_error, own_error};
+use self::{
+    choose::is_own_frontend,
+    errors::{egress_error, ingress_error, own_error},
+};
 use crate::{
     parse::{
         ACK, End, FIN, Fix, Headers, ICMP, ICMP_V6, Packet, Part, RST, SCTP, SYN, TCP, UDP, checksum_of,
@@ -54,8 +57,8 @@ pub trait Flows {
     fn establish(&self, flow: &FlowValue);
     /// Puts a flow, under both keys, into those of which one direction was seen.
     fn begin(&self, flow: &FlowValue);
-    /// Notes the time of a packet, and whether it said goodbye, in the entry of this key.
-    fn note_use(&self, key: &FlowKey, now_ns: u64, closing: bool);
+    /// Notes the time of a packet, and flags, in the entry of this key.
+    fn note_use(&self, key: &FlowKey, now_ns: u64, flags: u8);
     /// The ports of a packet in fragments.
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts>;
     /// Notes them.
@@ -65,8 +68,9 @@ pub trait Flows {
     /// The way to an address; nothing where none is known.
     fn way(&self, to: &NetAddr) -> Option<Way>;
     /// The address of this node that stands for a client before this backend: one that the backend's answers find
-    /// back to, whichever way leads to it. [`NetAddr::ANY_V6`] where there is none.
-    fn source_for(&self, backend: &NetAddr) -> NetAddr;
+    /// back to, whichever way leads to it. [`NetAddr::ANY_V6`] where there is none. And whether connection tracking sees
+    /// its answers before they are rewritten.
+    fn source_for(&self, backend: &NetAddr) -> (NetAddr, bool);
     /// Whether a client may dial the service, by its source ranges.
     fn in_source_ranges(&self, service: u32, client: &NetAddr) -> bool;
     /// Monotonic nanoseconds.
@@ -99,6 +103,9 @@ pub enum Action {
     Pass,
     /// It was rewritten, and the stack routes it: so its hops are counted, filters see it, and what is too long is told.
     Deliver,
+    /// The same, and its connection's other direction is rewritten before connection tracking sees it, too: the stack
+    /// routes it without that, to which it would be a packet of no connection.
+    Untracked,
     /// It was rewritten, and leaves by this device without the stack.
     Send(u32),
     /// It leaves with one hop less, and otherwise as it is, by this way: the node there knows what to do with it.
@@ -147,13 +154,15 @@ pub fn ingress<P: Packet, M: Tables + Flows>(
     to_backend(packet, maps, &headers, inner)
 }
 
-/// A packet that is leaving: what a backend answers a client whose address it saw.
+/// A packet that is leaving: what a backend answers a client whose address it saw. `rewritten`: it was a packet of a
+/// flow when it arrived.
 #[inline(always)]
 pub fn egress<P: Packet, M: Tables + Flows>(
     packet: &mut P,
     maps: &M,
     network: u32,
     ethertype: u16,
+    rewritten: bool,
 ) -> Action {
     let Some(mut headers) = parse(packet, network, ethertype, false) else {
         return Action::Pass;
@@ -166,7 +175,7 @@ pub fn egress<P: Packet, M: Tables + Flows>(
     }
     let key = reply_key(&headers);
     match find(maps, &key) {
-        Some(flow) if !flow.hides_client() => {
+        Some(flow) if !flow.hides_client() && !flow.is_own() => {
             note(maps, &key, flow, &headers);
             promote_datagram(maps, &key, flow);
             maps.count(flow.service, Count::Out(headers.len));
@@ -176,8 +185,49 @@ pub fn egress<P: Packet, M: Tables + Flows>(
                 None => Action::Drop,
             }
         }
-        _ => Action::Pass,
+        Some(flow) if !flow.is_own() => Action::Pass,
+        own => {
+            let is_old = |flow: &FlowValue| maps.now().saturating_sub(flow.last_used_ns) > USE_STEP_NS;
+            if !rewritten && own.is_none_or(is_old) {
+                note_own(maps, &headers);
+            }
+            Action::Pass
+        }
     }
+}
+
+/// Remembers a connection that leaves the node from a port that is a frontend's: one of the node's own, or of a pod that
+/// is hidden behind the node's address. Its answers are no client's packets.
+#[inline(always)]
+fn note_own<M: Tables + Flows>(maps: &M, headers: &Headers) {
+    let begins = match headers.proto {
+        TCP => headers.flags & (SYN | ACK) == SYN,
+        UDP => true,
+        _ => false,
+    };
+    if !begins || headers.part == Part::Later || !is_own_frontend(maps, headers) {
+        return;
+    }
+    // What is sent to a client whose packets are translated is no beginning.
+    if find(maps, &reversed(headers, FlowKey::FORWARD)).is_some_and(|flow| !flow.is_own()) {
+        return;
+    }
+    maps.establish(&FlowValue {
+        client: headers.dst,
+        frontend: headers.src,
+        backend: headers.src,
+        source: headers.dst,
+        client_port: headers.dst_port,
+        frontend_port: headers.src_port,
+        backend_port: headers.src_port,
+        source_port: headers.dst_port,
+        service: 0,
+        backend_id: 0,
+        proto: headers.proto,
+        flags: FlowValue::FLAG_OWN,
+        padding: [0; 6],
+        last_used_ns: maps.now(),
+    });
 }
 
 /// A packet that the node sends to itself: only its stack's errors about rewritten packets are looked at.
@@ -273,7 +323,7 @@ fn note<M: Flows>(maps: &M, key: &FlowKey, flow: &FlowValue, headers: &Headers) 
     let now = maps.now();
     let closing = headers.proto == TCP && headers.flags & (FIN | RST) != 0;
     if closing || now.saturating_sub(flow.last_used_ns) > USE_STEP_NS {
-        maps.note_use(key, now, closing);
+        maps.note_use(key, now, if closing { FlowValue::FLAG_CLOSING } else { 0 });
     }
 }
 
@@ -302,7 +352,7 @@ fn from_backend<P: Packet, M: Flows>(
     promote_datagram(maps, key, flow);
     maps.count(flow.service, Count::Out(headers.len));
     rewrite(packet, headers, (&flow.frontend, flow.frontend_port), (&flow.client, flow.client_port))?;
-    leave(packet, headers, hop.flatten())
+    leave(packet, headers, hop.flatten(), is_untracked(flow))
 }
 
 /// The packet goes to the backend's node, which chooses the same backend.
@@ -315,7 +365,7 @@ fn relay<P: Packet, M: Flows>(
     hop: Option<Hop>,
 ) -> Option<Action> {
     if hop.is_some() {
-        return leave(packet, headers, hop);
+        return leave(packet, headers, hop, false);
     }
     // Tables of two nodes may differ for a moment, and a packet shall not circle then.
     if headers.hops <= 1 {
@@ -326,11 +376,17 @@ fn relay<P: Packet, M: Flows>(
     Some(Action::Relay(way))
 }
 
+/// Whether connection tracking sees neither direction of the flow as it is sent.
+#[inline(always)]
+fn is_untracked(flow: &FlowValue) -> bool {
+    flow.flags & FlowValue::FLAG_TRACKED == 0 && flow.hides_client()
+}
+
 /// The rewritten packet goes on.
 #[inline(always)]
-fn leave<P: Packet>(packet: &mut P, headers: &Headers, hop: Option<Hop>) -> Option<Action> {
+fn leave<P: Packet>(packet: &mut P, headers: &Headers, hop: Option<Hop>, untracked: bool) -> Option<Action> {
     let Some(hop) = hop else {
-        return Some(Action::Deliver);
+        return Some(if untracked { Action::Untracked } else { Action::Deliver });
     };
     count_hop(packet, headers)?;
     set_link(packet, &hop.to, &hop.from)?;
@@ -356,6 +412,9 @@ fn to_backend<P: Packet, M: Tables + Flows>(
         && is_current(maps, flow, opening)
     {
         note(maps, &key, flow, headers);
+        if flow.is_own() {
+            return Action::Pass;
+        }
         // The client has seen an answer; or the other half of the flow was pushed out of the map.
         if headers.proto == TCP && !opening && established.is_none()
             || established.is_some() && maps.established(&flow.reply_key()).is_none()
@@ -379,7 +438,13 @@ fn to_backend<P: Packet, M: Tables + Flows>(
             }
             send(packet, maps, headers, &flow)
         }
-        Err(action) => action,
+        Err(action) => {
+            // What had these ports before is over, and its later packets belong to whoever gets this one.
+            if opening && known.is_some() {
+                maps.note_use(&key, maps.now(), FlowValue::FLAG_OVER);
+            }
+            action
+        }
     }
 }
 
@@ -387,14 +452,21 @@ fn to_backend<P: Packet, M: Tables + Flows>(
 /// datagrams, and new connections between the same ports, do not.
 #[inline(always)]
 fn is_current<M: Tables + Flows>(maps: &M, flow: &FlowValue, opening: bool) -> bool {
+    if flow.flags & FlowValue::FLAG_OVER != 0 {
+        return false;
+    }
     if flow.proto == TCP && !opening {
         return true;
     }
-    if opening && flow.flags & FlowValue::FLAG_CLOSING != 0 {
+    // Who opens a connection to a port of the node's own takes it for a service's.
+    if opening && flow.flags & (FlowValue::FLAG_CLOSING | FlowValue::FLAG_OWN) != 0 {
         return false;
     }
     if flow.proto != TCP && maps.now().saturating_sub(flow.last_used_ns) > DATAGRAM_IDLE_NS {
         return false;
+    }
+    if flow.is_own() {
+        return true;
     }
     usable(maps, flow.service, false, flow.backend_id).is_some()
         || usable(maps, flow.service, true, flow.backend_id).is_some()
@@ -413,7 +485,8 @@ fn send<P: Packet, M: Flows>(packet: &mut P, maps: &M, headers: &Headers, flow: 
     }
     let (source, backend) = ((&flow.source, flow.source_port), (&flow.backend, flow.backend_port));
     let rewritten = rewrite(packet, headers, source, backend);
-    rewritten.and_then(|()| leave(packet, headers, hop.flatten())).unwrap_or(Action::Drop)
+    let untracked = is_untracked(flow);
+    rewritten.and_then(|()| leave(packet, headers, hop.flatten(), untracked)).unwrap_or(Action::Drop)
 }
 
 /// Replaces source and destination, as far as they differ.

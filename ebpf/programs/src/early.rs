@@ -77,6 +77,6 @@ pub(crate) fn arrive(ctx: &XdpContext) -> u32 {
         Action::Send(to) => unsafe { bpf_redirect(to, 0) as u32 },
         Action::Drop => xdp_action::XDP_DROP,
         // Later hooks and the stack do what cannot be done here; nothing was changed.
-        Action::Pass | Action::Deliver | Action::Relay(_) => xdp_action::XDP_PASS,
+        Action::Pass | Action::Deliver | Action::Untracked | Action::Relay(_) => xdp_action::XDP_PASS,
     }
 }

@@ -120,7 +120,7 @@ impl<const EARLY: bool> Flows for Machine<EARLY> {
     }
 
     #[inline(always)]
-    fn note_use(&self, key: &FlowKey, now_ns: u64, closing: bool) {
+    fn note_use(&self, key: &FlowKey, now_ns: u64, flags: u8) {
         let found = match FLOWS.get_ptr_mut(key) {
             Some(found) => found,
             None => match NEW_FLOWS.get_ptr_mut(key) {
@@ -132,8 +132,8 @@ impl<const EARLY: bool> Flows for Machine<EARLY> {
         // note.
         unsafe {
             (*found).last_used_ns = now_ns;
-            if closing {
-                (*found).flags |= FlowValue::FLAG_CLOSING;
+            if flags != 0 {
+                (*found).flags |= flags;
             }
         }
     }
@@ -156,20 +156,24 @@ impl<const EARLY: bool> Flows for Machine<EARLY> {
     }
 
     #[inline(always)]
-    fn source_for(&self, backend: &NetAddr) -> NetAddr {
+    fn source_for(&self, backend: &NetAddr) -> (NetAddr, bool) {
         let of = |v4: NetAddr, v6: NetAddr| if backend.is_v4() { v4 } else { v6 };
+        let mut tracked = false;
         if let Some(Way { device, .. }) = self.way(backend) {
             // SAFETY: elements of a hash without preallocation are freed only after a grace period; the value is
             // copied out at once.
             if let Some(entry) = unsafe { DEVICES.get(device) } {
+                let flag =
+                    if backend.is_v4() { DeviceEntry::FLAG_TRACKED_V4 } else { DeviceEntry::FLAG_TRACKED_V6 };
+                tracked = entry.flags & flag != 0;
                 let own = of(entry.source_v4, entry.source_v6);
                 if own != NetAddr::ANY_V6 {
-                    return own;
+                    return (own, tracked);
                 }
             }
         }
         let config = self.nat_config();
-        of(config.source_v4, config.source_v6)
+        (of(config.source_v4, config.source_v6), tracked)
     }
 
     #[inline(always)]

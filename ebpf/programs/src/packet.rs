@@ -1,5 +1,7 @@
 //! Handlers of the packet hooks, and a packet as the kernel's helpers give it.
 
+use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
+
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC,
@@ -10,6 +12,7 @@ use aya_ebpf::{
     },
     programs::TcContext,
 };
+use ebpf_common::UNTRACKED_MARK;
 use ebpf_packet::{Action, ETHERNET, Fix, Packet, Way, egress, ingress, loopback};
 
 use crate::{bytes::Bytes, machine::Machine};
@@ -66,14 +69,20 @@ impl Packet for SkbPacket {
 #[inline(always)]
 pub(crate) fn arrive<const INNER: bool>(ctx: &TcContext, network: u32) -> i32 {
     let skb = ctx.skb.skb;
-    verdict(ingress(&mut SkbPacket { skb }, &MACHINE, network, ethertype(skb), INNER))
+    let action = ingress(&mut SkbPacket { skb }, &MACHINE, network, ethertype(skb), INNER);
+    if action == Action::Untracked {
+        // SAFETY: the context is valid for the run, and the mark is writable in packet hooks.
+        unsafe { write_volatile(addr_of_mut!((*skb).mark), mark(skb) | UNTRACKED_MARK) };
+    }
+    verdict(action)
 }
 
 /// A packet that is about to leave through a device.
 #[inline(always)]
 pub(crate) fn leave(ctx: &TcContext, network: u32) -> i32 {
     let skb = ctx.skb.skb;
-    verdict(egress(&mut SkbPacket { skb }, &MACHINE, network, ethertype(skb)))
+    let rewritten = mark(skb) & UNTRACKED_MARK != 0;
+    verdict(egress(&mut SkbPacket { skb }, &MACHINE, network, ethertype(skb), rewritten))
 }
 
 /// A packet that the node sends to itself.
@@ -90,7 +99,7 @@ static MACHINE: Machine<false> = Machine;
 fn verdict(action: Action) -> i32 {
     match action {
         Action::Pass => TC_ACT_UNSPEC,
-        Action::Deliver => TC_ACT_OK,
+        Action::Deliver | Action::Untracked => TC_ACT_OK,
         Action::Relay(way) => send(&way),
         // Only the early hook sends by itself.
         Action::Send(_) | Action::Drop => TC_ACT_SHOT,
@@ -112,6 +121,13 @@ fn send(way: &Way) -> i32 {
     }
     // SAFETY: the helper reads a structure of the size that is told.
     unsafe { bpf_redirect_neigh(way.device, &raw mut neighbour, size_of::<Neighbour>() as i32, 0) as i32 }
+}
+
+/// The packet's mark.
+#[inline(always)]
+fn mark(skb: *mut __sk_buff) -> u32 {
+    // SAFETY: the context is valid for the run, and the field is readable in every packet hook.
+    unsafe { read_volatile(addr_of!((*skb).mark)) }
 }
 
 /// The packet's protocol, in host order.

@@ -4,7 +4,7 @@
 use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::AsRawFd,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
     sync::mpsc::{Sender, channel},
     time::Duration,
 };
@@ -149,6 +149,49 @@ fn add(device: &str, address: &str) -> Result<()> {
 pub fn forward() -> Result<()> {
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
     std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
+    Ok(())
+}
+
+/// Sends frames by a device of the calling thread's namespace as fast as the kernel takes them.
+#[allow(unsafe_code, reason = "packet sockets have an address of their own")]
+pub fn send_frames(device: &str, frames: impl Iterator<Item = Vec<u8>>) -> Result<()> {
+    let index = i32::try_from(nix::net::if_::if_nametoindex(device)?)?;
+    // SAFETY: the system call takes integers and returns a new descriptor, which nobody else knows.
+    let socket = unsafe {
+        let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
+        if fd < 0 {
+            return Err(io::Error::last_os_error()).context("open a packet socket");
+        }
+        OwnedFd::from_raw_fd(fd)
+    };
+    let to = libc::sockaddr_ll {
+        sll_family: u16::try_from(libc::AF_PACKET)?,
+        sll_protocol: 0x0800_u16.to_be(),
+        sll_ifindex: index,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 6,
+        sll_addr: [0; 8],
+    };
+    let size = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>())?;
+    for frame in frames {
+        // SAFETY: the kernel reads frame and address, both of the sizes that are told.
+        let sent = unsafe {
+            libc::sendto(
+                socket.as_raw_fd(),
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+                (&raw const to).cast(),
+                size,
+            )
+        };
+        let error = io::Error::last_os_error();
+        // A full queue loses frames, as any network does.
+        if sent < 0 && error.raw_os_error() != Some(libc::ENOBUFS) {
+            return Err(error).context("send a frame");
+        }
+    }
     Ok(())
 }
 

@@ -246,3 +246,52 @@ fn connections_from_outside_survive_their_agent_and_their_endpoints_end() -> Res
     assert!(world.tcp(at("203.0.113.1:30000"))?.is_err(), "no device is served any more");
     Ok(())
 }
+
+#[test]
+fn the_nodes_own_connections_get_their_answers_whatever_port_they_have() -> Result<()> {
+    let world = World::make()?;
+    let mut both = external("198.51.100.1:80", "10.244.2.2:8080", 30000);
+    both.frontends.extend(with_node_port(service(Udp, &[], &[]), 30000, Udp).frontends);
+    let plane = world.serve(&ServiceTable::from([(key("web"), both)]))?;
+    world.client.run(|| -> Result<()> {
+        let listener = TcpListener::bind("0.0.0.0:7000")?;
+        std::thread::spawn(move || {
+            while let Ok((mut stream, from)) = listener.accept() {
+                drop(write!(stream, "server {from}"));
+            }
+        });
+        let socket = UdpSocket::bind("0.0.0.0:7000")?;
+        std::thread::spawn(move || {
+            let mut buffer = [0; 100];
+            while let Ok((_, from)) = socket.recv_from(&mut buffer) {
+                drop(socket.send_to(format!("server {from}").as_bytes(), from));
+            }
+        });
+        Ok(())
+    })??;
+    // The kernel itself gives the node's connections the port of the service.
+    std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "30000 30000")?;
+    let server = at("203.0.113.2:7000");
+    let mut stream = TcpStream::connect_timeout(&server, DEADLINE)?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    assert_eq!(text, "server 203.0.113.1:30000");
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.set_read_timeout(Some(DEADLINE))?;
+    for _ in 0..3 {
+        socket.send_to(b"question", server)?;
+        let mut buffer = [0; 100];
+        let (len, from) = socket.recv_from(&mut buffer)?;
+        assert_eq!((&buffer[..len], from), (b"server 203.0.113.1:30000".as_slice(), server));
+    }
+    // Clients are served all the same.
+    for _ in 0..3 {
+        let seen = world.tcp(at("203.0.113.1:30000"))??;
+        assert!(seen.starts_with(&format!("{NODE}:")), "the pod sees {seen}");
+        let seen = world.udp(at("203.0.113.1:30000"), 10)??;
+        assert!(seen.starts_with(&format!("{NODE}:")), "the pod sees {seen}");
+    }
+    drop(plane);
+    Ok(())
+}

@@ -239,6 +239,47 @@ fn a_packet_for_an_endpoint_elsewhere_is_relayed_or_sent_on_by_the_driver() -> R
 }
 
 #[test]
+fn connections_that_are_over_are_forgotten_and_the_others_move_to_a_larger_map() -> Result<()> {
+    const FIN: u8 = 1;
+    let mut world = World::make()?;
+    let dial = |port: u16, flags| {
+        let client = SocketAddr::new([203, 0, 113, 2].into(), port);
+        frame(client, at("198.51.100.1:80"), Carried::Tcp(flags), b"")
+    };
+    let mut sent = Vec::new();
+    for port in 1000..1100 {
+        world.run(PacketHook::Outer, &dial(port, SYN))?;
+        sent.push(world.run(PacketHook::Outer, &dial(port, ACK))?.1);
+    }
+    // Every second one is closed by both ends.
+    for (port, sent) in (1000..).zip(&sent).step_by(2) {
+        world.run(PacketHook::Outer, &dial(port, ACK | FIN))?;
+        world.run(PacketHook::Inner, &back(sent, Carried::Tcp(ACK | FIN))?)?;
+    }
+    let stock = world.plane.tidy_flows(ebpf_loader::monotonic())?;
+    assert_eq!((stock.entries, stock.forgotten), (200, 0), "somebody may be late");
+    let later = ebpf_loader::monotonic() + std::time::Duration::from_mins(10);
+    let stock = world.plane.tidy_flows(later)?;
+    assert_eq!((stock.entries, stock.forgotten), (100, 100));
+    let capacity = stock.capacity;
+    world.plane.attach()?;
+    world.plane.grow_flows(capacity * 2)?;
+    let stock = world.plane.tidy_flows(later)?;
+    assert_eq!((stock.entries, stock.capacity), (100, capacity * 2));
+    for (port, sent) in (1000..).zip(&sent).skip(1).step_by(2) {
+        let next = world.run(PacketHook::Outer, &dial(port, ACK))?.1;
+        assert_eq!(read(&next), read(sent), "the same endpoint by the same port");
+        let (verdict, out) = world.run(PacketHook::Inner, &back(sent, Carried::Tcp(ACK))?)?;
+        assert_eq!(verdict, STACK);
+        assert_eq!(read(&out).context("no packet")?.to.port(), port, "its answers find the client");
+    }
+    // Who comes next finds the larger map.
+    let flows = View::open(&world.pin_dir)?.flows(usize::MAX)?;
+    assert_eq!(flows.iter().filter(|flow| flow.established).count(), 50);
+    Ok(())
+}
+
+#[test]
 fn a_flood_of_first_packets_leaves_connections_alone() -> Result<()> {
     let mut world = World::make()?;
     let dial = |port: u16, flags| {

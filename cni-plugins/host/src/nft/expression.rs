@@ -68,6 +68,11 @@ impl Rule {
         message
     }
 
+    /// Its expressions.
+    pub(super) fn expressions(&self) -> &Attributes {
+        &self.expressions
+    }
+
     /// Loads a fact about the packet.
     pub(super) fn meta(self, register: u32, key: Meta) -> Self {
         self.push("meta", |data| {
@@ -101,6 +106,36 @@ impl Rule {
     /// Goes on when the mark has one of these bits.
     pub(super) fn marked(self, bits: u32) -> Self {
         self.meta(0, Meta::Mark).any_bit(bits)
+    }
+
+    /// The same, as `iptables` writes it.
+    pub(super) fn marked_by_iptables(self, bits: u32) -> Self {
+        self.push("match", |data| {
+            data.text(1, "mark").be32(2, 1).put(3, &Self::mark_info(bits));
+        })
+    }
+
+    /// `struct xt_mark_mtinfo1`: mark, mask, and not inverted; as long as the kernel pads it.
+    pub(super) fn mark_info(bits: u32) -> [u8; 16] {
+        let mut info = [0; 16];
+        info[..4].copy_from_slice(&bits.to_ne_bytes());
+        info[4..8].copy_from_slice(&bits.to_ne_bytes());
+        info
+    }
+
+    /// Counts packets and bytes.
+    pub(super) fn counted(self) -> Self {
+        self.push("counter", |_| {})
+    }
+
+    /// Keeps the packet out of connection tracking.
+    pub(super) fn untracked(self) -> Self {
+        self.push("notrack", |_| {})
+    }
+
+    /// Ends with a verdict.
+    pub(super) fn verdict_alone(self, code: i32) -> Self {
+        self.verdict(code, None)
     }
 
     /// Goes on when the connection's destination was rewritten.

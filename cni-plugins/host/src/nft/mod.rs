@@ -6,7 +6,7 @@
 //! process is killed. All functions block, for well below a millisecond, with a deadline on every answer.
 //!
 //! In reading order: [`wire`] (messages and socket), `expression` (what rules are made of), [`layout`],
-//! [`masquerade`], [`ports`], [`conntrack`], [`route`].
+//! [`masquerade`], [`ports`], [`conntrack`], [`route`]. [`untracked`] has a table of its own, of the node's agent.
 
 mod attributes;
 pub mod conntrack;
@@ -15,6 +15,7 @@ mod layout;
 pub mod masquerade;
 pub mod ports;
 pub mod route;
+pub mod untracked;
 mod wire;
 
 use std::io;

@@ -35,7 +35,9 @@ pub(super) mod kind {
     pub(in super::super) const GET_TABLE: u16 = 1;
     pub(in super::super) const DEL_TABLE: u16 = 2;
     pub(in super::super) const NEW_CHAIN: u16 = 3;
+    pub(in super::super) const GET_CHAIN: u16 = 4;
     pub(in super::super) const NEW_RULE: u16 = 6;
+    pub(in super::super) const GET_RULE: u16 = 7;
     pub(in super::super) const DEL_RULE: u16 = 8;
     pub(in super::super) const NEW_SET: u16 = 9;
     pub(in super::super) const NEW_ELEMENTS: u16 = 12;
@@ -82,6 +84,11 @@ impl Message {
     /// A message about the table's objects.
     pub(super) fn nft(kind: u16, flags: u16) -> Self {
         Self::of(SUBSYSTEM << 8 | kind, flags, INET)
+    }
+
+    /// A message about the objects of a table of another family.
+    pub(super) fn nft_of(family: u8, kind: u16, flags: u16) -> Self {
+        Self::of(SUBSYSTEM << 8 | kind, flags, family)
     }
 
     /// A message of any nfnetlink subsystem.

@@ -91,7 +91,7 @@ impl View {
             let map: HashMap<MapData, FlowKey, FlowValue> = pinned(&super::dir(&self.pin_dir), name)?;
             let forward =
                 map.iter().filter_map(Result::ok).filter(|(key, _)| key.direction == FlowKey::FORWARD);
-            for (_, flow) in forward {
+            for (_, flow) in forward.filter(|(_, flow)| !flow.is_own()) {
                 if seen.len() == limit {
                     return Ok(seen);
                 }
@@ -219,7 +219,7 @@ impl Flows for Outside<'_> {
     }
     fn establish(&self, _flow: &FlowValue) {}
     fn begin(&self, _flow: &FlowValue) {}
-    fn note_use(&self, _key: &FlowKey, _now_ns: u64, _closing: bool) {}
+    fn note_use(&self, _key: &FlowKey, _now_ns: u64, _flags: u8) {}
     fn fragment(&self, _key: &FragmentKey) -> Option<FragmentPorts> {
         None
     }
@@ -228,9 +228,9 @@ impl Flows for Outside<'_> {
         let map = pinned::<Array<MapData, NatConfig>>(&super::dir(&self.view.pin_dir), map_names::NAT_CONFIG);
         map.ok().and_then(|map| map.get(&0, 0).ok()).unwrap_or_default()
     }
-    fn source_for(&self, backend: &NetAddr) -> NetAddr {
+    fn source_for(&self, backend: &NetAddr) -> (NetAddr, bool) {
         let config = self.nat_config();
-        if backend.is_v4() { config.source_v4 } else { config.source_v6 }
+        (if backend.is_v4() { config.source_v4 } else { config.source_v6 }, false)
     }
     fn in_source_ranges(&self, service: u32, client: &NetAddr) -> bool {
         let dir = super::dir(&self.view.pin_dir);

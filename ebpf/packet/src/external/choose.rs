@@ -11,6 +11,8 @@ use crate::{
     resolve::{Tables, is_consistent, pick, pick_consistently, pick_with_affinity, serves_node_ports},
 };
 
+/// A connection of which nothing was heard for this long is over, as connection tracking has it: five days.
+const ESTABLISHED_IDLE_NS: u64 = 432_000_000_000_000;
 /// A port is used again this long after its connection was closed.
 const CLOSED_IDLE_NS: u64 = 2_000_000_000;
 /// Source ports that are tried for a new flow.
@@ -127,10 +129,13 @@ fn refusal<M: Tables + Flows>(
 /// Gives the flow an address of this node as its source.
 #[inline(always)]
 fn hide<M: Flows>(maps: &M, flow: &mut FlowValue, config: &NatConfig) {
-    let own = maps.source_for(&flow.backend);
+    let (own, tracked) = maps.source_for(&flow.backend);
     // Without an address of the family, backends see the client and answer as they can.
     if own != NetAddr::ANY_V6 && config.ports != 0 {
         flow.source = own;
+        if tracked {
+            flow.flags = FlowValue::FLAG_TRACKED;
+        }
     }
 }
 
@@ -142,7 +147,13 @@ fn find_port<M: Flows>(maps: &M, flow: &mut FlowValue, config: &NatConfig, hash:
     let mut attempt = 0;
     while attempt < TRIES {
         if hidden && flow.proto != SCTP || attempt > 0 {
-            let step = hash.wrapping_add(attempt.wrapping_mul(0x9e37_79b9));
+            let mut step = hash.wrapping_add(attempt.wrapping_mul(0x9e37_79b9));
+            // A client that tries again shall not meet the same ports again.
+            if attempt >= TRIES / 2 {
+                #[allow(clippy::cast_possible_truncation, reason = "bits that change within a second")]
+                let moment = (maps.now() >> 28) as u32;
+                step = step.wrapping_add(moment.wrapping_mul(0x85eb_ca6b));
+            }
             #[allow(clippy::cast_possible_truncation, reason = "both are below 65,536: ports, and how many")]
             let (first, offset) =
                 (config.first_port as u16, ((u64::from(step) * u64::from(config.ports)) >> 32) as u16);
@@ -188,7 +199,14 @@ fn is_same_exchange(a: &FlowValue, b: &FlowValue) -> bool {
 fn is_over<M: Flows>(maps: &M, flow: &FlowValue) -> bool {
     let idle = maps.now().saturating_sub(flow.last_used_ns);
     let closed = flow.flags & FlowValue::FLAG_CLOSING != 0 && idle > CLOSED_IDLE_NS;
-    closed || flow.proto != TCP && idle > DATAGRAM_IDLE_NS
+    closed || idle > if flow.proto == TCP { ESTABLISHED_IDLE_NS } else { DATAGRAM_IDLE_NS }
+}
+
+/// Whether a packet leaves from an address and port of this node that are a frontend's.
+#[inline(always)]
+pub(super) fn is_own_frontend<M: Tables>(maps: &M, headers: &Headers) -> bool {
+    let (addr, port) = (&headers.src, headers.src_port);
+    frontend_at(maps, headers.proto, addr, port).is_some() && is_own(maps, addr)
 }
 
 #[inline(always)]
@@ -198,17 +216,20 @@ fn is_own<M: Tables>(maps: &M, addr: &NetAddr) -> bool {
 
 #[inline(always)]
 fn frontend_of<M: Tables>(maps: &M, headers: &Headers) -> Option<FrontendValue> {
-    let proto = Protocol::from_number(headers.proto)?.number();
-    let mut key =
-        FrontendKey { addr: headers.dst, port: headers.dst_port, proto, scope: FrontendKey::SCOPE_ADDRESS };
+    frontend_at(maps, headers.proto, &headers.dst, headers.dst_port)
+}
+
+#[inline(always)]
+fn frontend_at<M: Tables>(maps: &M, proto: u8, addr: &NetAddr, port: NetPort) -> Option<FrontendValue> {
+    let proto = Protocol::from_number(proto)?.number();
+    let mut key = FrontendKey { addr: *addr, port, proto, scope: FrontendKey::SCOPE_ADDRESS };
     if let Some(found) = maps.frontend(&key) {
         return Some(found);
     }
-    if !maps.node_port_bounds().contains(headers.dst_port.to_host()) || !serves_node_ports(maps, &headers.dst)
-    {
+    if !maps.node_port_bounds().contains(port.to_host()) || !serves_node_ports(maps, addr) {
         return None;
     }
-    key.addr = if headers.v4 { NetAddr::ANY_V4 } else { NetAddr::ANY_V6 };
+    key.addr = if addr.is_v4() { NetAddr::ANY_V4 } else { NetAddr::ANY_V6 };
     key.scope = FrontendKey::SCOPE_NODE;
     maps.frontend(&key)
 }

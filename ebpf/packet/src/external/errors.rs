@@ -3,7 +3,7 @@
 
 use ebpf_common::{FlowKey, NetAddr, NetPort};
 
-use super::{Action, Flows, find, has_ports, reversed};
+use super::{Action, Flows, find, has_ports, is_untracked, reversed};
 use crate::{
     parse::{End, Fix, Headers, Packet, Part, parse, set_address, set_port},
     resolve::Tables,
@@ -30,8 +30,8 @@ pub(super) fn ingress_error<P: Packet, M: Tables + Flows>(
     outer: &Headers,
 ) -> Option<Action> {
     let inner = quoted(packet, outer)?;
-    translate(packet, maps, outer, &inner)?;
-    Some(Action::Deliver)
+    let (_, untracked) = translate(packet, maps, outer, &inner)?;
+    Some(if untracked { Action::Untracked } else { Action::Deliver })
 }
 
 /// An ICMP error that the node's own stack makes about a packet that was rewritten before it got there: too long, no hops
@@ -43,34 +43,35 @@ pub(super) fn own_error<P: Packet, M: Tables + Flows>(
     outer: &Headers,
 ) -> Option<Action> {
     let inner = quoted(packet, outer)?;
-    let to = translate(packet, maps, outer, &inner)?;
+    let (to, _) = translate(packet, maps, outer, &inner)?;
     Some(maps.way(&to).map_or(Action::Drop, Action::Relay))
 }
 
-/// Rewrites an error for the end that sent what it is about; that end's address.
+/// Rewrites an error for the end that sent what it is about; that end's address, and whether connection tracking knows
+/// nothing of the flow.
 #[inline(always)]
 fn translate<P: Packet, M: Tables + Flows>(
     packet: &mut P,
     maps: &M,
     outer: &Headers,
     inner: &Headers,
-) -> Option<NetAddr> {
+) -> Option<(NetAddr, bool)> {
     // About what we sent to a backend in the client's name.
     if let Some(flow) = find(maps, &reversed(inner, FlowKey::REPLY))
         && flow.hides_client()
     {
         let speaker = if outer.src == flow.backend { flow.frontend } else { outer.src };
         let ends = [(flow.client, flow.client_port), (flow.frontend, flow.frontend_port)];
-        let client = flow.client;
+        let (client, untracked) = (flow.client, is_untracked(flow));
         rewrite_error(packet, outer, inner, &speaker, &client, ends)?;
-        return Some(client);
+        return Some((client, untracked));
     }
     // About what we sent to the client in the service's name.
-    let flow = find(maps, &reversed(inner, FlowKey::FORWARD))?;
+    let flow = find(maps, &reversed(inner, FlowKey::FORWARD)).filter(|flow| !flow.is_own())?;
     let ends = [(flow.backend, flow.backend_port), (flow.source, flow.source_port)];
-    let backend = flow.backend;
+    let (backend, untracked) = (flow.backend, is_untracked(flow));
     rewrite_error(packet, outer, inner, &outer.src, &backend, ends)?;
-    Some(backend)
+    Some((backend, untracked))
 }
 
 /// An ICMP error that leaves, about a packet that a backend got from a client it knows; or one of the node's own stack
@@ -83,7 +84,7 @@ pub(super) fn egress_error<P: Packet, M: Tables + Flows>(
 ) -> Option<Action> {
     let inner = quoted(packet, outer)?;
     let Some(flow) = find(maps, &reversed(&inner, FlowKey::REPLY)).filter(|flow| !flow.hides_client()) else {
-        let to = translate(packet, maps, outer, &inner)?;
+        let (to, _) = translate(packet, maps, outer, &inner)?;
         return Some(maps.way(&to).map_or(Action::Drop, Action::Relay));
     };
     let speaker = if outer.src == flow.backend { flow.frontend } else { outer.src };

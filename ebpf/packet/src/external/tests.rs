@@ -138,6 +138,9 @@ struct WorldOf<const EARLY: bool> {
     fragments: RefCell<HashMap<FragmentKey, FragmentPorts>>,
     counts: RefCell<Vec<Count>>,
     hop: Option<Hop>,
+    /// Connection tracking sees the backend's answers as they come.
+    tracked: bool,
+    now: u64,
 }
 
 type World = WorldOf<false>;
@@ -191,7 +194,14 @@ impl<const EARLY: bool> Flows for WorldOf<EARLY> {
         let kept: &'static FlowValue = Box::leak(Box::new(*flow));
         self.begun.borrow_mut().extend([(flow.forward_key(), kept), (flow.reply_key(), kept)]);
     }
-    fn note_use(&self, _key: &FlowKey, _now_ns: u64, _closing: bool) {}
+    fn note_use(&self, key: &FlowKey, now_ns: u64, flags: u8) {
+        for map in [&self.flows, &self.begun] {
+            if let Some(found) = map.borrow_mut().get_mut(key) {
+                let noted = FlowValue { last_used_ns: now_ns, flags: found.flags | flags, ..**found };
+                *found = Box::leak(Box::new(noted));
+            }
+        }
+    }
     fn fragment(&self, key: &FragmentKey) -> Option<FragmentPorts> {
         self.fragments.borrow().get(key).copied()
     }
@@ -201,14 +211,14 @@ impl<const EARLY: bool> Flows for WorldOf<EARLY> {
     fn nat_config(&self) -> NatConfig {
         self.config
     }
-    fn source_for(&self, _backend: &NetAddr) -> NetAddr {
-        self.config.source_v4
+    fn source_for(&self, _backend: &NetAddr) -> (NetAddr, bool) {
+        (self.config.source_v4, self.tracked)
     }
     fn in_source_ranges(&self, _service: u32, client: &NetAddr) -> bool {
         client.octets()[15] < 100
     }
     fn now(&self) -> u64 {
-        1
+        self.now
     }
     fn count(&self, _service: u32, what: Count) {
         self.counts.borrow_mut().push(what);
@@ -255,6 +265,16 @@ fn arrive<const EARLY: bool>(world: &WorldOf<EARLY>, frame: &mut Frame) -> Actio
     ingress(frame, world, ETHERNET, if v4 { ETHERTYPE_V4 } else { ETHERTYPE_V6 }, false)
 }
 
+/// What becomes of a rewritten packet of a flow whose client the backend sees, or does not.
+fn rewritten(local: bool) -> Action {
+    if local { Action::Deliver } else { Action::Untracked }
+}
+
+fn depart<const EARLY: bool>(world: &WorldOf<EARLY>, frame: &mut Frame) -> Action {
+    let v4 = frame.0[14] >> 4 == 4;
+    egress(frame, world, ETHERNET, if v4 { ETHERTYPE_V4 } else { ETHERTYPE_V6 }, false)
+}
+
 /// The other direction of a packet: what the backend answers.
 fn answer(frame: &Frame, flags: u8) -> Frame {
     let v4 = frame.0[14] >> 4 == 4;
@@ -271,18 +291,18 @@ proptest! {
         let world: World = world(v4, if local { FrontendValue::FLAG_EXTERNAL_LOCAL } else { 0 });
         let proto = if tcp { TCP } else { UDP };
         let mut frame = build((client, port), (vip, PORT), proto, SYN, &payload);
-        prop_assert_eq!(arrive(&world, &mut frame), Action::Deliver);
+        prop_assert_eq!(arrive(&world, &mut frame), rewritten(local));
         check_sums(&frame);
         let sent = parse(&frame, ETHERNET, ethertype(&client), false).unwrap();
         prop_assert_eq!((sent.dst, sent.dst_port.to_host()), (backend, BACKEND_PORT));
         prop_assert_eq!(sent.src, if local { client } else { node });
         let mut reply = answer(&frame, SYN | ACK);
         let action = if local {
-            egress(&mut reply, &world, ETHERNET, ethertype(&client))
+            depart(&world, &mut reply)
         } else {
             arrive(&world, &mut reply)
         };
-        prop_assert_eq!(action, Action::Deliver);
+        prop_assert_eq!(action, rewritten(local));
         check_sums(&reply);
         let seen = parse(&reply, ETHERNET, ethertype(&client), false).unwrap();
         prop_assert_eq!((seen.src, seen.src_port.to_host()), (vip, PORT));
@@ -295,7 +315,7 @@ proptest! {
         let mut frame = Frame(bytes);
         let ethertype = if v4 { ETHERTYPE_V4 } else { ETHERTYPE_V6 };
         ingress(&mut frame, &world, ETHERNET, ethertype, inner);
-        egress(&mut frame, &world, ETHERNET, ethertype);
+        egress(&mut frame, &world, ETHERNET, ethertype, inner);
     }
 }
 
@@ -319,15 +339,11 @@ fn errors_are_translated_outside_and_inside() {
         let world: World = world(v4, if local { FrontendValue::FLAG_EXTERNAL_LOCAL } else { 0 });
         let original = build((client, 4000), (vip, PORT), UDP, 0, b"question");
         let mut frame = original.clone();
-        assert_eq!(arrive(&world, &mut frame), Action::Deliver);
+        assert_eq!(arrive(&world, &mut frame), rewritten(local));
         let mut error = error_about(&frame, backend, v4);
         check_sums(&error);
-        let action = if local {
-            egress(&mut error, &world, ETHERNET, ethertype(&client))
-        } else {
-            arrive(&world, &mut error)
-        };
-        assert_eq!(action, Action::Deliver, "v4 {v4}, local {local}");
+        let action = if local { depart(&world, &mut error) } else { arrive(&world, &mut error) };
+        assert_eq!(action, rewritten(local), "v4 {v4}, local {local}");
         check_sums(&error);
         let outer = parse(&error, ETHERNET, ethertype(&client), false).unwrap();
         assert_eq!((outer.src, outer.dst), (vip, client), "the service speaks for its backend");
@@ -377,7 +393,7 @@ fn strangers_are_dropped_and_others_pass() {
     let stranger = NetAddr::from_v4_word(u32::from_ne_bytes([203, 0, 113, 200]));
     let ranged: World = world(true, FrontendValue::FLAG_SOURCE_RANGES);
     assert_eq!(arrive(&ranged, &mut build((stranger, 1), (vip, PORT), TCP, SYN, b"")), Action::Drop);
-    assert_eq!(arrive(&ranged, &mut build((client, 1), (vip, PORT), TCP, SYN, b"")), Action::Deliver);
+    assert_eq!(arrive(&ranged, &mut build((client, 1), (vip, PORT), TCP, SYN, b"")), Action::Untracked);
     assert_eq!(arrive(&ranged, &mut build((client, 1), (node, 22), TCP, SYN, b"")), Action::Pass);
     assert_eq!(*ranged.counts.borrow().first().unwrap(), Count::Denied);
 }
@@ -395,7 +411,7 @@ fn the_driver_sends_on_what_it_can_and_leaves_the_rest_as_it_is() {
         let mut frame = original.clone();
         assert_eq!(arrive(&driver, &mut frame), Action::Pass, "a new flow is the later hook's");
         assert_eq!(frame, original);
-        assert_eq!(arrive(&later, &mut frame), Action::Deliver);
+        assert_eq!(arrive(&later, &mut frame), Action::Untracked);
         let mut reply = answer(&frame, SYN | ACK);
         driver.begun = later.begun;
         driver.hop = None;
@@ -450,7 +466,7 @@ fn a_direct_packet_goes_on_as_it_is_until_it_is_where_its_endpoint_is() {
         let seen = parse(&frame, ETHERNET, ethertype, false).unwrap();
         assert_eq!((seen.src, seen.dst), (client, backend), "the endpoint sees its client");
         let mut reply = answer(&frame, 0);
-        assert_eq!(egress(&mut reply, &there, ETHERNET, ethertype), Action::Deliver);
+        assert_eq!(depart(&there, &mut reply), Action::Deliver);
         assert_eq!(parse(&reply, ETHERNET, ethertype, false).unwrap().src, vip);
     }
 }
@@ -461,7 +477,7 @@ fn errors_of_the_nodes_own_stack_reach_who_sent_the_packet() {
         let [client, vip, backend, node] = addresses(v4);
         let world: World = world(v4, 0);
         let mut frame = build((client, 4000), (vip, PORT), UDP, 0, b"too long");
-        assert_eq!(arrive(&world, &mut frame), Action::Deliver);
+        assert_eq!(arrive(&world, &mut frame), Action::Untracked);
         // The stack finds it too long for the way to the backend, and tells whom it comes from: the node.
         let mut error = error_about(&frame, node, v4);
         let ethertype = ethertype(&client);
@@ -473,9 +489,9 @@ fn errors_of_the_nodes_own_stack_reach_who_sent_the_packet() {
         assert_eq!((outer.dst, inner.src, inner.dst), (client, client, vip));
         // The same about an answer on its way to the client, which says to come from the service.
         let mut reply = answer(&frame, 0);
-        assert_eq!(arrive(&world, &mut reply), Action::Deliver);
+        assert_eq!(arrive(&world, &mut reply), Action::Untracked);
         let mut error = error_about(&reply, node, v4);
-        assert_eq!(egress(&mut error, &world, ETHERNET, ethertype), to(backend));
+        assert_eq!(depart(&world, &mut error), to(backend));
         check_sums(&error);
         let outer = parse(&error, ETHERNET, ethertype, false).unwrap();
         let inner = parse(&error, outer.transport + 8, ethertype, true).unwrap();
@@ -497,7 +513,7 @@ fn one_client_port_may_dial_the_same_backend_by_two_addresses() {
         world.frontends.insert(key, value);
         let dial = |to: NetAddr, flags: u8| {
             let mut frame = build((client, 4000), (to, PORT), TCP, flags, b"");
-            assert_eq!(arrive(&world, &mut frame), Action::Deliver);
+            assert_eq!(arrive(&world, &mut frame), rewritten(local));
             let seen = parse(&frame, ETHERNET, ETHERTYPE_V4, false).unwrap();
             assert_eq!(seen.dst, backend);
             frame
@@ -508,12 +524,8 @@ fn one_client_port_may_dial_the_same_backend_by_two_addresses() {
         dial(other, ACK);
         for (frame, dialled) in [(first, vip), (second, other)] {
             let mut reply = answer(&frame, ACK);
-            let action = if local {
-                egress(&mut reply, &world, ETHERNET, ETHERTYPE_V4)
-            } else {
-                arrive(&world, &mut reply)
-            };
-            assert_eq!(action, Action::Deliver);
+            let action = if local { depart(&world, &mut reply) } else { arrive(&world, &mut reply) };
+            assert_eq!(action, rewritten(local));
             check_sums(&reply);
             let seen = parse(&reply, ETHERNET, ETHERTYPE_V4, false).unwrap();
             assert_eq!(
@@ -522,5 +534,80 @@ fn one_client_port_may_dial_the_same_backend_by_two_addresses() {
                 "local {local}"
             );
         }
+    }
+}
+
+#[test]
+fn where_connection_tracking_sees_both_directions_it_keeps_them() {
+    let [client, vip, ..] = addresses(true);
+    let mut world: World = world(true, 0);
+    world.tracked = true;
+    let mut frame = build((client, 4000), (vip, PORT), TCP, SYN, b"");
+    assert_eq!(arrive(&world, &mut frame), Action::Deliver);
+    assert_eq!(arrive(&world, &mut answer(&frame, SYN | ACK)), Action::Deliver);
+}
+
+/// A service behind a port of the node.
+fn with_node_port(world: &mut World, v4: bool) {
+    let addr = if v4 { NetAddr::ANY_V4 } else { NetAddr::ANY_V6 };
+    for proto in [TCP, UDP] {
+        let key =
+            FrontendKey { addr, port: NetPort::from_host(30000), proto, scope: FrontendKey::SCOPE_NODE };
+        world.frontends.insert(key, FrontendValue { service: 1, flags: 0 });
+    }
+}
+
+#[test]
+fn answers_to_the_nodes_own_connections_are_its_own_whatever_their_port() {
+    for (v4, proto) in [(true, TCP), (true, UDP), (false, TCP), (false, UDP)] {
+        let [server, _, backend, node] = addresses(v4);
+        let mut world: World = world(v4, 0);
+        with_node_port(&mut world, v4);
+        let dialled = build((node, 30000), (server, 443), proto, SYN, b"");
+        let mut leaving = dialled.clone();
+        assert_eq!((depart(&world, &mut leaving), &leaving), (Action::Pass, &dialled));
+        for flags in [SYN | ACK, ACK, ACK | FIN] {
+            let mut reply = answer(&dialled, flags);
+            let unchanged = reply.clone();
+            assert_eq!(
+                (arrive(&world, &mut reply), reply),
+                (Action::Pass, unchanged),
+                "{v4} {proto} {flags}"
+            );
+        }
+        // Another client, from the same place, and the same one as it begins a connection itself, are clients.
+        let mut other = build((server, 444), (node, 30000), proto, SYN, b"");
+        assert_eq!(arrive(&world, &mut other), Action::Untracked);
+        if proto == UDP {
+            world.now += DATAGRAM_IDLE_NS + 2;
+        }
+        let mut same = build((server, 443), (node, 30000), proto, SYN, b"");
+        assert_eq!(arrive(&world, &mut same), Action::Untracked, "{v4} {proto}");
+        assert_eq!(parse(&same, ETHERNET, ethertype(&node), false).unwrap().dst, backend);
+        // What goes out to a client is no connection of the node's.
+        let mut reply = answer(&same, SYN | ACK);
+        assert_eq!(arrive(&world, &mut reply), Action::Untracked);
+        assert_eq!(depart(&world, &mut reply), Action::Pass);
+        let mut next = build((server, 443), (node, 30000), proto, ACK, b"");
+        assert_eq!(arrive(&world, &mut next), Action::Untracked, "{v4} {proto}");
+    }
+}
+
+#[test]
+fn a_connection_to_what_took_a_services_port_is_left_to_it() {
+    let [client, vip, ..] = addresses(true);
+    let mut world: World = world(true, 0);
+    let packet = |flags| build((client, 4000), (vip, PORT), TCP, flags, b"");
+    for flags in [SYN, ACK, FIN | ACK] {
+        assert_eq!(arrive(&world, &mut packet(flags)), Action::Untracked);
+    }
+    let frontends = std::mem::take(&mut world.frontends);
+    assert_eq!(arrive(&world, &mut packet(ACK)), Action::Untracked, "a connection ends where it was");
+    for flags in [SYN, ACK, ACK] {
+        assert_eq!(arrive(&world, &mut packet(flags)), Action::Pass);
+    }
+    world.frontends = frontends;
+    for flags in [SYN, ACK] {
+        assert_eq!(arrive(&world, &mut packet(flags)), Action::Untracked, "the service is back");
     }
 }
