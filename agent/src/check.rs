@@ -17,7 +17,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use crate::chain::chain;
 use crate::config::AgentConfig;
 use crate::host::cgroups::controllers;
-use crate::roles;
+use crate::{network, roles};
 use crate::runtime::cri;
 
 /// Deadline of one question.

@@ -14,6 +14,7 @@ use cni_plugins_host::{netns, overlay};
 use serde_json::{Value, json};
 
 use crate::{
+    failure::chain,
     log,
     plugins::{self, Plugin, ipam},
     state,
@@ -22,7 +23,8 @@ use crate::{
 const USAGE: &str = "usage:
   keelson-cni install DIR        make the plugins' links in DIR
   keelson-cni leases [OPTIONS]   print the addresses in use, one JSON object a line
-  keelson-cni cleanup [OPTIONS]  remove interfaces, bridges, addresses, state and logs of the plugins
+  keelson-cni cleanup [OPTIONS]  remove interfaces, bridges, addresses, state and logs of the plugins, and the network
+                                 between nodes (stop the agent first: it makes that again)
   keelson-cni uninstall [OPTIONS]  the same, and the links and the configurations that name them
 options:
   --conf-dir DIR   network configurations (/etc/cni/net.d); their dataDir, stateDir and logFile count
@@ -183,37 +185,47 @@ fn cleanup(places: &Places) -> io::Result<()> {
             Err(failure) => failures.push(failure.to_string()),
         }
     }
-    let mut remove = |path: &Path| match remove_all(path) {
-        Ok(true) => say(&path.display()),
-        Ok(false) => Ok(()),
-        Err(error) => {
-            failures.push(about(path, &error).to_string());
-            Ok(())
-        }
-    };
     for network in places.networks() {
-        remove(&network)?;
+        remove_path(&network, &mut failures)?;
     }
-    // An agent that runs on writes it again.
-    for dir in &places.state_dirs {
-        remove(&dir.join(overlay::FILE_NAME))?;
+    // The state goes last, as it tells what is to go; an agent that runs on makes all of it again.
+    for state in places.state_dirs.iter().map(|dir| dir.join(overlay::FILE_NAME)) {
+        if state.exists() {
+            match overlay::take_down(overlay::device(&state).as_deref()) {
+                Ok(gone) => gone.iter().try_for_each(say)?,
+                Err(error) => failures.push(format!("the network between nodes: {}", chain(&error))),
+            }
+            remove_path(&state, &mut failures)?;
+        }
     }
     // Records of other network namespaces belong to other nodes.
     let own = netns::own_identity().map_err(io::Error::other)?.to_string();
     let below = |dir: &PathBuf| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
     for plugin in places.state_dirs.iter().flat_map(below).filter(|path| path.is_dir()) {
-        remove(&plugin.join(&own))?;
+        remove_path(&plugin.join(&own), &mut failures)?;
         drop(fs::remove_dir(plugin));
     }
     for log in &places.logs {
-        remove(log)?;
-        remove(&log.with_extension("log.1"))?;
+        remove_path(log, &mut failures)?;
+        remove_path(&log.with_extension("log.1"), &mut failures)?;
     }
     // Shared with others, perhaps: only when nothing is left in them.
     for dir in places.data_dirs.iter().chain(&places.state_dirs) {
         drop(fs::remove_dir(dir));
     }
     if failures.is_empty() { Ok(()) } else { Err(io::Error::other(failures.join("\n"))) }
+}
+
+/// Removes a path and says so; what cannot be removed is a failure among others.
+fn remove_path(path: &Path, failures: &mut Vec<String>) -> io::Result<()> {
+    match remove_all(path) {
+        Ok(true) => say(&path.display()),
+        Ok(false) => Ok(()),
+        Err(error) => {
+            failures.push(about(path, &error).to_string());
+            Ok(())
+        }
+    }
 }
 
 fn uninstall(places: &Places) -> io::Result<()> {

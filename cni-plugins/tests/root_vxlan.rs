@@ -299,3 +299,45 @@ fn the_reference_bridge_and_its_ipam_work_below_it() {
         .collect();
     assert!(held.is_empty(), "{held:?}");
 }
+
+#[test]
+fn uninstall_takes_the_network_between_nodes_and_leaves_others() {
+    let ground = Ground::new();
+    let on_host = |command: &str| ground.inside(&ground.host, command);
+    on_host("ip link set lo up");
+    on_host("ip link add eth9 type veth peer name eth9p");
+    on_host("ip link set eth9 up");
+    on_host("ip addr add 192.0.2.1/24 dev eth9");
+    on_host("ip -6 addr add 2001:db8::1/64 dev eth9 nodad");
+    on_host(&format!("ip link add {DEVICE} type vxlan id 1 local 192.0.2.1 dstport 8472 dev eth9"));
+    on_host(&format!("ip link set {DEVICE} up"));
+    // As the agent makes them: through the tunnel, and, without one, through the peer.
+    on_host(&format!("ip route add 10.88.1.0/24 via 10.88.1.0 dev {DEVICE} onlink proto 76"));
+    on_host("ip route add 10.88.2.0/24 via 192.0.2.2 proto 76");
+    on_host("ip -6 route add fd88:2::/64 via 2001:db8::2 proto 76");
+    on_host("ip route add 10.99.0.0/24 via 192.0.2.2");
+    leave(&ground, &state());
+    // No tunnel: somebody else's link that the state of another network names.
+    let other = ground.dir().join("other");
+    on_host("ip link add kept0 type bridge");
+    overlay::write(&other.join("overlay.json"), &State { device: Some("kept0".to_owned()), ..state() })
+        .unwrap();
+    let run = ground.dir().join("run");
+    let told = on_host(&format!(
+        "{} uninstall --conf-dir {dir}/none --bin-dir {dir}/bin --data-dir {dir}/ipam --log-file {dir}/none.log \
+         --state-dir {} --state-dir {}",
+        env!("CARGO_BIN_EXE_keelson-cni"),
+        run.display(),
+        other.display(),
+        dir = ground.dir().display(),
+    ));
+    for gone in ["interface kltun0", "route to 10.88.2.0/24", "route to fd88:2::/64", "overlay.json"] {
+        assert!(told.contains(gone), "{gone}: {told}");
+    }
+    let links = on_host("ip -o link");
+    assert!(!links.contains(DEVICE) && links.contains("kept0") && links.contains("eth9"), "{links}");
+    let routes = on_host("ip route") + &on_host("ip -6 route");
+    assert!(!routes.contains("proto 76") && !routes.contains("10.88."), "{routes}");
+    assert!(routes.contains("10.99.0.0/24 via 192.0.2.2"), "{routes}");
+    assert!(!file(&ground).exists());
+}

@@ -78,6 +78,9 @@ pub struct NetworkSection {
     /// MTU of pods; 0 derives it from the underlay.
     #[serde(default)]
     pub mtu: u32,
+    /// Mode `wireguard`: file with a second, symmetric key in base64, the same on all nodes; absent: none.
+    #[serde(default)]
+    pub preshared_key_file: Option<PathBuf>,
 }
 
 /// `keelson.network.underlay`; empty: the interface that has `nodeIP`.

@@ -23,7 +23,7 @@ use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 
 /// How routes of the overlay are told from others (`ip route` shows it as `proto 76`).
-pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(76);
+pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(cni_plugins_host::overlay::ROUTE_PROTOCOL);
 /// Linux' ENOENT, ESRCH, EADDRNOTAVAIL: what is to be removed is not there.
 const NOT_THERE: [i32; 4] = [-2, -3, -19, -99];
 /// Metric that the kernel gives IPv6 routes that say none.
@@ -279,7 +279,8 @@ fn route_of(message: &RouteMessage) -> Option<Route> {
     Some(Route { destination, hop, protocol: message.header.protocol, metric })
 }
 
-fn mtu(metric: &RouteMetric) -> Option<u32> {
+/// The MTU among a route's metrics.
+pub(super) fn mtu(metric: &RouteMetric) -> Option<u32> {
     match metric {
         RouteMetric::Mtu(mtu) => Some(*mtu),
         _ => None,
@@ -340,8 +341,13 @@ fn own_address(message: &AddressMessage) -> Option<IpAddr> {
 
 /// The MTU that routes state for the path to an address; 0 where none does.
 pub(super) fn path_mtu(routes: &[Route], to: IpAddr) -> u32 {
+    leading(routes, to).map_or(0, |route| route.hop.mtu)
+}
+
+/// The route that leads to an address.
+pub(super) fn leading(routes: &[Route], to: IpAddr) -> Option<&Route> {
     let leading = routes.iter().filter(|route| route.destination.contains(to));
-    leading.max_by_key(|route| route.destination.prefix()).map_or(0, |route| route.hop.mtu)
+    leading.max_by_key(|route| route.destination.prefix())
 }
 
 /// Peers whose path is narrower than the device.

@@ -12,6 +12,7 @@
 
 mod device;
 mod kernel;
+mod path;
 mod peers;
 mod pod_links;
 mod publish;
@@ -34,7 +35,7 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node;
 use kube::Client;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -49,6 +50,8 @@ use underlay::{Choice, Underlay};
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 /// A look without a reason, in case that the kernel's message of a change was lost.
 const AUDIT: Duration = Duration::from_secs(60);
+/// Between two looks at the encrypted tunnel's peers; two of them, and a pass, are within a second.
+const LOOK: Duration = Duration::from_millis(400);
 /// One pass over the kernel's tables at most.
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -83,6 +86,7 @@ pub struct NetworkConfig {
     bridge: Option<String>,
     namespaces: Option<PathBuf>,
     key_file: PathBuf,
+    preshared_key_file: Option<PathBuf>,
     state_file: PathBuf,
     /// Ranges that pods do not leave the cluster by.
     cluster: Vec<wireguard::IpNet>,
@@ -121,6 +125,10 @@ impl NetworkConfig {
             !(section.mode == Mode::Wireguard && section.direct_routing),
             "keelson.network.directRouting: not with mode wireguard, as packets would travel in the clear"
         );
+        ensure!(
+            section.mode == Mode::Wireguard || section.preshared_key_file.is_none(),
+            "keelson.network.presharedKeyFile: only with mode wireguard, as nothing else encrypts"
+        );
         // What is not said is as VXLAN has it; this mode has a name and a port of its own.
         let encrypted = section.mode == Mode::Wireguard;
         let device = if encrypted && section.device == VXLAN_DEVICE {
@@ -148,6 +156,7 @@ impl NetworkConfig {
             bridge: keelson.cni.as_ref().map(|cni| cni.bridge.clone()),
             namespaces: keelson.cni.as_ref().and_then(|cni| cni.netns_dir.clone()),
             key_file: keelson.root_dir.join("wireguard.key"),
+            preshared_key_file: section.preshared_key_file.clone(),
             state_file: state_dir.join(overlay::FILE_NAME),
             cluster: except.iter().filter_map(|range| range.parse().ok()).collect(),
         })
@@ -193,12 +202,27 @@ pub async fn run(
 }
 
 /// Keeps the kernel's tables right for ever.
-pub async fn serve(config: NetworkConfig, mut wires: Wires) -> Result<()> {
+pub async fn serve(config: NetworkConfig, wires: Wires) -> Result<()> {
     let kernel = Kernel::open()?;
+    let (targets, wanted) = watch::channel(path::Targets::default());
+    let (learned, paths) = watch::channel(path::Learned::new());
+    let overlay = Overlay::new(config, kernel.clone(), targets, paths.clone());
+    tokio::select! {
+        outcome = converge_for_ever(overlay, wires, paths) => outcome,
+        () = path::keep(kernel, wanted, learned) => anyhow::bail!("the looks at the ways to the peers ended"),
+    }
+}
+
+async fn converge_for_ever(
+    mut overlay: Overlay,
+    mut wires: Wires,
+    mut paths: watch::Receiver<path::Learned>,
+) -> Result<()> {
     let mut changes = kernel::changes()?;
-    let mut overlay = Overlay::new(config, kernel);
     let mut pause = RETRY.0;
     let mut next = Instant::now();
+    let mut looks = tokio::time::interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         // All arms are cancel-safe: watches keep what was not seen, and a burst of changes is taken whole or not at all.
         tokio::select! {
@@ -207,6 +231,12 @@ pub async fn serve(config: NetworkConfig, mut wires: Wires) -> Result<()> {
             burst = changes.next() => {
                 let burst = burst.context("the netlink socket closed")?;
                 if !burst.iter().any(|change| overlay.concerns(*change)) {
+                    continue;
+                }
+            }
+            changed = paths.changed() => changed.context("the looks at the ways to the peers ended")?,
+            _ = looks.tick(), if overlay.keys.is_some() => {
+                if !overlay.is_tunnel_changed().await {
                     continue;
                 }
             }
@@ -236,7 +266,12 @@ struct Overlay {
     place: Option<Place>,
     entries: Entries,
     /// What the peers of the encrypted tunnel were to be in the last pass.
-    keys: Option<wireguard::Peers>,
+    keys: Option<Arc<wireguard::Peers>>,
+    /// What the underlay's interface carries, as of the last pass.
+    underlay_mtu: u32,
+    /// Peers whose way is to be looked at, and what it carries.
+    targets: watch::Sender<path::Targets>,
+    paths: watch::Receiver<path::Learned>,
     /// Whether the other mode's device is known to be gone.
     alone: bool,
     problems: BTreeSet<Problem>,
@@ -244,10 +279,18 @@ struct Overlay {
 }
 
 impl Overlay {
-    fn new(config: NetworkConfig, kernel: Kernel) -> Self {
+    fn new(
+        config: NetworkConfig,
+        kernel: Kernel,
+        targets: watch::Sender<path::Targets>,
+        paths: watch::Receiver<path::Learned>,
+    ) -> Self {
         Self {
             config,
             kernel,
+            underlay_mtu: 0,
+            targets,
+            paths,
             place: None,
             entries: Entries::default(),
             keys: None,
@@ -271,8 +314,19 @@ impl Overlay {
                     || self.entries.routes.contains_key(&range)
                     || place.subnets.contains(&range)
                     || self.entries.forwards.values().any(|peer| range.contains(*peer))
+                    || self.targets.borrow().are_in(&range)
             }),
         }
+    }
+
+    /// Whether somebody has changed the encrypted tunnel or its peers: the one thing of which the kernel tells nobody.
+    async fn is_tunnel_changed(&self) -> bool {
+        let (Some(place), Some(keys)) = (&self.place, &self.keys) else { return false };
+        let (Some(tunnel), Some(own)) = (place.tunnel, &place.public_key) else { return false };
+        let looked =
+            wireguard::is_changed(tunnel.index, self.config.port, own.clone(), Arc::clone(keys)).await;
+        // What makes a look impossible, the next pass tells.
+        looked.unwrap_or(false)
     }
 
     /// Looks at everything and changes what is wrong.
@@ -304,14 +358,16 @@ impl Overlay {
             differs
         });
         let pods = self.pod_mtu(&underlay);
+        // Before anybody is told that pods may come: their plugin reads it.
+        state::leave(config, state::ready(config, &ranges, place.tunnel.is_some(), pods)).await?;
         wires.state.send_if_modified(|current| {
             let wanted = Some(State { mtu: pods });
             let differs = *current != wanted;
             *current = wanted;
             differs
         });
-        state::leave(config, state::ready(config, &ranges, place.tunnel.is_some(), pods)).await?;
         self.place = Some(place);
+        self.underlay_mtu = underlay.mtu;
         if let Some(peers) = peers {
             self.converge(wires, node.as_deref(), &peers).await?;
         }
@@ -406,12 +462,19 @@ impl Overlay {
         let Some(place) = &self.place else { return Ok(()) };
         let (mut wanted, problems) = desired(place, peers.values());
         let routes = self.kernel.routes().await?;
-        narrow(place, &mut wanted, &routes, peers);
+        path::narrow(place, &mut wanted, &routes, &self.paths.borrow(), peers);
+        let targets = path::Targets::of(place, peers, &routes, self.config.port, self.underlay_mtu);
+        self.targets.send_if_modified(|current| {
+            let differs = *current != targets;
+            *current = targets;
+            differs
+        });
         let tunnel = place.tunnel.map(|tunnel| tunnel.index);
         if let Some(index) = tunnel.filter(|_| place.mode == Mode::Wireguard) {
             // Before the routes: none leads into the tunnel where nobody takes the packets.
-            let keys = wireguard::peers_of(&wanted.keys, self.config.port);
-            let changes = wireguard::set_peers(index, keys.clone(), self.keys.take()).await?;
+            let preshared = wireguard::preshared(self.config.preshared_key_file.clone()).await?;
+            let keys = Arc::new(wireguard::peers_of(&wanted.keys, self.config.port, preshared));
+            let changes = wireguard::set_peers(index, Arc::clone(&keys), self.keys.take()).await?;
             if changes > 0 {
                 info!(changes, peers = keys.len(), "peers of the encrypted tunnel brought up to date");
             }
@@ -457,29 +520,6 @@ impl Overlay {
             wires.events.node(node, EventType::Warning, "OverlayFailed", text.clone());
         }
         self.told_failure = text;
-    }
-}
-
-/// Routes to peers behind a path that is narrower than the device say so.
-fn narrow(place: &Place, wanted: &mut Entries, routes: &[kernel::Route], peers: &Peers) {
-    let addresses = peers.values().flat_map(|peer| peer.addresses.iter().copied());
-    let paths = kernel::path_mtus(routes, addresses);
-    for hop in wanted.routes.values_mut() {
-        hop.mtu = 0;
-    }
-    for peer in peers.values() {
-        let Some(path) = peer.address_like(place.address).and_then(|address| paths.get(&address)) else {
-            continue;
-        };
-        for range in &peer.ranges {
-            if let Some(hop) = wanted.routes.get_mut(range) {
-                let tunnel = place.tunnel.filter(|tunnel| tunnel.index == hop.device);
-                let mode = if tunnel.is_some() { place.mode } else { Mode::HostGw };
-                let fits = mtu::for_pods(mode, place.address, *path, []);
-                let limit = tunnel.map_or(u32::MAX, |tunnel| tunnel.mtu);
-                hop.mtu = if fits < limit { fits } else { 0 };
-            }
-        }
     }
 }
 

@@ -1,7 +1,9 @@
 //! Writes the CNI configuration once the node has its pod addresses.
 //!
 //! Input: `spec.podCIDRs` of the node object. Output: `<confDir>/10-keelson.conflist`, replaced in one step, and a
-//! request to look at the runtime's health, so that the node becomes Ready at once.
+//! request to look at the runtime's health, so that the node becomes Ready at once. Where there is a network between nodes,
+//! the list begins with `keelson-vxlan`, which reads ranges and MTU from the state that the role `network` leaves, so that the
+//! list never changes; on a node by itself with `keelson-bridge`.
 
 use std::io;
 use std::net::IpAddr;
@@ -21,7 +23,7 @@ use crate::network;
 const FILE_NAME: &str = "10-keelson.conflist";
 
 /// Keeps the file right for ever; without a `cni` section somebody else writes it. Where there is a network between
-/// nodes, pods wait for it, and have its MTU.
+/// nodes, pods wait for it.
 pub(super) async fn run(
     config: Option<CniConfig>,
     mut node: watch::Receiver<Option<Arc<Node>>>,
@@ -36,14 +38,12 @@ pub(super) async fn run(
         let ranges = node.borrow_and_update().as_deref().map(pod_ranges).unwrap_or_default();
         let state = *overlay.borrow_and_update();
         if !ranges.is_empty() && state.is_some() == has_overlay {
-            let mut config = config.clone();
-            if let Some(state) = state.filter(|_| config.mtu == 0) {
-                config.mtu = state.mtu;
-            }
-            if written.as_ref() != Some(&(ranges.clone(), config.mtu)) {
-                ensure(&config, &ranges).await?;
+            let main = state.map_or_else(|| on_bridge(&config, &ranges), |state| on_overlay(&config, state));
+            let text = format!("{:#}\n", conflist(&config, main));
+            if written.as_ref() != Some(&text) {
+                ensure(&config, text.clone(), &ranges).await?;
                 recheck.notify_one();
-                written = Some((ranges, config.mtu));
+                written = Some(text);
             }
         }
         // Cancel-safe: the receivers keep what was not seen. An error means that the agent is stopping, or that there
@@ -56,9 +56,8 @@ pub(super) async fn run(
     }
 }
 
-async fn ensure(config: &CniConfig, ranges: &[String]) -> anyhow::Result<()> {
+async fn ensure(config: &CniConfig, text: String, ranges: &[String]) -> anyhow::Result<()> {
     let path = config.conf_dir.join(FILE_NAME);
-    let text = format!("{:#}\n", conflist(config, ranges));
     let shown = ranges.join(", ");
     let written = {
         let path = path.clone();
@@ -90,7 +89,8 @@ fn family(range: &str) -> Option<IpAddr> {
     range.split_once('/').and_then(|(addr, _)| addr.parse().ok())
 }
 
-fn conflist(config: &CniConfig, ranges: &[String]) -> Value {
+/// The first plugin on a node by itself.
+fn on_bridge(config: &CniConfig, ranges: &[String]) -> Value {
     let sets: Vec<Value> = ranges.iter().map(|range| json!([{"subnet": range}])).collect();
     let routes: Vec<Value> = ranges
         .iter()
@@ -108,11 +108,29 @@ fn conflist(config: &CniConfig, ranges: &[String]) -> Value {
     if config.mtu != 0 {
         bridge["mtu"] = config.mtu.into();
     }
-    if let Some(masquerade) = &config.masquerade {
-        bridge["ipMasq"] = true.into();
-        bridge["ipMasqExcept"] = json!(masquerade.except);
+    bridge
+}
+
+/// The first plugin where there is a network between nodes, whose packets have at most its MTU.
+fn on_overlay(config: &CniConfig, overlay: network::State) -> Value {
+    let mut delegate = json!({"bridge": config.bridge});
+    if (1..overlay.mtu).contains(&config.mtu) {
+        delegate["mtu"] = config.mtu.into();
     }
-    let mut plugins = vec![bridge];
+    json!({
+        "type": "keelson-vxlan",
+        "delegate": delegate,
+        "ipam": {"type": "keelson-ipam", "dataDir": config.data_dir},
+    })
+}
+
+/// The list: what makes the interface, then what goes on top of it.
+fn conflist(config: &CniConfig, mut main: Value) -> Value {
+    if let Some(masquerade) = &config.masquerade {
+        main["ipMasq"] = true.into();
+        main["ipMasqExcept"] = json!(masquerade.except);
+    }
+    let mut plugins = vec![main];
     if config.bandwidth {
         plugins.push(json!({"type": "keelson-bandwidth", "capabilities": {"bandwidth": true}}));
     }
@@ -172,8 +190,11 @@ mod tests {
 
     #[test]
     fn the_file_is_what_the_plugins_read() {
-        let value =
-            conflist(&config(Path::new("/x"), 1400), &["10.244.0.0/24".to_owned(), "fd00::/64".to_owned()]);
+        let alone = |config: &CniConfig, ranges: &[&str]| {
+            let ranges: Vec<String> = ranges.iter().map(|range| (*range).to_owned()).collect();
+            conflist(config, on_bridge(config, &ranges))
+        };
+        let value = alone(&config(Path::new("/x"), 1400), &["10.244.0.0/24", "fd00::/64"]);
         let bridge = &value["plugins"][0];
         assert_eq!(bridge["mtu"], 1400);
         assert_eq!(
@@ -181,12 +202,12 @@ mod tests {
             json!([[{"subnet": "10.244.0.0/24"}], [{"subnet": "fd00::/64"}]])
         );
         assert_eq!(bridge["ipam"]["routes"], json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]));
-        assert!(conflist(&config(Path::new("/x"), 0), &[])["plugins"][0].get("mtu").is_none());
+        assert!(alone(&config(Path::new("/x"), 0), &[])["plugins"][0].get("mtu").is_none());
         let elsewhere = CniConfig { log_file: Some("/l/cni.log".into()), ..config(Path::new("/x"), 0) };
-        assert_eq!(conflist(&elsewhere, &[])["plugins"][0]["logFile"], "/l/cni.log");
+        assert_eq!(alone(&elsewhere, &[])["plugins"][0]["logFile"], "/l/cni.log");
         let except = vec!["10.244.0.0/16".to_owned()];
         let masquerade = Some(MasqueradeConfig { except });
-        let chained = conflist(&CniConfig { masquerade, ..config(Path::new("/x"), 0) }, &[]);
+        let chained = alone(&CniConfig { masquerade, ..config(Path::new("/x"), 0) }, &[]);
         assert_eq!(chained["plugins"][0]["ipMasq"], true);
         assert_eq!(chained["plugins"][0]["ipMasqExcept"], json!(["10.244.0.0/16"]));
         assert_eq!(chained["name"], "pods");
@@ -194,7 +215,7 @@ mod tests {
             (1..3).map(|index| &chained["plugins"][index]["capabilities"]).collect();
         assert_eq!(capabilities, [&json!({"bandwidth": true}), &json!({"portMappings": true})]);
         let plain = CniConfig { bandwidth: false, host_ports: false, ..config(Path::new("/x"), 0) };
-        assert_eq!(conflist(&plain, &[])["plugins"].as_array().map(Vec::len), Some(1));
+        assert_eq!(alone(&plain, &[])["plugins"].as_array().map(Vec::len), Some(1));
     }
 
     #[test]
@@ -226,8 +247,23 @@ mod tests {
         task.abort();
     }
 
+    #[test]
+    fn between_nodes_the_list_leaves_ranges_and_mtu_to_the_state() {
+        let masquerade = Some(MasqueradeConfig { except: vec!["10.244.0.0/16".to_owned()] });
+        let settings = CniConfig { masquerade, ..config(Path::new("/x"), 0) };
+        let state = network::State { mtu: 1450 };
+        let value = conflist(&settings, on_overlay(&settings, state));
+        let main = &value["plugins"][0];
+        assert_eq!((&main["type"], &main["ipMasq"]), (&json!("keelson-vxlan"), &json!(true)));
+        assert_eq!(main["delegate"], json!({"bridge": "kl-up0"}));
+        assert_eq!(main["ipam"], json!({"type": "keelson-ipam", "dataDir": "/run/ipam"}));
+        for (asked, told) in [(1300, json!(1300)), (9000, Value::Null)] {
+            assert_eq!(on_overlay(&config(Path::new("/x"), asked), state)["delegate"]["mtu"], told);
+        }
+    }
+
     #[tokio::test]
-    async fn it_waits_for_the_network_between_nodes_and_follows_its_mtu() {
+    async fn it_waits_for_the_network_between_nodes() {
         let dir = tempfile::tempdir().unwrap();
         let object = node(&json!({"podCIDR": "10.0.0.0/24"}));
         let (_node, nodes) = watch::channel(Some(Arc::new(object)));
@@ -236,13 +272,11 @@ mod tests {
         let task = tokio::spawn(run(Some(config(dir.path(), 0)), nodes, Some(states), Arc::clone(&recheck)));
         tokio::task::yield_now().await;
         let path = dir.path().join(FILE_NAME);
-        assert!(!path.exists(), "pods would get the wrong MTU");
-        for mtu in [1450, 1350] {
-            overlay.send_replace(Some(network::State { mtu }));
-            tokio::time::timeout(std::time::Duration::from_secs(10), recheck.notified()).await.unwrap();
-            let value: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-            assert_eq!(value["plugins"][0]["mtu"], mtu);
-        }
+        assert!(!path.exists(), "no pod could be attached");
+        overlay.send_replace(Some(network::State { mtu: 1450 }));
+        tokio::time::timeout(std::time::Duration::from_secs(10), recheck.notified()).await.unwrap();
+        let value: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!(value["plugins"][0]["type"], "keelson-vxlan");
         task.abort();
     }
 }

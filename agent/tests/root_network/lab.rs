@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use agent_core::overlay::Peer;
+use cni_plugins_host::netlink::wireguard::{Device, WireGuard, tunnel};
 use k8s_openapi::api::core::v1::Node as NodeObject;
 use keelson_agent::config::AgentConfig;
 use keelson_agent::events::EventRecorder;
@@ -227,6 +228,22 @@ impl Lab {
     pub(crate) fn left(&self, number: u8) -> serde_json::Value {
         let path = self.home.path().join(format!("state-{number}/overlay.json"));
         std::fs::read(path).map_or(serde_json::Value::Null, |text| serde_json::from_slice(&text).unwrap())
+    }
+
+    /// A node's encrypted tunnel as the kernel has it.
+    pub(crate) fn wireguard(&self, number: u8) -> Device {
+        inside(&self.nodes[usize::from(number - 1)].netns, || {
+            let index = nix::net::if_::if_nametoindex("kl-wg").unwrap();
+            WireGuard::open().unwrap().device(index).unwrap().unwrap()
+        })
+    }
+
+    /// Takes the tunnel's peers away, as `wg set kl-wg peer … remove` does.
+    pub(crate) fn forget_wireguard_peers(&self, number: u8) {
+        inside(&self.nodes[usize::from(number - 1)].netns, || {
+            let index = nix::net::if_::if_nametoindex("kl-wg").unwrap();
+            tunnel::set_peers(index, &BTreeMap::new(), None).unwrap();
+        });
     }
 
     /// Ends a node's role at once, wherever it is.

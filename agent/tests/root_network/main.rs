@@ -276,23 +276,24 @@ fn put_behind_a_router(lab: &Lab, mtu: &str) {
 }
 
 #[test]
-fn a_narrow_link_on_the_way_is_passed() {
-    // Over IPv4 the router splits the tunnel's packets. Over IPv6 nobody may: the route says what the way carries, and the
-    // pods hear it.
+fn a_narrow_link_on_the_way_is_found_and_told_to_pods() {
+    // What the router says of its link comes into the routes to the peer's pods, and pods hear it from those. Over IPv4 the
+    // tunnel's packets would be split, over IPv6 they would be lost.
     for (underlay, peer, learned) in
-        [("vni: 1", "dst 198.51.100.2 ", None), ("underlay: {ipv6: true}", "dst 2001:db8:1::2 ", Some(1330))]
+        [("vni: 1", "dst 198.51.100.2 ", 1350), ("underlay: {ipv6: true}", "dst 2001:db8:1::2 ", 1330)]
     {
         let lab = Lab::new(2, &format!("mode: vxlan\n    {underlay}"), false);
         let nodes: Vec<&Node> = lab.nodes.iter().collect();
         all_reach_all(&lab, &nodes);
         put_behind_a_router(&lab, "1400");
-        if learned.is_some() {
-            let way = ["-6", "route", "add", "2001:db8:1::2", "via", "2001:db8::254", "mtu", "1400"];
-            ip(&nodes[0].netns, &way);
-        }
         eventually("the peer's address behind the router", || lab::expect(&entries(nodes[0]), peer));
+        let told = format!("mtu lock {learned}");
+        for (family, range) in [("-4", "10.244.2.0/24"), ("-6", "fd00:244:2::/64")] {
+            eventually("the route says what the way carries", || {
+                lab::expect(&ip(&nodes[0].netns, &[family, "route", "show", range]), &told)
+            });
+        }
         all_reach_all(&lab, &nodes);
-        let Some(learned) = learned else { continue };
         for address in &nodes[1].pod_addresses {
             eventually("the pod hears what the way carries", || {
                 match lab::path_mtu(&nodes[0].pod, *address, 1428) {
@@ -333,6 +334,16 @@ fn encrypted_where_the_kernel_can_and_told_where_it_cannot() {
     assert_eq!(before.lines().filter(|line| line.contains("dev kl-wg")).count(), 4, "{before}");
     ip(&node.netns, &["route", "del", "10.244.2.0/24"]);
     back(node, &before, "a route into the tunnel");
+    // Of this no message of the kernel tells.
+    let tunnel = || lab.wireguard(1);
+    let peers = tunnel().peers;
+    assert_eq!(peers.len(), 2);
+    lab.forget_wireguard_peers(1);
+    eventually("the tunnel's peers", || {
+        let now: Vec<_> = tunnel().peers.into_keys().collect();
+        if now.iter().eq(peers.keys()) { Ok(()) } else { Err(format!("{} peers", now.len())) }
+    });
+    all_reach_all(&lab, &nodes);
     // With the device its key and peers go; the key is on the disk, so that the peers need to learn nothing.
     ip(&node.netns, &["link", "del", "kl-wg"]);
     back(node, &before, "the routes of a new tunnel");
@@ -343,4 +354,20 @@ fn encrypted_where_the_kernel_can_and_told_where_it_cannot() {
         if now.contains("10.244.3.0/24") { Err(now) } else { Ok(()) }
     });
     all_reach_all(&lab, &nodes[..2]);
+}
+
+#[test]
+fn a_second_key_is_needed_on_both_sides() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\n").unwrap();
+    let settings = format!("mode: wireguard\n    presharedKeyFile: {}", file.path().display());
+    let lab = Lab::new(2, &settings, false);
+    let nodes: Vec<&Node> = lab.nodes.iter().collect();
+    if lab::run(&lab.fabric, "ip", &["link", "add", "probe0", "type", "wireguard"]).is_err() {
+        eprintln!("skipped: this kernel has no WireGuard; run by `cargo xtask test vm-light`");
+        return;
+    }
+    all_reach_all(&lab, &nodes);
+    let key = lab.wireguard(1).peers.into_values().find_map(|peer| peer.preshared);
+    assert_eq!(key.unwrap().to_string(), "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=");
 }

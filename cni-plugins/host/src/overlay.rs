@@ -7,10 +7,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde_json::Value;
+
 pub use cni_plugins_types::overlay::{FORMAT, State, StateError};
+
+use crate::netlink::{Netlink, NetlinkError, Step};
 
 /// The file's name in the directory of the plugins' records.
 pub const FILE_NAME: &str = "overlay.json";
+/// What the agent's routes are told from others by (`ip route show proto 76`).
+pub const ROUTE_PROTOCOL: u8 = 76;
+/// The main table's number.
+const MAIN_TABLE: u32 = 254;
+/// Kinds of the links that carry it.
+const TUNNELS: [&str; 2] = ["vxlan", "wireguard"];
 /// Largest file that is read.
 const MAX_SIZE: u64 = 1 << 20;
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -85,6 +95,34 @@ pub fn remove(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+/// The tunnel's device that a state names, whatever else it says and of whichever boot it is.
+pub fn device(path: &Path) -> Option<String> {
+    let state: Value = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+    state["device"].as_str().map(str::to_owned)
+}
+
+/// Takes the network between nodes out of the calling thread's namespace: the agent's routes, and the device if it is a
+/// tunnel; tells what went.
+pub fn take_down(device: Option<&str>) -> Result<Vec<String>, NetlinkError> {
+    let netlink = Netlink::open()?;
+    let mut gone = Vec::new();
+    for v6 in [false, true] {
+        let routes = netlink.routes(v6)?;
+        for route in routes.iter().filter(|it| it.protocol == ROUTE_PROTOCOL && it.table == MAIN_TABLE) {
+            netlink.run_one(Step::delete_route_of(ROUTE_PROTOCOL, route.dst))?;
+            gone.push(format!("route to {}", route.dst));
+        }
+    }
+    if let Some(name) = device
+        && let Some(link) = netlink.link(name)?
+        && link.kind.is_some_and(|kind| TUNNELS.contains(&kind.as_str()))
+        && netlink.delete_link(name)?
+    {
+        gone.push(format!("interface {name}"));
+    }
+    Ok(gone)
 }
 
 fn boot_id() -> io::Result<String> {

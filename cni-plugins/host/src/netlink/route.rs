@@ -30,6 +30,7 @@ const RT_TABLE_COMPAT: u8 = 252;
 const RTPROT_BOOT: u8 = 3;
 const RT_SCOPE_UNIVERSE: u8 = 0;
 const RT_SCOPE_LINK: u8 = 253;
+const RT_SCOPE_NOWHERE: u8 = 255;
 const RTN_UNICAST: u8 = 1;
 
 /// A route that the kernel has.
@@ -43,6 +44,8 @@ pub struct RouteEntry {
     pub link: Option<u32>,
     /// Table.
     pub table: u32,
+    /// Who made it, as a number.
+    pub protocol: u8,
 }
 
 impl Step {
@@ -56,7 +59,7 @@ impl Step {
         };
         let metrics = [(RTAX_MTU, route.mtu), (RTAX_ADVMSS, route.advmss)];
         let has_metrics = metrics.iter().any(|(_, value)| value.is_some()).then_some(metrics);
-        let message = message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, route, scope)
+        let message = message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, route, (RTPROT_BOOT, scope))
             .u32(RTA_OIF, index)
             .when(gateway, |message, gateway| message.attr(RTA_GATEWAY, &octets(gateway)))
             .when(has_metrics, |message, metrics| {
@@ -73,15 +76,24 @@ impl Step {
 
     /// Makes `dst` directly connected through link `index`, in place of any other route to it.
     pub fn replace_route(index: u32, dst: IpNet) -> Self {
-        let message = message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &Route::to(dst), RT_SCOPE_LINK)
-            .u32(RTA_OIF, index);
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        let message =
+            message(RTM_NEWROUTE, flags, &Route::to(dst), (RTPROT_BOOT, RT_SCOPE_LINK)).u32(RTA_OIF, index);
         Step::new(format!("set the route to {dst} through link {index}"), message)
     }
 
     /// Takes the route to `dst` through link `index` away; absence is tolerated.
     pub fn delete_route(index: u32, dst: IpNet) -> Self {
-        let message = message(RTM_DELROUTE, 0, &Route::to(dst), RT_SCOPE_LINK).u32(RTA_OIF, index);
+        let message =
+            message(RTM_DELROUTE, 0, &Route::to(dst), (RTPROT_BOOT, RT_SCOPE_LINK)).u32(RTA_OIF, index);
         Step::new(format!("remove the route to {dst} through link {index}"), message).tolerating(Errno::ESRCH)
+    }
+
+    /// Takes the route to `dst` that a protocol number marks out of the main table; absence is tolerated.
+    pub fn delete_route_of(protocol: u8, dst: IpNet) -> Self {
+        let message = message(RTM_DELROUTE, 0, &Route::to(dst), (protocol, RT_SCOPE_NOWHERE));
+        Step::new(format!("remove the route to {dst} with protocol {protocol}"), message)
+            .tolerating(Errno::ESRCH)
     }
 }
 
@@ -115,7 +127,8 @@ impl Netlink {
     }
 }
 
-fn message(kind: u16, flags: u16, route: &Route, scope: u8) -> Message {
+/// `made`: protocol and scope.
+fn message(kind: u16, flags: u16, route: &Route, made: (u8, u8)) -> Message {
     let table = route.table.map_or(RT_TABLE_MAIN, |table| u8::try_from(table).unwrap_or(RT_TABLE_COMPAT));
     let addr = route.dst.network();
     let mut header = [0; 12];
@@ -125,8 +138,8 @@ fn message(kind: u16, flags: u16, route: &Route, scope: u8) -> Message {
         0,
         0,
         table,
-        RTPROT_BOOT,
-        scope,
+        made.0,
+        made.1,
         RTN_UNICAST,
     ]);
     let dst = (route.dst.prefix_len() > 0).then(|| octets(addr));
@@ -151,5 +164,5 @@ fn read(body: &[u8]) -> Option<RouteEntry> {
             _ => {}
         }
     }
-    Some(RouteEntry { dst: IpNet::new(dst, prefix_len)?, gateway, link, table })
+    Some(RouteEntry { dst: IpNet::new(dst, prefix_len)?, gateway, link, table, protocol: *body.get(5)? })
 }

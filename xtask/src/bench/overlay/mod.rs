@@ -17,30 +17,55 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
 use super::stats::{Interval, Round, paired, summary};
-use crate::fabric;
 use crate::paths::Layout;
 use crate::status::kubectl;
+use crate::{config, down, fabric, up};
 
 pub(crate) use traffic::Peer;
 
-/// Rounds at least, however narrow the interval is.
+/// Rounds at least of a whole run.
 const LEAST: usize = 12;
 
 /// Options of `bench overlay`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Half of the interval's width at which a line is done, as a part of the ratio.
-    #[arg(long, default_value_t = 0.01)]
-    within: f64,
-    /// Seconds for each line at the most.
-    #[arg(long, default_value_t = 300)]
-    seconds: u64,
-    /// Milliseconds of each measurement.
-    #[arg(long, default_value_t = 250)]
-    millis: u64,
+    /// Few short rounds: shows that it works; the figures are coarse.
+    #[arg(long)]
+    quick: bool,
+    /// Half of the interval's width at which a line is done, as a part of the ratio; 0.01 when not given.
+    #[arg(long)]
+    within: Option<f64>,
+    /// Seconds for each line at the most; 300, or 10 with --quick, when not given.
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// Milliseconds of each measurement; 250, or 100 with --quick, when not given.
+    #[arg(long)]
+    millis: Option<u64>,
     /// Parallel connections of the measurement with many streams.
     #[arg(long, default_value_t = 8)]
     streams: u32,
+    /// Where no nodes run and two are brought up for this: take the binaries in target/release as they are.
+    #[arg(long)]
+    no_build: bool,
+}
+
+impl Arguments {
+    fn within(&self) -> f64 {
+        self.within.unwrap_or(0.01)
+    }
+
+    fn limit(&self) -> Duration {
+        Duration::from_secs(self.seconds.unwrap_or(if self.quick { 10 } else { 300 }))
+    }
+
+    fn millis(&self) -> u64 {
+        self.millis.unwrap_or(if self.quick { 100 } else { 250 })
+    }
+
+    /// Rounds at least, however narrow the interval is.
+    fn least(&self) -> usize {
+        if self.quick { 3 } else { LEAST }
+    }
 }
 
 /// The peer's device: flannel's settings, with an identifier of its own.
@@ -73,17 +98,38 @@ struct Line {
 
 #[derive(Serialize)]
 struct Report {
+    quick: bool,
     millis: u64,
     streams: u32,
     lines: Vec<Line>,
 }
 
-/// Measures and reports.
+/// Measures and reports, between two nodes that run, or that are brought up for it and taken down after it.
 pub(crate) fn run(layout: &Layout, arguments: &Arguments) -> Result<()> {
-    let nodes = layout.nodes();
-    let [one, two, ..] = nodes.as_slice() else {
-        bail!("`bench overlay` needs two nodes: cargo xtask up --detach --nodes 2");
+    if layout.nodes().len() >= 2 {
+        return measure(layout, arguments);
+    }
+    if up::running(layout).is_some() {
+        bail!(
+            "`bench overlay` needs two nodes, and one runs: `cargo xtask down`, then again; or \
+             `cargo xtask up --detach --nodes 2` for nodes that stay"
+        );
+    }
+    let options = up::Options {
+        detach: true,
+        no_build: arguments.no_build,
+        cgroup_root: None,
+        nodes: Some(2),
+        overlay: config::Overlay::default(),
     };
+    let measured = up::run(layout, &options).and_then(|()| measure(layout, arguments));
+    let down = down::run(layout).context("taking the two nodes down");
+    measured.and(down)
+}
+
+fn measure(layout: &Layout, arguments: &Arguments) -> Result<()> {
+    let nodes = layout.nodes();
+    let [one, two, ..] = nodes.as_slice() else { bail!("two nodes are needed, {} are there", nodes.len()) };
     let target = pod_network(layout, &two.name())?;
     let _peer = FlannelLike::make(one, two)?;
     let paths = [
@@ -101,7 +147,7 @@ pub(crate) fn run(layout: &Layout, arguments: &Arguments) -> Result<()> {
     for (what, unit, kind) in kinds {
         let measure = |index: usize| {
             let path: &Way = &paths[index];
-            let value = server.measure(one, path.to, kind, arguments.millis);
+            let value = server.measure(one, path.to, kind, arguments.millis());
             value.with_context(|| format!("{what} over {}", path.name))
         };
         // Warms caches and congestion windows up.
@@ -109,8 +155,9 @@ pub(crate) fn run(layout: &Layout, arguments: &Arguments) -> Result<()> {
         let values = rounds(arguments, measure)?;
         lines.push(line(what, unit, &values));
     }
-    print(&lines);
-    let report = Report { millis: arguments.millis, streams: arguments.streams, lines };
+    print(&lines, arguments.quick);
+    let report =
+        Report { quick: arguments.quick, millis: arguments.millis(), streams: arguments.streams, lines };
     super::save(layout, "overlay", &report)
 }
 
@@ -118,7 +165,7 @@ pub(crate) fn run(layout: &Layout, arguments: &Arguments) -> Result<()> {
 type Values = [Vec<Vec<f64>>; 3];
 
 fn rounds(arguments: &Arguments, measure: impl Fn(usize) -> Result<f64>) -> Result<Values> {
-    let end = Instant::now() + Duration::from_secs(arguments.seconds);
+    let end = Instant::now() + arguments.limit();
     let mut values: Values = [const { Vec::new() }; 3];
     loop {
         let first = values[0].len();
@@ -128,8 +175,8 @@ fn rounds(arguments: &Arguments, measure: impl Fn(usize) -> Result<f64>) -> Resu
             found[index].push(measure(index)?);
         }
         values.iter_mut().zip(found).for_each(|(all, round)| all.push(round));
-        let narrow = against(&values[1], &values[2]).is_some_and(|it| it.uncertainty() <= arguments.within);
-        if values[0].len() >= LEAST && (narrow || Instant::now() >= end) {
+        let narrow = against(&values[1], &values[2]).is_some_and(|it| it.uncertainty() <= arguments.within());
+        if values[0].len() >= arguments.least() && (narrow || Instant::now() >= end) {
             return Ok(values);
         }
     }
@@ -157,7 +204,10 @@ fn line(what: &'static str, unit: &'static str, [direct, keelson, flannel]: &Val
     }
 }
 
-fn print(lines: &[Line]) {
+fn print(lines: &[Line], is_quick: bool) {
+    if is_quick {
+        println!("(quick: coarse figures)");
+    }
     println!(
         "{:<17} {:>6} {:>6} {:>9} {:>9} {:>9}  {:<20} {:<20} {:<20} {:<20}",
         "",

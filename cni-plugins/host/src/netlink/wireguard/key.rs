@@ -39,13 +39,19 @@ impl Key {
         Ok(Self(bytes))
     }
 
+    /// The key in a file that somebody else keeps.
+    pub fn load(path: &Path) -> io::Result<Self> {
+        let told = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let text = fs::read_to_string(path).map_err(told)?;
+        text.trim().parse().map_err(|error| told(io::Error::other::<InvalidKey>(error)))
+    }
+
     /// The private key in a file; made, with a file that only root reads, where there is none. A file that others may read
     /// is closed to them. For one caller at a time.
     pub fn load_or_create(path: &Path) -> io::Result<Self> {
         let told = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-        match fs::read_to_string(path) {
-            Ok(text) => {
-                let key = text.trim().parse().map_err(|error| told(io::Error::other::<InvalidKey>(error)))?;
+        match Self::load(path) {
+            Ok(key) => {
                 if fs::metadata(path).map_err(told)?.permissions().mode() & 0o077 != 0 {
                     fs::set_permissions(path, Permissions::from_mode(PRIVATE)).map_err(told)?;
                 }
@@ -56,7 +62,7 @@ impl Key {
                 key.store(path).map_err(told)?;
                 Ok(key)
             }
-            Err(error) => Err(told(error)),
+            Err(error) => Err(error),
         }
     }
 
@@ -134,6 +140,8 @@ mod tests {
         assert_eq!(mode(), 0o600);
         fs::write(&path, "nonsense\n").unwrap();
         let error = Key::load_or_create(&path).unwrap_err().to_string();
+        assert!(error.contains("wireguard.key: not a WireGuard key"), "{error}");
+        let error = Key::load(&path).unwrap_err().to_string();
         assert!(error.contains("wireguard.key: not a WireGuard key"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "nonsense\n", "a damaged key is not replaced unasked");
     }

@@ -161,6 +161,19 @@ pub fn set_peers(
     Ok(changes.len())
 }
 
+/// Whether a device is gone, or has another key, port or other peers than these, which it was given before.
+pub fn is_changed(
+    index: u32,
+    port: u16,
+    public_key: Key,
+    peers: &std::collections::BTreeMap<Key, super::Peer>,
+) -> Result<bool, TunnelError> {
+    let Some(device) = WireGuard::open()?.device(index)? else { return Ok(true) };
+    let wanted = Wanted { private_key: device.private_key.unwrap_or(Key::NONE), port, peers: peers.clone() };
+    // A peer that roams is where it should be.
+    Ok(device.public_key != Some(public_key) || !plan(&wanted, &device, Some(peers)).is_empty())
+}
+
 /// Removes the key that [`Tunnel::ensure`] made; absence is success. For when a node is taken down for good.
 pub fn forget_key(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
