@@ -83,6 +83,7 @@ pub async fn run(config: &AgentConfig) -> Vec<Finding> {
     let mut findings = machine();
     findings.extend(files(config));
     findings.extend(ports(config));
+    findings.extend(between_nodes(config).await);
     findings.extend(runtime(config).await);
     findings.push(api_server(config).await);
     if !config.ignored.is_empty() {
@@ -258,6 +259,20 @@ fn ports(config: &AgentConfig) -> Vec<Finding> {
     addresses.into_iter().map(probe).collect()
 }
 
+async fn between_nodes(config: &AgentConfig) -> Option<Finding> {
+    const SUBJECT: &str = "keelson.network";
+    let section = config.keelson.network.as_ref().filter(|section| section.enabled)?;
+    Some(match network::look(section, config).await {
+        Ok(found) => Finding::good(SUBJECT, found),
+        Err(error) => Finding::of(
+            Grade::Bad,
+            SUBJECT,
+            format!("{error:#}"),
+            "correct what is named; see docs/network.md",
+        ),
+    })
+}
+
 async fn runtime(config: &AgentConfig) -> Vec<Finding> {
     let socket = config.runtime_socket();
     let cri = cri::connect(socket.clone(), config.image_socket(), DEADLINE);
@@ -356,5 +371,26 @@ mod tests {
         assert!(of("container runtime").to_string().contains("→ start the runtime"));
         assert_eq!(of("keelson.kubeconfig").grade, Grade::Bad);
         assert!(of("API server").found.contains("/nonexistent"), "{}", of("API server"));
+        assert!(findings.iter().all(|finding| finding.subject != "keelson.network"), "there is none");
+    }
+
+    #[tokio::test]
+    async fn a_network_that_this_machine_cannot_carry_is_told() {
+        let found = async |network: &str| {
+            let text = format!(
+                "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\ntlsCertFile: /c\n\
+                 tlsPrivateKeyFile: /k\nkeelson:\n  nodeName: n\n  nodeIP: 127.0.0.1\n  kubeconfig: /k\n  \
+                 network: {network}\n"
+            );
+            let config = AgentConfig::parse(Path::new("test"), &text).unwrap();
+            between_nodes(&config).await.unwrap()
+        };
+        let missing = found("{underlay: {interface: nosuch0}}").await;
+        assert!(missing.grade == Grade::Bad && missing.found.contains("nosuch0"), "{missing}");
+        let alone = found("{presharedKeyFile: /x}").await;
+        assert!(
+            alone.found.contains("keelson.network.presharedKeyFile: only with mode wireguard"),
+            "{alone}"
+        );
     }
 }

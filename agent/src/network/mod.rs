@@ -163,6 +163,27 @@ impl NetworkConfig {
     }
 }
 
+impl NetworkConfig {
+    fn pod_mtu(&self, underlay: &Underlay) -> u32 {
+        if self.mtu != 0 {
+            return self.mtu;
+        }
+        mtu::for_pods(self.mode, underlay.addresses[0], underlay.mtu, [])
+    }
+}
+
+/// Whether this machine can carry the network that is configured: in words how it would, or why not. Changes nothing.
+pub async fn look(section: &NetworkSection, config: &AgentConfig) -> Result<String> {
+    let config = NetworkConfig::new(section, config)?;
+    let underlay = Underlay::find(&Kernel::open()?, &config.choice, config.node_ip, config.ipv6).await?;
+    if config.mode == Mode::Wireguard {
+        wireguard::available().await?;
+        wireguard::preshared(config.preshared_key_file.clone()).await?;
+    }
+    let (mode, mtu, address) = (config.mode, config.pod_mtu(&underlay), underlay.addresses[0]);
+    Ok(format!("{mode} over {} ({address}, MTU {}); MTU of pods {mtu}", underlay.name, underlay.mtu))
+}
+
 /// What comes in and goes out beside the kernel.
 pub struct Wires {
     /// This node's object.
@@ -357,7 +378,7 @@ impl Overlay {
             *current = Some(wanted);
             differs
         });
-        let pods = self.pod_mtu(&underlay);
+        let pods = self.config.pod_mtu(&underlay);
         // Before anybody is told that pods may come: their plugin reads it.
         state::leave(config, state::ready(config, &ranges, place.tunnel.is_some(), pods)).await?;
         wires.state.send_if_modified(|current| {
@@ -377,13 +398,6 @@ impl Overlay {
             }
             None => Ok(()),
         }
-    }
-
-    fn pod_mtu(&self, underlay: &Underlay) -> u32 {
-        if self.config.mtu != 0 {
-            return self.config.mtu;
-        }
-        mtu::for_pods(self.config.mode, underlay.addresses[0], underlay.mtu, [])
     }
 
     /// Where this node is, with the tunnel in place.
@@ -424,7 +438,7 @@ impl Overlay {
                     local: underlay.addresses[0],
                     underlay: underlay.index,
                     mac,
-                    mtu: self.pod_mtu(underlay),
+                    mtu: config.pod_mtu(underlay),
                     addresses: ranges.iter().map(Range::network).collect(),
                 };
                 Some(Tunnel { index: device::ensure(&self.kernel, &wanted).await?, mtu: wanted.mtu })
@@ -433,7 +447,7 @@ impl Overlay {
                 let wanted = wireguard::Tunnel {
                     name: config.device.clone(),
                     port: config.port,
-                    mtu: self.pod_mtu(underlay),
+                    mtu: config.pod_mtu(underlay),
                     addresses: ranges.iter().map(Range::network).collect(),
                     key_file: config.key_file.clone(),
                 };

@@ -12,7 +12,7 @@ use agent_core::overlay::KeyHolder;
 use anyhow::{Context, Result};
 use cni_plugins_host::netlink::wireguard::tunnel;
 pub use cni_plugins_host::netlink::wireguard::{
-    IpNet, Key, Peer,
+    IpNet, Key, Peer, WireGuard,
     tunnel::{Tunnel, Up},
 };
 
@@ -61,6 +61,11 @@ pub(super) async fn is_changed(index: u32, port: u16, own: String, peers: Arc<Pe
     blocking(move || tunnel::is_changed(index, port, own, &peers))
         .await
         .context("look at the encrypted tunnel")
+}
+
+/// Whether the kernel has it.
+pub(super) async fn available() -> Result<()> {
+    blocking(|| Ok(WireGuard::open().map(drop)?)).await
 }
 
 /// Removes a WireGuard link that an earlier mode left; tells whether there was one. The key stays.

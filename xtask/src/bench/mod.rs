@@ -27,7 +27,7 @@ pub(crate) enum What {
     },
     /// keelson-cri beside containerd's own CRI plugin: times, CPU per exec, memory per pod.
     Cri(cri::Arguments),
-    /// The tunnel between nodes beside flannel's, as a ratio to none. Needs `up --nodes 2`.
+    /// The tunnel between nodes beside flannel's, as a ratio to none; between the nodes that are up, or two of its own.
     Overlay(overlay::Arguments),
     /// keelson-bridge beside Debian's bridge plugin: ADD, DEL, a hundred at once, GC, size.
     Cni(cni::Arguments),
