@@ -17,8 +17,8 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use crate::chain::chain;
 use crate::config::AgentConfig;
 use crate::host::cgroups::controllers;
-use crate::{network, roles};
 use crate::runtime::cri;
+use crate::{network, roles};
 
 /// Deadline of one question.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -379,7 +379,7 @@ mod tests {
         let found = async |network: &str| {
             let text = format!(
                 "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\ntlsCertFile: /c\n\
-                 tlsPrivateKeyFile: /k\nkeelson:\n  nodeName: n\n  nodeIP: 127.0.0.1\n  kubeconfig: /k\n  \
+                 tlsPrivateKeyFile: /k\nkeelson:\n  nodeName: n\n  nodeIP: 10.0.0.1\n  kubeconfig: /k\n  \
                  network: {network}\n"
             );
             let config = AgentConfig::parse(Path::new("test"), &text).unwrap();
