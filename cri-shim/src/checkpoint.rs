@@ -1,6 +1,7 @@
 //! CheckpointContainer: CRIU's images of a running container, its specification and what it changed in its root, in one file.
 //!
-//! containerd's runc shim does the work where CRIU is installed; everywhere else the answer is `Unimplemented` with the reason.
+//! CRIU does the work where it is installed, driven by containerd's runc shim or, for containers of our own shim, from here;
+//! everywhere else the answer is `Unimplemented` with the reason.
 //! The file is a tar: `checkpoint/` (CRIU's images), `spec.dump`, `config.dump`, `rootfs-diff.tar`.
 
 use std::convert::Infallible;
@@ -17,10 +18,9 @@ use cri_shim_core::record::{ContainerPhase, ContainerRecord};
 use serde_json::json;
 use tracing::Instrument;
 
-use crate::containerd::ContainerdError;
 use crate::containerd::containers::RUNC_SHIM;
 use crate::error::{RuntimeError, chain};
-use crate::host::{blocking, files, process};
+use crate::host::{blocking, criu, files, process};
 use crate::runtime::Runtime;
 use crate::state::Container;
 
@@ -48,19 +48,15 @@ impl Runtime {
         let stored = self.client.container(&container.id).await?;
         let stored =
             stored.ok_or_else(|| RuntimeError::NotFound { kind: "container", id: container.id.clone() })?;
-        let shim = stored.runtime.map(|runtime| runtime.name).unwrap_or_default();
-        if shim != RUNC_SHIM {
-            return Err(unable(format!(
-                "the container's shim {shim} does not drive CRIU; containers of a pod with handler runc can have one"
-            )));
-        }
+        let by_shim = stored.runtime.is_some_and(|runtime| runtime.name == RUNC_SHIM);
         criu_works().await?;
         let patience = u64::try_from(request.timeout).ok().filter(|seconds| *seconds > 0);
         let patience = patience.map_or(DEFAULT_PATIENCE, Duration::from_secs);
         let spec = stored.spec.map(|spec| spec.value).unwrap_or_default();
         // On its own: CRIU cannot be called back half-way, and its files must go.
         let runtime = Arc::clone(self);
-        let work = async move { runtime.write_checkpoint(&container, location, spec, patience).await };
+        let work =
+            async move { runtime.write_checkpoint(&container, location, spec, by_shim, patience).await };
         let work = tokio::spawn(work.in_current_span());
         work.await.unwrap_or(Err(RuntimeError::Interrupted("the checkpoint")))
     }
@@ -70,6 +66,7 @@ impl Runtime {
         container: &Container,
         location: PathBuf,
         spec: Vec<u8>,
+        by_shim: bool,
         patience: Duration,
     ) -> Result<(), RuntimeError> {
         // Not the container's operation: whoever wants to stop it need not wait for CRIU, see `give_checkpoint_up`.
@@ -88,15 +85,51 @@ impl Runtime {
         })
         .await?;
         let result = async {
-            let made = self.client.checkpoint_task(&container.id, &images, &work, patience).await;
+            let made = if by_shim {
+                let made = self.client.checkpoint_task(&container.id, &images, &work, patience).await;
+                made.map_err(RuntimeError::from)
+            } else {
+                self.dump(container, &spec, &images, &work, patience).await
+            };
             made.map_err(|error| explained(error, &work))?;
             let mounts = self.client.snapshot_mounts(&container.id).await?;
             let (record, work) = (container.record.get(), work.clone());
-            blocking(move || pack(&location, &part, &work, &spec, &record, &mounts)).await
+            let runtime = if by_shim { "runc" } else { "keelson" };
+            blocking(move || {
+                pack(
+                    &location,
+                    &part,
+                    &Parts { work: &work, spec: &spec, record: &record, mounts: &mounts, runtime },
+                )
+            })
+            .await
         }
         .await;
         blocking(move || clear(&work)).await?;
         result
+    }
+
+    /// Has CRIU write images of a container of our own shim.
+    async fn dump(
+        &self,
+        container: &Container,
+        spec: &[u8],
+        images: &Path,
+        work: &Path,
+        patience: Duration,
+    ) -> Result<(), RuntimeError> {
+        let task = self.client.task(&container.id).await?;
+        let pid = task.map(|task| task.pid).filter(|pid| *pid > 0);
+        let pid = pid
+            .ok_or_else(|| RuntimeError::NotFound { kind: "task of container", id: container.id.clone() })?;
+        let spec = serde_json::from_slice(spec).map_err(|error| {
+            RuntimeError::host("read the specification of", &work.join(&container.id))(std::io::Error::other(
+                error,
+            ))
+        })?;
+        let (images, work) = (images.to_owned(), work.to_owned());
+        blocking(move || criu::dump(&criu::Dump { pid, spec: &spec, images: &images, work: &work }, patience))
+            .await
     }
 
     /// Ends the checkpoint of a container that is to stop, if one is under way: until then its shim does nothing else. Says
@@ -159,15 +192,15 @@ fn clear(work: &Path) -> Result<(), RuntimeError> {
 }
 
 /// What went wrong in words of the program that did: CRIU's own are in a log that goes with the container's bundle.
-fn explained(error: ContainerdError, work: &Path) -> RuntimeError {
-    let words = error.to_string();
+fn explained(error: RuntimeError, work: &Path) -> RuntimeError {
+    let words = chain(&error);
     // crun without CRIU, as Debian has it, does not know the word.
     if words.contains("unknown command checkpoint") {
         return unable("the handler's program was built without support for CRIU".to_owned());
     }
     let named = words.split_whitespace().map(|word| word.trim_end_matches(':'));
     let named = named.filter(|word| word.ends_with("criu-dump.log")).map(PathBuf::from);
-    for log in named.chain([work.join("dump.log")]) {
+    for log in named.chain([work.join(criu::LOG)]) {
         let text = std::fs::read_to_string(&log).unwrap_or_default();
         let complaints: Vec<&str> =
             text.lines().filter(|line| line.contains("Error")).map(str::trim).collect();
@@ -177,7 +210,7 @@ fn explained(error: ContainerdError, work: &Path) -> RuntimeError {
             ));
         }
     }
-    error.into()
+    error
 }
 
 fn unable(reason: String) -> RuntimeError {
@@ -199,16 +232,20 @@ async fn criu_works() -> Result<(), RuntimeError> {
     }
 }
 
+/// What the file is made of.
+struct Parts<'a> {
+    /// Where CRIU worked.
+    work: &'a Path,
+    spec: &'a [u8],
+    record: &'a ContainerRecord,
+    mounts: &'a [Mount],
+    /// The program that ran it.
+    runtime: &'static str,
+}
+
 /// Puts everything into the file: written beside it first, so that a half-written one never has its name.
-fn pack(
-    location: &Path,
-    part: &Path,
-    work: &Path,
-    spec: &[u8],
-    record: &ContainerRecord,
-    mounts: &[Mount],
-) -> Result<(), RuntimeError> {
-    let written = write_tar(part, work, spec, record, mounts);
+fn pack(location: &Path, part: &Path, parts: &Parts) -> Result<(), RuntimeError> {
+    let written = write_tar(part, parts);
     let written = written.and_then(|()| std::fs::rename(part, location));
     written.map_err(|error| {
         drop(std::fs::remove_file(part));
@@ -216,14 +253,9 @@ fn pack(
     })
 }
 
-fn write_tar(
-    part: &Path,
-    work: &Path,
-    spec: &[u8],
-    record: &ContainerRecord,
-    mounts: &[Mount],
-) -> std::io::Result<()> {
+fn write_tar(part: &Path, parts: &Parts) -> std::io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
+    let &Parts { work, spec, record, mounts, runtime } = parts;
     let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(part)?;
     let mut archive = tar::Builder::new(file);
     archive.follow_symlinks(false);
@@ -234,7 +266,7 @@ fn write_tar(
         "rootfsImage": record.config.image.as_ref().map(|image| image.image.clone()),
         "rootfsImageRef": record.image_ref,
         "createdTime": jiff::Timestamp::from_nanosecond(i128::from(record.created_at)).ok(),
-        "runtime": "runc",
+        "runtime": runtime,
     });
     for (name, bytes) in [("spec.dump", spec), ("config.dump", config.to_string().as_bytes())] {
         let mut header = tar::Header::new_gnu();
@@ -279,7 +311,9 @@ mod tests {
         };
         let location = directory.path().join("checkpoint.tar");
         let part = part_of(&location);
-        pack(&location, &part, &work, b"{}", &ContainerRecord::default(), &[mount]).unwrap();
+        let record = ContainerRecord::default();
+        let parts = Parts { work: &work, spec: b"{}", record: &record, mounts: &[mount], runtime: "keelson" };
+        pack(&location, &part, &parts).unwrap();
         let mut archive = tar::Archive::new(File::open(&location).unwrap());
         let mut names = Vec::new();
         let mut inner = Vec::new();
@@ -326,9 +360,10 @@ mod tests {
     fn a_place_that_cannot_be_written_is_named_and_keeps_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let location = directory.path().join("missing/checkpoint.tar");
-        let error =
-            pack(&location, &part_of(&location), directory.path(), b"{}", &ContainerRecord::default(), &[])
-                .unwrap_err();
+        let record = ContainerRecord::default();
+        let parts =
+            Parts { work: directory.path(), spec: b"{}", record: &record, mounts: &[], runtime: "keelson" };
+        let error = pack(&location, &part_of(&location), &parts).unwrap_err();
         assert!(error.to_string().contains("missing/checkpoint.tar"), "{error}");
         assert!(std::fs::read_dir(directory.path()).unwrap().next().is_none());
     }

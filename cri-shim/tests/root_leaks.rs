@@ -150,6 +150,44 @@ async fn a_checkpoint_that_hangs_holds_nobody_up_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_criu_that_hangs_ends_with_its_deadline_a_stop_and_a_restart() {
+    let mut cri = Cri::start().await;
+    let dir = cri.dir().to_owned();
+    let begun = dir.join("begun");
+    let criu = format!("#!/bin/sh\n[ $1 = check ] && exit 0\necho >>{}\nexec sleep 3600\n", begun.display());
+    program(&dir.join("path/criu"), &criu);
+    let pod = cri.pod("frozen");
+    let sandbox = cri.run_with(&pod, "keelson").await.expect("run");
+    let started = |count: usize| std::fs::read_to_string(&begun).unwrap_or_default().lines().count() >= count;
+    let (work, location) = (dir.join("cri/root/checkpoints"), dir.join("kept.tar"));
+
+    let id = cri.script(&sandbox, &pod, "late", "exec sleep 3600").await;
+    let asked = checkpoint(&cri, &id, &location, 1);
+    let failed = tokio::time::timeout(PATIENCE, asked).await.expect("answered").expect("joined");
+    let failed = failed.expect_err("there is no checkpoint");
+    assert!(failed.message().contains("not done after 1 s"), "{failed}");
+    assert_eq!(entries(&work), Vec::<PathBuf>::new());
+
+    let asked = checkpoint(&cri, &id, &location, 600);
+    wait_until("no checkpoint begins", || started(2)).await;
+    cri.restart().await;
+    asked.abort();
+    wait_until("its files stay", || entries(&work).is_empty()).await;
+    cri.answers(&id).await;
+
+    let asked = checkpoint(&cri, &id, &location, 600);
+    wait_until("no checkpoint begins", || started(3)).await;
+    let stop = v1::StopContainerRequest { container_id: id.clone(), timeout: 0 };
+    let stopped = tokio::time::timeout(PATIENCE, cri.runtime().stop_container(stop)).await;
+    stopped.expect("stopping waits for the checkpoint").expect("stopped");
+    let failed = tokio::time::timeout(PATIENCE, asked).await.expect("answered").expect("joined");
+    failed.expect_err("there is no checkpoint");
+    assert_eq!(entries(&work), Vec::<PathBuf>::new());
+    cri.remove(&sandbox).await;
+    cri.assert_nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_container_of_runc_writes_on_while_nobody_reads() {
     let mut cri = Cri::start().await;
     let pod = cri.pod("talker");

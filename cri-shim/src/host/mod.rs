@@ -6,6 +6,7 @@
 pub mod apparmor;
 pub mod cgroup;
 pub mod copy;
+pub mod criu;
 pub mod devices;
 pub mod fifo;
 pub mod figures;

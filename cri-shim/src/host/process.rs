@@ -70,7 +70,8 @@ pub fn send(process: &impl AsFd, signal: Signal) -> io::Result<()> {
     if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) }
 }
 
-/// Kills every process that was told to write images (`--image-path`, as runc takes it) below a directory. Reads `/proc`.
+/// Kills every process that writes images below a directory: was told so (`--image-path`, as runc takes it) or works there, as
+/// CRIU does. Reads `/proc`.
 pub fn kill_imaging(below: &Path) -> Result<(), RuntimeError> {
     let proc = Path::new("/proc");
     for name in files::names_in(proc)? {
@@ -78,7 +79,8 @@ pub fn kill_imaging(below: &Path) -> Result<(), RuntimeError> {
         let place = proc.join(&name);
         let Some(started) = start_time(pid) else { continue };
         let command = fs::read(place.join("cmdline")).unwrap_or_default();
-        if !images_below(&command, below) {
+        let works_there = || fs::read_link(place.join("cwd")).is_ok_and(|path| path.starts_with(below));
+        if !images_below(&command, below) && !works_there() {
             continue;
         }
         let process = open(pid, started);
