@@ -122,9 +122,8 @@ async fn is_answered(peer: IpAddr, port: u16, size: u32) -> bool {
     let headers = if peer.is_ipv4() { 28 } else { 48 };
     let payload = vec![0; usize::try_from(size.saturating_sub(headers)).unwrap_or_default()];
     for _ in 0..2 {
-        match tokio::time::timeout(ANSWER, send(peer, port, &payload)).await {
-            Ok(Err(error)) => return error.raw_os_error() == Some(Errno::EMSGSIZE as i32),
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(error)) = tokio::time::timeout(ANSWER, send(peer, port, &payload)).await {
+            return error.raw_os_error() == Some(Errno::EMSGSIZE as i32);
         }
     }
     false
