@@ -161,7 +161,7 @@ mod tests {
         let flow = |proto, flags, idle: u64| FlowValue {
             proto,
             flags,
-            last_used_ns: u64::try_from((now - Duration::from_secs(idle)).as_nanos()).unwrap(),
+            last_used_ns: u64::try_from(now.saturating_sub(Duration::from_secs(idle)).as_nanos()).unwrap(),
             ..FlowValue::default()
         };
         for (flow, over) in [
