@@ -16,8 +16,9 @@ use crate::error::RuntimeError;
 
 /// File name of our own shim.
 pub const SHIM: &str = "containerd-shim-keelson-v1";
-/// How long a program may take to answer a probe on a busy machine.
-const PROBE_DEADLINE: Duration = Duration::from_secs(20);
+/// How long a program may take to answer a probe on a busy machine. One that is refused is so until the next start, and a
+/// node has the most to do while it boots.
+const PROBE_DEADLINE: Duration = Duration::from_secs(60);
 /// A command that no root file system has: a program that gets as far as missing it has done everything else.
 const ABSENT: &str = "/keelson-probe";
 /// The handler of sandboxes made before handlers were recorded.

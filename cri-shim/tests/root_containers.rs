@@ -52,6 +52,8 @@ async fn mounts_are_where_and_what_they_should_be() {
         );
         let security = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
         security.seccomp = Some(profile(ProfileType::Unconfined, ""));
+        // Where there is AppArmor, its default profile forbids mounts.
+        security.apparmor = Some(profile(ProfileType::Unconfined, ""));
         security.capabilities =
             Some(v1::Capability { add_capabilities: vec!["SYS_ADMIN".into()], ..v1::Capability::default() });
         cri.output(sandbox, pod, config).await;

@@ -1,11 +1,13 @@
 //! The lane *vm-debian*: Debian 12 with systemd, containerd, runc and crun from its packages, and keelson-cri as a service
 //! with each cgroup driver, checked by root tests and by our own conformance suite with every handler.
 //!
-//! The same disks are booted once for each layout of cgroups that systemd can mount ([`BOOTS`]). To add a package's root
+//! The same disks are booted for each layout of cgroups that systemd can mount ([`BOOTS`]), two guests at a time. To add a package's root
 //! tests, see [`super::suites`]; to add a run of the suite, add a [`Cell`]; any other check is a [`Job`] in [`jobs`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -21,7 +23,7 @@ use crate::cmd::step;
 
 /// One start of the guest.
 struct Boot {
-    /// The layout of cgroups, and the first word of its jobs' names.
+    /// The layout of cgroups, and the beginning of its jobs' names.
     name: &'static str,
     /// What has systemd mount them so.
     parameters: &'static str,
@@ -61,12 +63,18 @@ fn sure(handler: &str) -> String {
     format!("{SURE}{criu}")
 }
 
+/// Version 2 alone.
+const UNIFIED: &str = "systemd.unified_cgroup_hierarchy=1";
+const IS_UNIFIED: &str = "test -f /sys/fs/cgroup/cgroup.controllers";
+
 const BOOTS: &[Boot] = &[
+    Boot { name: "v2", parameters: UNIFIED, check: IS_UNIFIED, tests: true, cells: &[] },
+    // In a guest of their own, beside the root tests.
     Boot {
-        name: "v2",
-        parameters: "systemd.unified_cgroup_hierarchy=1",
-        check: "test -f /sys/fs/cgroup/cgroup.controllers",
-        tests: true,
+        name: "v2-suite",
+        parameters: UNIFIED,
+        check: IS_UNIFIED,
+        tests: false,
         cells: &[
             cell("systemd", "keelson", KERNEL),
             cell("systemd", "runc", KERNEL),
@@ -112,7 +120,7 @@ const CASE_LIMIT: u64 = 300;
 /// Longest that the machine may run.
 const DEADLINE: Duration = Duration::from_secs(7200);
 
-/// Makes the disks, boots once for each layout of cgroups, and tells the outcome of each check.
+/// Makes the disks, boots for each layout of cgroups, and tells the outcome of each check.
 pub(crate) fn run(repo: &Path, choice: &Choice) -> Result<()> {
     let boots = chosen(repo, choice)?;
     if choice.list {
@@ -148,37 +156,53 @@ pub(crate) fn run(repo: &Path, choice: &Choice) -> Result<()> {
     })?;
     let initramfs = directory.join("initramfs.cpio");
     crate::process::write_atomic(&initramfs, &disks::first_stage(repo, &kernel)?)?;
-    let mut failed = Vec::new();
-    for (boot, jobs) in &boots {
-        let title =
-            format!("{} checks in Debian 12 on Linux {}, cgroups {}", jobs.len(), kernel.version, boot.name);
-        let directory = directory.join(boot.name);
-        let run = step(&title, || {
-            Machine {
-                kernel: &kernel.image,
-                initramfs: &initramfs,
-                command_line: &format!(
-                    "rdinit={} {}/dev/vda {}/keelson/{} systemd.show_status=1 apparmor=1 security=apparmor {} -- vm-init",
-                    guest::SELF,
-                    guest::ROOT_PARAMETER,
-                    guest::JOBS_PARAMETER,
-                    list_name(boot),
-                    boot.parameters,
-                ),
-                disks: &[system.clone(), payload.clone()],
-                memory: 3072,
-                deadline: DEADLINE,
-                output: &directory,
-            }
-            .run()
-        })?;
-        // The other layouts are of interest, too.
-        if let Err(error) = super::report(&run, &directory) {
-            println!("    {error:#}");
-            failed.push(boot.name);
+    let _alone = super::alone()?;
+    let start = |boot: &Boot, jobs: usize| {
+        println!("==> {jobs} checks in Debian 12 on Linux {}: {}", kernel.version, boot.name);
+        Machine {
+            kernel: &kernel.image,
+            initramfs: &initramfs,
+            command_line: &format!(
+                "rdinit={} {}/dev/vda {}/keelson/{} systemd.show_status=1 apparmor=1 security=apparmor {} -- vm-init",
+                guest::SELF,
+                guest::ROOT_PARAMETER,
+                guest::JOBS_PARAMETER,
+                list_name(boot),
+                boot.parameters,
+            ),
+            disks: &[system.clone(), payload.clone()],
+            memory: 3072,
+            deadline: DEADLINE,
+            output: &directory.join(boot.name),
         }
-    }
-    if failed.is_empty() { Ok(()) } else { bail!("failed with cgroups {}", failed.join(", ")) }
+        .run()
+    };
+    let waiting = Mutex::new(boots.iter());
+    let (tell, runs) = mpsc::channel();
+    let mut failed = Vec::new();
+    thread::scope(|scope| {
+        for _ in 0..choice.together.clamp(1, boots.len()) {
+            let (tell, start, waiting) = (tell.clone(), &start, &waiting);
+            scope.spawn(move || {
+                let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+                while let Some((boot, jobs)) = next() {
+                    if tell.send((boot.name, start(boot, jobs.len()))).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(tell);
+        // The others are of interest, too.
+        for (name, run) in runs {
+            println!("==> {name}");
+            if let Err(error) = run.and_then(|run| super::report(&run, &directory.join(name))) {
+                println!("    {error:#}");
+                failed.push(name);
+            }
+        }
+    });
+    if failed.is_empty() { Ok(()) } else { bail!("failed: {}", failed.join(", ")) }
 }
 
 fn list_name(boot: &Boot) -> String {

@@ -85,6 +85,7 @@ pub(crate) fn run(repo: &Path, choice: &Choice) -> Result<()> {
     let bytes = archive.finish()?;
     let size = u32::try_from(bytes.len() >> 20).context("the initramfs is too large")?;
     crate::process::write_atomic(&initramfs, &bytes)?;
+    let _alone = super::alone()?;
     let run = step(&format!("{} test programs on Linux {}", jobs.len(), kernel.version), || {
         Machine {
             kernel: &kernel.image,

@@ -49,6 +49,9 @@ pub(crate) struct Choice {
     /// Virtual machines: take the release executables as they are; only the chosen tests are built.
     #[arg(long)]
     pub(crate) no_build: bool,
+    /// Virtual machines: how many guests of vm-debian run at once, each with two processors and 3 GiB.
+    #[arg(long, default_value_t = 2)]
+    together: usize,
     /// Virtual machines: print the names of the jobs and end.
     #[arg(long)]
     pub(crate) list: bool,
@@ -83,6 +86,11 @@ fn lock(path: &Path, does: &str) -> Result<File> {
         file.lock().with_context(|| format!("locking {}", path.display()))?;
     }
     Ok(file)
+}
+
+/// Guests of several checkouts take turns: they would slow each other beyond their deadlines.
+fn alone() -> Result<File> {
+    lock(&std::env::temp_dir().join("keelson-vm.lock"), "runs guests")
 }
 
 /// Puts modules, and the list in which the guest's first process finds them, into an initramfs.

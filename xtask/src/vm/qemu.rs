@@ -1,7 +1,7 @@
 //! One run of a virtual machine: boot, watch the console for a crash, collect results from a second serial line.
 //!
 //! QEMU's own processor (TCG) is used, since the development machine lends no KVM; KVM is used where it works. It runs at
-//! a low priority, one guest at a time on a machine, and ends with us however we end.
+//! a low priority, for one command at a time on a machine, and ends with us however we end.
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
@@ -59,8 +59,6 @@ impl Drop for Running {
 impl Machine<'_> {
     /// Boots it and waits for its end. The guest's console goes to a file, its last lines into the problem.
     pub(super) fn run(&self) -> Result<Run> {
-        // Guests of several checkouts take turns: two would slow each other beyond their deadlines.
-        let _alone = super::lock(&std::env::temp_dir().join("keelson-vm.lock"), "runs a guest")?;
         fs::create_dir_all(self.output).with_context(|| format!("creating {}", self.output.display()))?;
         let (console, results) = (self.output.join("console.log"), self.output.join("results.jsonl"));
         for file in [&console, &results] {
