@@ -70,7 +70,8 @@ impl ProcessId {
         while !self.wait_gone(Duration::from_secs(3600)) {}
     }
 
-    fn wait_gone(&self, limit: Duration) -> bool {
+    /// Blocks until it has ended, or the time is over; says whether it has.
+    pub(crate) fn wait_gone(&self, limit: Duration) -> bool {
         let end = Instant::now() + limit;
         loop {
             let Some(fd) = self.pidfd() else { return true };

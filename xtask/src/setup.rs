@@ -74,7 +74,7 @@ pub(crate) fn run(repo: &Path, scope: Scope) -> Result<()> {
     Ok(())
 }
 
-/// Installs cargo-fuzz, and the nightly toolchain where its sanitizer is wanted.
+/// Installs what libFuzzer is built with, and the nightly toolchain where its sanitizer is wanted.
 pub(crate) fn fuzzing(sanitize: bool) -> Result<()> {
     if sanitize {
         if which("rustup").is_none() {
@@ -82,7 +82,10 @@ pub(crate) fn fuzzing(sanitize: bool) -> Result<()> {
         }
         nightly_sources()?;
     }
-    cargo_tool("cargo-fuzz", &["--locked"])
+    debian_packages(&[
+        Tool { program: "c++", package: "g++", needed_for: "libFuzzer" },
+        Tool { program: "protoc", package: "protobuf-compiler", needed_for: "building containerd-client" },
+    ])
 }
 
 /// Installs the peers of the service data plane.

@@ -1,12 +1,18 @@
 //! An image's passwd and group files, with whatever user the image or the pod names: a user or an error, never another one.
+//! The parts of an input stand between lines of `---`: the image's user, passwd, group, and numbers of the pod (uid, gid, groups).
 #![no_main]
 
 use cri_shim_api::v1::{Int64Value, LinuxContainerSecurityContext};
 use cri_shim_core::users;
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|input: (&str, &str, &str, Option<i64>, Option<i64>, Vec<i64>)| {
-    let (user, passwd, group, uid, gid, groups) = input;
+fuzz_target!(|text: &str| {
+    let mut parts = text.splitn(4, "---\n");
+    let mut next = || parts.next().unwrap_or_default();
+    let (user, passwd, group, numbers) = (next().trim_end_matches('\n'), next(), next(), next());
+    let mut numbers = numbers.split_whitespace().map(|number| number.parse::<i64>().ok());
+    let (uid, gid) = (numbers.next().flatten(), numbers.next().flatten());
+    let groups: Vec<i64> = numbers.flatten().collect();
     let security = LinuxContainerSecurityContext {
         run_as_user: uid.map(|value| Int64Value { value }),
         run_as_group: gid.map(|value| Int64Value { value }),

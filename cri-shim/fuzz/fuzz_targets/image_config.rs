@@ -1,4 +1,4 @@
-//! Image configurations, with a manifest of as many layers as they name.
+//! Image configurations, with a manifest of as many layers as the first byte says.
 #![no_main]
 
 use keelson_cri::images::manifest;
@@ -8,8 +8,8 @@ use serde_json::json;
 
 const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-fuzz_target!(|input: (u8, &[u8])| {
-    let (layers, config) = input;
+fuzz_target!(|bytes: &[u8]| {
+    let Some((layers, config)) = bytes.split_first() else { return };
     let layer =
         json!({ "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": DIGEST, "size": 1 });
     let text = json!({
