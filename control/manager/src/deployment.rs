@@ -11,7 +11,6 @@ use control_decide::{
         Action, Collision, Observed, ReplicaSetUpdate, Resize, creation_failed, plan, resolve_collision,
     },
     object::{controller_of, is_controlled_by, uid},
-    selector,
 };
 use k8s_openapi::api::{
     apps::v1::{Deployment, DeploymentStatus, ReplicaSet},
@@ -24,7 +23,8 @@ use crate::{
     config::Controller,
     context::{Context, now, wait},
     events::{Severity, reference},
-    informer::{Change, Informer, Key},
+    informer::{Informer, Key},
+    owners,
     queue::Queue,
     write::{WriteError, call, delete, guarded, list_or_null, merge_patch, merge_patch_status, status_patch},
     written::{CATCH_UP, Written},
@@ -55,7 +55,15 @@ pub(crate) fn start(context: &Arc<Context>) {
     }
     {
         let (queue, deployments) = (Arc::clone(&queue), Arc::clone(&context.deployments));
-        context.replica_sets.on_change(move |change| wake_owners(&queue, &deployments, change));
+        context.replica_sets.on_change(move |change| {
+            owners::wake(
+                &queue,
+                "Deployment",
+                &deployments,
+                |owner| Some(&owner.spec.as_ref()?.selector),
+                change,
+            );
+        });
     }
     {
         let queue = Arc::clone(&queue);
@@ -82,24 +90,6 @@ pub(crate) fn start(context: &Arc<Context>) {
         let (context, memory) = (Arc::clone(&shared), Arc::clone(&memory));
         async move { reconcile(&context, &memory, &key).await }
     });
-}
-
-fn wake_owners(queue: &Queue<Key>, deployments: &Informer<Deployment>, change: &Change<ReplicaSet>) {
-    for set in change.states() {
-        let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
-        match controller_of(&set.metadata) {
-            Some(owner) if owner.kind == "Deployment" => queue.add(Key::new(namespace, &owner.name)),
-            Some(_) => {}
-            None => {
-                let candidates = deployments.in_namespace(namespace);
-                let selecting = candidates.iter().filter(|deployment| {
-                    let selector = deployment.spec.as_ref().map(|spec| &spec.selector);
-                    selector.is_some_and(|selector| selector::matches(selector, set.metadata.labels.as_ref()))
-                });
-                selecting.for_each(|deployment| queue.add(Key::of(&deployment.metadata)));
-            }
-        }
-    }
 }
 
 fn deployment_of(pod: &Pod, sets: &Informer<ReplicaSet>) -> Option<Key> {

@@ -21,6 +21,7 @@ mod informer;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
+mod owners;
 mod pod_gc;
 mod queue;
 mod replicaset;

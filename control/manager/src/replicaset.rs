@@ -8,7 +8,6 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use control_decide::{
     object::{controller_of, is_being_deleted, is_controlled_by, is_pod_active, pod_node, uid},
     replicaset::{Failure, Plan, next_availability, owner_reference, plan, pod_of, status},
-    selector,
 };
 use futures::future::join_all;
 use k8s_openapi::api::{apps::v1::ReplicaSet, core::v1::Pod};
@@ -19,7 +18,8 @@ use crate::{
     config::Controller,
     context::{Context, now, wait},
     events::{Severity, reference},
-    informer::{Change, Informer, Key},
+    informer::Key,
+    owners,
     queue::Queue,
     write::{WriteError, call, delete, guarded, list_or_null, merge_patch, merge_patch_status, status_patch},
     written::{CATCH_UP, Written},
@@ -45,7 +45,9 @@ pub(crate) fn start(context: &Arc<Context>) {
     }
     {
         let (queue, sets) = (Arc::clone(&queue), Arc::clone(&context.replica_sets));
-        context.pods.on_change(move |change| wake_owners(&queue, &sets, change));
+        context.pods.on_change(move |change| {
+            owners::wake(&queue, "ReplicaSet", &sets, |owner| Some(&owner.spec.as_ref()?.selector), change);
+        });
     }
     let ready = {
         let context = Arc::clone(context);
@@ -59,24 +61,6 @@ pub(crate) fn start(context: &Arc<Context>) {
         let (context, memory) = (Arc::clone(&shared), Arc::clone(&memory));
         async move { reconcile(&context, &memory, &key).await }
     });
-}
-
-fn wake_owners(queue: &Queue<Key>, sets: &Informer<ReplicaSet>, change: &Change<Pod>) {
-    for pod in change.states() {
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        match controller_of(&pod.metadata) {
-            Some(owner) if owner.kind == "ReplicaSet" => queue.add(Key::new(namespace, &owner.name)),
-            Some(_) => {}
-            None => {
-                let candidates = sets.in_namespace(namespace);
-                let selecting = candidates.iter().filter(|set| {
-                    let selector = set.spec.as_ref().map(|spec| &spec.selector);
-                    selector.is_some_and(|selector| selector::matches(selector, pod.metadata.labels.as_ref()))
-                });
-                selecting.for_each(|set| queue.add(Key::of(&set.metadata)));
-            }
-        }
-    }
 }
 
 async fn reconcile(context: &Context, memory: &Memory, key: &Key) -> Result<Option<Duration>, WriteError> {
