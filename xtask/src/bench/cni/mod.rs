@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use self::side::Side;
-use super::cri::report::Row;
+use super::cri::report::{self, Row};
 use crate::cmd::{Cmd, step};
 use crate::paths::Layout;
 
@@ -115,19 +115,7 @@ impl Report {
             self.rounds,
             if self.quick { " (quick: coarse figures)" } else { "" }
         );
-        let mut group = "";
-        for row in &self.rows {
-            if row.group != group {
-                group = &row.group;
-                println!(
-                    "\n{group:<46} {:>9} {:>9} {:<11} {:<22} {:<14}",
-                    "ours", "peer", "", "ratio [95 %]", "goal"
-                );
-            }
-            println!("{}", row.line());
-        }
-        let judged = self.rows.iter().filter_map(|row| row.met);
-        let (met, all) = judged.fold((0, 0), |(met, all), is| (met + u32::from(is), all + 1));
-        println!("\ngoals met: {met} of {all}");
+        report::print_rows(&self.rows);
+        report::print_goals(&self.rows);
     }
 }

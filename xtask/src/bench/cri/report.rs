@@ -164,21 +164,9 @@ impl Report {
             self.rounds,
             if self.quick { " (quick: coarse figures)" } else { "" }
         );
-        let mut group = "";
-        for row in &self.rows {
-            if row.group != group {
-                group = &row.group;
-                println!(
-                    "\n{group:<46} {:>9} {:>9} {:<11} {:<22} {:<14}",
-                    "ours", "peer", "", "ratio [95 %]", "goal"
-                );
-            }
-            println!("{}", row.line());
-        }
+        print_rows(&self.rows);
         self.print_memory();
-        let judged = self.rows.iter().filter_map(|row| row.met);
-        let (met, all) = judged.fold((0, 0), |(met, all), is| (met + u32::from(is), all + 1));
-        println!("\ngoals met: {met} of {all}");
+        print_goals(&self.rows);
     }
 
     fn print_memory(&self) {
@@ -198,6 +186,28 @@ impl Report {
             println!("  {:<12} {:>5} {cells}", sample.side, sample.pods);
         }
     }
+}
+
+/// Prints rows below the headings of their groups.
+pub(crate) fn print_rows(rows: &[Row]) {
+    let mut group = "";
+    for row in rows {
+        if row.group != group {
+            group = &row.group;
+            println!(
+                "\n{group:<46} {:>9} {:>9} {:<11} {:<22} {:<14}",
+                "ours", "peer", "", "ratio [95 %]", "goal"
+            );
+        }
+        println!("{}", row.line());
+    }
+}
+
+/// Prints how many of the rows with a goal meet it.
+pub(crate) fn print_goals(rows: &[Row]) {
+    let judged: Vec<bool> = rows.iter().filter_map(|row| row.met).collect();
+    let met = judged.iter().filter(|met| **met).count();
+    println!("\ngoals met: {met} of {}", judged.len());
 }
 
 #[cfg(test)]

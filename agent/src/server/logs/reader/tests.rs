@@ -62,10 +62,55 @@ fn append(path: &Path, lines: std::ops::Range<u32>) {
     }
 }
 
-async fn next_text(receiver: &mut mpsc::Receiver<Result<Bytes, BodyError>>) -> String {
-    let chunk =
-        tokio::time::timeout(Duration::from_secs(10), receiver.recv()).await.expect("a chunk in time");
-    String::from_utf8(chunk.expect("an open stream").unwrap().to_vec()).unwrap()
+/// A reader that follows the log of a container that runs.
+struct Follower {
+    pods: Arc<FakePods>,
+    receiver: mpsc::Receiver<Result<Bytes, BodyError>>,
+    sender: mpsc::Sender<Result<Bytes, BodyError>>,
+    reader: LogReader,
+}
+
+impl Follower {
+    /// Opens the log; what happens to the files before [`Follower::start`] finds the reader with the first one.
+    async fn open(path: &Path) -> Self {
+        let options = LogOptions { follow: true, ..LogOptions::default() };
+        let reader = LogReader::open(path, options).await.unwrap();
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        Self { pods: Arc::new(FakePods { running: AtomicBool::new(true) }), receiver, sender, reader }
+    }
+
+    fn start(self) -> Following {
+        let Self { pods, receiver, sender, reader } = self;
+        let container = watched(&pods);
+        let task = tokio::spawn(async move { reader.run(&sender, &container).await.unwrap() });
+        Following { pods, receiver, task }
+    }
+}
+
+/// One that reads.
+struct Following {
+    pods: Arc<FakePods>,
+    receiver: mpsc::Receiver<Result<Bytes, BodyError>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Following {
+    async fn next(&mut self) -> String {
+        let chunk = tokio::time::timeout(Duration::from_secs(10), self.receiver.recv()).await;
+        let chunk = chunk.expect("a chunk in time").expect("an open stream").unwrap();
+        String::from_utf8(chunk.to_vec()).unwrap()
+    }
+
+    fn container_ends(&self) {
+        self.pods.running.store(false, Ordering::Relaxed);
+    }
+
+    /// Waits for the reader's end; nothing may come before it.
+    async fn ends(mut self) {
+        let last = tokio::time::timeout(Duration::from_secs(10), self.receiver.recv()).await;
+        assert!(last.expect("an end in time").is_none());
+        self.task.await.unwrap();
+    }
 }
 
 async fn read_all(path: &Path, options: LogOptions) -> String {
@@ -99,25 +144,19 @@ async fn following_goes_on_after_rotation_and_ends_with_the_container() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("0.log");
     append(&path, 0..1);
-    let pods = Arc::new(FakePods { running: AtomicBool::new(true) });
-    let options = LogOptions { follow: true, ..LogOptions::default() };
-    let reader = LogReader::open(&path, options).await.unwrap();
-    let (sender, mut receiver) = mpsc::channel(QUEUE);
-    let container = watched(&pods);
-    let task = tokio::spawn(async move { reader.run(&sender, &container).await });
-    assert_eq!(next_text(&mut receiver).await, "line 0\n");
+    let mut log = Follower::open(&path).await.start();
+    assert_eq!(log.next().await, "line 0\n");
     append(&path, 1..2);
-    assert_eq!(next_text(&mut receiver).await, "line 1\n");
+    assert_eq!(log.next().await, "line 1\n");
     std::fs::rename(&path, dir.path().join("0.log.1")).unwrap();
     append(&dir.path().join("0.log.1"), 2..3);
-    assert_eq!(next_text(&mut receiver).await, "line 2\n");
+    assert_eq!(log.next().await, "line 2\n");
     append(&path, 3..4);
-    assert_eq!(next_text(&mut receiver).await, "line 3\n");
+    assert_eq!(log.next().await, "line 3\n");
     append(&path, 4..5);
-    pods.running.store(false, Ordering::Relaxed);
-    assert_eq!(next_text(&mut receiver).await, "line 4\n");
-    assert!(tokio::time::timeout(Duration::from_secs(10), receiver.recv()).await.unwrap().is_none());
-    task.await.unwrap().unwrap();
+    log.container_ends();
+    assert_eq!(log.next().await, "line 4\n");
+    log.ends().await;
 }
 
 #[tokio::test]
@@ -125,14 +164,10 @@ async fn a_client_that_goes_away_ends_the_task() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("0.log");
     append(&path, 0..1);
-    let pods = Arc::new(FakePods { running: AtomicBool::new(true) });
-    let options = LogOptions { follow: true, ..LogOptions::default() };
-    let reader = LogReader::open(&path, options).await.unwrap();
-    let (sender, receiver) = mpsc::channel(QUEUE);
+    let Following { pods, receiver, task } = Follower::open(&path).await.start();
     drop(receiver);
-    let container = watched(&pods);
-    let run = reader.run(&sender, &container);
-    tokio::time::timeout(Duration::from_secs(10), run).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(10), task).await.unwrap().unwrap();
+    assert!(pods.running.load(Ordering::Relaxed), "the client ended it, not the container");
 }
 
 /// Second `second` of the year, one line.
@@ -146,9 +181,7 @@ async fn a_slow_follower_reads_every_rotated_file_in_its_turn() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("0.log");
     append_at(&path, 0);
-    let pods = Arc::new(FakePods { running: AtomicBool::new(true) });
-    let options = LogOptions { follow: true, ..LogOptions::default() };
-    let reader = LogReader::open(&path, options).await.unwrap();
+    let follower = Follower::open(&path).await;
     // The reader has opened the first file; before it reads on, the log is rotated twice, and once compressed.
     append_at(&path, 1);
     std::fs::rename(&path, dir.path().join("0.log.20260101-000001")).unwrap();
@@ -159,16 +192,14 @@ async fn a_slow_follower_reads_every_rotated_file_in_its_turn() {
     packer.finish().unwrap();
     std::fs::remove_file(&path).unwrap();
     append_at(&path, 3);
-    let (sender, mut receiver) = mpsc::channel(QUEUE);
-    let container = watched(&pods);
-    let task = tokio::spawn(async move { reader.run(&sender, &container).await });
+    let mut log = follower.start();
     let mut text = String::new();
     while !text.contains("line 3") {
-        text.push_str(&next_text(&mut receiver).await);
+        text.push_str(&log.next().await);
     }
     assert_eq!(text, "line 0\nline 1\nline 2\nline 3\n");
-    pods.running.store(false, Ordering::Relaxed);
-    task.await.unwrap().unwrap();
+    log.container_ends();
+    log.ends().await;
 }
 
 #[tokio::test]
@@ -176,20 +207,15 @@ async fn the_old_file_is_read_until_the_container_writes_to_the_new_one() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("0.log");
     append_at(&path, 0);
-    let pods = Arc::new(FakePods { running: AtomicBool::new(true) });
-    let options = LogOptions { follow: true, ..LogOptions::default() };
-    let reader = LogReader::open(&path, options).await.unwrap();
-    let (sender, mut receiver) = mpsc::channel(QUEUE);
-    let container = watched(&pods);
-    let task = tokio::spawn(async move { reader.run(&sender, &container).await });
-    assert_eq!(next_text(&mut receiver).await, "line 0\n");
+    let mut log = Follower::open(&path).await.start();
+    assert_eq!(log.next().await, "line 0\n");
     let old = dir.path().join("0.log.20260101-000001");
     std::fs::rename(&path, &old).unwrap();
     File::create(&path).await.unwrap();
     append_at(&old, 1);
-    assert_eq!(next_text(&mut receiver).await, "line 1\n");
+    assert_eq!(log.next().await, "line 1\n");
     append_at(&path, 2);
-    assert_eq!(next_text(&mut receiver).await, "line 2\n");
-    pods.running.store(false, Ordering::Relaxed);
-    task.await.unwrap().unwrap();
+    assert_eq!(log.next().await, "line 2\n");
+    log.container_ends();
+    log.ends().await;
 }
