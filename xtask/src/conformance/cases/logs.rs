@@ -1,6 +1,6 @@
 //! Container logs: the CRI's format, splits, reopening.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use cri_shim_api::v1;
@@ -10,6 +10,8 @@ use super::super::context::{Pod, T};
 
 /// Longest piece of a line.
 const PIECE: usize = 16 * 1024;
+/// A log of an ended container that has not grown for so long is whole, or has lost something.
+const STANDSTILL: Duration = Duration::from_secs(10);
 
 pub(crate) fn cases() -> Vec<Case> {
     let group = "logs";
@@ -206,11 +208,21 @@ async fn monotonic(t: T) -> Result<()> {
 async fn many_lines(t: T) -> Result<()> {
     let pod = t.sandbox().await?;
     let config = t.shell("seq 1 100000");
-    t.launch(&pod, &config).await?;
+    let id = t.launch(&pod, &config).await?;
+    t.exited(&id).await?;
+    let file = T::log_file(&pod, &config);
+    let (mut length, mut since) = (0, Instant::now());
+    let mut whole = || {
+        let log = std::fs::read(&file).unwrap_or_default();
+        if log.len() > length {
+            (length, since) = (log.len(), Instant::now());
+        }
+        (log.ends_with(b" 100000\n") || since.elapsed() > STANDSTILL).then_some(log)
+    };
     let log = t
-        .until("100,000 lines are there", || async {
-            let log = std::fs::read(T::log_file(&pod, &config)).unwrap_or_default();
-            Ok((log.ends_with(b" 100000\n")).then_some(log))
+        .until("100,000 lines are there", || {
+            let log = whole();
+            async move { Ok(log) }
         })
         .await?;
     let lines = parse(&log)?;

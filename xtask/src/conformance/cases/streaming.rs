@@ -93,6 +93,7 @@ fn forwards() -> Vec<Case> {
         case(group, "to a server that listens on ::1 only", forward_six),
         case(group, "a port that nobody listens on is told on the error stream", forward_refused),
         case(group, "the client's end of data is passed on", forward_half_close),
+        case(group, "a client that ends nothing is let go when the server has closed", forward_silent),
         case(group, "into a pod with the host's network", forward_host),
         case(group, "to an unknown sandbox is NotFound", forward_unknown),
         case(group, "to a stopped sandbox is refused", forward_stopped),
@@ -431,7 +432,7 @@ const REQUEST: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
 async fn ask(forwarder: &mut Forwarder, port: u16) -> Result<()> {
     let connection = forwarder.open(port).await?;
     forwarder.send(connection, REQUEST, false).await?;
-    let (data, error) = forwarder.read(connection).await?;
+    let (data, error) = forwarder.exchange(connection).await?;
     holds("the answer", &String::from_utf8_lossy(&data), "served\n")?;
     same("the error stream", error.as_str(), "")
 }
@@ -486,6 +487,17 @@ async fn forward_half_close(t: T) -> Result<()> {
     forwarder.send(connection, &[b'x'; 5000], true).await?;
     let (data, _) = forwarder.read(connection).await?;
     same("the server's count", String::from_utf8_lossy(&data).trim().to_owned().as_str(), "5000")
+}
+
+async fn forward_silent(t: T) -> Result<()> {
+    let pod = server(&t, HTTPD, 8080).await?;
+    let url = forward_url(&t, &pod, &[8080]).await.context("PortForward")?;
+    let mut forwarder = Forwarder::spdy(&url).await?;
+    let connection = forwarder.open(8080).await?;
+    forwarder.send(connection, REQUEST, false).await?;
+    let (data, error) = forwarder.read(connection).await?;
+    holds("the answer", &String::from_utf8_lossy(&data), "served\n")?;
+    same("the error stream", error.as_str(), "")
 }
 
 async fn forward_host(t: T) -> Result<()> {

@@ -49,13 +49,26 @@ impl Forwarder {
         self.streams.data(connection.data, bytes, last).await
     }
 
-    /// All the pod sends until it closes, and what the error stream tells.
+    /// All the pod sends until it closes, and what the error stream tells; like `kubectl port-forward` it ends our
+    /// direction then.
+    pub(crate) async fn exchange(&mut self, connection: Connection) -> Result<(Vec<u8>, String)> {
+        self.until_end(connection, true).await
+    }
+
+    /// The same, but our direction stays as it is.
     pub(crate) async fn read(&mut self, connection: Connection) -> Result<(Vec<u8>, String)> {
+        self.until_end(connection, false).await
+    }
+
+    async fn until_end(&mut self, connection: Connection, close: bool) -> Result<(Vec<u8>, String)> {
         let (mut data, mut error, mut open) = (Vec::new(), Vec::new(), 2);
         while open > 0 {
             let Some((id, bytes, fin)) = self.streams.next().await? else { break };
             if id == connection.data {
                 data.extend_from_slice(&bytes);
+                if fin && close {
+                    self.streams.data(id, &[], true).await?;
+                }
             } else if id == connection.error {
                 error.extend_from_slice(&bytes);
             } else {
