@@ -14,6 +14,7 @@ mod foreign;
 mod fuzz;
 mod host;
 mod images;
+mod lanes;
 mod paths;
 mod preflight;
 mod process;

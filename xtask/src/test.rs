@@ -1,5 +1,7 @@
 //! `cargo xtask test [TIER…]`: the tiers from cheap to dear; each stops the run when it fails.
 
+mod root;
+
 use std::path::Path;
 
 use anyhow::{Result, bail};
@@ -70,7 +72,7 @@ pub(crate) fn run(repo: &Path, tiers: &[Tier], guests: &Choice) -> Result<()> {
         match tier {
             Tier::Lint => lint(repo)?,
             Tier::Unit => step("unit tests", || unit(repo))?,
-            Tier::Root => step("root tests", || root(repo))?,
+            Tier::Root => step("root tests", || root::run(repo))?,
             Tier::E2e => step("end-to-end test", || e2e(repo))?,
             Tier::VmLight => {
                 step("tests in a small virtual machine", || crate::vm::light(repo, guests))?;
@@ -106,53 +108,6 @@ fn unit(repo: &Path) -> Result<()> {
     cargo(repo).args(["test", "--release", "--lib", "--bins", "--test", "it"]).run()
 }
 
-/// One after the other: they share the kernel.
-fn root(repo: &Path) -> Result<()> {
-    binaries::build(repo)?;
-    let args = ["test", "--release", "--no-fail-fast", "--test", "root_*", "--", "--test-threads=1"];
-    cargo(repo).args(args).run()?;
-    step("root tests of keelson-cri with handler runc", || {
-        cri_tests(repo)?.env("KEELSON_TEST_HANDLER", "runc").run()
-    })?;
-    for (target, handler) in
-        [("keelson", "keelson"), ("keelson", "runc"), ("containerd", ""), ("containerd", "keelson")]
-    {
-        step(&format!("CRI conformance of {target} {handler}"), || conformance(repo, target, handler))?;
-    }
-    for set in ["keelson", "debian"] {
-        step(&format!("CNI conformance of {set}'s plugins"), || cni_conformance(repo, set))?;
-    }
-    Ok(())
-}
-
-/// What is ours passes at once; a race of the reference must only not be the rule.
-fn attempts(is_ours: bool) -> &'static str {
-    if is_ours { "1" } else { "3" }
-}
-
-/// The suite on a private instance: ours, and the reference that the suite itself is checked on.
-fn conformance(repo: &Path, target: &str, handler: &str) -> Result<()> {
-    let name = format!("{target}-{handler}");
-    let junit = repo.join("target/conformance").join(format!("{}.xml", name.trim_end_matches('-')));
-    Cmd::new(std::env::current_exe()?)
-        .args(["conformance", "cri", "--no-build", "--start", target, "--handler", handler])
-        .args(["--attempts", attempts(target == "keelson"), "--junit"])
-        .args([junit])
-        .dir(repo)
-        .run()
-}
-
-/// The suite on our plugins, and on the reference that the suite itself is checked on.
-fn cni_conformance(repo: &Path, set: &str) -> Result<()> {
-    let junit = repo.join("target/conformance").join(format!("cni-{set}.xml"));
-    Cmd::new(std::env::current_exe()?)
-        .args(["conformance", "cni", "--no-build", "--set", set])
-        .args(["--attempts", attempts(set == "keelson"), "--junit"])
-        .args([junit])
-        .dir(repo)
-        .run()
-}
-
 /// The first containerd on PATH is the one that the tests start, with the shim for runc beside it.
 fn compat(repo: &Path) -> Result<()> {
     binaries::build(repo)?;
@@ -165,6 +120,9 @@ fn compat(repo: &Path) -> Result<()> {
             .env("KEELSON_TEST_KUBELET_CLIENT", kubelet)
             .run()
     })?;
+    let tests =
+        step("building the root tests of keelson-cri", || root::build(repo, |folder| folder == root::CRI))?;
+    let mut jobs = Vec::new();
     for suite in COMPAT_SUITES {
         let dir = repo.join("target/debs").join(suite);
         let packages = step(&format!("fetching the containerd of Debian {suite}"), || {
@@ -175,35 +133,13 @@ fn compat(repo: &Path) -> Result<()> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let path = std::env::join_paths(std::iter::once(bin).chain(std::env::split_paths(&path)))?;
         for handler in ["keelson", "runc"] {
-            step(&format!("root tests of keelson-cri, handler {handler}, on {}", version.trim()), || {
-                cri_tests(repo)?.env("PATH", &path).env("KEELSON_TEST_HANDLER", handler).run()
-            })?;
+            let told = version.trim();
+            jobs.extend(
+                tests.iter().map(|test| root::with_handler(repo, test, handler).with("PATH", &path, told)),
+            );
         }
     }
-    Ok(())
-}
-
-/// All root tests of keelson-cri.
-fn cri_tests(repo: &Path) -> Result<Cmd> {
-    let mut cmd = cargo(repo).args(["test", "--release", "--no-fail-fast"]);
-    for name in root_tests(&repo.join("cri-shim/tests"))? {
-        cmd = cmd.args(["--test".to_owned(), name]);
-    }
-    Ok(cmd.args(["--", "--test-threads=1"]))
-}
-
-/// The names of the root tests in a package's `tests`.
-fn root_tests(dir: &Path) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
-        let path = entry?.path();
-        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        if name.starts_with("root_") && path.extension().is_some_and(|extension| extension == "rs") {
-            names.push(name);
-        }
-    }
-    names.sort();
-    Ok(names)
+    root::all(repo, jobs)
 }
 
 fn e2e(repo: &Path) -> Result<()> {

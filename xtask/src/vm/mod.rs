@@ -17,7 +17,7 @@ mod kernel;
 mod libraries;
 mod light;
 mod modules;
-mod programs;
+pub(crate) mod programs;
 mod qemu;
 mod suites;
 

@@ -10,25 +10,30 @@ use cargo_metadata::camino::Utf8Path;
 use crate::cmd::Cmd;
 
 /// A built program.
-pub(super) struct Program {
+pub(crate) struct Program {
     /// Folder of its package, relative to the checkout.
-    pub(super) folder: String,
+    pub(crate) folder: String,
     /// Name of its target.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// Where cargo put it.
-    pub(super) file: PathBuf,
+    pub(crate) file: PathBuf,
     /// Whether it is a test.
-    pub(super) is_test: bool,
+    pub(crate) is_test: bool,
 }
 
 /// Builds tests, each a folder and a name, and with them the executables of their packages. No package is named to
 /// cargo, as in the root tier: it would choose other features and build everything once more.
-pub(super) fn root_tests(repo: &Path, wanted: &BTreeSet<(String, String)>) -> Result<Vec<Program>> {
+pub(crate) fn root_tests(repo: &Path, wanted: &BTreeSet<(String, String)>) -> Result<Vec<Program>> {
     if wanted.is_empty() {
         return Ok(Vec::new());
     }
-    let mut cmd =
-        Cmd::new("cargo").args(["test", "--release", "--no-run", "--quiet", "--message-format=json"]);
+    let mut cmd = Cmd::new("cargo").args([
+        "test",
+        "--release",
+        "--no-run",
+        "--quiet",
+        "--message-format=json-render-diagnostics",
+    ]);
     for name in wanted.iter().map(|(_, name)| name).collect::<BTreeSet<_>>() {
         cmd = cmd.args(["--test", name]);
     }
