@@ -275,7 +275,7 @@ impl Leases {
 
     fn read_line(&mut self, line: &str) -> Option<()> {
         let mut words = line.split(' ');
-        let mut next = || words.next().filter(|word| !word.is_empty());
+        let mut next = || words.next().filter(|word| !breaks(word));
         match next()? {
             "+" => {
                 let owner = Owner { container_id: next()?.to_owned(), ifname: next()?.to_owned() };
@@ -353,8 +353,12 @@ fn header(boot_id: &str) -> String {
 
 /// A field that may be absent; one that would break the line counts as absent.
 fn word(text: &str) -> &str {
-    let breaks = text.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control());
-    if breaks { NONE } else { text }
+    if breaks(text) { NONE } else { text }
+}
+
+/// Whether a field would not be read back as it was written.
+fn breaks(text: &str) -> bool {
+    text.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control())
 }
 
 fn join<'a>(addrs: impl Iterator<Item = &'a IpAddr>) -> String {

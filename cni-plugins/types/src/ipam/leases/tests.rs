@@ -144,6 +144,15 @@ fn a_line_nobody_writes_is_named() {
     assert!(Leases::load(&text, "next").unwrap().stale);
 }
 
+#[test]
+fn a_word_that_would_break_a_later_snapshot_is_not_taken() {
+    // At a line's end a carriage return is no part of the line, so it must not stand for a pod in the middle of one.
+    let text = format!("{MAGIC} {BOOT}\n+ c1 eth0 /n \r 10.0.0.2\n- c1 eth0\n");
+    assert_eq!(Leases::load(&text, BOOT).unwrap_err().line, 2);
+    let text = format!("{MAGIC} {BOOT}\n~ 10.0.0.2 a\u{a0}b\n");
+    assert_eq!(Leases::load(&text, BOOT).unwrap_err().line, 2);
+}
+
 #[derive(Debug, Clone)]
 enum Op {
     Add(u8),
