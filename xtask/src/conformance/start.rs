@@ -78,7 +78,8 @@ fn outside(layout: &Layout, target: Target, options: &Options) -> Result<bool> {
     let logs = layout.repo.join("target/conformance");
     for name in ["containerd.log", "cri.log"] {
         fs::create_dir_all(&logs).ok();
-        fs::copy(dir.join(name), logs.join(format!("{target:?}-{name}").to_lowercase())).ok();
+        let of = format!("{target:?}-{}", options.handler).to_lowercase();
+        fs::copy(dir.join(name), logs.join(format!("{}-{name}", of.trim_end_matches('-')))).ok();
     }
     remove_cgroups(&cgroup_parent(&dir));
     fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))?;
