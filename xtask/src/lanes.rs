@@ -6,7 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 /// What is still to be done, and which groups are at it.
 struct Queue<J> {
     waiting: VecDeque<J>,
-    busy: BTreeSet<&'static str>,
+    busy: BTreeSet<String>,
 }
 
 /// Works the jobs off in their order, `lanes` at a time, and gives what came of them in the order in which they ended. Of
@@ -14,7 +14,7 @@ struct Queue<J> {
 pub(crate) fn run<J: Send, R: Send>(
     jobs: Vec<J>,
     lanes: usize,
-    group: impl Fn(&J) -> Option<&'static str> + Sync,
+    group: impl Fn(&J) -> Option<String> + Sync,
     work: impl Fn(&J) -> R + Sync,
 ) -> Vec<(J, R)> {
     let lanes = lanes.clamp(1, jobs.len().max(1));
@@ -26,7 +26,7 @@ pub(crate) fn run<J: Send, R: Send>(
                 while let Some(job) = take(&queue, &freed, &group) {
                     let result = work(&job);
                     if let Some(name) = group(&job) {
-                        locked(&queue).busy.remove(name);
+                        locked(&queue).busy.remove(&name);
                     }
                     freed.notify_all();
                     locked(&done).push((job, result));
@@ -38,17 +38,13 @@ pub(crate) fn run<J: Send, R: Send>(
 }
 
 /// The first job whose group is free; waits while there are only others, and gives nothing when there is none.
-fn take<J>(
-    queue: &Mutex<Queue<J>>,
-    freed: &Condvar,
-    group: &impl Fn(&J) -> Option<&'static str>,
-) -> Option<J> {
+fn take<J>(queue: &Mutex<Queue<J>>, freed: &Condvar, group: &impl Fn(&J) -> Option<String>) -> Option<J> {
     let mut state = locked(queue);
     loop {
         if state.waiting.is_empty() {
             return None;
         }
-        let free = |job: &J| group(job).is_none_or(|name| !state.busy.contains(name));
+        let free = |job: &J| group(job).is_none_or(|name| !state.busy.contains(&name));
         if let Some(index) = state.waiting.iter().position(free) {
             let job = state.waiting.remove(index)?;
             state.busy.extend(group(&job));
@@ -71,7 +67,7 @@ mod tests {
     #[test]
     fn each_job_is_done_once_and_a_group_one_at_a_time() {
         let (now, most, same) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
-        let group = |job: &usize| job.is_multiple_of(3).then_some("thirds");
+        let group = |job: &usize| job.is_multiple_of(3).then(|| "thirds".to_owned());
         let results = run((0..60).collect(), 4, group, |job| {
             most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
             if group(job).is_some() {

@@ -128,8 +128,8 @@ async fn a_terminal_has_a_size_and_carries_both_ways() {
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_figures_and_freezing() {
     let node = Node::start().await;
-    let (id, pid) = node.run("sleep 3600 & sleep 3600", &Wanted::default()).await;
-    wait_for("both sleep", || processes_with("3600").len() >= 2);
+    let (id, pid) = node.run("sleep 36421 & sleep 36421", &Wanted::default()).await;
+    wait_for("both sleep", || processes_with("sleep\x0036421").len() >= 2);
     let pids = node.pids(&id).await;
     assert!(pids.contains(&pid) && pids.len() >= 2, "{pids:?}");
     let figures = node.metrics(&id).await;

@@ -38,11 +38,11 @@ pub(super) struct Job {
     dir: PathBuf,
     env: Vec<(String, std::ffi::OsString)>,
     alone: bool,
-    group: Option<&'static str>,
+    group: String,
 }
 
 impl Job {
-    /// A root test in its package's folder, as cargo runs it.
+    /// A root test in its package's folder, as cargo runs it. It never runs twice at once.
     pub(super) fn test(repo: &Path, program: &Program) -> Self {
         Self {
             name: format!("{} of {}", program.name, program.folder),
@@ -51,7 +51,7 @@ impl Job {
             dir: repo.join(&program.folder),
             env: Vec::new(),
             alone: ALONE.contains(&program.name.as_str()),
-            group: None,
+            group: program.name.clone(),
         }
     }
 
@@ -63,7 +63,7 @@ impl Job {
     }
 
     /// A run of this program. One of a group runs at a time.
-    pub(super) fn xtask(repo: &Path, name: String, group: &'static str, args: &[&str]) -> Result<Self> {
+    pub(super) fn xtask(repo: &Path, name: String, group: &str, args: &[&str]) -> Result<Self> {
         Ok(Self {
             name,
             program: std::env::current_exe()?,
@@ -71,7 +71,7 @@ impl Job {
             dir: repo.to_owned(),
             env: Vec::new(),
             alone: false,
-            group: Some(group),
+            group: group.to_owned(),
         })
     }
 }
@@ -144,7 +144,7 @@ pub(super) fn all(repo: &Path, mut jobs: Vec<Job>) -> Result<()> {
     let lanes = std::thread::available_parallelism().map_or(1, usize::from).min(4);
     let what = format!("{} jobs, {lanes} at once, then {} alone", beside.len(), alone.len());
     let done = step(&what, || {
-        let mut done = lanes::run(beside, lanes, |job| job.group, |job| one(job, &logs));
+        let mut done = lanes::run(beside, lanes, |job| Some(job.group.clone()), |job| one(job, &logs));
         done.extend(lanes::run(alone, 1, |_| None, |job| one(job, &logs)));
         Ok(done)
     })?;
