@@ -72,7 +72,7 @@ pub(crate) fn run(repo: &Path, tiers: &[Tier], guests: &Choice) -> Result<()> {
         match tier {
             Tier::Lint => lint(repo)?,
             Tier::Unit => step("unit tests", || unit(repo))?,
-            Tier::Root => step("root tests", || root::run(repo))?,
+            Tier::Root => step("root tests", || root::run(repo, guests))?,
             Tier::E2e => step("end-to-end test", || e2e(repo))?,
             Tier::VmLight => {
                 step("tests in a small virtual machine", || crate::vm::light(repo, guests))?;
@@ -80,7 +80,7 @@ pub(crate) fn run(repo: &Path, tiers: &[Tier], guests: &Choice) -> Result<()> {
             Tier::VmDebian => {
                 step("tests in a Debian virtual machine", || crate::vm::debian(repo, guests))?;
             }
-            Tier::Compat => compat(repo)?,
+            Tier::Compat => compat(repo, guests)?,
         }
     }
     Ok(())
@@ -109,19 +109,24 @@ fn unit(repo: &Path) -> Result<()> {
 }
 
 /// The first containerd on PATH is the one that the tests start, with the shim for runc beside it.
-fn compat(repo: &Path) -> Result<()> {
-    binaries::build(repo)?;
-    let python = foreign::python_packages(repo)?;
-    let kubelet = foreign::kubelet_client(repo)?;
-    step("CRI clients of another making", || {
-        cargo(repo)
-            .args(["test", "--release", "--test", "root_foreign", "--", "--ignored", "--test-threads=1"])
-            .env("KEELSON_TEST_PYTHON_CLIENT", python)
-            .env("KEELSON_TEST_KUBELET_CLIENT", kubelet)
-            .run()
+fn compat(repo: &Path, choice: &Choice) -> Result<()> {
+    if !choice.no_build {
+        binaries::build(repo)?;
+    }
+    if choice.takes("root_foreign") {
+        let python = foreign::python_packages(repo)?;
+        let kubelet = foreign::kubelet_client(repo)?;
+        step("CRI clients of another making", || {
+            cargo(repo)
+                .args(["test", "--release", "--test", "root_foreign", "--", "--ignored", "--test-threads=1"])
+                .env("KEELSON_TEST_PYTHON_CLIENT", python)
+                .env("KEELSON_TEST_KUBELET_CLIENT", kubelet)
+                .run()
+        })?;
+    }
+    let tests = step("building the root tests of keelson-cri", || {
+        root::build(repo, |folder, name| folder == root::CRI && choice.takes(name))
     })?;
-    let tests =
-        step("building the root tests of keelson-cri", || root::build(repo, |folder| folder == root::CRI))?;
     let mut jobs = Vec::new();
     for suite in COMPAT_SUITES {
         let dir = repo.join("target/debs").join(suite);
@@ -139,7 +144,7 @@ fn compat(repo: &Path) -> Result<()> {
             );
         }
     }
-    root::all(repo, jobs)
+    root::all(repo, choice, jobs)
 }
 
 fn e2e(repo: &Path) -> Result<()> {

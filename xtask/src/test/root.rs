@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use crate::cmd::step;
 use crate::lanes;
 use crate::process::ProcessId;
+use crate::vm::Choice;
 use crate::vm::programs::{self, Program};
 
 /// Folder of keelson-cri, whose tests run with more than one handler.
@@ -76,10 +77,13 @@ impl Job {
     }
 }
 
-/// All of the tier.
-pub(super) fn run(repo: &Path) -> Result<()> {
-    crate::binaries::build(repo)?;
-    let tests = step("building the root tests", || build(repo, |_| true))?;
+/// All of the tier, or what is chosen of it.
+pub(super) fn run(repo: &Path, choice: &Choice) -> Result<()> {
+    if !choice.no_build {
+        crate::binaries::build(repo)?;
+    }
+    let wanted = |folder: &str, name: &str| choice.takes(&format!("{name} of {folder}"));
+    let tests = step("building the root tests", || build(repo, wanted))?;
     let mut jobs: Vec<Job> = tests.iter().map(|test| Job::test(repo, test)).collect();
     let handled = tests.iter().filter(|test| test.folder == CRI && !OF_IMAGES.contains(&test.name.as_str()));
     jobs.extend(handled.map(|test| with_handler(repo, test, "runc")));
@@ -100,7 +104,7 @@ pub(super) fn run(repo: &Path) -> Result<()> {
         let args = [&args[..], &["--attempts", attempts(set == "keelson")]].concat();
         jobs.push(Job::xtask(repo, format!("CNI conformance of {set}'s plugins"), "cni", &args)?);
     }
-    all(repo, jobs)
+    all(repo, choice, jobs)
 }
 
 /// What is ours passes at once; a race of the reference must only not be the rule.
@@ -113,8 +117,8 @@ pub(super) fn with_handler(repo: &Path, test: &Program, handler: &str) -> Job {
     Job::test(repo, test).with("KEELSON_TEST_HANDLER", handler, &format!("handler {handler}"))
 }
 
-/// Builds the root tests of all packages of which `wanted` says so by their folder.
-pub(super) fn build(repo: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<Program>> {
+/// Builds the root tests of which `wanted` says so by their package's folder and their name.
+pub(super) fn build(repo: &Path, wanted: impl Fn(&str, &str) -> bool) -> Result<Vec<Program>> {
     let metadata = cargo_metadata::MetadataCommand::new().current_dir(repo).no_deps().exec()?;
     let mut tests = BTreeSet::new();
     for package in &metadata.packages {
@@ -125,7 +129,8 @@ pub(super) fn build(repo: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<Pr
         let folder = folder.to_string_lossy().into_owned();
         let roots =
             package.targets.iter().filter(|target| target.is_test() && target.name.starts_with("root_"));
-        tests.extend(roots.filter(|_| wanted(&folder)).map(|target| (folder.clone(), target.name.clone())));
+        let names = roots.map(|target| target.name.clone()).filter(|name| wanted(&folder, name));
+        tests.extend(names.map(|name| (folder.clone(), name)));
     }
     let built = programs::root_tests(repo, &tests)?;
     let built: Vec<Program> = built.into_iter().filter(|program| program.is_test).collect();
@@ -136,7 +141,8 @@ pub(super) fn build(repo: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<Pr
 }
 
 /// Runs jobs, those that are alone after the others, and fails when one of them failed, after all have run.
-pub(super) fn all(repo: &Path, mut jobs: Vec<Job>) -> Result<()> {
+pub(super) fn all(repo: &Path, choice: &Choice, mut jobs: Vec<Job>) -> Result<()> {
+    jobs.retain(|job| choice.takes(&job.name));
     let logs = repo.join("target/root-tests");
     fs::create_dir_all(&logs).with_context(|| format!("creating {}", logs.display()))?;
     jobs.sort_by_key(|job| !LONG.iter().any(|name| job.name.starts_with(name)));

@@ -40,13 +40,13 @@ const CACHE: &str = "KEELSON_VM_CACHE";
 /// What of a lane is run, and how.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct Choice {
-    /// Virtual machines: only jobs whose name holds these words; `|` separates alternatives.
+    /// Root, compat, virtual machines: only jobs whose name holds these words; `|` separates alternatives.
     #[arg(long, default_value = "")]
     only: String,
     /// Virtual machines: run these cases of the conformance suite in each chosen run of it, instead of its own choice.
     #[arg(long)]
     cases: Option<String>,
-    /// Virtual machines: take the release executables as they are; only the chosen tests are built.
+    /// Root, compat, virtual machines: take the release executables as they are; only the chosen tests are built.
     #[arg(long)]
     pub(crate) no_build: bool,
     /// Virtual machines: how many guests of vm-debian run at once, each with two processors and 3 GiB.
@@ -59,7 +59,7 @@ pub(crate) struct Choice {
 
 impl Choice {
     /// Whether a job is chosen.
-    fn takes(&self, name: &str) -> bool {
+    pub(crate) fn takes(&self, name: &str) -> bool {
         let words = |part: &str| part.split_whitespace().all(|word| name.contains(word));
         self.only.split('|').any(words)
     }
