@@ -341,7 +341,8 @@ fn spawn_exec(
         // Its start is told as failed, so that it must not go on: whoever asks again would have it twice.
         cri_shim_runtime::wait::kill(&child.pidfd).ok();
         cri_shim_runtime::wait::reap(&child.pidfd, true).ok();
-        if let Some(pump) = container.lock().process(exec).and_then(|process| process.pump.take()) {
+        let pump = container.lock().process(exec).and_then(|process| process.pump.take());
+        if let Some(pump) = pump {
             pump.stop();
         }
         host("watch", &error)

@@ -59,7 +59,7 @@ const SURE_WITH_CRIU: &str = "|checkpoint";
 
 /// Cases that must not be skipped with a handler. Debian's crun is built without CRIU.
 fn sure(handler: &str) -> String {
-    let criu = if handler != "crun" { SURE_WITH_CRIU } else { "" };
+    let criu = if handler == "crun" { "" } else { SURE_WITH_CRIU };
     format!("{SURE}{criu}")
 }
 
