@@ -123,11 +123,6 @@ impl Rule {
         info
     }
 
-    /// Counts packets and bytes.
-    pub(super) fn counted(self) -> Self {
-        self.push("counter", |_| {})
-    }
-
     /// Keeps the packet out of connection tracking.
     pub(super) fn untracked(self) -> Self {
         self.push("notrack", |_| {})

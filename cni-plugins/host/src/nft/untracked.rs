@@ -92,7 +92,7 @@ fn accept(socket: &mut Socket, family: u8, bit: u32) -> io::Result<()> {
         return Ok(());
     }
     // As `iptables` itself would write it, so that it goes on understanding its table.
-    let rule = Rule::default().marked_by_iptables(bit).counted().verdict_alone(ACCEPT);
+    let rule = Rule::default().marked_by_iptables(bit).verdict_alone(ACCEPT);
     socket.commit(&[new_rule(family, THEIR_TABLE, THEIR_CHAIN, rule.expressions())])
 }
 
@@ -174,12 +174,12 @@ mod tests {
 
     #[test]
     fn our_rule_is_known_in_both_forms_and_others_are_not_ours() {
-        let ours = Rule::default().marked_by_iptables(0x1000).counted().verdict_alone(ACCEPT);
+        let ours = Rule::default().marked_by_iptables(0x1000).verdict_alone(ACCEPT);
         assert!(is_ours(&listed(&ours), 0x1000));
         assert!(!is_ours(&listed(&ours), 0x2000));
         let rewritten = Rule::default().meta(0, Meta::Mark).compare(0, true, &0x1000_u32.to_ne_bytes());
-        assert!(is_ours(&listed(&rewritten.clone().counted().verdict_alone(ACCEPT)), 0x1000));
+        assert!(is_ours(&listed(&rewritten.clone().verdict_alone(ACCEPT)), 0x1000));
         assert!(!is_ours(&listed(&rewritten.drop_packet()), 0x1000));
-        assert!(!is_ours(&listed(&Rule::default().counted().verdict_alone(ACCEPT)), 0x1000));
+        assert!(!is_ours(&listed(&Rule::default().verdict_alone(ACCEPT)), 0x1000));
     }
 }
