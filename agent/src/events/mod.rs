@@ -144,7 +144,11 @@ pub async fn run(
         // Both arms are cancel-safe: a token and a channel receive.
         let fact = tokio::select! {
             () = cancel.cancelled() => return,
-            fact = facts.recv() => match fact { Some(fact) => fact, None => return },
+            fact = facts.recv() => match fact {
+                Some(fact) => fact,
+                // Nobody is left who could tell anything: a role that is off must not end the others.
+                None => return cancel.cancelled().await,
+            },
         };
         let decision = table.decide(&fact);
         // Cancel-safe: a write that is cut off has at worst made the event.

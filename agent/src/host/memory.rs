@@ -1,14 +1,82 @@
-//! The C library's allocator, kept small: one arena for all threads, and free memory given back after bursts of work.
-#![allow(unsafe_code, reason = "functions of the C library's allocator")]
+//! The C library's allocator, kept small: one arena for all threads, and memory given back after bursts of work.
+#![allow(unsafe_code, reason = "functions of the C library's allocator, and advice to the kernel")]
 
-/// Uses one arena for all threads. To be called before there are others.
+use std::{fs, io, ops::Range};
+
+/// What is larger has a mapping of its own, which is gone when it is freed: pages of a listing, the kernel's types. Left
+/// to itself the library raises this with the largest block it has seen freed, and keeps as much as that.
+const OWN_MAPPING: libc::c_int = 128 * 1024;
+
+/// Uses one arena for all threads, and keeps no large blocks. To be called before there are other threads.
 pub fn economize() {
-    // SAFETY: mallopt takes two numbers and may be called at any time; no other thread allocates yet.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    for (option, value) in
+        [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, OWN_MAPPING), (libc::M_TRIM_THRESHOLD, OWN_MAPPING)]
+    {
+        // SAFETY: mallopt takes two numbers and may be called at any time; no other thread allocates yet.
+        unsafe { libc::mallopt(option, value) };
+    }
 }
 
-/// Gives memory that is free back to the kernel: after a listing of many objects was read and forgotten.
+/// Gives memory back to the kernel after a burst of work, such as a listing of many objects that was read and forgotten:
+/// what is free, and the pages of the program that the work used. Those that are used again come back from the cache.
 pub fn trim() {
     // SAFETY: malloc_trim takes a number, locks the allocator itself and touches only memory that is free.
     unsafe { libc::malloc_trim(0) };
+    if let Err(error) = let_go_of_program() {
+        tracing::debug!(%error, "the program's pages stay");
+    }
+}
+
+/// Unmaps the pages of the program's file that hold nothing but what the file holds.
+fn let_go_of_program() -> io::Result<()> {
+    let program = fs::read_link("/proc/self/exe")?;
+    let smaps = fs::read_to_string("/proc/self/smaps")?;
+    for range in unchanged(&smaps, &program.to_string_lossy()) {
+        let start = std::ptr::with_exposed_provenance_mut(range.start);
+        // SAFETY: the kernel has just told that no page of this mapping was ever changed, and it is not writable: what is
+        // unmapped is read from the file again as soon as it is touched, with the same bytes.
+        if unsafe { libc::madvise(start, range.len(), libc::MADV_DONTNEED) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// The mappings of a file that are not writable and in which no page was ever changed.
+fn unchanged(smaps: &str, file: &str) -> Vec<Range<usize>> {
+    let mut found = Vec::new();
+    let mut candidate: Option<Range<usize>> = None;
+    for line in smaps.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let (first, second) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        if let Some((start, end)) = first.split_once('-').filter(|_| !first.ends_with(':')) {
+            let address = |text| usize::from_str_radix(text, 16).ok();
+            let whole = address(start).zip(address(end)).map(|(start, end)| start..end);
+            candidate = whole.filter(|_| line.ends_with(file) && !second.contains('w'));
+        } else if first == "Anonymous:" && second == "0" {
+            found.extend(candidate.take());
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_as_in_the_file_is_let_go() {
+        let smaps = "1000-3000 r--p 00000000 fe:01 1   /usr/bin/agent\nSize: 8 kB\nAnonymous:             0 kB\n\
+                     3000-5000 r-xp 00002000 fe:01 1   /usr/bin/agent\nAnonymous:             0 kB\nVmFlags: rd ex\n\
+                     5000-6000 r--p 00004000 fe:01 1   /usr/bin/agent\nAnonymous:             4 kB\n\
+                     6000-7000 rw-p 00005000 fe:01 1   /usr/bin/agent\nAnonymous:             0 kB\n\
+                     7000-8000 r-xp 00000000 fe:01 2   /usr/lib/libc.so.6\nAnonymous:             0 kB\n";
+        assert_eq!(unchanged(smaps, "/usr/bin/agent"), [0x1000..0x3000, 0x3000..0x5000]);
+    }
+
+    #[test]
+    fn a_program_goes_on_without_its_pages() {
+        trim();
+        assert_eq!("still here".len(), 10);
+    }
 }

@@ -61,6 +61,9 @@ impl Histogram {
 /// One counter of a service: its name, what it means, and where it stands.
 type ServiceMetric = (&'static str, &'static str, fn(&ServiceStats) -> u64);
 
+/// Told of every service, used or not.
+const ALWAYS: &str = "connections_total";
+
 const SERVICE_METRICS: [ServiceMetric; 10] = [
     ("connections_total", "Connections and datagram exchanges sent to an endpoint.", |s| s.forwarded),
     ("refused_total", "Connections refused because the service had no endpoint.", |s| s.refused),
@@ -102,7 +105,8 @@ impl Metrics {
             services.iter().filter_map(|key| Some((labels(key)?, plane.stats(key)?))).collect();
         for (name, help, figure) in SERVICE_METRICS {
             head(&mut text, &format!("keelson_service_{name}"), "counter", help);
-            for (labels, stats) in &stats {
+            // Of thousands of services few have all figures: a sample that is missing is 0.
+            for (labels, stats) in stats.iter().filter(|(_, stats)| name == ALWAYS || figure(stats) > 0) {
                 // Writing to a string cannot fail.
                 writeln!(text, "keelson_service_{name}{{{labels}}} {}", figure(stats)).ok();
             }
@@ -111,7 +115,8 @@ impl Metrics {
         head(&mut text, name, "counter", "Connections and datagram exchanges given to an endpoint.");
         for key in services {
             let Some(labels) = labels(key) else { continue };
-            for (address, connections) in plane.backend_connections(key) {
+            let used = plane.backend_connections(key).into_iter().filter(|(_, connections)| *connections > 0);
+            for (address, connections) in used {
                 writeln!(text, "{name}{{{labels},endpoint=\"{address}\"}} {connections}").ok();
             }
         }

@@ -167,8 +167,8 @@ impl Reports {
     }
 
     fn on_service(&self, catalog: &Catalog, key: &ServiceKey, reason: &str, message: &str) {
-        if let Some((name, _)) = catalog.owner(key) {
-            self.on_object(catalog, name, reason, message);
+        if let Some(name) = catalog.owner(key) {
+            self.on_object(catalog, &name, reason, message);
         } else {
             tracing::warn!(service = %key, reason, "{message}");
         }
@@ -184,7 +184,7 @@ impl Reports {
             kind: Some("Service".to_owned()),
             namespace: Some(name.namespace.clone()),
             name: Some(name.name.clone()),
-            uid: Some(facts.uid.clone()),
+            uid: Some(facts.uid),
             ..ObjectReference::default()
         };
         self.events.record(service, EventType::Warning, reason, message);

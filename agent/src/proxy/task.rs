@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use ebpf_loader::{Change, DataPlane, DesiredService, Device, Refused, ServiceKey, ServiceTable, SyncReport};
+use ebpf_loader::{Change, DataPlane, Device, Refused, ServiceKey, ServiceTable, SyncReport};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Node;
 use tokio::{
@@ -257,16 +257,19 @@ impl Proxy {
     /// The first time: makes the maps hold everything, then runs our programs on them.
     async fn fill(mut self) -> Result<Self> {
         let started = Instant::now();
-        let touched: Vec<ObjectName> = self.catalog.services().map(|(name, _)| name.clone()).collect();
         self.host_port_table = host_ports::table(&self.host_ports, self.config.serves_every_address());
-        let mut table = self.catalog.table();
-        table.extend(self.host_port_table.clone());
-        let unsure = self.catalog.without_slices();
         self.catalog.take_triggers();
-        let (mut this, table, report, attached) = tokio::task::spawn_blocking(move || {
-            let report = self.plane.add_all(&table, &unsure);
+        // Asked for only where an earlier agent left something.
+        let unsure = if self.plane.unclaimed() > 0 { self.catalog.without_slices() } else { BTreeSet::new() };
+        let (mut this, node_ports, report, attached, took) = tokio::task::spawn_blocking(move || {
+            let mut node_ports = Vec::new();
+            // One service after the other: all of them at once would take more memory than they do afterwards.
+            let all = self.catalog.each().chain(self.host_port_table.clone());
+            let all =
+                all.inspect(|(key, desired)| node_ports.extend(node_ports_of([(key, desired)].into_iter())));
+            let report = self.plane.add_all(all, &unsure);
             let attached = self.plane.attach();
-            (self, table, report, attached)
+            (self, node_ports, report, attached, started.elapsed())
         })
         .await?;
         let attached = match attached {
@@ -281,6 +284,7 @@ impl Proxy {
             services = this.plane.usage().services,
             written = report.written,
             removed = report.removed,
+            seconds = took.as_secs_f64(),
             links_created = attached.created,
             links_updated = attached.updated,
             "services programmed"
@@ -296,10 +300,10 @@ impl Proxy {
         }
         let report = this.grow_if_full(report)?;
         this.metrics.synced(started.elapsed(), &[]);
-        this.reports.updated(&this.catalog, table.keys(), &report.refused);
-        this.reports.taken_node_ports(&this.catalog, node_ports_of(table.iter())).await;
-        this.finish(&touched, report).await;
-        drop((table, touched));
+        this.reports.updated(&this.catalog, std::iter::empty(), &report.refused);
+        this.reports.taken_node_ports(&this.catalog, node_ports).await;
+        let noteworthy = this.catalog.noteworthy();
+        this.finish(&noteworthy, report).await;
         // Listings of thousands of objects were read, and forgotten but for the few fields that count.
         crate::host::memory::trim();
         Ok(this)
@@ -326,7 +330,7 @@ impl Proxy {
             return Ok(());
         }
         let started = Instant::now();
-        let touched: Vec<ObjectName> = self.catalog.touched().cloned().collect();
+        let touched = self.catalog.touched();
         let mut changes = self.catalog.changes();
         changes.extend(host_ports::changes(&self.host_port_table, &wanted));
         self.host_port_table = wanted;
@@ -351,8 +355,7 @@ impl Proxy {
     /// What follows every write: health ports, complaints, and sockets of endpoints that are gone.
     async fn finish(&mut self, touched: &[ObjectName], report: SyncReport) {
         for name in touched {
-            let facts = self.catalog.facts(name);
-            let port = facts.filter(|facts| facts.external_local).and_then(|facts| facts.health_check_port);
+            let port = self.catalog.health_check_port(name);
             let mut problems = self.catalog.problems(name);
             let endpoints = if port.is_some() { self.catalog.local_ready(name) } else { 0 };
             if let Err(problem) = self.checks.set(name, port, endpoints).await {
@@ -403,19 +406,22 @@ impl Proxy {
         if !report.refused.iter().any(|(_, why)| matches!(why, Refused::Full { .. })) {
             return Ok(report);
         }
-        let mut table = self.catalog.whole_table();
-        table.extend(self.host_port_table.clone());
-        let frontends = table.values().map(|desired| desired.frontends.len()).sum();
-        let backends = table.values().map(|desired| desired.backends.len()).sum();
+        let whole = || self.catalog.all().chain(self.host_port_table.clone());
+        let (mut services, mut frontends, mut backends, mut words) = (0, 0, 0, 0);
+        for (_, desired) in whole() {
+            services += 1;
+            frontends += desired.frontends.len();
+            backends += desired.backends.len();
+            words += desired.table_words();
+        }
         let usage = self.plane.usage();
-        let words = table.values().map(DesiredService::table_words).sum();
-        let grown = usage.capacity.grown_for(frontends, table.len(), backends);
+        let grown = usage.capacity.grown_for(frontends, services, backends);
         let Some(grown) = grown.map(|grown| grown.with_words(words)).filter(|grown| *grown != usage.capacity)
         else {
             return Ok(report);
         };
         tracing::info!(?grown, "the service maps are full: moving to larger ones");
-        let Some(mut moved) = self.plane.grow(grown, &table)? else {
+        let Some(mut moved) = self.plane.grow(grown, whole())? else {
             return Ok(report);
         };
         moved.retired_datagram.extend(report.retired_datagram);
@@ -424,7 +430,7 @@ impl Proxy {
 
     fn answer(&self, question: Question) {
         let names: Vec<ServiceKey> =
-            self.catalog.keys().chain(self.host_port_table.keys()).cloned().collect();
+            self.catalog.keys().chain(self.host_port_table.keys().cloned()).collect();
         // A scraper that has gone away needs no answer.
         drop(question.send(self.metrics.render(&self.plane, &names)));
     }

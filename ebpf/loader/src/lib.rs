@@ -4,14 +4,17 @@
 //! then on hands it changes ([`DataPlane::apply`]). Everything is pinned, so programs and maps outlive the caller; the
 //! next one adopts them, finds in the maps themselves which ids are in use, and writes only what differs.
 //!
-//! Reading order: [`table`] (what a caller wants), [`alloc`], [`memory`] (what can be written), [`services`] (what to
-//! write in which order; pure), [`room`], [`maglev`], [`restore`], then the adapters [`maps`], [`pins`], [`links`], [`probe`], [`sys`], and
-//! [`plane`], which joins them; [`heal`], [`flows`] and [`view`] stand beside. Nothing here knows Kubernetes, and nothing here polls.
+//! Reading order: [`table`] (what a caller wants), [`alloc`], [`memory`] (what can be written), [`known`] (what is
+//! remembered), [`services`] (what to write in which order; pure), [`room`], [`extent`], [`maglev`], [`restore`], then
+//! the adapters [`maps`], [`pins`], [`links`], [`probe`], [`sys`], and [`plane`], which joins them; [`heal`], [`flows`]
+//! and [`view`] stand beside. Nothing here knows Kubernetes, and nothing here polls.
 
 mod alloc;
 mod devices;
+mod extent;
 mod flows;
 mod heal;
+mod known;
 mod links;
 mod maglev;
 mod maps;

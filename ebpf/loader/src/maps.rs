@@ -321,7 +321,10 @@ impl Memory for Maps {
     }
 
     fn name(&self, service: u32) -> Option<String> {
-        self.names.get(&service, 0).ok().map(|name| name.text().to_owned())
+        let waiting = self.collected.iter().flat_map(|collected| &collected.names);
+        let found = waiting.into_iter().find(|(id, _)| *id == service).map(|(_, name)| *name);
+        let name = found.or_else(|| self.names.get(&service, 0).ok())?;
+        Some(name.text().to_owned())
     }
 
     fn insert_range(&mut self, service: u32, range: (NetAddr, u8)) -> Result<(), MemoryError> {

@@ -17,9 +17,9 @@ pub struct Capacity {
 }
 
 impl Default for Capacity {
-    /// Room for 30,000 services; about 10 MiB of kernel memory when empty.
+    /// Room for 10,000 services of ten endpoints with some to spare: more take larger maps, while these go on serving.
     fn default() -> Self {
-        Self { frontends: 131_072, services: 32_768, backends: 131_072, extent_words: 262_144 }
+        Self { frontends: 32_768, services: 16_384, backends: 131_072, extent_words: 163_840 }
     }
 }
 

@@ -28,7 +28,7 @@ use crate::{
     probe, room,
     services::{Services, SyncReport},
     sys::{self, TestRun},
-    table::{Change, DesiredWay, ServiceKey, ServiceTable},
+    table::{Change, DesiredService, DesiredWay, ServiceKey, ServiceTable},
 };
 
 /// Entries of the affinity map; the least recently used client loses its backend beyond that.
@@ -240,7 +240,7 @@ impl DataPlane {
     pub fn grow(
         &mut self,
         capacity: Capacity,
-        table: &ServiceTable,
+        table: impl IntoIterator<Item = (ServiceKey, DesiredService)>,
     ) -> Result<Option<SyncReport>, OpenError> {
         let config = Config { capacity, ..self.config.clone() };
         let mut larger = match Self::open_in(config, self.pins.share()) {
@@ -272,8 +272,14 @@ impl DataPlane {
     /// Makes the maps hold this table and removes nothing: what else they hold goes on until
     /// [`Self::remove_unclaimed`]. A service that is in `unsure`, because its endpoints may not be known yet, stays as
     /// it is where the maps have it.
-    pub fn add_all(&mut self, table: &ServiceTable, unsure: &BTreeSet<ServiceKey>) -> SyncReport {
-        self.services.add_all(&mut self.maps, table, unsure, Instant::now())
+    ///
+    /// Services are taken one by one: a caller who makes them on the way never holds all of them.
+    pub fn add_all(
+        &mut self,
+        table: impl IntoIterator<Item = (ServiceKey, DesiredService)>,
+        unsure: &BTreeSet<ServiceKey>,
+    ) -> SyncReport {
+        self.services.add_all(&mut self.maps, table.into_iter(), unsure, Instant::now())
     }
 
     /// Removes what an earlier process left in the maps and no table or change has named since.
@@ -381,9 +387,9 @@ impl DataPlane {
 
     /// Connections that each endpoint of a service was given.
     pub fn backend_connections(&self, key: &ServiceKey) -> Vec<(SocketAddr, u64)> {
-        let backends = self.services.backends(key);
+        let backends = self.services.backends(&self.maps, key);
         let count = |id| self.maps.backend_connections(id).unwrap_or_default();
-        backends.map(|(address, id)| (address, count(id))).collect()
+        backends.into_iter().map(|(address, id)| (address, count(id))).collect()
     }
 
     /// Services that are not or only partly programmed.

@@ -6,14 +6,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use ebpf_common::{ExtentHeader, FrontendKey};
+use ebpf_common::{ExtentHeader, FrontendKey, NetAddr};
 
 use crate::{
     alloc::Range,
+    known::{HeldBackend, Known, place},
     memory::{Memory, MemoryError},
     room::{BackendKey, Room},
-    services::Known,
-    table::{Place, ServiceKey},
+    table::ServiceKey,
 };
 
 /// Services found in the maps whose name is not known yet. They keep answering until claimed or removed.
@@ -29,31 +29,35 @@ impl Orphans {
     /// Reads all services that a frontend leads to, and takes their room.
     pub(crate) fn read<M: Memory>(memory: &mut M, room: &mut Room) -> Result<Self, MemoryError> {
         let mut orphans = Self::default();
+        let mut frontends: BTreeMap<u32, Vec<(FrontendKey, u32)>> = BTreeMap::new();
         for (frontend, value) in memory.frontends()? {
             if value.service == 0 || value.service >= room.services.capacity() {
                 memory.remove_frontend(frontend)?;
                 continue;
             }
             room.frontends_used += 1;
-            let known = orphans.by_id.entry(value.service).or_default();
-            known.frontends.insert(frontend, value.flags);
+            frontends.entry(value.service).or_default().push((frontend, value.flags));
             orphans.by_frontend.insert(frontend, value.service);
             if frontend.scope == FrontendKey::SCOPE_NODE {
                 *orphans.node_ports.entry(frontend.port.to_host()).or_default() += 1;
             }
         }
+        let mut ranges: BTreeMap<u32, BTreeSet<(NetAddr, u8)>> = BTreeMap::new();
         for (service, range) in memory.ranges() {
-            match orphans.by_id.get_mut(&service) {
-                Some(known) => {
-                    known.ranges.insert(range);
-                    room.ranges_used += 1;
-                }
-                None => memory.remove_range(service, range)?,
+            if frontends.contains_key(&service) {
+                ranges.entry(service).or_default().insert(range);
+                room.ranges_used += 1;
+            } else {
+                memory.remove_range(service, range)?;
             }
         }
+        for (id, mut frontends) in frontends {
+            frontends.sort_unstable();
+            let ranges = ranges.remove(&id).unwrap_or_default().into_iter().collect();
+            let known = Known { id, frontends: frontends.into(), ranges, ..Known::default() };
+            orphans.by_id.insert(id, known);
+        }
         for (id, known) in &mut orphans.by_id {
-            known.name = memory.name(*id);
-            known.id = *id;
             room.services.reserve(Range { start: *id, len: 1 });
             read_service(memory, room, known);
         }
@@ -67,7 +71,7 @@ impl Orphans {
     ) -> Option<Known> {
         let id = frontends.find_map(|frontend| self.by_frontend.get(frontend).copied())?;
         let known = self.by_id.remove(&id)?;
-        for frontend in known.frontends.keys() {
+        for (frontend, _) in &*known.frontends {
             self.forget(frontend);
         }
         Some(known)
@@ -78,13 +82,21 @@ impl Orphans {
         let Some(id) = self.forget(frontend) else {
             return false;
         };
-        self.by_id.get_mut(&id).is_some_and(|known| known.frontends.remove(frontend).is_some())
+        let Some(known) = self.by_id.get_mut(&id) else {
+            return false;
+        };
+        let before = known.frontends.len();
+        known.frontends = known.frontends.iter().copied().filter(|(other, _)| other != frontend).collect();
+        known.frontends.len() < before
     }
 
     /// Which of these services are among them, by their names.
-    pub(crate) fn named(&self, keys: &BTreeSet<ServiceKey>) -> BTreeSet<ServiceKey> {
-        let names: BTreeSet<&str> = self.by_id.values().filter_map(|known| known.name.as_deref()).collect();
-        keys.iter().filter(|key| names.contains(key.0.as_str())).cloned().collect()
+    pub(crate) fn named<M: Memory>(&self, memory: &M, keys: &BTreeSet<ServiceKey>) -> BTreeSet<ServiceKey> {
+        if keys.is_empty() {
+            return BTreeSet::new();
+        }
+        let names = self.by_id.keys().filter_map(|id| memory.name(*id).map(ServiceKey));
+        names.filter(|name| keys.contains(name)).collect()
     }
 
     /// How many there are.
@@ -138,8 +150,10 @@ fn read_service<M: Memory>(memory: &M, room: &mut Room, known: &mut Known) {
     known.extent = Some(extent);
     // Which weights it has is not known.
     known.table = if header.slots() != 0 { u64::MAX } else { 0 };
-    for index in start + 1..=start + header.all() {
-        let Ok(id) = u32::try_from(memory.extent_word(index)) else {
+    let mut held: Vec<HeldBackend> = Vec::new();
+    let mut seen: BTreeSet<BackendKey> = BTreeSet::new();
+    for position in 1..=header.all() {
+        let Ok(id) = u32::try_from(memory.extent_word(start + position)) else {
             continue;
         };
         if id >= room.backends.capacity() || !room.backends.reserve(Range { start: id, len: 1 }) {
@@ -147,22 +161,14 @@ fn read_service<M: Memory>(memory: &M, room: &mut Room, known: &mut Known) {
         }
         let backend = memory.backend(id);
         let key: BackendKey = (backend.addr, backend.port);
-        let place = place(index - start, header);
-        if backend.service != known.id || known.backends.contains_key(&key) {
+        if backend.service != known.id || !seen.insert(key) {
             room.backends.release(Range { start: id, len: 1 });
             continue;
         }
-        known.backends.insert(key, (id, place));
+        held.push((key, id, place(position, header)));
     }
-}
-
-/// Which policies a backend answers, from its position in the index (1-based).
-fn place(position: u32, header: ExtentHeader) -> Place {
-    if position <= header.cluster() {
-        Place::LocalOnly
-    } else if position <= header.local() {
-        Place::Local
-    } else {
-        Place::Far
+    if held.len() < header.all() as usize {
+        held.sort_unstable();
+        known.salvaged = Some(held.into());
     }
 }

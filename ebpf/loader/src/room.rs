@@ -1,18 +1,16 @@
 //! The room in the maps: which indices are free, which were freed and wait, and taking all that an update needs
 //! before its first write. Pure.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Instant,
-};
+use std::{collections::BTreeMap, net::SocketAddr, time::Instant};
 
 use ebpf_common::{NetAddr, NetPort};
 
 use crate::{
     alloc::{Quarantine, Range, RangeAllocator},
+    known::HeldBackend,
     maglev::{self, Table},
     memory::{Capacity, Memory},
-    services::{Known, Refused},
+    services::Refused,
     table::{DesiredBackend, DesiredService, Place},
 };
 
@@ -40,11 +38,19 @@ pub(crate) const SOURCE_RANGES: u32 = 65_536;
 pub(crate) struct Prepared {
     pub(crate) extent: Option<Range>,
     /// All backends in index order: by place.
-    pub(crate) order: Vec<(BackendKey, u32, Place)>,
-    /// Ids that nobody used before.
-    pub(crate) fresh: BTreeSet<u32>,
+    pub(crate) order: Vec<PreparedBackend>,
     /// The table behind the ids, where hashing is consistent.
     pub(crate) table: Option<Table>,
+}
+
+/// A backend of the next state.
+#[derive(Clone, Copy)]
+pub(crate) struct PreparedBackend {
+    pub(crate) at: BackendKey,
+    pub(crate) id: u32,
+    pub(crate) place: Place,
+    /// Nobody used the id before.
+    pub(crate) fresh: bool,
 }
 
 impl Room {
@@ -84,29 +90,24 @@ impl Room {
         take(memory, &mut self.services, &mut self.freed_services, 1, "services", now)
     }
 
-    /// Takes an extent and ids for new backends; on failure nothing stays taken.
+    /// Takes an extent and ids for new backends; on failure nothing stays taken. Both lists are by address.
     pub(crate) fn prepare<M: Memory>(
         &mut self,
         memory: &M,
-        known: &Known,
+        held: &[HeldBackend],
+        wanted: &[(BackendKey, Place)],
         desired: &DesiredService,
         now: Instant,
     ) -> Result<Prepared, Refused> {
-        let wanted = by_address(&desired.backends);
         if wanted.len() > usize::from(u16::MAX) {
             return Err(Refused::TooManyBackends { count: wanted.len() });
         }
-        let mut prepared = Prepared {
-            extent: None,
-            order: Vec::with_capacity(wanted.len()),
-            fresh: BTreeSet::new(),
-            table: None,
-        };
-        match self.fill(memory, known, &wanted, desired, now, &mut prepared) {
+        let mut prepared = Prepared { extent: None, order: Vec::with_capacity(wanted.len()), table: None };
+        match self.fill(memory, held, wanted, desired, now, &mut prepared) {
             Ok(()) => Ok(prepared),
             Err(why) => {
-                for id in prepared.fresh {
-                    self.backends.release(Range { start: id, len: 1 });
+                for backend in prepared.order.iter().filter(|backend| backend.fresh) {
+                    self.backends.release(Range { start: backend.id, len: 1 });
                 }
                 Err(why)
             }
@@ -116,23 +117,21 @@ impl Room {
     fn fill<M: Memory>(
         &mut self,
         memory: &M,
-        known: &Known,
-        wanted: &BTreeMap<BackendKey, Place>,
+        held: &[HeldBackend],
+        wanted: &[(BackendKey, Place)],
         desired: &DesiredService,
         now: Instant,
         prepared: &mut Prepared,
     ) -> Result<(), Refused> {
-        for (key, place) in wanted {
-            let id = if let Some((id, _)) = known.backends.get(key) {
-                *id
-            } else {
-                let taken = take(memory, &mut self.backends, &mut self.freed_backends, 1, "backends", now)?;
-                prepared.fresh.insert(taken.start);
-                taken.start
+        for (at, place) in wanted {
+            let known = held.binary_search_by(|(other, ..)| other.cmp(at)).ok().map(|index| held[index].1);
+            let id = match known {
+                Some(id) => id,
+                None => take(memory, &mut self.backends, &mut self.freed_backends, 1, "backends", now)?.start,
             };
-            prepared.order.push((*key, id, *place));
+            prepared.order.push(PreparedBackend { at: *at, id, place: *place, fresh: known.is_none() });
         }
-        prepared.order.sort_by_key(|(_, _, place)| *place);
+        prepared.order.sort_by_key(|backend| backend.place);
         if !prepared.order.is_empty() {
             prepared.table = desired.consistent.then(|| table(&prepared.order, desired)).flatten();
             let table = prepared.table.as_ref().map_or(0, |table| maglev::words_of(table.kind));
@@ -147,15 +146,15 @@ impl Room {
 }
 
 /// The table over the backends for policy `Cluster`, which are those from the first that is not `Local` alone.
-fn table(order: &[(BackendKey, u32, Place)], desired: &DesiredService) -> Option<Table> {
+fn table(order: &[PreparedBackend], desired: &DesiredService) -> Option<Table> {
     let weights: BTreeMap<BackendKey, u16> = desired
         .weights
         .iter()
         .map(|(at, weight)| ((NetAddr::from(at.ip()), NetPort::from_host(at.port())), *weight))
         .collect();
-    let cluster = order.iter().filter(|(_, _, place)| *place != Place::LocalOnly);
+    let cluster = order.iter().filter(|backend| backend.place != Place::LocalOnly);
     let weighed: Vec<(BackendKey, u16)> =
-        cluster.map(|(key, ..)| (*key, weights.get(key).copied().unwrap_or(1))).collect();
+        cluster.map(|backend| (backend.at, weights.get(&backend.at).copied().unwrap_or(1))).collect();
     (!weighed.is_empty()).then(|| maglev::build(&weighed))
 }
 
@@ -180,13 +179,13 @@ fn take<M: Memory>(
     allocator.alloc(len).ok_or(Refused::Full { what, needed: len, free, capacity })
 }
 
-/// Each endpoint once, at its nearest place.
-pub(crate) fn by_address(desired: &[DesiredBackend]) -> BTreeMap<BackendKey, Place> {
-    let mut wanted = BTreeMap::new();
-    for backend in desired {
-        let key = (NetAddr::from(backend.address.ip()), NetPort::from_host(backend.address.port()));
-        let place = wanted.entry(key).or_insert(backend.place);
-        *place = backend.place.min(*place);
-    }
+/// Each endpoint once, at its nearest place, by address.
+pub(crate) fn by_address(desired: &[DesiredBackend]) -> Vec<(BackendKey, Place)> {
+    let key = |address: &SocketAddr| (NetAddr::from(address.ip()), NetPort::from_host(address.port()));
+    let mut wanted: Vec<(BackendKey, Place)> =
+        desired.iter().map(|backend| (key(&backend.address), backend.place)).collect();
+    // The nearest place comes first.
+    wanted.sort_unstable();
+    wanted.dedup_by_key(|(at, _)| *at);
     wanted
 }

@@ -5,24 +5,23 @@
 //! Room is taken before the first write, so an update that does not fit leaves the old service answering.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    borrow::Borrow,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     time::Instant,
 };
 
-use ebpf_common::{
-    Backend, ExtentHeader, FrontendKey, FrontendValue, NetAddr, NodePortBounds, Protocol, ServiceSlot,
-};
+use ebpf_common::{FrontendKey, FrontendValue, NetAddr, NodePortBounds, ServiceSlot};
 use thiserror::Error;
 
 use crate::{
     alloc::Range,
+    extent::{retire_backend, write_backends},
+    known::{Book, HeldBackend, Known},
     memory::{Capacity, Memory, MemoryError},
     restore::Orphans,
     room::{BackendKey, Prepared, Room, by_address},
-    table::{
-        Change, DesiredBackend, DesiredService, Place, ServiceKey, ServiceTable, SourcePrefix, describe,
-    },
+    table::{Change, DesiredService, Place, ServiceKey, ServiceTable, SourcePrefix, describe},
 };
 
 /// Why a service, or a part of it, is not programmed. The rest of the update went on.
@@ -74,27 +73,12 @@ pub struct SyncReport {
     pub retired_datagram: Vec<SocketAddr>,
 }
 
-/// A service as the maps hold it.
-#[derive(Debug, Default)]
-pub(crate) struct Known {
-    pub(crate) id: u32,
-    pub(crate) slot: ServiceSlot,
-    pub(crate) extent: Option<Range>,
-    pub(crate) backends: BTreeMap<BackendKey, (u32, Place)>,
-    pub(crate) frontends: BTreeMap<FrontendKey, u32>,
-    pub(crate) ranges: BTreeSet<(NetAddr, u8)>,
-    pub(crate) name: Option<String>,
-    /// What its extent has of a table for consistent hashing: 0 for none, else what tells its weights.
-    pub(crate) table: u64,
-    /// The fingerprint of what was asked for last; `None` for a service found in the maps and not yet claimed.
-    pub(crate) desired: Option<u128>,
-}
-
 /// All services as the maps hold them, and what is free.
 #[derive(Debug)]
 pub(crate) struct Services {
-    known: HashMap<ServiceKey, Known>,
-    owners: HashMap<FrontendKey, ServiceKey>,
+    known: Book,
+    /// The id of the service that has a frontend.
+    owners: HashMap<FrontendKey, u32>,
     /// Services that were refused a frontend or room, with what they want; tried again when anything is freed.
     waiting: BTreeMap<ServiceKey, DesiredService>,
     freed: bool,
@@ -110,7 +94,7 @@ impl Services {
         let mut room = Room::new(capacity);
         let orphans = Orphans::read(memory, &mut room)?;
         Ok(Self {
-            known: HashMap::new(),
+            known: Book::default(),
             owners: HashMap::new(),
             waiting: BTreeMap::new(),
             freed: false,
@@ -130,10 +114,9 @@ impl Services {
         now: Instant,
     ) -> SyncReport {
         let mut report = SyncReport::default();
-        let gone: Vec<ServiceKey> =
-            self.known.keys().filter(|key| !table.contains_key(*key)).cloned().collect();
-        for key in gone {
-            self.remove(memory, &key, now, &mut report);
+        self.waiting.retain(|key, _| table.contains_key(key));
+        for print in self.known.others(table.keys()) {
+            self.remove_print(memory, print, now, &mut report);
         }
         self.write_all(memory, table.iter(), now, &mut report);
         self.drop_orphans(memory, now, &mut report);
@@ -143,16 +126,16 @@ impl Services {
 
     /// Makes the maps hold this table and lets everything else stand that they hold already. A service of which
     /// `unsure` says that its endpoints may not be known yet stays as it is where the maps have it.
-    pub(crate) fn add_all<M: Memory>(
+    pub(crate) fn add_all<M: Memory, S: Borrow<ServiceKey>, D: Borrow<DesiredService>>(
         &mut self,
         memory: &mut M,
-        table: &ServiceTable,
+        table: impl Iterator<Item = (S, D)>,
         unsure: &BTreeSet<ServiceKey>,
         now: Instant,
     ) -> SyncReport {
         let mut report = SyncReport::default();
-        let left = self.orphans.named(unsure);
-        let sure = table.iter().filter(|(key, _)| !left.contains(*key));
+        let left = self.orphans.named(memory, unsure);
+        let sure = table.filter(|(key, _)| !left.contains::<ServiceKey>(key.borrow()));
         self.write_all(memory, sure, now, &mut report);
         self.settle(memory, now, &mut report);
         report
@@ -171,19 +154,20 @@ impl Services {
         self.orphans.len()
     }
 
-    fn write_all<'t, M: Memory>(
+    /// Services come one by one, so that a caller who makes them on the way never holds all.
+    fn write_all<M: Memory, S: Borrow<ServiceKey>, D: Borrow<DesiredService>>(
         &mut self,
         memory: &mut M,
-        table: impl Iterator<Item = (&'t ServiceKey, &'t DesiredService)>,
+        table: impl Iterator<Item = (S, D)>,
         now: Instant,
         report: &mut SyncReport,
     ) {
         // On fresh maps, which no program reads yet, frontends can wait for each other.
-        if self.known.is_empty() && self.orphans.is_empty() {
+        if self.known.len() == 0 && self.orphans.is_empty() {
             memory.collect();
         }
         for (key, desired) in table {
-            self.upsert(memory, key, desired, now, report);
+            self.upsert(memory, key.borrow(), desired.borrow(), now, report);
         }
         if let Err(why) = memory.flush() {
             let whole = ServiceKey("all services".to_owned());
@@ -192,10 +176,9 @@ impl Services {
     }
 
     fn drop_orphans<M: Memory>(&mut self, memory: &mut M, now: Instant, report: &mut SyncReport) {
-        for (index, orphan) in std::mem::take(&mut self.orphans).into_iter().enumerate() {
-            let key = ServiceKey(format!("unclaimed-{index}"));
-            self.known.insert(key.clone(), orphan);
-            self.remove(memory, &key, now, report);
+        for orphan in std::mem::take(&mut self.orphans).into_iter() {
+            let print = self.known.print(&ServiceKey(format!("unclaimed-{}", orphan.id)));
+            self.remove_known(memory, print, orphan, now, report);
         }
     }
 
@@ -209,7 +192,8 @@ impl Services {
         let mut report = SyncReport::default();
         for change in changes {
             if let Change::Remove(key) = change {
-                self.remove(memory, key, now, &mut report);
+                self.waiting.remove(key);
+                self.remove_print(memory, self.known.print(key), now, &mut report);
             }
         }
         for change in changes {
@@ -237,9 +221,9 @@ impl Services {
     }
 
     /// Endpoints of a service with their ids.
-    pub(crate) fn backends(&self, key: &ServiceKey) -> impl Iterator<Item = (SocketAddr, u32)> + use<'_> {
-        let backends = self.known.get(key).into_iter().flat_map(|known| &known.backends);
-        backends.map(|(key, (id, _))| (socket_address(key), *id))
+    pub(crate) fn backends<M: Memory>(&self, memory: &M, key: &ServiceKey) -> Vec<(SocketAddr, u32)> {
+        let held = self.known.get(key).map(|known| known.backends(memory)).unwrap_or_default();
+        held.iter().map(|(key, id, _)| (socket_address(key), *id)).collect()
     }
 
     /// The id of a service, for its counters.
@@ -252,7 +236,7 @@ impl Services {
         if std::mem::take(&mut self.freed) {
             for (key, desired) in std::mem::take(&mut self.waiting) {
                 if let Some(known) = self.known.get_mut(&key) {
-                    known.desired = None;
+                    known.desired = 0;
                 }
                 report.refused.retain(|(refused, _)| *refused != key);
                 self.upsert(memory, &key, &desired, now, report);
@@ -271,12 +255,12 @@ impl Services {
         report: &mut SyncReport,
     ) {
         let fingerprint = desired.fingerprint();
-        if self.known.get(key).is_some_and(|known| known.desired == Some(fingerprint)) {
+        if self.known.get(key).is_some_and(|known| known.desired == fingerprint) {
             report.unchanged += 1;
             return;
         }
         self.waiting.remove(key);
-        match self.try_upsert(memory, key, desired, now, report) {
+        match self.try_upsert(memory, key, (desired, fingerprint), now, report) {
             Ok(()) => report.written += 1,
             Err(why) => {
                 self.waiting.insert(key.clone(), desired.clone());
@@ -289,51 +273,56 @@ impl Services {
         &mut self,
         memory: &mut M,
         key: &ServiceKey,
-        desired: &DesiredService,
+        (desired, fingerprint): (&DesiredService, u64),
         now: Instant,
         report: &mut SyncReport,
     ) -> Result<(), Refused> {
-        let frontends = self.claimable(key, desired, report);
-        let mut known = match self.known.remove(key).or_else(|| self.adopt(key, &frontends)) {
+        let frontends = self.claimable(memory, key, desired, report);
+        let print = self.known.print(key);
+        let mut known = match self.known.take(print).or_else(|| self.adopt(&frontends)) {
             Some(known) => known,
             None => self.create(memory, now)?,
         };
-        let outcome = self.bring_to(memory, key, &mut known, desired, &frontends, now);
-        known.desired = outcome.is_ok().then(|| desired.fingerprint());
-        self.known.insert(key.clone(), known);
+        let outcome = self.bring_to(memory, (key, print), &mut known, desired, &frontends, now);
+        known.desired = if outcome.is_ok() { fingerprint } else { 0 };
+        self.known.put(print, known);
         outcome
     }
 
-    /// The frontends this service may have now; the others are reported and waited for.
-    fn claimable(
+    /// The frontends this service may have now, by key; the others are reported and waited for.
+    fn claimable<M: Memory>(
         &mut self,
+        memory: &M,
         key: &ServiceKey,
         desired: &DesiredService,
         report: &mut SyncReport,
-    ) -> BTreeMap<FrontendKey, u32> {
-        let mut frontends = BTreeMap::new();
+    ) -> Vec<(FrontendKey, u32)> {
+        let own = self.id(key);
+        let mut frontends = Vec::with_capacity(desired.frontends.len());
         for frontend in &desired.frontends {
             let frontend_key = frontend.key();
             match self.owners.get(&frontend_key) {
-                Some(owner) if owner != key => {
+                Some(owner) if Some(*owner) != own => {
                     self.waiting.insert(key.clone(), desired.clone());
-                    let conflict =
-                        Refused::Conflict { frontend: describe(&frontend_key), owner: owner.clone() };
+                    let owner = name_of(memory, *owner);
+                    let conflict = Refused::Conflict { frontend: describe(&frontend_key), owner };
                     report.refused.push((key.clone(), conflict));
                 }
-                _ => {
-                    frontends.insert(frontend_key, frontend.flags());
-                }
+                _ => frontends.push((frontend_key, frontend.flags())),
             }
         }
+        // Of two on one address the later counts, as in a map.
+        frontends.reverse();
+        frontends.sort_by_key(|(frontend, _)| *frontend);
+        frontends.dedup_by_key(|(frontend, _)| *frontend);
         frontends
     }
 
     /// The service that the maps already hold under one of these frontends.
-    fn adopt(&mut self, key: &ServiceKey, frontends: &BTreeMap<FrontendKey, u32>) -> Option<Known> {
-        let orphan = self.orphans.claim(frontends.keys())?;
-        for frontend in orphan.frontends.keys() {
-            self.own(*frontend, key);
+    fn adopt(&mut self, frontends: &[(FrontendKey, u32)]) -> Option<Known> {
+        let orphan = self.orphans.claim(frontends.iter().map(|(frontend, _)| frontend))?;
+        for (frontend, _) in &*orphan.frontends {
+            self.own(*frontend, orphan.id);
         }
         Some(orphan)
     }
@@ -346,37 +335,42 @@ impl Services {
     fn bring_to<M: Memory>(
         &mut self,
         memory: &mut M,
-        key: &ServiceKey,
+        (key, print): (&ServiceKey, u64),
         known: &mut Known,
         desired: &DesiredService,
-        frontends: &BTreeMap<FrontendKey, u32>,
+        frontends: &[(FrontendKey, u32)],
         now: Instant,
     ) -> Result<(), Refused> {
-        let added = frontends.keys().filter(|frontend| !known.frontends.contains_key(*frontend)).count();
-        self.room.check_frontends(added)?;
-        if backends_differ(known, &desired.backends) || known.table != desired.table_print() {
-            let prepared = self.room.prepare(memory, known, desired, now)?;
+        let added = frontends.iter().filter(|(frontend, _)| flags_of(&known.frontends, frontend).is_none());
+        self.room.check_frontends(added.count())?;
+        let wanted = by_address(&desired.backends);
+        let held = known.backends(memory);
+        if differ(&held, &wanted) || known.table != desired.table_print() {
+            let prepared = self.room.prepare(memory, &held, &wanted, desired, now)?;
             write_backends(memory, known.id, &prepared);
-            self.publish(memory, known, prepared, desired.affinity_secs, now);
+            self.publish(memory, known, &held, &prepared, desired.affinity_secs, now);
             known.table = desired.table_print();
         } else if known.slot.affinity_secs() != desired.affinity_secs {
             known.slot = ServiceSlot::new(known.slot.extent(), desired.affinity_secs);
             memory.publish_slot(known.id, known.slot);
         }
-        if known.name.as_deref() != Some(&key.0) {
+        if known.name != print {
             memory.write_name(known.id, &key.0)?;
-            known.name = Some(key.0.clone());
+            known.name = print;
         }
-        let ranges: BTreeSet<(NetAddr, u8)> = desired.source_ranges.iter().map(SourcePrefix::key).collect();
-        self.room.check_ranges(ranges.difference(&known.ranges).count())?;
+        let mut ranges: Vec<(NetAddr, u8)> = desired.source_ranges.iter().map(SourcePrefix::key).collect();
+        ranges.sort_unstable();
+        ranges.dedup();
+        let fresh: Vec<(NetAddr, u8)> =
+            ranges.iter().filter(|range| !known.ranges.contains(range)).copied().collect();
+        self.room.check_ranges(fresh.len())?;
         // New ranges before the frontends that ask for them, old ones after.
-        for range in ranges.iter().copied() {
-            if known.ranges.insert(range) {
-                self.room.ranges_used += 1;
-                memory.insert_range(known.id, range)?;
-            }
+        for range in fresh {
+            memory.insert_range(known.id, range)?;
+            self.room.ranges_used += 1;
+            known.ranges = known.ranges.iter().copied().chain([range]).collect();
         }
-        self.write_frontends(memory, key, known, frontends)?;
+        self.write_frontends(memory, known, frontends)?;
         self.retain_ranges(memory, known, &ranges)
     }
 
@@ -385,12 +379,13 @@ impl Services {
         &mut self,
         memory: &mut M,
         known: &mut Known,
-        wanted: &BTreeSet<(NetAddr, u8)>,
+        wanted: &[(NetAddr, u8)],
     ) -> Result<(), Refused> {
-        let gone: Vec<(NetAddr, u8)> = known.ranges.difference(wanted).copied().collect();
+        let gone: Vec<(NetAddr, u8)> =
+            known.ranges.iter().filter(|range| !wanted.contains(range)).copied().collect();
         for range in gone {
             memory.remove_range(known.id, range)?;
-            known.ranges.remove(&range);
+            known.ranges = known.ranges.iter().copied().filter(|other| *other != range).collect();
             self.room.ranges_used = self.room.ranges_used.saturating_sub(1);
         }
         Ok(())
@@ -401,7 +396,8 @@ impl Services {
         &mut self,
         memory: &mut M,
         known: &mut Known,
-        prepared: Prepared,
+        held: &[HeldBackend],
+        prepared: &Prepared,
         affinity_secs: u32,
         now: Instant,
     ) {
@@ -410,53 +406,68 @@ impl Services {
         if let Some(old) = std::mem::replace(&mut known.extent, prepared.extent) {
             self.room.freed_extents.push(old, now);
         }
-        let old = std::mem::take(&mut known.backends);
-        known.backends = prepared.order.into_iter().map(|(key, id, place)| (key, (id, place))).collect();
-        for (key, (id, _)) in old {
-            self.freed = true;
-            if !known.backends.contains_key(&key) {
-                self.retire(memory, known, &key, id);
-                self.room.freed_backends.push(Range { start: id, len: 1 }, now);
-            }
+        known.salvaged = None;
+        self.freed |= !held.is_empty();
+        let kept: HashSet<u32> = prepared.order.iter().map(|backend| backend.id).collect();
+        for (key, id, _) in held.iter().filter(|(_, id, _)| !kept.contains(id)) {
+            self.retire(memory, known, key, *id);
+            self.room.freed_backends.push(Range { start: *id, len: 1 }, now);
         }
     }
 
     /// Marks an endpoint as gone and notes it for sockets that are connected to it.
     fn retire<M: Memory>(&mut self, memory: &mut M, known: &Known, key: &BackendKey, id: u32) {
-        if takes_datagrams(known) {
+        if known.takes_datagrams() {
             self.retired_datagram.push(socket_address(key));
         }
         retire_backend(memory, id);
     }
 
+    /// Adds those that are not there, then removes those that are not wanted. What was done stays noted where a write
+    /// fails.
     fn write_frontends<M: Memory>(
         &mut self,
         memory: &mut M,
-        key: &ServiceKey,
         known: &mut Known,
-        frontends: &BTreeMap<FrontendKey, u32>,
+        frontends: &[(FrontendKey, u32)],
     ) -> Result<(), Refused> {
-        for (frontend, flags) in frontends {
-            if known.frontends.get(frontend) == Some(flags) {
+        if *known.frontends == *frontends {
+            return Ok(());
+        }
+        let mut present: BTreeMap<FrontendKey, u32> = known.frontends.iter().copied().collect();
+        let outcome = self.change_frontends(memory, known.id, &mut present, frontends);
+        known.frontends = present.into_iter().collect();
+        outcome
+    }
+
+    fn change_frontends<M: Memory>(
+        &mut self,
+        memory: &mut M,
+        id: u32,
+        present: &mut BTreeMap<FrontendKey, u32>,
+        wanted: &[(FrontendKey, u32)],
+    ) -> Result<(), Refused> {
+        for (frontend, flags) in wanted {
+            if present.get(frontend) == Some(flags) {
                 continue;
             }
             // A frontend may still stand under a service that nobody has claimed; it is this one's now.
             let counted = self.orphans.release(frontend);
-            self.own(*frontend, key);
+            self.own(*frontend, id);
             if frontend.scope == FrontendKey::SCOPE_NODE {
                 // Wider before the frontend exists, so that it is found from its first moment.
                 memory.publish_node_ports(self.node_port_bounds());
             }
-            memory.insert_frontend(*frontend, FrontendValue { service: known.id, flags: *flags })?;
-            if known.frontends.insert(*frontend, *flags).is_none() && !counted {
+            memory.insert_frontend(*frontend, FrontendValue { service: id, flags: *flags })?;
+            if present.insert(*frontend, *flags).is_none() && !counted {
                 self.room.frontends_used += 1;
             }
         }
         let gone: Vec<FrontendKey> =
-            known.frontends.keys().filter(|f| !frontends.contains_key(*f)).copied().collect();
+            present.keys().filter(|f| flags_of(wanted, f).is_none()).copied().collect();
         for frontend in gone {
             memory.remove_frontend(frontend)?;
-            known.frontends.remove(&frontend);
+            present.remove(&frontend);
             self.room.frontends_used = self.room.frontends_used.saturating_sub(1);
             self.freed = true;
             self.disown(&frontend);
@@ -464,27 +475,37 @@ impl Services {
         Ok(())
     }
 
-    fn remove<M: Memory>(&mut self, memory: &mut M, key: &ServiceKey, now: Instant, report: &mut SyncReport) {
-        let Some(mut known) = self.known.remove(key) else {
-            return;
-        };
-        self.waiting.remove(key);
-        let datagrams = takes_datagrams(&known);
-        if let Err(why) = self.write_frontends(memory, key, &mut known, &BTreeMap::new()) {
-            report.refused.push((key.clone(), why));
-            self.known.insert(key.clone(), known);
+    fn remove_print<M: Memory>(&mut self, memory: &mut M, print: u64, now: Instant, report: &mut SyncReport) {
+        if let Some(known) = self.known.take(print) {
+            self.remove_known(memory, print, known, now, report);
+        }
+    }
+
+    fn remove_known<M: Memory>(
+        &mut self,
+        memory: &mut M,
+        print: u64,
+        mut known: Known,
+        now: Instant,
+        report: &mut SyncReport,
+    ) {
+        let datagrams = known.takes_datagrams();
+        let held = known.backends(memory);
+        if let Err(why) = self.write_frontends(memory, &mut known, &[]) {
+            report.refused.push((name_of(memory, known.id), why));
+            self.known.put(print, known);
             return;
         }
-        let leftovers = self.retain_ranges(memory, &mut known, &BTreeSet::new());
+        let leftovers = self.retain_ranges(memory, &mut known, &[]);
         if let Err(why) = leftovers.and_then(|()| memory.remove_name(known.id).map_err(Refused::from)) {
             // What stays is keyed by an id that nobody uses, and is overwritten by the id's next service.
-            report.refused.push((key.clone(), why));
+            report.refused.push((name_of(memory, known.id), why));
         }
         memory.publish_slot(known.id, ServiceSlot::default());
         if let Some(extent) = known.extent {
             self.room.freed_extents.push(extent, now);
         }
-        for (address, (id, _)) in std::mem::take(&mut known.backends) {
+        for (address, id, _) in held {
             if datagrams {
                 report.retired_datagram.push(socket_address(&address));
             }
@@ -496,8 +517,8 @@ impl Services {
         report.removed += 1;
     }
 
-    fn own(&mut self, frontend: FrontendKey, key: &ServiceKey) {
-        let before = self.owners.insert(frontend, key.clone());
+    fn own(&mut self, frontend: FrontendKey, service: u32) {
+        let before = self.owners.insert(frontend, service);
         if before.is_none() && frontend.scope == FrontendKey::SCOPE_NODE {
             *self.node_ports.entry(frontend.port.to_host()).or_default() += 1;
         }
@@ -526,56 +547,24 @@ impl Services {
     }
 }
 
-fn backends_differ(known: &Known, desired: &[DesiredBackend]) -> bool {
-    let wanted = by_address(desired);
-    wanted.len() != known.backends.len()
-        || wanted.iter().any(|(key, place)| known.backends.get(key).map(|(_, place)| place) != Some(place))
+/// What people call a service.
+fn name_of<M: Memory>(memory: &M, id: u32) -> ServiceKey {
+    ServiceKey(memory.name(id).unwrap_or_else(|| format!("service {id}")))
 }
 
-/// Writes the new backends and the new extent. Nothing points at either yet, except for backends whose place alone
-/// changed, which stay valid throughout.
-fn write_backends<M: Memory>(memory: &mut M, service: u32, prepared: &Prepared) {
-    let Some(extent) = prepared.extent else {
-        return;
-    };
-    let (mut local_only, mut local) = (0_u16, 0_u16);
-    for (index, ((addr, port), id, place)) in (extent.start + 1..).zip(&prepared.order) {
-        let flags = match place {
-            Place::LocalOnly => Backend::FLAG_LOCAL,
-            Place::Local => Backend::FLAG_LOCAL | Backend::FLAG_CLUSTER,
-            Place::Far => Backend::FLAG_CLUSTER,
-        };
-        local_only += u16::from(*place == Place::LocalOnly);
-        local += u16::from(*place <= Place::Local);
-        let backend = Backend { addr: *addr, port: *port, flags, service };
-        if prepared.fresh.contains(id) || memory.backend(*id) != backend {
-            memory.write_backend(*id, backend);
-        }
-        memory.write_extent_word(index, u64::from(*id));
-    }
-    let all = u16::try_from(prepared.order.len()).unwrap_or(u16::MAX);
-    let mut header = ExtentHeader::new(all, local, local_only);
-    if let Some(table) = &prepared.table {
-        header = header.with_table(table.kind);
-        for (index, word) in (extent.start + 1 + u32::from(all)..).zip(&table.words) {
-            memory.write_extent_word(index, *word);
-        }
-    }
-    memory.write_extent_word(extent.start, header.0);
+/// The flags of a frontend, in a list by key.
+fn flags_of(frontends: &[(FrontendKey, u32)], key: &FrontendKey) -> Option<u32> {
+    frontends.binary_search_by(|(frontend, _)| frontend.cmp(key)).ok().map(|index| frontends[index].1)
+}
+
+/// Both are by address.
+fn differ(held: &[HeldBackend], wanted: &[(BackendKey, Place)]) -> bool {
+    held.len() != wanted.len()
+        || held.iter().zip(wanted).any(|((at, _, place), wanted)| (*at, *place) != *wanted)
 }
 
 fn socket_address((addr, port): &BackendKey) -> SocketAddr {
     SocketAddr::new(IpAddr::from(*addr), port.to_host())
-}
-
-fn takes_datagrams(known: &Known) -> bool {
-    known.frontends.keys().any(|frontend| frontend.proto == Protocol::Udp.number())
-}
-
-/// Marks a backend as gone, for sockets and clients that remember it; its address stays readable until reuse.
-fn retire_backend<M: Memory>(memory: &mut M, id: u32) {
-    let backend = memory.backend(id);
-    memory.write_backend(id, Backend { flags: 0, ..backend });
 }
 
 #[cfg(test)]

@@ -30,8 +30,14 @@ pub struct Agent {
 impl Agent {
     /// Writes its configuration below a directory of its own; starts nothing yet.
     pub fn new(binary: &Path, arena: &Arena, kubeconfig: &str) -> Result<Self> {
+        Self::with_pins(binary, arena, kubeconfig, &arena.pin_dir)
+    }
+
+    /// The same with a data plane of its own in the same arena, beside that of another agent. The directory's name is
+    /// its own, too.
+    pub fn with_pins(binary: &Path, arena: &Arena, kubeconfig: &str, pin_dir: &Path) -> Result<Self> {
         ensure!(binary.is_file(), "{} is not there: build it first", binary.display());
-        let name = arena.cgroup.file_name().context("an arena's cgroup has a name")?;
+        let name = pin_dir.file_name().context("a pin directory has a name")?;
         let dir = std::env::temp_dir().join(name);
         fs::create_dir_all(&dir)?;
         let agent = Self { binary: binary.to_owned(), dir, child: None };
@@ -43,7 +49,7 @@ impl Agent {
                 "nodeName": "bench", "nodeIP": "192.0.2.1", "kubelet": false,
                 "kubeconfig": agent.dir.join("kubeconfig"),
                 "proxy": {
-                    "cgroupRoot": arena.cgroup, "pinDir": arena.pin_dir, "serviceCIDR": "10.96.0.0/12",
+                    "cgroupRoot": arena.cgroup, "pinDir": pin_dir, "serviceCIDR": "10.96.0.0/12",
                     "metricsPort": METRICS, "healthzPort": HEALTHZ,
                 },
             },
@@ -107,11 +113,7 @@ impl Agent {
             {
                 return Ok(());
             }
-            if let Some(child) = &mut self.child
-                && let Some(status) = child.try_wait()?
-            {
-                bail!("the agent ended: {status}\n{}", self.log());
-            }
+            self.still_runs()?;
             ensure!(
                 Instant::now() < until,
                 "the agent has not written the maps {count} times\n{}",
@@ -119,6 +121,16 @@ impl Agent {
             );
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// An error with its log where it has ended.
+    pub fn still_runs(&mut self) -> Result<()> {
+        if let Some(child) = &mut self.child
+            && let Some(status) = child.try_wait()?
+        {
+            bail!("the agent ended: {status}\n{}", self.log());
+        }
+        Ok(())
     }
 
     /// Its metrics as text.

@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// How long anything here waits before a test fails.
@@ -94,6 +94,16 @@ impl Drop for Server {
             drop(thread.join());
         }
     }
+}
+
+/// Waits for a condition; what has not come after a while is an error that says so.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    let until = Instant::now() + DEADLINE * 6;
+    while !condition()? {
+        anyhow::ensure!(Instant::now() < until, "not seen in time: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 /// Dials, and returns who answered and whom the socket believes to talk to.

@@ -197,7 +197,7 @@ fn full_maps_grow_under_load_and_ids_stay() -> Result<()> {
             }
             Ok(connects)
         });
-        let report = plane.grow(grown, &table)?.context("the kernel has memory for this")?;
+        let report = plane.grow(grown, table.clone())?.context("the kernel has memory for this")?;
         done.store(true, std::sync::atomic::Ordering::Release);
         assert!(report.refused.is_empty(), "{:?}", report.refused);
         load.join().unwrap()?;

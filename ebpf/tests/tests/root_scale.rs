@@ -43,7 +43,7 @@ fn a_quarter_of_a_million_endpoints_are_programmed_and_the_maps_grow_under_clien
     let usage = plane.usage();
     let backends = table.values().map(|desired| desired.backends.len()).sum();
     let grown = usage.capacity.grown_for(table.len(), table.len(), backends).context("a size that fits")?;
-    let report = plane.grow(grown, &table)?.context("the kernel has the memory")?;
+    let report = plane.grow(grown, table.clone())?.context("the kernel has the memory")?;
     assert!(report.refused.is_empty(), "{:?}", report.refused.first());
     let usage = plane.usage();
     assert_eq!((usage.services, usage.refused, usage.backends), (25_002, 0, 260_001));
@@ -77,7 +77,7 @@ fn what_an_earlier_process_left_stays_until_it_is_let_go() -> Result<()> {
         (key("known"), service(Tcp, &[known], &endpoint)),
         (key("unsure"), service(Tcp, &[unsure], &[])),
     ]);
-    let report = next.add_all(&listed, &[key("unsure")].into());
+    let report = next.add_all(listed.clone(), &[key("unsure")].into());
     next.attach()?;
     assert!(report.refused.is_empty() && report.removed == 0, "{report:?}");
     assert_eq!(next.unclaimed(), 2);
@@ -87,7 +87,7 @@ fn what_an_earlier_process_left_stays_until_it_is_let_go() -> Result<()> {
     // Growth takes all of them along.
     let usage = next.usage();
     let larger = Capacity { services: usage.capacity.services * 2, ..usage.capacity };
-    next.grow(larger, &listed_only(&listed, "known"))?.context("room")?;
+    next.grow(larger, listed_only(&listed, "known"))?.context("room")?;
     for vip in [known, forgotten, unsure] {
         assert_eq!(ask_tcp(vip)?.1, vip);
     }

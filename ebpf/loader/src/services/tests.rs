@@ -6,12 +6,12 @@ use std::{
     time::Duration,
 };
 
-use ebpf_common::{AffinityKey, AffinityValue, NetAddr, NodeAddressUse, Protocol};
+use ebpf_common::{AffinityKey, AffinityValue, Backend, NetAddr, NodeAddressUse, Protocol};
 use ebpf_packet::{Caller, Destination, Tables, Verdict, resolve};
 use proptest::prelude::*;
 
 use super::*;
-use crate::table::{DesiredFrontend, Family, Listen};
+use crate::table::{DesiredBackend, DesiredFrontend, Family, Listen};
 
 const CAPACITY: Capacity = Capacity { frontends: 64, services: 16, backends: 64, extent_words: 128 };
 

@@ -126,7 +126,7 @@ fn measure_ours(agent: &Path, size: Size, changes: u32) -> Result<Report> {
     let mut agent = Agent::new(agent, &arena, &api.kubeconfig())?;
     let start = Instant::now();
     agent.start()?;
-    until_answered(vip, endpoints[0], &agent)?;
+    until_answered(vip, endpoints[0], &mut agent)?;
     let cold_answered = start.elapsed().as_secs_f64();
     agent.wait_for_syncs(1)?;
     let cold = agent.metrics()?;
@@ -138,7 +138,7 @@ fn measure_ours(agent: &Path, size: Size, changes: u32) -> Result<Report> {
         let slice = api::slice(NAMESPACE, "dialled", 0, &[target], "TCP");
         let begin = Instant::now();
         api.put("endpointslices", slice);
-        until_answered(vip, target, &agent)?;
+        until_answered(vip, target, &mut agent)?;
         answered.push(begin.elapsed().as_secs_f64() * 1000.0);
     }
     let warm = agent.metrics()?;
@@ -178,7 +178,7 @@ fn fill(api: &Api, size: Size, dialled: &Dialled) {
 }
 
 /// Dials until this endpoint answers.
-fn until_answered(vip: SocketAddr, endpoint: SocketAddr, agent: &Agent) -> Result<()> {
+fn until_answered(vip: SocketAddr, endpoint: SocketAddr, agent: &mut Agent) -> Result<()> {
     let until = Instant::now() + LIMIT;
     loop {
         let answer = ask_tcp(vip).map(|(who, _)| who);
@@ -186,6 +186,7 @@ fn until_answered(vip: SocketAddr, endpoint: SocketAddr, agent: &Agent) -> Resul
             return Ok(());
         }
         ensure!(Instant::now() < until, "{vip} answers {answer:?}, not {endpoint}\n{}", agent.log());
+        agent.still_runs()?;
         std::thread::yield_now();
     }
 }

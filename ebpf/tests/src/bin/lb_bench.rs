@@ -1,4 +1,4 @@
-//! `lb-bench connections|programming|soak …`: measures, prints one JSON document, and tells on standard error how far it
+//! `lb-bench connections|packets|programming|soak …`: measures, prints one JSON document, and tells on standard error how far it
 //! is. `cargo xtask bench lb` builds, runs and draws it.
 #![allow(
     clippy::print_stdout,
@@ -11,7 +11,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use ebpf_tests::bench::{
-    client, connections,
+    client, connections, packets,
     peers::{self, Peer},
     programming::{self, Size},
     soak,
@@ -46,6 +46,18 @@ enum What {
         /// Peers to measure; all that are known when not given, `none` for none.
         #[arg(long, value_delimiter = ',')]
         peer: Vec<String>,
+    },
+    /// What a packet from outside costs the programs, by BPF_PROG_TEST_RUN.
+    Packets {
+        /// Services in all, one measurement each.
+        #[arg(long, value_delimiter = ',', default_value = "1,1000,5000,30000")]
+        services: Vec<u32>,
+        /// Endpoints of each service that nobody dials.
+        #[arg(long, default_value_t = 3)]
+        endpoints: u32,
+        /// Single runs of each kind.
+        #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u16).range(1..=30_000))]
+        runs: u16,
     },
     /// Many services from nothing, and one endpoint changed.
     Programming {
@@ -121,6 +133,10 @@ fn main() -> Result<()> {
                 let options = connections::Options { services, endpoints, precision, limit, block, peers };
                 reports.push(connections::measure(&options)?);
             }
+            println!("{}", serde_json::to_string_pretty(&reports)?);
+        }
+        What::Packets { services, endpoints, runs } => {
+            let reports = packets::measure(&packets::Options { services, endpoints, runs })?;
             println!("{}", serde_json::to_string_pretty(&reports)?);
         }
         What::Programming { agent, sizes, changes, peer_seconds, peer } => {

@@ -9,7 +9,7 @@ mod svg;
 use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
 
-use self::report::{Programming, Report, Soak, Way};
+use self::report::{Packets, Programming, Report, Soak, Way};
 use crate::cmd::{Cmd, step};
 use crate::paths::Layout;
 use crate::process::write_atomic;
@@ -53,6 +53,8 @@ enum Part {
     Connections,
     /// How long programming takes, and what it occupies.
     Programming,
+    /// What a packet from outside costs.
+    Packets,
 }
 
 impl Arguments {
@@ -101,6 +103,9 @@ pub(crate) fn run(layout: &Layout, arguments: &Arguments) -> Result<()> {
     if arguments.does(Part::Programming) {
         report.programming = step("programming", || programming(layout, arguments))?;
     }
+    if arguments.does(Part::Packets) {
+        report.packets = step("packets", || packets(layout, arguments))?;
+    }
     report.judge();
     report.print();
     let picture = layout.repo.join("target/bench/lb.svg");
@@ -125,6 +130,11 @@ fn connections(layout: &Layout, arguments: &Arguments) -> Result<Vec<Way>> {
             arguments.peers(),
         ],
     )
+}
+
+fn packets(layout: &Layout, arguments: &Arguments) -> Result<Vec<Packets>> {
+    let runs = if arguments.quick { "1000" } else { "10000" };
+    measured(layout, &["packets", "--services", arguments.services(), "--runs", runs])
 }
 
 fn programming(layout: &Layout, arguments: &Arguments) -> Result<Vec<Programming>> {

@@ -21,6 +21,8 @@ pub(super) struct Report {
     pub(super) connections: Vec<Way>,
     /// How long programming takes, by size.
     pub(super) programming: Vec<Programming>,
+    /// What a packet from outside costs, by number of services.
+    pub(super) packets: Vec<Packets>,
     goals: Vec<Goal>,
 }
 
@@ -129,6 +131,18 @@ struct ProgrammingPeer {
     change_ms: Option<f64>,
 }
 
+/// One number of services.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Packets {
+    services: u32,
+    clock_ns: f64,
+    tcx_first_ns: f64,
+    tcx_later_ns: f64,
+    tcx_other_ns: f64,
+    xdp_later_ns: Option<f64>,
+    xdp_other_ns: Option<f64>,
+}
+
 /// What a soak told.
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) struct Soak {
@@ -176,6 +190,7 @@ impl Report {
             quick,
             connections: Vec::new(),
             programming: Vec::new(),
+            packets: Vec::new(),
             goals: Vec::new(),
         })
     }
@@ -237,6 +252,9 @@ impl Report {
         }
         if !self.programming.is_empty() {
             print!("{}", programming_table(&self.programming));
+        }
+        if !self.packets.is_empty() {
+            print!("{}", packets_table(&self.packets));
         }
         println!();
         for goal in &self.goals {
@@ -333,6 +351,29 @@ fn programming_table(all: &[Programming]) -> String {
             }
             .ok();
         }
+    }
+    text
+}
+
+fn packets_table(all: &[Packets]) -> String {
+    let mut text = format!(
+        "\n  {:<12} {:>10} {:>10} {:>14} {:>10} {:>14}  ns a packet by BPF_PROG_TEST_RUN, the clock's taken off\n",
+        "services", "TCX: first", "later", "of no service", "XDP: later", "of no service"
+    );
+    let or_none = |ns: Option<f64>| ns.map_or("none".to_owned(), |ns| format!("{ns:.0}"));
+    for one in all {
+        let net = |ns: f64| (ns - one.clock_ns).max(0.0);
+        writeln!(
+            text,
+            "  {:<12} {:>10.0} {:>10.0} {:>14.0} {:>10} {:>14}",
+            one.services,
+            net(one.tcx_first_ns),
+            net(one.tcx_later_ns),
+            one.tcx_other_ns,
+            or_none(one.xdp_later_ns.map(net)),
+            or_none(one.xdp_other_ns),
+        )
+        .ok();
     }
     text
 }
