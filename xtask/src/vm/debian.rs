@@ -6,11 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError, mpsc};
-use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use super::disks::{self, DRIVERS, SUITE_IMAGES};
 use super::guest::{self, Job};
@@ -156,53 +154,32 @@ pub(crate) fn run(repo: &Path, choice: &Choice) -> Result<()> {
     })?;
     let initramfs = directory.join("initramfs.cpio");
     crate::process::write_atomic(&initramfs, &disks::first_stage(repo, &kernel)?)?;
-    let _alone = super::alone()?;
-    let start = |boot: &Boot, jobs: usize| {
-        println!("==> {jobs} checks in Debian 12 on Linux {}: {}", kernel.version, boot.name);
-        Machine {
-            kernel: &kernel.image,
-            initramfs: &initramfs,
-            command_line: &format!(
-                "rdinit={} {}/dev/vda {}/keelson/{} systemd.show_status=1 apparmor=1 security=apparmor {} -- vm-init",
-                guest::SELF,
-                guest::ROOT_PARAMETER,
-                guest::JOBS_PARAMETER,
-                list_name(boot),
-                boot.parameters,
-            ),
-            disks: &[system.clone(), payload.clone()],
-            memory: 3072,
-            deadline: DEADLINE,
-            output: &directory.join(boot.name),
-        }
-        .run()
-    };
-    let waiting = Mutex::new(boots.iter());
-    let (tell, runs) = mpsc::channel();
-    let mut failed = Vec::new();
-    thread::scope(|scope| {
-        for _ in 0..choice.together.clamp(1, boots.len()) {
-            let (tell, start, waiting) = (tell.clone(), &start, &waiting);
-            scope.spawn(move || {
-                let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
-                while let Some((boot, jobs)) = next() {
-                    if tell.send((boot.name, start(boot, jobs.len()))).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-        drop(tell);
-        // The others are of interest, too.
-        for (name, run) in runs {
-            println!("==> {name}");
-            if let Err(error) = run.and_then(|run| super::report(&run, &directory.join(name))) {
-                println!("    {error:#}");
-                failed.push(name);
-            }
-        }
-    });
-    if failed.is_empty() { Ok(()) } else { bail!("failed: {}", failed.join(", ")) }
+    super::run_guests(
+        &boots,
+        choice.together,
+        |(boot, _)| boot.name.to_owned(),
+        |(boot, jobs)| {
+            println!("==> {} checks in Debian 12 on Linux {}: {}", jobs.len(), kernel.version, boot.name);
+            let output = directory.join(boot.name);
+            let machine = Machine {
+                kernel: &kernel.image,
+                initramfs: &initramfs,
+                command_line: &format!(
+                    "rdinit={} {}/dev/vda {}/keelson/{} systemd.show_status=1 apparmor=1 security=apparmor {} -- vm-init",
+                    guest::SELF,
+                    guest::ROOT_PARAMETER,
+                    guest::JOBS_PARAMETER,
+                    list_name(boot),
+                    boot.parameters,
+                ),
+                disks: &[system.clone(), payload.clone()],
+                memory: 3072,
+                deadline: DEADLINE,
+                output: &output,
+            };
+            Ok((machine.run()?, output))
+        },
+    )
 }
 
 fn list_name(boot: &Boot) -> String {

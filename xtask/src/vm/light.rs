@@ -1,6 +1,6 @@
 //! The lane *vm-light*: root tests of single packages on Debian's kernel, cgroup v2 only, without systemd.
 //!
-//! Which ones is said in [`super::suites`].
+//! Which ones is said in [`super::suites`]. Each package has a guest of its own; two run at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use super::cpio::Archive;
 use super::guest::{self, Job};
 use super::kernel::Kernel;
 use super::programs::{self, Program};
-use super::qemu::Machine;
+use super::qemu::{Machine, Run as Ended};
 use super::suites::{Lane, Run, Suite};
 use super::{Choice, cache, output};
 use crate::cmd::{Cmd, step, which};
@@ -22,7 +22,9 @@ use crate::images::deb::Packages;
 const MODULES: &[&str] = &["virtio_pci", "virtio_rng"];
 /// Longest that one test program may take, under QEMU's own processor on a busy machine.
 const TEST_LIMIT: u64 = 900;
-/// Longest that the machine may run.
+/// Longest that one of our own suites may take there.
+const RUN_LIMIT: u64 = 2400;
+/// Longest that a machine may run.
 const DEADLINE: Duration = Duration::from_secs(5400);
 /// Memory in MiB, beside what the initramfs takes.
 const MEMORY: u32 = 2048;
@@ -53,7 +55,7 @@ impl Chosen {
     }
 }
 
-/// Builds the tests, boots, and tells the outcome of each.
+/// Builds the tests, boots a guest for each package, and tells the outcome of each test.
 pub(crate) fn run(repo: &Path, choice: &Choice) -> Result<()> {
     let chosen = chosen(repo, choice)?;
     if choice.list {
@@ -66,28 +68,51 @@ pub(crate) fn run(repo: &Path, choice: &Choice) -> Result<()> {
         let _alone = super::lock(&cache(repo).join("lock"), "makes the guest's disks")?;
         step("fetching Debian's kernel for clouds", || Kernel::fetch(&cache(repo)))?
     };
-    let mut archive = Archive::default();
-    let mut jobs = Vec::new();
-    step("building the tests for the guest", || {
-        let programs = build(repo, &chosen)?;
-        chosen.iter().try_for_each(|job| {
+    let programs = step("building the tests for the guests", || build(repo, &chosen))?;
+    let mut guests: Vec<Guest> = Vec::new();
+    for job in chosen {
+        match guests.iter_mut().find(|guest| guest.name() == guest_name(job.suite)) {
+            Some(guest) => guest.jobs.push(job),
+            None => guests.push(Guest { jobs: vec![job] }),
+        }
+    }
+    super::run_guests(&guests, choice.together, Guest::name, |guest| {
+        println!("==> {} test programs of {} on Linux {}", guest.jobs.len(), guest.name(), kernel.version);
+        guest.run(repo, &kernel, &programs)
+    })
+}
+
+/// One start of the guest: the jobs of a package.
+struct Guest {
+    jobs: Vec<Chosen>,
+}
+
+fn guest_name(suite: &Suite) -> String {
+    suite.folder.replace('/', "-")
+}
+
+impl Guest {
+    fn name(&self) -> String {
+        self.jobs.first().map(|job| guest_name(job.suite)).unwrap_or_default()
+    }
+
+    fn run(&self, repo: &Path, kernel: &Kernel, programs: &[Program]) -> Result<(Ended, PathBuf)> {
+        let (mut archive, mut jobs) = (Archive::default(), Vec::new());
+        for job in &self.jobs {
             add_needs(job.suite, &mut archive)?;
             match &job.what {
-                What::Test(test) => add_test(job, test, &programs, &mut archive, &mut jobs),
-                What::Run(run) => add_run(repo, job, run, &mut archive, &mut jobs),
+                What::Test(test) => add_test(job, test, programs, &mut archive, &mut jobs)?,
+                What::Run(run) => add_run(repo, job, run, &mut archive, &mut jobs)?,
             }
-        })
-    })?;
-    add_system(repo, &kernel, &chosen, &mut archive)?;
-    archive.content(guest::JOBS, 0o644, &serde_json::to_vec_pretty(&jobs)?)?;
-    let directory = output(repo, "light");
-    let initramfs = directory.join("initramfs.cpio");
-    let bytes = archive.finish()?;
-    let size = u32::try_from(bytes.len() >> 20).context("the initramfs is too large")?;
-    crate::process::write_atomic(&initramfs, &bytes)?;
-    let _alone = super::alone()?;
-    let run = step(&format!("{} test programs on Linux {}", jobs.len(), kernel.version), || {
-        Machine {
+        }
+        add_system(repo, kernel, &self.jobs, &mut archive)?;
+        archive.content(guest::JOBS, 0o644, &serde_json::to_vec_pretty(&jobs)?)?;
+        let directory = output(repo, "light").join(self.name());
+        let initramfs = directory.join("initramfs.cpio");
+        let bytes = archive.finish()?;
+        let size = u32::try_from(bytes.len() >> 20).context("the initramfs is too large")?;
+        crate::process::write_atomic(&initramfs, &bytes)?;
+        let machine = Machine {
             kernel: &kernel.image,
             initramfs: &initramfs,
             command_line: &format!("quiet rdinit={} -- vm-init", guest::SELF),
@@ -96,10 +121,9 @@ pub(crate) fn run(repo: &Path, choice: &Choice) -> Result<()> {
             memory: MEMORY + 3 * size,
             deadline: DEADLINE,
             output: &directory,
-        }
-        .run()
-    })?;
-    super::report(&run, &directory)
+        };
+        Ok((machine.run()?, directory))
+    }
 }
 
 /// The chosen jobs.
@@ -207,7 +231,10 @@ fn planned(job: &Chosen, command: Vec<String>, directory: PathBuf, collect: Vec<
         directory,
         modules: Vec::new(),
         links: BTreeMap::new(),
-        seconds: TEST_LIMIT,
+        seconds: match job.what {
+            What::Test(_) => TEST_LIMIT,
+            What::Run(_) => RUN_LIMIT,
+        },
         collect,
     }
 }

@@ -26,6 +26,8 @@ pub(crate) use light::run as light;
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::thread;
 
 use anyhow::{Context, Result, bail};
 
@@ -49,7 +51,7 @@ pub(crate) struct Choice {
     /// Root, compat, virtual machines: take the release executables as they are; only the chosen tests are built.
     #[arg(long)]
     pub(crate) no_build: bool,
-    /// Virtual machines: how many guests of vm-debian run at once, each with two processors and 3 GiB.
+    /// Virtual machines: how many guests run at once, each with two processors and about 3 GiB.
     #[arg(long, default_value_t = 2)]
     together: usize,
     /// Virtual machines: print the names of the jobs and end.
@@ -91,6 +93,42 @@ fn lock(path: &Path, does: &str) -> Result<File> {
 /// Guests of several checkouts take turns: they would slow each other beyond their deadlines.
 fn alone() -> Result<File> {
     lock(&std::env::temp_dir().join("keelson-vm.lock"), "runs guests")
+}
+
+/// Runs guests, so many at once, and reports each when it ends. All are run, also when one fails; then the names of those
+/// that failed are the error.
+fn run_guests<G: Sync>(
+    guests: &[G],
+    at_once: usize,
+    name: impl Fn(&G) -> String,
+    run: impl Fn(&G) -> Result<(Run, PathBuf)> + Sync,
+) -> Result<()> {
+    let _alone = alone()?;
+    let waiting = Mutex::new(guests.iter());
+    let (tell, ended) = mpsc::channel();
+    let mut failed = Vec::new();
+    thread::scope(|scope| {
+        for _ in 0..at_once.clamp(1, guests.len().max(1)) {
+            let (tell, run, waiting) = (tell.clone(), &run, &waiting);
+            scope.spawn(move || {
+                let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+                while let Some(guest) = next() {
+                    if tell.send((guest, run(guest))).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(tell);
+        for (guest, outcome) in ended {
+            println!("==> {}", name(guest));
+            if let Err(error) = outcome.and_then(|(run, directory)| report(&run, &directory)) {
+                println!("    {error:#}");
+                failed.push(name(guest));
+            }
+        }
+    });
+    if failed.is_empty() { Ok(()) } else { bail!("failed: {}", failed.join(", ")) }
 }
 
 /// Puts modules, and the list in which the guest's first process finds them, into an initramfs.
