@@ -85,7 +85,9 @@ pub async fn run(config: &AgentConfig) -> Vec<Finding> {
     findings.extend(ports(config));
     findings.extend(between_nodes(config).await);
     findings.extend(runtime(config).await);
-    findings.push(api_server(config).await);
+    if !config.is_standalone() {
+        findings.push(api_server(config).await);
+    }
     if !config.ignored.is_empty() {
         let mend = "remove them, or live without what they ask for";
         let found = format!("without effect: {}", config.ignored.join(", "));

@@ -16,6 +16,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret};
 use tokio::sync::{Notify, watch};
 use tonic::transport::Channel;
 
+use crate::devices::Counts;
 use crate::events::EventRecorder;
 use crate::network;
 
@@ -308,6 +309,10 @@ pub struct NodeFacts {
     pub node_ip: IpAddr,
     /// What the node runs short of.
     pub pressures: watch::Receiver<BTreeSet<Pressure>>,
+    /// The node is going down.
+    pub going_down: watch::Receiver<bool>,
+    /// Devices of plugins.
+    pub devices: watch::Receiver<Counts>,
     /// What the network between nodes needs of pods, `None` until it is there; absent: there is none.
     pub overlay: Option<watch::Receiver<Option<network::State>>>,
 }

@@ -19,6 +19,7 @@ use tracing::{error, info};
 
 use crate::config::{AgentConfig, EvictionConfig, ImageGcConfig, LogRotationConfig};
 use crate::contracts::{NodeFacts, ObjectSource, PodLookup, RuntimeHealth};
+use crate::devices::Devices;
 use crate::events::{self, EventRecorder};
 use crate::observability::{self, Observed};
 use crate::pods::context::{PodContext, STATUS_WRITES};
@@ -29,6 +30,7 @@ use crate::probes::counters::ProbeCounters;
 use crate::runtime::images::Images;
 use crate::runtime::{cri, health};
 use crate::server::{self, ServerConfig};
+use crate::shutdown::{self, Shutdown};
 use crate::sources::mirrors::{self, Mirrors};
 use crate::sources::objects::Objects;
 use crate::sources::pods::{PodEvent, StaticSource};
@@ -63,11 +65,20 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     let (services, follow_services) = services(client.clone(), cancel.clone());
     let counters = Arc::new(ProbeCounters::default());
     let directory = PodDirectory::default();
-    let host = host::assemble(&config, Arc::new(objects.clone()) as Arc<dyn ObjectSource>, client.clone());
+    let memory_capacity = memory_capacity().await;
+    let host = host::assemble(
+        &config,
+        Arc::new(objects.clone()) as Arc<dyn ObjectSource>,
+        client.clone(),
+        memory_capacity,
+    );
     host.cgroups.ensure_root().await.context("cgroups for pods cannot be made")?;
     let images = Images::new(cri.clone(), config.parallel_pulls());
     let (pressure_sender, pressures) = watch::channel(BTreeSet::new());
+    let (going_down_sender, going_down) = watch::channel(false);
+    let devices = Devices::load(&config.keelson.root_dir, cancel.child_token());
     let context = Arc::new(PodContext {
+        devices: devices.clone(),
         cri: cri.clone(),
         images: images.clone(),
         host,
@@ -85,36 +96,28 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
             agent_started: jiff::Timestamp::now(),
         },
         status_slots: Arc::new(Semaphore::new(STATUS_WRITES)),
-        memory_capacity: memory_capacity().await,
+        memory_capacity,
         pressures: pressures.clone(),
+        going_down: going_down.clone(),
     });
 
     let mut roles = Roles::new(cancel.clone());
-    if config.healthz_port != 0 {
-        let address = SocketAddr::new(config.healthz_bind_address, config.healthz_port);
-        let listener = observability::bind(address).await?;
-        let observed = Observed {
-            health: health.clone(),
-            pods: Arc::new(directory.clone()),
-            probes: Arc::clone(&counters),
-        };
-        roles.start("healthz", observability::serve(listener, observed, cancel.clone()));
-    }
+    let observed =
+        Observed { health: health.clone(), pods: Arc::new(directory.clone()), probes: Arc::clone(&counters) };
+    start_healthz(&mut roles, &config, observed).await?;
     roles.endless(
         "runtime health",
         health::run(cri.clone(), health_sender, Arc::clone(&recheck), cancel.clone()),
     );
     let lookup: Arc<dyn PodLookup> = Arc::new(directory.clone());
-    let serving = certificates::serving(&config, &cancel)?;
-    roles.endless("serving certificate", serving.follow);
-    let server = ServerConfig::new(&config, serving.certificate, counters);
-    roles.start(
-        "kubelet API",
-        server::serve(server, Arc::clone(&lookup), cri.clients().runtime, cancel.clone()),
-    );
-    start_pods(&mut roles, &context, &directory, images, pressure_sender)?;
+    start_kubelet_api(&mut roles, &config, (&lookup, &cri), counters)?;
+    let root_dir = config.keelson.root_dir.clone();
+    roles.optional("device plugins", devices.clone().run(root_dir, Arc::clone(&lookup), cancel.clone()));
+    start_pods(&mut roles, &context, &directory, images, (pressure_sender, going_down_sender))?;
     if alone {
         roles.endless("events", events::log(facts, cancel.clone()));
+        // Nobody else serves host ports here: they are left to nftables.
+        start_host_ports(&mut roles, &config)?.close();
         roles.start("node", node::run_alone(Arc::clone(&config), (health, recheck), node_sender, cancel));
         info!(node = %node_name, "agent started; keelson.kubeconfig is not given: its pods are the static ones");
         return roles.join().await;
@@ -132,6 +135,8 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
         events: recorder.clone(),
         node_ip: config.keelson.node_ip,
         pressures,
+        going_down,
+        devices: devices.counts(),
         overlay: start_network(&mut roles, &config, &client, context.node.clone(), context.events.clone())?,
     };
     roles.start("node", node::run(client.clone(), Arc::clone(&config), node_facts, cancel.clone()));
@@ -157,6 +162,34 @@ async fn run_beside_a_kubelet(config: &AgentConfig, cancel: CancellationToken) -
     let _state = start_network(&mut roles, config, &client, node, recorder)?;
     info!(node = %node_name, "agent started beside another kubelet");
     roles.join().await
+}
+
+/// Serves healthz and metrics, unless their port is 0.
+async fn start_healthz(roles: &mut Roles, config: &AgentConfig, observed: Observed) -> anyhow::Result<()> {
+    if config.healthz_port != 0 {
+        let address = SocketAddr::new(config.healthz_bind_address, config.healthz_port);
+        let listener = observability::bind(address).await?;
+        roles.start("healthz", observability::serve(listener, observed, roles.cancel.clone()));
+    }
+    Ok(())
+}
+
+/// Serves the kubelet API, and follows its certificate.
+fn start_kubelet_api(
+    roles: &mut Roles,
+    config: &AgentConfig,
+    (lookup, cri): (&Arc<dyn PodLookup>, &cri::Cri),
+    probes: Arc<ProbeCounters>,
+) -> anyhow::Result<()> {
+    let serving = certificates::serving(config, &roles.cancel)?;
+    roles.endless("serving certificate", serving.follow);
+    let server = ServerConfig {
+        images: Some(cri.clients().images),
+        ..ServerConfig::new(config, serving.certificate, probes)
+    };
+    let api = server::serve(server, Arc::clone(lookup), cri.clients().runtime, roles.cancel.clone());
+    roles.start("kubelet API", api);
+    Ok(())
 }
 
 /// Starts the service proxy, where it is wanted.
@@ -186,7 +219,7 @@ fn start_pods(
     context: &Arc<PodContext>,
     directory: &PodDirectory,
     images: Images,
-    pressures: watch::Sender<BTreeSet<Pressure>>,
+    (pressures, going_down): (watch::Sender<BTreeSet<Pressure>>, watch::Sender<bool>),
 ) -> anyhow::Result<()> {
     let (client, node, cancel) = (context.client.clone(), context.node.clone(), roles.cancel.clone());
     let (pod_events, pod_event_queue) = mpsc::channel(POD_EVENTS);
@@ -204,6 +237,7 @@ fn start_pods(
     let (evictions, eviction_queue) = mpsc::channel(EVICTIONS);
     let inbox =
         Inbox { events: pod_event_queue, evictions: eviction_queue, expects_static, mirrors: mirror_sender };
+    start_shutdown(roles, &context.config, directory, (evictions.clone(), going_down));
     start_upkeep(roles, context, directory, images, (evictions, pressures))?;
     let follow = runtime::events::follow(context.cri.clone(), directory.clone(), cancel.clone());
     roles.endless("CRI events", follow);
@@ -231,6 +265,28 @@ fn start_static_pods(roles: &mut Roles, config: &AgentConfig, events: &mpsc::Sen
             }
         }
     }
+}
+
+/// Holds a shutdown of the node back for its pods, where that is configured.
+fn start_shutdown(
+    roles: &mut Roles,
+    config: &AgentConfig,
+    pods: &PodDirectory,
+    (evictions, going_down): (mpsc::Sender<Eviction>, watch::Sender<bool>),
+) {
+    let groups = config.shutdown_groups();
+    if groups.is_empty() {
+        return;
+    }
+    let role = Shutdown {
+        groups,
+        pods: pods.clone(),
+        evictions,
+        going_down,
+        bus: shutdown::SYSTEM_BUS.into(),
+        logind_settings: shutdown::LOGIND_SETTINGS.into(),
+    };
+    roles.endless("node shutdown", shutdown::run(role, roles.cancel.clone()));
 }
 
 /// Starts what keeps the node tidy: log rotation, removal of images, eviction.
@@ -271,6 +327,8 @@ fn start_upkeep(
         node,
         root_dir: config.keelson.root_dir.clone(),
         pod_logs_dir: config.pod_logs_dir.clone(),
+        pods_cgroup: config.pods_cgroup(),
+        pods_memory: Some(context.memory_capacity.saturating_sub(config.reserved("memory"))),
     };
     roles.endless("eviction", eviction::run(evictor, cancel));
     Ok(())

@@ -9,6 +9,7 @@
 
 pub mod admission;
 pub mod backoff;
+pub mod devices;
 pub mod env;
 pub mod eviction;
 pub mod hash;
@@ -23,4 +24,5 @@ pub mod probe;
 pub mod qos;
 pub mod resize;
 pub mod resources;
+pub mod shutdown;
 pub mod status;

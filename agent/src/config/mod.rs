@@ -14,6 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use agent_core::resources::{milli, whole};
+use agent_core::shutdown::{Group, groups};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde::Deserialize;
 
 use crate::sources::pods::StaticSource;
@@ -157,6 +160,9 @@ pub struct AgentConfig {
     /// Reserved for Kubernetes, subtracted from capacity.
     #[serde(default)]
     pub kube_reserved: BTreeMap<String, String>,
+    /// What is held to its share of the node: `pods`, or nothing (`none`).
+    #[serde(default)]
+    pub enforce_node_allocatable: Option<Vec<String>>,
     /// RuntimeDefault seccomp for containers that say nothing.
     #[serde(default)]
     pub seccomp_default: bool,
@@ -229,6 +235,15 @@ pub struct AgentConfig {
     /// Addresses of pods where there is no API server to tell.
     #[serde(default, rename = "podCIDR")]
     pub pod_cidr: String,
+    /// How long pods may take when the node goes down; 0: they are not waited for.
+    #[serde(default)]
+    pub shutdown_grace_period: GoDuration,
+    /// How much of it is kept for critical pods.
+    #[serde(default)]
+    pub shutdown_grace_period_critical_pods: GoDuration,
+    /// How long pods from each priority on may take, instead of the two above.
+    #[serde(default)]
+    pub shutdown_grace_period_by_pod_priority: Vec<ShutdownGroup>,
     /// Images in the node's status at most; -1: all.
     #[serde(default = "defaults::status_images")]
     pub node_status_max_images: i64,
@@ -246,6 +261,16 @@ pub struct AgentConfig {
     /// Fields of the file that the agent knows and does not act on.
     #[serde(skip)]
     pub ignored: Vec<String>,
+}
+
+/// An entry of `shutdownGracePeriodByPodPriority`.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ShutdownGroup {
+    /// The lowest priority of its pods.
+    pub priority: i32,
+    /// Seconds that they may take.
+    pub shutdown_grace_period_seconds: i64,
 }
 
 /// `authentication`.
@@ -360,6 +385,72 @@ impl AgentConfig {
         }
     }
 
+    /// Which pods end together when the node goes down, and how long they may take; none: they are not waited for.
+    pub fn shutdown_groups(&self) -> Vec<Group> {
+        let by_priority = self
+            .shutdown_grace_period_by_pod_priority
+            .iter()
+            .map(|group| Group { priority: group.priority, seconds: group.shutdown_grace_period_seconds });
+        if !self.shutdown_grace_period_by_pod_priority.is_empty() {
+            return by_priority.collect();
+        }
+        let seconds = |period: GoDuration| i64::try_from(period.0.as_secs()).unwrap_or(i64::MAX);
+        groups(seconds(self.shutdown_grace_period), seconds(self.shutdown_grace_period_critical_pods))
+    }
+
+    fn shutdown_problems(&self) -> Vec<String> {
+        let (total, critical) = (self.shutdown_grace_period.0, self.shutdown_grace_period_critical_pods.0);
+        let by_priority = &self.shutdown_grace_period_by_pod_priority;
+        let mut problems = Vec::new();
+        if critical > total {
+            problems.push(format!(
+                "shutdownGracePeriodCriticalPods {critical:?} must not be longer than shutdownGracePeriod {total:?}"
+            ));
+        }
+        let second = std::time::Duration::from_secs(1);
+        for (field, period) in [("shutdownGracePeriod", total), ("shutdownGracePeriodCriticalPods", critical)]
+        {
+            if !period.is_zero() && period < second {
+                problems.push(format!("{field} {period:?} must be 0 or at least 1s"));
+            }
+        }
+        if !by_priority.is_empty() && !(total.is_zero() && critical.is_zero()) {
+            problems.push(
+                "shutdownGracePeriodByPodPriority and shutdownGracePeriod exclude each other".to_owned(),
+            );
+        }
+        for (place, group) in by_priority.iter().enumerate() {
+            let field = format!("shutdownGracePeriodByPodPriority[{place}]");
+            if group.shutdown_grace_period_seconds < 0 {
+                problems.push(format!("{field}.shutdownGracePeriodSeconds must be 0 or more"));
+            }
+            if by_priority.iter().take(place).any(|other| other.priority == group.priority) {
+                problems.push(format!("{field}.priority {} is there twice", group.priority));
+            }
+        }
+        problems
+    }
+
+    /// What is reserved of a resource for the system and for Kubernetes; thousandths of `cpu`.
+    pub fn reserved(&self, name: &str) -> u64 {
+        let amount = |reserved: &BTreeMap<String, String>| {
+            let quantity = Quantity(reserved.get(name)?.clone());
+            let amount = if name == "cpu" { milli(&quantity) } else { whole(&quantity) };
+            u64::try_from(amount?).ok()
+        };
+        [&self.system_reserved, &self.kube_reserved].into_iter().filter_map(amount).sum()
+    }
+
+    /// The cgroup of all pods, relative to the hierarchies' roots.
+    pub fn pods_cgroup(&self) -> String {
+        format!("{}/kubepods", self.cgroup_root.trim_end_matches('/'))
+    }
+
+    /// Whether pods together are held to what the reservations leave.
+    pub fn enforces_pods(&self) -> bool {
+        self.enforce_node_allocatable.as_ref().is_none_or(|list| list.iter().any(|name| name == "pods"))
+    }
+
     /// Whether the node has no API server: its pods are the static ones.
     pub fn is_standalone(&self) -> bool {
         self.keelson.kubeconfig.as_os_str().is_empty()
@@ -404,6 +495,19 @@ impl AgentConfig {
         if self.is_standalone() {
             problems.extend(self.standalone_problems());
         }
+        for name in self.enforce_node_allocatable.iter().flatten() {
+            match name.as_str() {
+                "pods" | "none" | "" => {}
+                "system-reserved"
+                | "kube-reserved"
+                | "system-reserved-compressible"
+                | "kube-reserved-compressible" => problems.push(format!(
+                    "enforceNodeAllocatable {name:?} is not supported: only pods are held to their share"
+                )),
+                _ => problems.push(format!("enforceNodeAllocatable {name:?}: expected pods or none")),
+            }
+        }
+        problems.extend(self.shutdown_problems());
         problems.extend(LogRotationConfig::of(self).err().into_iter().flatten());
         problems.extend(ImageGcConfig::of(self).err().into_iter().flatten());
         problems.extend(EvictionConfig::of(self).err().into_iter().flatten());

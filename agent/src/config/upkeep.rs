@@ -119,6 +119,7 @@ impl EvictionConfig {
             soft_grace: &grace,
             minimum_reclaim: &config.eviction_minimum_reclaim,
             merge_defaults: config.merge_default_eviction_settings,
+            pods_enforced: config.enforces_pods(),
         })?;
         if config.eviction_max_pod_grace_period < 0 {
             let given = config.eviction_max_pod_grace_period;

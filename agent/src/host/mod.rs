@@ -5,6 +5,7 @@
 //! account tokens only. `unsafe` is confined to `sys`.
 
 pub mod cgroups;
+pub(crate) mod descriptors;
 pub mod log_links;
 pub mod memory;
 mod mount_table;
@@ -22,10 +23,14 @@ use crate::config::AgentConfig;
 use crate::contracts::{Host, ObjectSource};
 
 /// Everything of this module that the pod loop needs, for this configuration.
-pub fn assemble(config: &AgentConfig, objects: Arc<dyn ObjectSource>, client: Client) -> Host {
+///
+/// `memory` is the node's, in bytes.
+pub fn assemble(config: &AgentConfig, objects: Arc<dyn ObjectSource>, client: Client, memory: u64) -> Host {
+    let left = memory.saturating_sub(config.reserved("memory"));
+    let pods_memory = Some(left).filter(|left| *left > 0 && config.enforces_pods());
     Host {
         volumes: Arc::new(volumes::Volumes::new(&config.keelson.root_dir, objects, client)),
-        cgroups: Arc::new(cgroups::Cgroups::new(&config.cgroup_root)),
+        cgroups: Arc::new(cgroups::Cgroups::new(&config.cgroup_root).with_pods_memory(pods_memory)),
         log_links: Arc::new(log_links::Links::new(&config.keelson.container_log_links_dir)),
     }
 }

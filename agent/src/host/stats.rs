@@ -4,6 +4,8 @@
 //! Blocking, but short: small files of the kernel and one statvfs per file system.
 
 use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -118,6 +120,59 @@ pub fn file_system(path: &Path) -> io::Result<FsFigures> {
     })
 }
 
+/// Whether both paths are on one file system; what cannot be looked at is on another.
+pub fn same_file_system(one: &Path, other: &Path) -> bool {
+    let device = |path: &Path| {
+        let existing = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+        std::fs::metadata(existing).map(|metadata| metadata.dev())
+    };
+    matches!((device(one), device(other)), (Ok(one), Ok(other)) if one == other)
+}
+
+/// A process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ProcessFigures {
+    /// CPU time since it began.
+    pub cpu_used: Duration,
+    /// Resident memory in bytes.
+    pub rss: u64,
+    /// When it began, in seconds since 1970.
+    pub started: i64,
+}
+
+/// The process that listens on a Unix socket.
+pub fn peer(socket: &Path) -> Option<i32> {
+    use nix::sys::socket::sockopt::PeerCredentials;
+    use nix::sys::socket::{
+        AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket as open,
+    };
+    // A server that does not accept must not hold anybody up.
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let descriptor = open(AddressFamily::Unix, SockType::Stream, flags, None).ok()?;
+    connect(descriptor.as_raw_fd(), &UnixAddr::new(socket).ok()?).ok()?;
+    Some(getsockopt(&descriptor, PeerCredentials).ok()?.pid())
+}
+
+/// Figures of a process; `None` when it is gone.
+pub fn process(pid: i32, boot_time: i64) -> Option<ProcessFigures> {
+    let ticks = sysconf(SysconfVar::CLK_TCK).ok()?.and_then(|ticks| u64::try_from(ticks).ok()).unwrap_or(100);
+    let page = sysconf(SysconfVar::PAGE_SIZE).ok()?.and_then(|page| u64::try_from(page).ok()).unwrap_or(4096);
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    process_of(&stat, ticks.max(1), page, boot_time)
+}
+
+/// Fields are counted from behind the name, which may contain anything.
+fn process_of(stat: &str, ticks: u64, page: u64, boot_time: i64) -> Option<ProcessFigures> {
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+    let used = field(14)?.saturating_add(field(15)?);
+    Some(ProcessFigures {
+        cpu_used: Duration::from_millis(used.saturating_mul(1000) / ticks),
+        rss: field(24)?.saturating_mul(page),
+        started: boot_time.saturating_add_unsigned(field(22)? / ticks),
+    })
+}
+
 /// All columns but idle and iowait; guest time is inside user time.
 fn cpu_used(stat: &str, ticks_per_second: u64) -> Duration {
     let columns: Vec<u64> = stat
@@ -202,6 +257,20 @@ mod tests {
             (network.rx_bytes, network.rx_errors, network.tx_bytes, network.tx_errors),
             (10, 2, 20, 3)
         );
+    }
+
+    #[test]
+    fn a_process_is_read_whatever_its_name() {
+        let stat = "7 (a) b (c) S 1 7 7 0 -1 0 0 0 0 0 150 50 0 0 20 0 1 0 1000 9 25 0";
+        let figures = process_of(stat, 100, 4096, 50).unwrap();
+        assert_eq!(figures, ProcessFigures { cpu_used: Duration::from_secs(2), rss: 25 * 4096, started: 60 });
+        assert!(process(i32::try_from(std::process::id()).unwrap(), 0).is_some_and(|own| own.rss > 0));
+        assert_eq!(process(-1, 0), None);
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("socket");
+        assert_eq!(peer(&socket), None);
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        assert_eq!(peer(&socket), i32::try_from(std::process::id()).ok());
     }
 
     #[test]

@@ -17,13 +17,13 @@ pub(super) const TYPES: [&str; 4] = ["MemoryPressure", "DiskPressure", "PIDPress
 /// All conditions. A transition time is kept from `before` while the status is the same.
 pub(super) fn conditions(
     pressures: &BTreeSet<Pressure>,
-    health: &RuntimeHealth,
+    (health, going_down): (&RuntimeHealth, bool),
     before: &[NodeCondition],
     now: Timestamp,
 ) -> Vec<NodeCondition> {
     let [memory, disk, pids] = [(Pressure::Memory, MEMORY), (Pressure::Disk, DISK), (Pressure::Pid, PIDS)]
         .map(|(kind, texts)| pressure(pressures.contains(&kind), texts));
-    let conditions = [memory, disk, pids, ready(health)];
+    let conditions = [memory, disk, pids, ready(health, going_down)];
     TYPES.into_iter().zip(conditions).map(|(kind, state)| condition(kind, state, before, now)).collect()
 }
 
@@ -50,15 +50,18 @@ fn pressure(is_on: bool, [on, off]: Texts) -> State {
     (status, reason, message.to_owned())
 }
 
-fn ready(health: &RuntimeHealth) -> State {
+fn ready(health: &RuntimeHealth, going_down: bool) -> State {
     let unknown = || "container runtime status check may not have completed yet".to_owned();
-    let problems: Vec<String> = match (&health.runtime, &health.network) {
+    let mut problems: Vec<String> = match (&health.runtime, &health.network) {
         (None, _) => vec![unknown()],
         (Some(runtime), network) => {
             let network = network.as_ref().and_then(|network| network.as_ref().err());
             runtime.as_ref().err().into_iter().chain(network).cloned().collect()
         }
     };
+    if going_down {
+        problems.push("node is shutting down".to_owned());
+    }
     match problems.as_slice() {
         [] => ("True", "KubeletReady", "kubelet is posting ready status".to_owned()),
         [one] => ("False", "KubeletNotReady", one.clone()),
@@ -107,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_healthy_node_is_ready_without_pressure() {
-        let conditions = conditions(&BTreeSet::new(), &healthy(), &[], at(0));
+        let conditions = conditions(&BTreeSet::new(), (&healthy(), false), &[], at(0));
         assert_eq!(
             shown(&conditions),
             ["MemoryPressure=False", "DiskPressure=False", "PIDPressure=False", "Ready=True"]
@@ -118,14 +121,14 @@ mod tests {
     #[test]
     fn pressures_are_told_in_upstreams_words() {
         let all = BTreeSet::from([Pressure::Memory, Pressure::Disk, Pressure::Pid]);
-        let low = conditions(&all, &healthy(), &[], at(0));
+        let low = conditions(&all, (&healthy(), false), &[], at(0));
         assert_eq!(
             shown(&low),
             ["MemoryPressure=True", "DiskPressure=True", "PIDPressure=True", "Ready=True"]
         );
         assert_eq!(low[0].reason.as_deref(), Some("KubeletHasInsufficientMemory"));
         assert_eq!(low[1].message.as_deref(), Some("kubelet has disk pressure"));
-        let still = conditions(&BTreeSet::from([Pressure::Disk]), &healthy(), &low, at(10));
+        let still = conditions(&BTreeSet::from([Pressure::Disk]), (&healthy(), false), &low, at(10));
         assert_eq!(still[1].last_transition_time, low[1].last_transition_time);
         assert_eq!(still[0].last_transition_time, Some(Time(at(10))));
     }
@@ -134,12 +137,17 @@ mod tests {
     fn the_runtimes_words_are_passed_on() {
         let mut health = healthy();
         health.network = Some(Err("network is not there".to_owned()));
-        let first = conditions(&BTreeSet::new(), &health, &[], at(0));
+        let first = conditions(&BTreeSet::new(), (&health, false), &[], at(0));
         assert_eq!(first[3].message.as_deref(), Some("network is not there"));
         health.runtime = Some(Err("runtime is down".to_owned()));
-        let second = conditions(&BTreeSet::new(), &health, &[], at(0));
+        let second = conditions(&BTreeSet::new(), (&health, false), &[], at(0));
         assert_eq!(second[3].message.as_deref(), Some("[runtime is down, network is not there]"));
-        let third = conditions(&BTreeSet::new(), &RuntimeHealth::default(), &[], at(0));
+        let third = conditions(&BTreeSet::new(), (&RuntimeHealth::default(), false), &[], at(0));
         assert_eq!(third[3].status, "False");
+        let last = conditions(&BTreeSet::new(), (&healthy(), true), &[], at(0));
+        assert_eq!(
+            (last[3].status.as_str(), last[3].message.as_deref()),
+            ("False", Some("node is shutting down"))
+        );
     }
 }

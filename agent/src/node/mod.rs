@@ -14,6 +14,7 @@ mod register;
 mod report;
 mod status;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,6 +85,7 @@ pub async fn run_alone(
         config: &config,
         machine: &machine,
         figures: &figures,
+        devices: &BTreeMap::new(),
         runtime_version: &health.borrow().version,
         images: &[],
         conditions: Vec::new(),

@@ -59,6 +59,8 @@ pub(super) async fn run(
             Ok(()) = reporter.facts.health.changed() => {}
             Ok(()) = reporter.facts.node.changed() => {}
             Ok(()) = reporter.facts.pressures.changed() => {}
+            Ok(()) = reporter.facts.devices.changed() => {}
+            Ok(()) = reporter.facts.going_down.changed() => {}
             else => return Ok(()),
         }
         if let Err(error) = reporter.pass().await {
@@ -101,11 +103,14 @@ impl Reporter {
         let current = self.node.status.clone().unwrap_or_default();
         let before = current.conditions.clone().unwrap_or_default();
         let pressures = self.facts.pressures.borrow_and_update().clone();
-        let conditions = conditions(&pressures, &health, &before, Timestamp::now());
+        let going_down = *self.facts.going_down.borrow_and_update();
+        let devices = self.facts.devices.borrow_and_update().clone();
+        let conditions = conditions(&pressures, (&health, going_down), &before, Timestamp::now());
         let desired = status::desired(Inputs {
             config: &self.config,
             machine: &self.machine,
             figures: &figures,
+            devices: &devices,
             runtime_version: &health.version,
             images: &self.images,
             conditions: conditions.clone(),

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use agent_core::eviction::Signal;
-use agent_core::resources::{milli, whole};
 use cri_shim_api::v1::Image;
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus,
@@ -13,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use super::conditions::TYPES;
 use super::machine::Machine;
 use crate::config::{AgentConfig, EvictionConfig};
+use crate::devices::Counts;
 use crate::host::stats::NodeFigures;
 
 /// Names of one image listed at most.
@@ -23,6 +23,7 @@ pub(super) struct Inputs<'a> {
     pub(super) config: &'a AgentConfig,
     pub(super) machine: &'a Machine,
     pub(super) figures: &'a NodeFigures,
+    pub(super) devices: &'a Counts,
     pub(super) runtime_version: &'a str,
     pub(super) images: &'a [Image],
     pub(super) conditions: Vec<NodeCondition>,
@@ -33,6 +34,22 @@ pub(super) struct Inputs<'a> {
 /// The status to have. Conditions of others are carried over.
 pub(super) fn desired(inputs: Inputs<'_>) -> NodeStatus {
     let capacity = capacity(inputs.config, inputs.machine, inputs.figures);
+    let mut left = allocatable(inputs.config, &capacity);
+    let mut capacity = quantities(&capacity);
+    for (name, (all, healthy)) in inputs.devices {
+        capacity.insert(name.clone(), Quantity(all.to_string()));
+        left.insert(name.clone(), Quantity(healthy.to_string()));
+    }
+    // Resources that somebody else has told the API server of are theirs.
+    let told = inputs.current.and_then(|status| status.capacity.as_ref());
+    let told_left = inputs.current.and_then(|status| status.allocatable.as_ref());
+    for (name, amount) in told.into_iter().flatten().filter(|(name, _)| name.contains('/')) {
+        if !capacity.contains_key(name) {
+            let amount_left = told_left.and_then(|told| told.get(name)).unwrap_or(amount);
+            left.insert(name.clone(), amount_left.clone());
+            capacity.insert(name.clone(), amount.clone());
+        }
+    }
     let foreign = inputs
         .current
         .and_then(|status| status.conditions.as_ref())
@@ -45,8 +62,8 @@ pub(super) fn desired(inputs: Inputs<'_>) -> NodeStatus {
             address("InternalIP", inputs.config.keelson.node_ip.to_string()),
             address("Hostname", inputs.config.keelson.node_name.clone()),
         ]),
-        allocatable: Some(allocatable(inputs.config, &capacity)),
-        capacity: Some(quantities(&capacity)),
+        allocatable: Some(left),
+        capacity: Some(capacity),
         conditions: Some(foreign.cloned().chain(inputs.conditions).collect()),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(inputs.config.port) }),
@@ -92,16 +109,6 @@ fn capacity(config: &AgentConfig, machine: &Machine, figures: &NodeFigures) -> A
 
 /// Capacity less what is reserved and less the hard eviction thresholds.
 fn allocatable(config: &AgentConfig, capacity: &Amounts) -> BTreeMap<String, Quantity> {
-    let reserved = |name: &str| -> u64 {
-        [&config.system_reserved, &config.kube_reserved]
-            .into_iter()
-            .filter_map(|reserved| {
-                let quantity = Quantity(reserved.get(name)?.clone());
-                let amount = if name == "cpu" { milli(&quantity) } else { whole(&quantity) };
-                u64::try_from(amount?).ok()
-            })
-            .sum()
-    };
     let hard = EvictionConfig::of(config).map(|config| config.thresholds).unwrap_or_default();
     let threshold = |name: &str, amount: u64| {
         let signal = match name {
@@ -113,7 +120,7 @@ fn allocatable(config: &AgentConfig, capacity: &Amounts) -> BTreeMap<String, Qua
         found.map_or(0, |threshold| threshold.value.of(amount))
     };
     let left = |(name, amount): (&String, &u64)| {
-        let left = amount.saturating_sub(reserved(name)).saturating_sub(threshold(name, *amount));
+        let left = amount.saturating_sub(config.reserved(name)).saturating_sub(threshold(name, *amount));
         (name.clone(), left)
     };
     quantities(&capacity.iter().map(left).collect())
@@ -161,6 +168,15 @@ mod tests {
     }
 
     fn make(conditions: Vec<NodeCondition>, current: Option<&NodeStatus>, images: &[Image]) -> NodeStatus {
+        with_devices(conditions, current, images, &BTreeMap::new())
+    }
+
+    fn with_devices(
+        conditions: Vec<NodeCondition>,
+        current: Option<&NodeStatus>,
+        images: &[Image],
+        devices: &Counts,
+    ) -> NodeStatus {
         let memory = MemoryFigures { total: 200 << 20, ..MemoryFigures::default() };
         let node_fs = FsFigures { capacity: 10_000 * 1024, ..FsFigures::default() };
         let figures = NodeFigures { memory, node_fs, ..NodeFigures::default() };
@@ -170,6 +186,7 @@ mod tests {
             config: &config(),
             machine: &machine,
             figures: &figures,
+            devices,
             runtime_version: "containerd://1.6",
             images,
             conditions,
@@ -201,6 +218,22 @@ mod tests {
             text(&status.allocatable),
             ["cpu=1800m", "ephemeral-storage=9000Ki", "hugepages-2Mi=0", "memory=101376Ki", "pods=20"]
         );
+    }
+
+    #[test]
+    fn devices_are_counted_and_resources_of_others_stay() {
+        let mut current = make(Vec::new(), None, &[]);
+        for list in [&mut current.capacity, &mut current.allocatable] {
+            list.get_or_insert_default().insert("example.com/licence".to_owned(), Quantity("7".to_owned()));
+        }
+        let devices = BTreeMap::from([("example.com/gpu".to_owned(), (4, 3))]);
+        let status = with_devices(Vec::new(), Some(&current), &[], &devices);
+        let amount =
+            |list: &Option<BTreeMap<String, Quantity>>, name: &str| list.as_ref().unwrap()[name].0.clone();
+        assert_eq!(amount(&status.capacity, "example.com/gpu"), "4");
+        assert_eq!(amount(&status.allocatable, "example.com/gpu"), "3");
+        assert_eq!(amount(&status.allocatable, "example.com/licence"), "7");
+        assert!(!differs(&make(Vec::new(), Some(&current), &[]), &current));
     }
 
     #[test]

@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::config::AgentConfig;
 use crate::contracts::{Host, RuntimeHealth};
+use crate::devices::Devices;
 use crate::events::EventRecorder;
 use crate::probes::Prober;
 use crate::runtime::cri::Cri;
@@ -45,6 +46,8 @@ pub struct PodContext {
     pub services: Services,
     /// Events.
     pub events: EventRecorder,
+    /// Devices of plugins.
+    pub devices: Devices,
     /// API server.
     pub client: Client,
     /// Configuration.
@@ -61,6 +64,8 @@ pub struct PodContext {
     pub memory_capacity: u64,
     /// What the node runs short of.
     pub pressures: watch::Receiver<BTreeSet<Pressure>>,
+    /// The node is going down.
+    pub going_down: watch::Receiver<bool>,
 }
 
 impl PodContext {

@@ -11,6 +11,7 @@ use agent_core::admission::{Rejection, admit};
 use agent_core::eviction;
 use agent_core::model::{DesiredPod, Fate, is_static};
 use agent_core::resize::{Blocked, check, grows, holding, pending};
+use agent_core::shutdown;
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -227,7 +228,12 @@ impl Manager {
 
     fn reject(&mut self, pod: &Pod) -> Option<Rejection> {
         let pressures = self.context.pressures.borrow().clone();
-        let rejection = if let Err(rejection) = eviction::admit(pod, &pressures) {
+        let rejection = if *self.context.going_down.borrow() {
+            Rejection {
+                reason: shutdown::REJECTED.to_owned(),
+                message: shutdown::REJECTED_MESSAGE.to_owned(),
+            }
+        } else if let Err(rejection) = eviction::admit(pod, &pressures) {
             rejection
         } else {
             let node = self.context.node.borrow().clone()?;

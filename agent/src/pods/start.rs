@@ -141,7 +141,14 @@ async fn configure(
     request: &StartRequest,
 ) -> Result<v1::ContainerConfig, StartError> {
     let context = &input.context;
-    let process = environment(input, container).await?;
+    let mut process = environment(input, container).await?;
+    let allocation = context.devices.allocate(&input.pod, container).await.map_err(StartError::config)?;
+    // What the pod says itself counts.
+    for (name, value) in &allocation.variables {
+        if !process.variables.iter().any(|(known, _)| known == name) {
+            process.variables.push((name.clone(), value.clone()));
+        }
+    }
     let mounts = mounts(input, container, &process).await?;
     let (hosts, message) = write_files(input, container, request.attempt).await?;
     let user = input.image_users.get(&container.name).cloned().unwrap_or_default();
@@ -160,6 +167,7 @@ async fn configure(
         image_ref: &request.image_ref,
         process,
         mount_paths: &mounts,
+        allocation: &allocation,
         hosts_file: &hosts,
         message_file: &message,
         cgroup: ContainerCgroup::of(&spec, container, &context.cgroup_settings()),

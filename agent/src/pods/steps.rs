@@ -125,7 +125,11 @@ pub(super) async fn run(input: StepInput, step: Step) -> Outcome {
             let done = context.host.volumes.teardown(&uid).await;
             Outcome::Plain(done.map_err(|error| StepError(error.to_string())))
         }
-        PodAction::RemoveCgroup => Outcome::Plain(remove_cgroup(&input).await),
+        PodAction::RemoveCgroup => {
+            // No container is left that could use them.
+            context.devices.release(input.pod.metadata.uid.as_deref().unwrap_or_default()).await;
+            Outcome::Plain(remove_cgroup(&input).await)
+        }
         PodAction::DeleteFromApi => {
             let deleted = status_sync::delete(context.client.clone(), &input.pod).await;
             Outcome::Plain(deleted.map_err(StepError))

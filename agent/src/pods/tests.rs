@@ -27,6 +27,7 @@ use crate::contracts::{
     CgroupError, CgroupManager, FoundPodCgroup, Host, HostPath, LogLink, LogLinks, MountedVolumes,
     PodLookup as _, RuntimeHealth, VolumeContext, VolumeError, VolumeManager,
 };
+use crate::devices::Devices;
 use crate::events::EventRecorder;
 use crate::probes::Prober;
 use crate::runtime::cri;
@@ -34,6 +35,7 @@ use crate::runtime::events::follow;
 use crate::runtime::images::Images;
 use crate::sources::mirrors::{self, Mirrors};
 use crate::sources::objects::Objects;
+use crate::sources::offline;
 use crate::sources::pods::{PodEvent, StaticSource};
 use crate::sources::services::Services;
 
@@ -149,6 +151,9 @@ struct Scene {
     cri: FakeCri,
     host: Arc<FakeHost>,
     pressures: watch::Sender<BTreeSet<Pressure>>,
+    going_down: watch::Sender<bool>,
+    /// There is no API server.
+    offline: bool,
     expects_static: BTreeSet<StaticSource>,
     agent: Option<Agent>,
 }
@@ -172,6 +177,8 @@ impl Scene {
             journal,
             host,
             pressures: watch::Sender::new(BTreeSet::new()),
+            going_down: watch::Sender::new(false),
+            offline: false,
             expects_static: BTreeSet::new(),
             agent: None,
         };
@@ -194,7 +201,7 @@ impl Scene {
         let socket = self.cri.socket().to_owned();
         let cri = cri::connect(socket.clone(), socket, Duration::from_secs(10));
         let (events, _facts) = EventRecorder::new();
-        let client = self.api.client();
+        let client = if self.offline { offline::client() } else { self.api.client() };
         let (store, _writer) = kube::runtime::reflector::store();
         let node: Node =
             serde_json::from_value(json!({"metadata": {"name": "n", "uid": "node-uid"}})).expect("a node");
@@ -207,8 +214,9 @@ impl Scene {
                 log_links: host as Arc<dyn LogLinks>,
             },
             objects: Objects::new(client.clone()),
-            services: Services { store, synced: watch::channel(true).1 },
+            services: Services { store, synced: watch::channel(!self.offline).1 },
             events: events.clone(),
+            devices: Devices::load(&root.join("kubelet"), CancellationToken::new()),
             client,
             config,
             node: watch::channel(Some(Arc::new(node))).1,
@@ -222,6 +230,7 @@ impl Scene {
             status_slots: Arc::new(Semaphore::new(4)),
             memory_capacity: 1 << 30,
             pressures: self.pressures.subscribe(),
+            going_down: self.going_down.subscribe(),
             cri,
         })
     }

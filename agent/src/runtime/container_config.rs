@@ -1,6 +1,6 @@
 //! A container as CRI's `ContainerConfig`. Pure: paths, variables and values are passed in.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use agent_core::env::ProcessEnv;
@@ -9,6 +9,7 @@ use cri_shim_api::v1;
 use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
 
 use super::labels;
+use crate::devices::Allocation;
 
 /// What a container depends on beside its spec.
 #[derive(Debug, Clone)]
@@ -25,6 +26,8 @@ pub struct ContainerInput<'a> {
     pub process: ProcessEnv,
     /// Host path of each volume mount, by its index, subPath resolved.
     pub mount_paths: &'a HashMap<usize, ResolvedMount>,
+    /// What device plugins ask for.
+    pub allocation: &'a Allocation,
     /// Managed /etc/hosts.
     pub hosts_file: &'a Path,
     /// File behind the termination message path.
@@ -68,7 +71,7 @@ pub fn log_path(container: &str, attempt: u32) -> String {
 /// The configuration for CreateContainer.
 pub fn container_config(input: ContainerInput<'_>) -> v1::ContainerConfig {
     let container = input.container;
-    let mounts = mounts(&input);
+    let (mounts, annotations) = (mounts(&input), annotations(&input));
     let envs = input
         .process
         .variables
@@ -87,7 +90,14 @@ pub fn container_config(input: ContainerInput<'_>) -> v1::ContainerConfig {
         args: input.process.args,
         working_dir: container.working_dir.clone().unwrap_or_default(),
         labels: labels::container_labels(input.pod, &container.name),
-        annotations: labels::container_annotations(input.pod, container, input.attempt),
+        annotations,
+        devices: devices(input.allocation),
+        cdi_devices: input
+            .allocation
+            .cdi_devices
+            .iter()
+            .map(|name| v1::CdiDevice { name: name.clone() })
+            .collect(),
         log_path: log_path(&container.name, input.attempt),
         stdin: container.stdin.unwrap_or(false),
         stdin_once: container.stdin_once.unwrap_or(false),
@@ -114,6 +124,22 @@ pub fn resources(values: ContainerCgroup) -> v1::LinuxContainerResources {
     }
 }
 
+/// The agent's own annotations win: others could make it take the container for another.
+fn annotations(input: &ContainerInput<'_>) -> BTreeMap<String, String> {
+    let mut all = input.allocation.annotations.clone();
+    all.extend(labels::container_annotations(input.pod, input.container, input.attempt));
+    all
+}
+
+fn devices(allocation: &Allocation) -> Vec<v1::Device> {
+    let device = |(container_path, host_path, permissions): &(String, String, String)| v1::Device {
+        container_path: container_path.clone(),
+        host_path: host_path.clone(),
+        permissions: permissions.clone(),
+    };
+    allocation.devices.iter().map(device).collect()
+}
+
 fn stop_signal(container: &Container) -> i32 {
     let wanted = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.as_deref());
     wanted.and_then(v1::Signal::from_str_name).unwrap_or_default() as i32
@@ -128,6 +154,11 @@ fn mounts(input: &ContainerInput<'_>) -> Vec<v1::Mount> {
         .enumerate()
         .filter_map(|(index, mount)| Some(volume_mount(mount, input.mount_paths.get(&index)?)))
         .collect();
+    let asked = input.allocation.mounts.iter();
+    mounts.extend(asked.map(|(container_path, host_path, readonly)| v1::Mount {
+        readonly: *readonly,
+        ..plain_mount(container_path, Path::new(host_path))
+    }));
     let is_mounted = |path: &str, mounts: &[v1::Mount]| {
         mounts.iter().any(|mount| mount.container_path.trim_end_matches('/') == path)
     };

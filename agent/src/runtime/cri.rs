@@ -281,8 +281,16 @@ impl Cri {
         let mut client = self.clients.images.clone();
         let answer =
             within("ImageFsInfo", READ_DEADLINE, client.image_fs_info(v1::ImageFsInfoRequest {})).await?;
-        let first = answer.image_filesystems.into_iter().next().and_then(|fs| fs.fs_id);
-        Ok(first.map(|id| PathBuf::from(id.mountpoint)))
+        Ok(mount_point(answer.image_filesystems))
+    }
+
+    /// Directories of the file systems that hold the images and the containers' writable layers, each where the runtime
+    /// says so.
+    pub async fn file_systems(&self) -> Result<(Option<PathBuf>, Option<PathBuf>), CriError> {
+        let mut client = self.clients.images.clone();
+        let answer =
+            within("ImageFsInfo", READ_DEADLINE, client.image_fs_info(v1::ImageFsInfoRequest {})).await?;
+        Ok((mount_point(answer.image_filesystems), mount_point(answer.container_filesystems)))
     }
 
     /// ExecSync; the runtime ends the process at `timeout`.
@@ -321,6 +329,10 @@ impl Cri {
         let answer = client.get_container_events(v1::GetEventsRequest {}).await;
         answer.map(tonic::Response::into_inner).map_err(|status| CriError::new("GetContainerEvents", &status))
     }
+}
+
+fn mount_point(file_systems: Vec<v1::FilesystemUsage>) -> Option<PathBuf> {
+    file_systems.into_iter().next().and_then(|fs| fs.fs_id).map(|id| PathBuf::from(id.mountpoint))
 }
 
 /// `sandboxImage` of containerd's configuration, or `pause_image` of CRI-O's.

@@ -11,8 +11,10 @@ mod cadvisor;
 mod certificate;
 mod logs;
 mod metrics;
+mod pod_summary;
 mod reply;
 mod routes;
+mod sizes;
 mod streams;
 mod summary;
 mod tls;
@@ -23,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use cri_shim_api::v1::image_service_client::ImageServiceClient;
 use cri_shim_api::v1::runtime_service_client::RuntimeServiceClient;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -60,6 +63,14 @@ pub struct ServerConfig {
     pub node_name: String,
     /// The kubelet's root directory, whose file system is the node's.
     pub root_dir: PathBuf,
+    /// Directory of the pods' logs.
+    pub pod_logs_dir: PathBuf,
+    /// The cgroup of all pods.
+    pub pods_cgroup: String,
+    /// The runtime's socket, whose process is the runtime.
+    pub runtime_socket: PathBuf,
+    /// Where the runtime's images are asked for.
+    pub images: Option<ImageServiceClient<Channel>>,
     /// Answer to `/configz`.
     pub configz: Value,
     /// Logs, exec and their like are served.
@@ -77,6 +88,10 @@ impl ServerConfig {
             client_ca_file: config.authentication.x509.client_ca_file.clone(),
             node_name: config.keelson.node_name.clone(),
             root_dir: config.keelson.root_dir.clone(),
+            pod_logs_dir: config.pod_logs_dir.clone(),
+            pods_cgroup: config.pods_cgroup(),
+            runtime_socket: config.runtime_socket(),
+            images: None,
             configz: configz(config),
             debugging: config.enable_debugging_handlers,
             probes,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use cri_shim_api::v1::image_service_client::ImageServiceClient;
 use cri_shim_api::v1::runtime_service_client::RuntimeServiceClient;
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
@@ -11,6 +12,7 @@ use tonic::transport::Channel;
 
 use super::auth::{self, Identity};
 use super::reply::{self, Reply};
+use super::sizes::Sizes;
 use super::summary::Sampler;
 use super::{ServerConfig, cadvisor, logs, metrics, streams, summary};
 use crate::contracts::PodLookup;
@@ -24,7 +26,14 @@ pub(super) struct Api {
     pub(super) config: ServerConfig,
     pub(super) state: Arc<dyn PodLookup>,
     pub(super) runtime: RuntimeServiceClient<Channel>,
+    /// Where the runtime's images are asked for; `None` in tests.
+    pub(super) images: Option<ImageServiceClient<Channel>>,
     pub(super) sampler: Sampler,
+    /// CPU of the agent, the runtime and all pods.
+    pub(super) own_rate: Sampler,
+    pub(super) runtime_rate: Sampler,
+    pub(super) pods_rate: Sampler,
+    pub(super) sizes: Sizes,
 }
 
 /// A container named by a path.
@@ -74,7 +83,18 @@ impl Api {
         state: Arc<dyn PodLookup>,
         runtime: RuntimeServiceClient<Channel>,
     ) -> Self {
-        Self { config, state, runtime, sampler: Sampler::default() }
+        let images = config.images.clone();
+        Self {
+            config,
+            state,
+            runtime,
+            images,
+            sampler: Sampler::default(),
+            own_rate: Sampler::default(),
+            runtime_rate: Sampler::default(),
+            pods_rate: Sampler::default(),
+            sizes: Sizes::default(),
+        }
     }
 
     /// Answers one request of a client who is `identity`, if anybody.

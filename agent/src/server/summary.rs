@@ -3,27 +3,35 @@
 //! Containers come from the CRI, the node from the host. Shapes: k8s.io/kubelet pkg/apis/stats/v1alpha1.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use cri_shim_api::v1::{ContainerStats, FilesystemUsage, ListContainerStatsRequest, UInt64Value};
+use cri_shim_api::v1::{
+    ContainerStats, FilesystemUsage, ImageFsInfoRequest, ListContainerStatsRequest,
+    ListPodSandboxStatsRequest, UInt64Value,
+};
 use http::StatusCode;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Map, Value, json};
 
+use super::pod_summary::{PodContext, PodFigures, pod_summary};
 use super::reply::{self, Reply};
 use super::routes::Api;
+use crate::host::cgroups;
 use crate::host::stats::{self, FsFigures, NodeFigures};
+use crate::host::usage::TreeUse;
 
 /// Deadline of the CRI call.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Shortest time between two CPU samples that a rate is computed from.
 const MIN_SAMPLE: Duration = Duration::from_secs(1);
 
-const POD_NAME: &str = "io.kubernetes.pod.name";
-const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
-const POD_UID: &str = "io.kubernetes.pod.uid";
-const CONTAINER_NAME: &str = "io.kubernetes.container.name";
+pub(super) const POD_NAME: &str = "io.kubernetes.pod.name";
+pub(super) const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
+pub(super) const POD_UID: &str = "io.kubernetes.pod.uid";
+pub(super) const CONTAINER_NAME: &str = "io.kubernetes.container.name";
 
 /// Remembers a CPU counter, so that the next reading gives a rate.
 #[derive(Debug, Default)]
@@ -76,7 +84,7 @@ impl ContainerFigures {
         number(self.stats.memory.as_ref()?.working_set_bytes.as_ref())
     }
 
-    fn new(stats: ContainerStats) -> Option<Self> {
+    pub(super) fn new(stats: ContainerStats) -> Option<Self> {
         let attributes = stats.attributes.as_ref()?;
         let label = |name: &str| attributes.labels.get(name).cloned();
         Some(Self {
@@ -105,23 +113,103 @@ pub(super) async fn node(api: &Api) -> std::io::Result<NodeFigures> {
     tokio::task::spawn_blocking(move || stats::read(&root_dir)).await?
 }
 
+/// All pods with their running containers, as the runtime tells; those of a runtime that knows containers only are put
+/// together from these.
+async fn pods(api: &Api) -> Result<Vec<PodFigures>, tonic::Status> {
+    let mut runtime = api.runtime.clone();
+    let call = runtime.list_pod_sandbox_stats(ListPodSandboxStatsRequest::default());
+    let answer = tokio::time::timeout(DEADLINE, call).await.map_err(|_elapsed| {
+        tonic::Status::deadline_exceeded("the container runtime gave no statistics in time")
+    })?;
+    match answer {
+        Ok(answer) => Ok(answer.into_inner().stats.into_iter().filter_map(PodFigures::of_sandbox).collect()),
+        Err(status) if status.code() == tonic::Code::Unimplemented => {
+            Ok(PodFigures::of_containers(containers(api).await?))
+        }
+        Err(status) => Err(status),
+    }
+}
+
 /// Answers the request.
 pub(super) async fn answer(api: &Api) -> Reply {
-    let containers = match containers(api).await {
-        Ok(containers) => containers,
+    let pods = match pods(api).await {
+        Ok(pods) => pods,
         Err(error) => return reply::runtime_error(&error),
     };
     let node = match node(api).await {
         Ok(node) => node,
         Err(error) => return reply::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     };
+    let known = api.state.pods();
+    let sizes = api.sizes.of(&known, &api.config).await;
+    let image_fs = image_fs(api).await;
     let now = Timestamp::now();
     let nano_cores = api.sampler.rate(Instant::now(), node.cpu_used);
-    let start_times = start_times(api);
-    reply::json(&json!({
-        "node": node_summary(&api.config.node_name, &node, nano_cores, now),
-        "pods": pod_summaries(&containers, &start_times, &node.node_fs, now),
-    }))
+    let start_times = start_times(&known);
+    let mut node_object = node_summary(&api.config.node_name, &node, nano_cores, now);
+    if let Some(fs) = &image_fs {
+        node_object["runtime"]["imageFs"] = fs_summary(fs, now);
+        node_object["runtime"]["containerFs"] = fs_summary(fs, now);
+    }
+    node_object["systemContainers"] = system_containers(api, node.boot_time, now).await.into();
+    let context = PodContext { start_times: &start_times, sizes: &sizes, node_fs: &node.node_fs, now };
+    let pods: Vec<Value> = pods.iter().map(|pod| pod_summary(pod, &context)).collect();
+    reply::json(&json!({"node": node_object, "pods": pods}))
+}
+
+/// The file system of the images, where the runtime tells.
+async fn image_fs(api: &Api) -> Option<FsFigures> {
+    let mut images = api.images.clone()?;
+    let call = images.image_fs_info(ImageFsInfoRequest {});
+    let answer = tokio::time::timeout(DEADLINE, call).await.ok()?.ok()?.into_inner();
+    let path = answer.image_filesystems.into_iter().next()?.fs_id?.mountpoint;
+    tokio::task::spawn_blocking(move || stats::file_system(Path::new(&path))).await.ok()?.ok()
+}
+
+/// The agent, the runtime and all pods together.
+async fn system_containers(api: &Api, boot_time: i64, now: Timestamp) -> Vec<Value> {
+    let (socket, cgroup) = (api.config.runtime_socket.clone(), api.config.pods_cgroup.clone());
+    let own = i32::try_from(std::process::id()).unwrap_or_default();
+    let read = tokio::task::spawn_blocking(move || {
+        let runtime = stats::peer(&socket).and_then(|pid| stats::process(pid, boot_time));
+        (stats::process(own, boot_time), runtime, cgroups::usage::read(&cgroup))
+    });
+    let Ok((own, runtime, pods)) = read.await else { return Vec::new() };
+    let mut containers = Vec::new();
+    let processes = [("kubelet", own, &api.own_rate), ("runtime", runtime, &api.runtime_rate)];
+    for (name, process, sampler) in processes {
+        let Some(process) = process else { continue };
+        containers.push(json!({
+            "name": name,
+            "startTime": Timestamp::from_second(process.started).unwrap_or_default(),
+            "cpu": cpu(process.cpu_used, sampler, now),
+            "memory": {"time": now, "usageBytes": process.rss, "workingSetBytes": process.rss, "rssBytes": process.rss},
+        }));
+    }
+    let mut together = json!({"name": "pods"});
+    if let Some(used) = pods.cpu {
+        together["cpu"] = cpu(used, &api.pods_rate, now);
+    }
+    let mut memory = Map::from_iter([("time".to_owned(), json!(now))]);
+    let available = pods.memory_limit.zip(pods.working_set).map(|(limit, used)| limit.saturating_sub(used));
+    let figures = [
+        ("availableBytes", available),
+        ("usageBytes", pods.memory),
+        ("workingSetBytes", pods.working_set),
+        ("rssBytes", pods.rss),
+    ];
+    memory.extend(figures.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.into()))));
+    together["memory"] = memory.into();
+    containers.push(together);
+    containers
+}
+
+fn cpu(used: Duration, sampler: &Sampler, now: Timestamp) -> Value {
+    json!({
+        "time": now,
+        "usageNanoCores": sampler.rate(Instant::now(), used),
+        "usageCoreNanoSeconds": u64::try_from(used.as_nanos()).unwrap_or(u64::MAX),
+    })
 }
 
 fn node_summary(name: &str, node: &NodeFigures, nano_cores: u64, now: Timestamp) -> Value {
@@ -171,9 +259,9 @@ fn fs_summary(fs: &FsFigures, now: Timestamp) -> Value {
 }
 
 /// When pods and their containers started, by uid and (for containers) name.
-fn start_times(api: &Api) -> BTreeMap<(String, String), Timestamp> {
+fn start_times(pods: &[Arc<Pod>]) -> BTreeMap<(String, String), Timestamp> {
     let mut times = BTreeMap::new();
-    for pod in api.state.pods() {
+    for pod in pods {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let Some(status) = &pod.status else { continue };
         if let Some(time) = &status.start_time {
@@ -189,53 +277,11 @@ fn start_times(api: &Api) -> BTreeMap<(String, String), Timestamp> {
     times
 }
 
-fn pod_summaries(
-    containers: &[ContainerFigures],
-    start_times: &BTreeMap<(String, String), Timestamp>,
-    node_fs: &FsFigures,
-    now: Timestamp,
-) -> Vec<Value> {
-    let mut pods: BTreeMap<&str, Vec<&ContainerFigures>> = BTreeMap::new();
-    for container in containers {
-        pods.entry(&container.uid).or_default().push(container);
-    }
-    pods.iter()
-        .filter_map(|(uid, containers)| {
-            let first = containers.first()?;
-            let sum = |figure: fn(&ContainerStats) -> Option<u64>| -> u64 {
-                containers.iter().filter_map(|container| figure(&container.stats)).sum()
-            };
-            let list: Vec<Value> = containers
-                .iter()
-                .map(|container| {
-                    let key = ((*uid).to_owned(), container.container.clone());
-                    container_summary(container, start_times.get(&key), node_fs, now)
-                })
-                .collect();
-            Some(json!({
-                "podRef": {"name": first.pod, "namespace": first.namespace, "uid": uid},
-                "startTime": start_times.get(&((*uid).to_owned(), String::new())),
-                "containers": list,
-                "cpu": {
-                    "time": now,
-                    "usageNanoCores": sum(|stats| number(stats.cpu.as_ref()?.usage_nano_cores.as_ref())),
-                    "usageCoreNanoSeconds": sum(|stats| number(stats.cpu.as_ref()?.usage_core_nano_seconds.as_ref())),
-                },
-                "memory": {
-                    "time": now,
-                    "usageBytes": sum(|stats| number(stats.memory.as_ref()?.usage_bytes.as_ref())),
-                    "workingSetBytes": sum(|stats| number(stats.memory.as_ref()?.working_set_bytes.as_ref())),
-                    "rssBytes": sum(|stats| number(stats.memory.as_ref()?.rss_bytes.as_ref())),
-                },
-            }))
-        })
-        .collect()
-}
-
-fn container_summary(
+/// A container's part; its logs where their size is known.
+pub(super) fn container_summary(
     container: &ContainerFigures,
     started: Option<&Timestamp>,
-    node_fs: &FsFigures,
+    (node_fs, logs): (&FsFigures, Option<&TreeUse>),
     now: Timestamp,
 ) -> Value {
     let mut summary = Map::new();
@@ -261,8 +307,16 @@ fn container_summary(
         ];
         summary.insert("memory".to_owned(), timed(memory.timestamp, now, &figures));
     }
+    if let Some(swap) = &container.stats.swap {
+        let figures =
+            [("swapAvailableBytes", &swap.swap_available_bytes), ("swapUsageBytes", &swap.swap_usage_bytes)];
+        summary.insert("swap".to_owned(), timed(swap.timestamp, now, &figures));
+    }
     if let Some(layer) = &container.stats.writable_layer {
         summary.insert("rootfs".to_owned(), rootfs(layer, node_fs, now));
+    }
+    if let Some(logs) = logs {
+        summary.insert("logs".to_owned(), used_on_node(logs, node_fs, now));
     }
     Value::Object(summary)
 }
@@ -276,7 +330,7 @@ fn rootfs(layer: &FilesystemUsage, node_fs: &FsFigures, now: Timestamp) -> Value
 }
 
 /// Figures that are there, with the time the runtime took them.
-fn timed(nanos: i64, now: Timestamp, figures: &[(&str, &Option<UInt64Value>)]) -> Value {
+pub(super) fn timed(nanos: i64, now: Timestamp, figures: &[(&str, &Option<UInt64Value>)]) -> Value {
     let time = Timestamp::from_nanosecond(i128::from(nanos)).ok().filter(|_| nanos > 0).unwrap_or(now);
     let mut object = Map::from_iter([("time".to_owned(), Value::from(time.to_string()))]);
     for (name, figure) in figures {
@@ -287,14 +341,25 @@ fn timed(nanos: i64, now: Timestamp, figures: &[(&str, &Option<UInt64Value>)]) -
     Value::Object(object)
 }
 
-fn number(value: Option<&UInt64Value>) -> Option<u64> {
+/// A part of the node's file system.
+pub(super) fn used_on_node(used: &TreeUse, node_fs: &FsFigures, now: Timestamp) -> Value {
+    json!({
+        "time": now,
+        "availableBytes": node_fs.available,
+        "capacityBytes": node_fs.capacity,
+        "usedBytes": used.bytes,
+        "inodesFree": node_fs.inodes_free,
+        "inodes": node_fs.inodes,
+        "inodesUsed": used.inodes,
+    })
+}
+
+pub(super) fn number(value: Option<&UInt64Value>) -> Option<u64> {
     value.map(|value| value.value)
 }
 
 #[cfg(test)]
 mod tests {
-    use cri_shim_api::v1::{ContainerAttributes, CpuUsage};
-
     use super::*;
 
     #[test]
@@ -304,24 +369,5 @@ mod tests {
         assert_eq!(sampler.rate(start, Duration::from_secs(10)), 0);
         assert_eq!(sampler.rate(start + Duration::from_secs(2), Duration::from_secs(11)), 500_000_000);
         assert_eq!(sampler.rate(start + Duration::from_millis(2100), Duration::from_secs(20)), 500_000_000);
-    }
-
-    #[test]
-    fn containers_are_grouped_by_pod_and_summed() {
-        let container = |name: &str, nanos: u64| {
-            let labels = [(POD_NAME, "web"), (POD_NAMESPACE, "ns"), (POD_UID, "u1"), (CONTAINER_NAME, name)];
-            let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into_iter().collect();
-            let attributes = ContainerAttributes { labels, ..ContainerAttributes::default() };
-            let usage_core_nano_seconds = Some(UInt64Value { value: nanos });
-            let cpu = CpuUsage { usage_core_nano_seconds, ..CpuUsage::default() };
-            ContainerStats { attributes: Some(attributes), cpu: Some(cpu), ..ContainerStats::default() }
-        };
-        let list: Vec<_> =
-            [container("a", 1), container("b", 2)].into_iter().filter_map(ContainerFigures::new).collect();
-        let pods = pod_summaries(&list, &BTreeMap::new(), &FsFigures::default(), Timestamp::UNIX_EPOCH);
-        assert_eq!(pods.len(), 1);
-        assert_eq!(pods[0]["podRef"]["name"], "web");
-        assert_eq!(pods[0]["cpu"]["usageCoreNanoSeconds"], 3);
-        assert_eq!(pods[0]["containers"].as_array().unwrap().len(), 2);
     }
 }

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_core::eviction::{
-    ContainerUse, Observation, PodUse, Pressure, Signal, State, Threshold, is_critical, message, rank,
+    ContainerUse, Observation, PodUse, Pressure, Signal, State, Threshold, for_container_fs, is_critical,
+    message, rank,
 };
 use cri_shim_api::v1;
 use jiff::Timestamp;
@@ -22,6 +23,8 @@ use tracing::{info, warn};
 use super::images::{ImageGc, figures};
 use crate::config::EvictionConfig;
 use crate::events::{EventRecorder, EventType};
+use crate::host::cgroups;
+use crate::host::cgroups::usage::CgroupUse;
 use crate::host::stall::MemoryStall;
 use crate::host::stats::{self, NodeFigures};
 use crate::host::usage::{TreeUse, tree};
@@ -63,6 +66,10 @@ pub struct Evictor {
     pub root_dir: PathBuf,
     /// Directory of the pods' logs.
     pub pod_logs_dir: PathBuf,
+    /// The cgroup of all pods.
+    pub pods_cgroup: String,
+    /// What all pods together may use, where they are held to it.
+    pub pods_memory: Option<u64>,
 }
 
 /// Watches until `cancel`.
@@ -89,9 +96,8 @@ pub async fn run(evictor: Evictor, cancel: CancellationToken) {
 impl Evictor {
     /// One look, and what follows from it; when to look again at the latest.
     async fn pass(&self, state: &mut State) -> Option<Timestamp> {
-        let observed = self.observe().await?;
-        let decision =
-            state.decide(&self.config.thresholds, &observed, self.config.transition, Timestamp::now());
+        let (observed, thresholds) = self.observe().await?;
+        let decision = state.decide(&thresholds, &observed, self.config.transition, Timestamp::now());
         self.tell(&decision.pressures);
         let mut due = decision.due;
         let first = due.first()?.clone();
@@ -102,10 +108,9 @@ impl Evictor {
         }
         if due.iter().any(|threshold| threshold.signal.pressure() == Pressure::Disk) {
             self.free_disk().await;
-            let again = self.observe().await?;
+            let (again, thresholds) = self.observe().await?;
             let mut after = state.clone();
-            let decision =
-                after.decide(&self.config.thresholds, &again, self.config.transition, Timestamp::now());
+            let decision = after.decide(&thresholds, &again, self.config.transition, Timestamp::now());
             *state = after;
             due = decision.due;
             let Some(threshold) = due.first() else {
@@ -127,26 +132,43 @@ impl Evictor {
         });
     }
 
-    /// What is left; `None` when the node cannot be read.
-    async fn observe(&self) -> Option<BTreeMap<Signal, Observation>> {
-        let root_dir = self.root_dir.clone();
-        let node = tokio::task::spawn_blocking(move || stats::read(&root_dir)).await;
-        let node = match node.map_err(std::io::Error::other).and_then(|read| read) {
-            Ok(node) => node,
+    /// What is left, and the thresholds for it; `None` when the node cannot be read.
+    async fn observe(&self) -> Option<(BTreeMap<Signal, Observation>, Vec<Threshold>)> {
+        let (root_dir, pods_cgroup) = (self.root_dir.clone(), self.pods_cgroup.clone());
+        let node = tokio::task::spawn_blocking(move || {
+            stats::read(&root_dir).map(|node| (node, cgroups::usage::read(&pods_cgroup)))
+        });
+        let node = node.await;
+        let (node, pods) = match node.map_err(std::io::Error::other).and_then(|read| read) {
+            Ok((node, pods)) => (node, pods),
             Err(error) => {
                 warn!(%error, "cannot read what is left of the node's resources");
                 return None;
             }
         };
         let mut observations = of_node(&node);
+        let mut thresholds = self.config.thresholds.clone();
+        if let Some(left) = allocatable_memory(&pods, self.pods_memory) {
+            observations.insert(Signal::AllocatableMemoryAvailable, left);
+        }
         // A runtime that does not answer says nothing about the disk.
-        if let Ok(Some(path)) = self.cri.image_directory().await
-            && let Ok(fs) = figures(&path).await
+        let (images, containers) = self.cri.file_systems().await.unwrap_or_default();
+        if let Some(path) = &images
+            && let Ok(fs) = figures(path).await
         {
             insert(&mut observations, Signal::ImageFsAvailable, fs.available, fs.capacity);
             insert(&mut observations, Signal::ImageFsInodesFree, fs.inodes_free, fs.inodes);
         }
-        Some(observations)
+        // Where images and containers are on one file system, one of the two signals says it all.
+        if let Some(path) = containers.filter(|path| Some(path) != images.as_ref())
+            && let Ok(fs) = figures(&path).await
+        {
+            insert(&mut observations, Signal::ContainerFsAvailable, fs.available, fs.capacity);
+            insert(&mut observations, Signal::ContainerFsInodesFree, fs.inodes_free, fs.inodes);
+            let on_node_fs = stats::same_file_system(&path, &self.root_dir);
+            thresholds.extend(for_container_fs(&self.config.thresholds, on_node_fs));
+        }
+        Some((observations, thresholds))
     }
 
     /// Ended containers go by the pods' loops, which see the pressure; here the images.
@@ -268,6 +290,12 @@ fn of_node(node: &NodeFigures) -> BTreeMap<Signal, Observation> {
     observations
 }
 
+/// What pods can still get of what all of them may use: the limit of their cgroup, or what the reservations leave.
+fn allocatable_memory(pods: &CgroupUse, configured: Option<u64>) -> Option<Observation> {
+    let capacity = pods.memory_limit.or(configured)?;
+    Some(Observation { available: capacity.saturating_sub(pods.working_set?), capacity })
+}
+
 /// Not where there is no fixed number of it.
 fn insert(observations: &mut BTreeMap<Signal, Observation>, signal: Signal, available: u64, capacity: u64) {
     if capacity > 0 {
@@ -303,4 +331,21 @@ pub(super) fn add_files(used: &mut PodUse, root: &Path, logs: &Path) {
     let volumes: TreeUse = tree(&root.join("pods").join(uid).join("volumes"));
     used.volumes = volumes.bytes;
     used.inodes = used.inodes.saturating_add(volumes.inodes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_are_measured_by_what_they_may_use_together() {
+        let used = CgroupUse { working_set: Some(700), memory_limit: Some(1000), ..CgroupUse::default() };
+        let left = |used: &CgroupUse| allocatable_memory(used, Some(2000));
+        assert_eq!(left(&used), Some(Observation { available: 300, capacity: 1000 }));
+        let unlimited = CgroupUse { memory_limit: None, ..used };
+        assert_eq!(left(&unlimited), Some(Observation { available: 1300, capacity: 2000 }));
+        let over = CgroupUse { working_set: Some(1200), ..used };
+        assert_eq!(left(&over), Some(Observation { available: 0, capacity: 1000 }));
+        assert_eq!(left(&CgroupUse::default()), None, "the cgroup is not there");
+    }
 }

@@ -13,13 +13,15 @@ mod thresholds;
 pub use decide::{Decision, State};
 pub use limits::{has_disk_limits, limited_volumes, over_limit};
 pub use rank::{ContainerUse, PodUse, admit, is_critical, message, rank};
-pub use thresholds::{Amount, Threshold, ThresholdSettings, parse_thresholds};
+pub use thresholds::{Amount, Threshold, ThresholdSettings, for_container_fs, parse_thresholds};
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Signal {
     /// `memory.available`: what pods can still get.
     MemoryAvailable,
+    /// `allocatableMemory.available`: what pods can still get of what pods may use together.
+    AllocatableMemoryAvailable,
     /// `nodefs.available`: bytes of the kubelet's file system.
     NodeFsAvailable,
     /// `nodefs.inodesFree`.
@@ -28,6 +30,10 @@ pub enum Signal {
     ImageFsAvailable,
     /// `imagefs.inodesFree`.
     ImageFsInodesFree,
+    /// `containerfs.available`: bytes of the file system of the containers' writable layers, where it is one of its own.
+    ContainerFsAvailable,
+    /// `containerfs.inodesFree`.
+    ContainerFsInodesFree,
     /// `pid.available`.
     PidAvailable,
 }
@@ -54,12 +60,15 @@ pub struct Observation {
 
 impl Signal {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
         Self::MemoryAvailable,
+        Self::AllocatableMemoryAvailable,
         Self::NodeFsAvailable,
         Self::NodeFsInodesFree,
         Self::ImageFsAvailable,
         Self::ImageFsInodesFree,
+        Self::ContainerFsAvailable,
+        Self::ContainerFsInodesFree,
         Self::PidAvailable,
     ];
 
@@ -67,10 +76,13 @@ impl Signal {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::MemoryAvailable => "memory.available",
+            Self::AllocatableMemoryAvailable => "allocatableMemory.available",
             Self::NodeFsAvailable => "nodefs.available",
             Self::NodeFsInodesFree => "nodefs.inodesFree",
             Self::ImageFsAvailable => "imagefs.available",
             Self::ImageFsInodesFree => "imagefs.inodesFree",
+            Self::ContainerFsAvailable => "containerfs.available",
+            Self::ContainerFsInodesFree => "containerfs.inodesFree",
             Self::PidAvailable => "pid.available",
         }
     }
@@ -78,7 +90,7 @@ impl Signal {
     /// The condition it causes.
     pub fn pressure(self) -> Pressure {
         match self {
-            Self::MemoryAvailable => Pressure::Memory,
+            Self::MemoryAvailable | Self::AllocatableMemoryAvailable => Pressure::Memory,
             Self::PidAvailable => Pressure::Pid,
             _ => Pressure::Disk,
         }
@@ -87,16 +99,24 @@ impl Signal {
     /// The resource that pods give back, as messages name it.
     pub fn resource(self) -> &'static str {
         match self {
-            Self::MemoryAvailable => "memory",
-            Self::NodeFsAvailable | Self::ImageFsAvailable => "ephemeral-storage",
-            Self::NodeFsInodesFree | Self::ImageFsInodesFree => "inodes",
+            Self::MemoryAvailable | Self::AllocatableMemoryAvailable => "memory",
+            Self::NodeFsAvailable | Self::ImageFsAvailable | Self::ContainerFsAvailable => {
+                "ephemeral-storage"
+            }
+            Self::NodeFsInodesFree | Self::ImageFsInodesFree | Self::ContainerFsInodesFree => "inodes",
             Self::PidAvailable => "pids",
         }
     }
 
     /// Whether it counts bytes.
     pub fn is_in_bytes(self) -> bool {
-        !matches!(self, Self::NodeFsInodesFree | Self::ImageFsInodesFree | Self::PidAvailable)
+        !matches!(
+            self,
+            Self::NodeFsInodesFree
+                | Self::ImageFsInodesFree
+                | Self::ContainerFsInodesFree
+                | Self::PidAvailable
+        )
     }
 }
 

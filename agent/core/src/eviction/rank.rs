@@ -75,15 +75,17 @@ pub fn is_critical(pod: &Pod) -> bool {
 pub fn rank(signal: Signal, pods: &mut [PodUse]) {
     let key = |pod: &PodUse| {
         let (above, excess) = match signal {
-            Signal::MemoryAvailable => {
+            Signal::MemoryAvailable | Signal::AllocatableMemoryAvailable => {
                 let used = pod.memory();
                 (pod.is_above_request(used, "memory"), excess(used, pod.requested("memory")))
             }
-            Signal::NodeFsAvailable | Signal::ImageFsAvailable => {
+            Signal::NodeFsAvailable | Signal::ImageFsAvailable | Signal::ContainerFsAvailable => {
                 let (used, name) = (pod.disk(), "ephemeral-storage");
                 (pod.is_above_request(used, name), excess(used, pod.requested(name)))
             }
-            Signal::NodeFsInodesFree | Signal::ImageFsInodesFree => (false, i128::from(pod.inodes)),
+            Signal::NodeFsInodesFree | Signal::ImageFsInodesFree | Signal::ContainerFsInodesFree => {
+                (false, i128::from(pod.inodes))
+            }
             Signal::PidAvailable => (false, i128::from(pod.processes)),
         };
         let uid = pod.pod.metadata.uid.clone().unwrap_or_default();

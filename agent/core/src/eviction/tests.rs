@@ -24,6 +24,7 @@ struct Given {
     grace: BTreeMap<String, Duration>,
     reclaim: BTreeMap<String, String>,
     merge: bool,
+    enforced: bool,
 }
 
 impl Given {
@@ -34,6 +35,7 @@ impl Given {
             soft_grace: &self.grace,
             minimum_reclaim: &self.reclaim,
             merge_defaults: self.merge,
+            pods_enforced: self.enforced,
         })
     }
 
@@ -71,6 +73,43 @@ fn configurations_mean_what_they_mean_upstream() {
     let thresholds = off.parse().expect("good");
     assert_eq!(thresholds.len(), 1, "0% switches a threshold off");
     assert_eq!(thresholds[0].value.of(1000), 75);
+}
+
+#[test]
+fn what_holds_for_the_nodes_memory_holds_for_that_of_pods() {
+    let enforced = Given { enforced: true, ..Given::default() };
+    let thresholds = enforced.parse().expect("good");
+    let value = |signal| thresholds.iter().find(|known| known.signal == signal).map(|known| known.value);
+    assert_eq!(value(Signal::AllocatableMemoryAvailable), value(Signal::MemoryAvailable));
+    assert!(value(Signal::AllocatableMemoryAvailable).is_some());
+    let pods_fill_their_share = BTreeMap::from([
+        (Signal::MemoryAvailable, Observation { available: 500 * MIB, capacity: 1000 * MIB }),
+        (Signal::AllocatableMemoryAvailable, Observation { available: 50 * MIB, capacity: 600 * MIB }),
+    ]);
+    let decision = State::default().decide(&thresholds, &pods_fill_their_share, TRANSITION, at(0));
+    assert_eq!(decision.pressures, BTreeSet::from([Pressure::Memory]));
+    assert_eq!(decision.due[0].signal, Signal::AllocatableMemoryAvailable);
+}
+
+#[test]
+fn the_containers_file_system_has_the_thresholds_of_what_it_is() {
+    let given = Given {
+        hard: Some(map(&[
+            ("nodefs.available", "10%"),
+            ("imagefs.available", "15%"),
+            ("containerfs.available", "50%"),
+        ])),
+        ..Given::default()
+    };
+    let thresholds = given.parse().expect("good");
+    assert!(thresholds.iter().all(|known| known.signal != Signal::ContainerFsAvailable));
+    let derived = |on_node_fs| {
+        let derived = for_container_fs(&thresholds, on_node_fs);
+        assert_eq!(derived.len(), 1);
+        assert_eq!(derived[0].signal, Signal::ContainerFsAvailable);
+        derived[0].value.of(1000)
+    };
+    assert_eq!((derived(true), derived(false)), (100, 150));
 }
 
 #[test]

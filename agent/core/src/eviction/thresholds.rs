@@ -51,6 +51,8 @@ pub struct ThresholdSettings<'a> {
     pub minimum_reclaim: &'a BTreeMap<String, String>,
     /// `mergeDefaultEvictionSettings`.
     pub merge_defaults: bool,
+    /// Pods are held to allocatable together: what holds for the node's memory holds for theirs.
+    pub pods_enforced: bool,
 }
 
 impl Amount {
@@ -107,11 +109,18 @@ pub fn parse_thresholds(settings: ThresholdSettings<'_>) -> Result<Vec<Threshold
             thresholds.push(Threshold { signal, value, grace, reclaim: reclaim.get(&signal).copied() });
         }
     };
+    if let Some(value) = hard.get(&Signal::MemoryAvailable).copied().filter(|_| settings.pods_enforced) {
+        hard.entry(Signal::AllocatableMemoryAvailable).or_insert(value);
+    }
     for (signal, value) in hard {
-        add(signal, value, None);
+        // Those of the containers' file system follow from what it is: see `for_container_fs`.
+        if !is_container_fs(signal) {
+            add(signal, value, None);
+        }
     }
     for (signal, value) in amounts("evictionSoft", settings.soft, &mut problems) {
         match settings.soft_grace.get(signal.as_str()) {
+            Some(_) if is_container_fs(signal) => {}
             Some(grace) => add(signal, value, Some(*grace)),
             None => problems.push(format!(
                 "evictionSoftGracePeriod must be specified for the soft eviction threshold {}",
@@ -123,6 +132,28 @@ pub fn parse_thresholds(settings: ThresholdSettings<'_>) -> Result<Vec<Threshold
         problems.push(format!("evictionSoftGracePeriod {name} has no threshold in evictionSoft"));
     }
     if problems.is_empty() { Ok(thresholds) } else { Err(problems) }
+}
+
+/// Thresholds of the containers' file system: as upstream those of the file system that it is, whatever is configured.
+pub fn for_container_fs(thresholds: &[Threshold], on_node_fs: bool) -> Vec<Threshold> {
+    let (bytes, inodes) = if on_node_fs {
+        (Signal::NodeFsAvailable, Signal::NodeFsInodesFree)
+    } else {
+        (Signal::ImageFsAvailable, Signal::ImageFsInodesFree)
+    };
+    let derived = thresholds.iter().filter_map(|threshold| {
+        let signal = match threshold.signal {
+            signal if signal == bytes => Signal::ContainerFsAvailable,
+            signal if signal == inodes => Signal::ContainerFsInodesFree,
+            _ => return None,
+        };
+        Some(Threshold { signal, ..threshold.clone() })
+    });
+    derived.collect()
+}
+
+fn is_container_fs(signal: Signal) -> bool {
+    matches!(signal, Signal::ContainerFsAvailable | Signal::ContainerFsInodesFree)
 }
 
 fn amounts(

@@ -6,6 +6,7 @@
 
 mod hierarchy;
 mod removal;
+pub mod usage;
 mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,9 +17,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use agent_core::qos::PodCgroup;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use tracing::warn;
 
 use self::hierarchy::{Hierarchy, mounted};
-use self::values::{Setting, apply, pod_settings, shares_setting};
+use self::values::{Setting, apply, memory_setting, pod_settings, shares_setting};
 use crate::contracts::{CgroupError, CgroupManager, FoundPodCgroup};
 
 /// cpu.shares of the best-effort class: only what nobody else wants.
@@ -33,6 +35,8 @@ pub fn controllers() -> io::Result<BTreeSet<String>> {
 #[derive(Debug)]
 pub struct Cgroups {
     root: String,
+    /// Bytes that all pods together may use.
+    pods_memory: Option<u64>,
     /// cpu.shares of each burstable pod; their sum is the class's.
     burstable: Arc<Mutex<BTreeMap<String, u64>>>,
 }
@@ -40,7 +44,13 @@ pub struct Cgroups {
 impl Cgroups {
     /// Pods go below `<root>/kubepods`; `root` is absolute within the hierarchies.
     pub fn new(root: &str) -> Self {
-        Self { root: root.trim_end_matches('/').to_owned(), burstable: Arc::default() }
+        Self { root: root.trim_end_matches('/').to_owned(), pods_memory: None, burstable: Arc::default() }
+    }
+
+    /// All pods together may use so many bytes of memory.
+    #[must_use]
+    pub fn with_pods_memory(self, bytes: Option<u64>) -> Self {
+        Self { pods_memory: bytes, ..self }
     }
 
     fn class_path(&self, class: &str) -> String {
@@ -75,7 +85,7 @@ impl Cgroups {
 
 impl CgroupManager for Cgroups {
     fn ensure_root(&self) -> BoxFuture<'_, Result<(), CgroupError>> {
-        let kubepods = self.class_path("");
+        let (kubepods, pods_memory) = (self.class_path(""), self.pods_memory);
         let node_shares = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64) * 1024;
         run("create", kubepods.clone(), move |hierarchies| {
             let classes =
@@ -85,6 +95,10 @@ impl CgroupManager for Cgroups {
                 create_in_all(hierarchies, &path)?;
                 let settings: Vec<Setting> = shares.map(shares_setting).into_iter().collect();
                 apply_to_all(hierarchies, &path, &settings)?;
+            }
+            // Below what is used already a kernel refuses: the next start tries again, and eviction looks after it.
+            if let Err(error) = apply_to_all(hierarchies, &kubepods, &[memory_setting(pods_memory)]) {
+                warn!(error = %crate::chain::chain(&error), "the pods together are not held to their share of the memory");
             }
             Ok(())
         })

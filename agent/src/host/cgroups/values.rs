@@ -28,6 +28,15 @@ pub(super) fn shares_setting(shares: u64) -> Setting {
     }
 }
 
+/// The memory limit alone; without one it is lifted.
+pub(super) fn memory_setting(limit: Option<u64>) -> Setting {
+    Setting {
+        controller: "memory",
+        v1: vec![("memory.limit_in_bytes", limit.map_or("-1".to_owned(), |bytes| bytes.to_string()))],
+        v2: ("memory.max", limit.map_or("max".to_owned(), |bytes| bytes.to_string())),
+    }
+}
+
 /// All values of a pod; absent ones are written as unlimited, so that an update can lift a limit.
 pub(super) fn pod_settings(cgroup: &PodCgroup) -> Vec<Setting> {
     let or_max = |value: Option<u64>| value.map_or("max".to_owned(), |value| value.to_string());
@@ -43,14 +52,7 @@ pub(super) fn pod_settings(cgroup: &PodCgroup) -> Vec<Setting> {
             v2: ("cpu.max", "max".to_owned()),
         },
     };
-    let memory = Setting {
-        controller: "memory",
-        v1: vec![(
-            "memory.limit_in_bytes",
-            cgroup.memory_max.map_or("-1".to_owned(), |bytes| bytes.to_string()),
-        )],
-        v2: ("memory.max", or_max(cgroup.memory_max)),
-    };
+    let memory = memory_setting(cgroup.memory_max);
     let pids = Setting {
         controller: "pids",
         v1: vec![("pids.max", or_max(cgroup.pids_max))],

@@ -186,3 +186,30 @@ async fn an_ephemeral_container_joins_a_running_pod() {
     assert_eq!(scene.journal.lines().iter().filter(|line| line.contains("create d")).count(), 1);
     scene.stop_agent().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_goes_down_refuses_pods() {
+    let mut scene = Scene::new().await;
+    scene.going_down.send_replace(true);
+    scene.create(simple()).await;
+    scene.journal.wait_for("NodeShutdown").await;
+    let status = scene.api.pods()[0].status.clone().expect("a status");
+    assert_eq!(status.message.as_deref(), Some("Pod was rejected as the node is shutting down."));
+    scene.stop_agent().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_without_an_api_server_runs_its_static_pods() {
+    let mut scene = Scene::new().await;
+    scene.stop_agent().await;
+    scene.offline = true;
+    scene.expects_static = BTreeSet::from([StaticSource::File]);
+    scene.start_agent().await;
+    scene.statics(vec![static_pod("one")]).await;
+    scene.journal.wait_for("cri: start a").await;
+    scene.cri.exit("a", 1);
+    scene.journal.wait_for("cri: create a 1").await;
+    scene.statics(Vec::new()).await;
+    scene.journal.wait_for("cri: remove sandbox").await;
+    scene.stop_agent().await;
+}

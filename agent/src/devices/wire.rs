@@ -1,0 +1,274 @@
+//! Messages of the device plugin API v1beta1 and the pod-resources API v1, and how they are called.
+//!
+//! Facts: k8s.io/kubelet `pkg/apis/deviceplugin/v1beta1` and `pkg/apis/podresources/v1`. Field numbers are the contract.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::uri::PathAndQuery;
+use hyper_util::rt::TokioIo;
+use prost::Message;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status, Streaming};
+use tonic_prost::ProstCodec;
+
+/// Version that plugins must speak.
+pub(super) const VERSION: &str = "v1beta1";
+/// A device that can be given away.
+pub(super) const HEALTHY: &str = "Healthy";
+
+pub(super) const REGISTER: &str = "/v1beta1.Registration/Register";
+pub(super) const LIST_AND_WATCH: &str = "/v1beta1.DevicePlugin/ListAndWatch";
+pub(super) const PREFERRED: &str = "/v1beta1.DevicePlugin/GetPreferredAllocation";
+pub(super) const ALLOCATE: &str = "/v1beta1.DevicePlugin/Allocate";
+pub(super) const PRE_START: &str = "/v1beta1.DevicePlugin/PreStartContainer";
+pub(super) const LIST: &str = "/v1.PodResourcesLister/List";
+pub(super) const GET: &str = "/v1.PodResourcesLister/Get";
+pub(super) const ALLOCATABLE: &str = "/v1.PodResourcesLister/GetAllocatableResources";
+
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(super) struct Empty {}
+
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(super) struct Options {
+    #[prost(bool, tag = "1")]
+    pub(super) pre_start_required: bool,
+    #[prost(bool, tag = "2")]
+    pub(super) get_preferred_allocation_available: bool,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct RegisterRequest {
+    #[prost(string, tag = "1")]
+    pub(super) version: String,
+    #[prost(string, tag = "2")]
+    pub(super) endpoint: String,
+    #[prost(string, tag = "3")]
+    pub(super) resource_name: String,
+    #[prost(message, optional, tag = "4")]
+    pub(super) options: Option<Options>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct DeviceList {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) devices: Vec<PluginDevice>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct PluginDevice {
+    #[prost(string, tag = "1")]
+    pub(super) id: String,
+    #[prost(string, tag = "2")]
+    pub(super) health: String,
+    #[prost(message, optional, tag = "3")]
+    pub(super) topology: Option<Topology>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct Topology {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) nodes: Vec<NumaNode>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(super) struct NumaNode {
+    #[prost(int64, tag = "1")]
+    pub(super) id: i64,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct PreferredRequest {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) containers: Vec<PreferredContainer>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct PreferredContainer {
+    #[prost(string, repeated, tag = "1")]
+    pub(super) available: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    pub(super) must_include: Vec<String>,
+    #[prost(int32, tag = "3")]
+    pub(super) size: i32,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct PreferredResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) containers: Vec<DeviceIds>,
+}
+
+/// Devices by id: of a container in an Allocate, a PreStartContainer, or a preference.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct DeviceIds {
+    #[prost(string, repeated, tag = "1")]
+    pub(super) ids: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct AllocateRequest {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) containers: Vec<DeviceIds>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct AllocateResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) containers: Vec<ContainerAnswer>,
+}
+
+/// What a container needs for its devices.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct ContainerAnswer {
+    #[prost(map = "string, string", tag = "1")]
+    pub(super) envs: HashMap<String, String>,
+    #[prost(message, repeated, tag = "2")]
+    pub(super) mounts: Vec<Mount>,
+    #[prost(message, repeated, tag = "3")]
+    pub(super) devices: Vec<DeviceNode>,
+    #[prost(map = "string, string", tag = "4")]
+    pub(super) annotations: HashMap<String, String>,
+    #[prost(message, repeated, tag = "5")]
+    pub(super) cdi_devices: Vec<CdiDevice>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct Mount {
+    #[prost(string, tag = "1")]
+    pub(super) container_path: String,
+    #[prost(string, tag = "2")]
+    pub(super) host_path: String,
+    #[prost(bool, tag = "3")]
+    pub(super) read_only: bool,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct DeviceNode {
+    #[prost(string, tag = "1")]
+    pub(super) container_path: String,
+    #[prost(string, tag = "2")]
+    pub(super) host_path: String,
+    #[prost(string, tag = "3")]
+    pub(super) permissions: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct CdiDevice {
+    #[prost(string, tag = "1")]
+    pub(super) name: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct PodResourcesList {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) pods: Vec<PodResources>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct PodResources {
+    #[prost(string, tag = "1")]
+    pub(super) name: String,
+    #[prost(string, tag = "2")]
+    pub(super) namespace: String,
+    #[prost(message, repeated, tag = "3")]
+    pub(super) containers: Vec<ContainerResources>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct ContainerResources {
+    #[prost(string, tag = "1")]
+    pub(super) name: String,
+    #[prost(message, repeated, tag = "2")]
+    pub(super) devices: Vec<ContainerDevices>,
+    #[prost(int64, repeated, tag = "3")]
+    pub(super) cpu_ids: Vec<i64>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct ContainerDevices {
+    #[prost(string, tag = "1")]
+    pub(super) resource_name: String,
+    #[prost(string, repeated, tag = "2")]
+    pub(super) device_ids: Vec<String>,
+    #[prost(message, optional, tag = "3")]
+    pub(super) topology: Option<Topology>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct GetRequest {
+    #[prost(string, tag = "1")]
+    pub(super) pod_name: String,
+    #[prost(string, tag = "2")]
+    pub(super) pod_namespace: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct GetResponse {
+    #[prost(message, optional, tag = "1")]
+    pub(super) pod: Option<PodResources>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct AllocatableResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) devices: Vec<ContainerDevices>,
+    #[prost(int64, repeated, tag = "2")]
+    pub(super) cpu_ids: Vec<i64>,
+}
+
+/// A channel to a socket; connects on the first call.
+pub(super) fn channel(socket: PathBuf) -> Channel {
+    Endpoint::from_static("http://plugin.invalid").connect_with_connector_lazy(tower::service_fn(move |_| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    }))
+}
+
+/// One call with a deadline.
+pub(super) async fn unary<Q, A>(
+    channel: &Channel,
+    path: &'static str,
+    request: Q,
+    deadline: Duration,
+) -> Result<A, Status>
+where
+    Q: Message + Send + Sync + 'static,
+    A: Message + Default + Send + Sync + 'static,
+{
+    let mut grpc = tonic::client::Grpc::new(channel.clone());
+    let call = async {
+        grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let codec = ProstCodec::<Q, A>::default();
+        grpc.unary(Request::new(request), PathAndQuery::from_static(path), codec).await
+    };
+    match tokio::time::timeout(deadline, call).await {
+        Ok(answer) => answer.map(tonic::Response::into_inner),
+        Err(_elapsed) => Err(Status::deadline_exceeded(format!("no answer within {} s", deadline.as_secs()))),
+    }
+}
+
+/// A stream of answers; its beginning has a deadline.
+pub(super) async fn stream<Q, A>(
+    channel: &Channel,
+    path: &'static str,
+    request: Q,
+    deadline: Duration,
+) -> Result<Streaming<A>, Status>
+where
+    Q: Message + Send + Sync + 'static,
+    A: Message + Default + Send + Sync + 'static,
+{
+    let mut grpc = tonic::client::Grpc::new(channel.clone());
+    let call = async {
+        grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let codec = ProstCodec::<Q, A>::default();
+        grpc.server_streaming(Request::new(request), PathAndQuery::from_static(path), codec).await
+    };
+    match tokio::time::timeout(deadline, call).await {
+        Ok(answer) => answer.map(tonic::Response::into_inner),
+        Err(_elapsed) => Err(Status::deadline_exceeded(format!("no answer within {} s", deadline.as_secs()))),
+    }
+}
