@@ -45,6 +45,8 @@ pub(super) struct StatusSync {
     known: PodStatus,
     version: u64,
     writing: bool,
+    /// The write that runs is to an object that shows the pod no more.
+    outdated: bool,
     gone: bool,
     shown_by: ShownBy,
     pause: SignedDuration,
@@ -58,6 +60,7 @@ impl StatusSync {
             known: pod.status.clone().unwrap_or_default(),
             version: version(pod),
             writing: false,
+            outdated: false,
             gone: false,
             shown_by: ShownBy::Itself,
             pause: FIRST_PAUSE,
@@ -78,6 +81,7 @@ impl StatusSync {
         let uid = mirror.and_then(|mirror| mirror.metadata.uid.clone());
         let shown_by = uid.map_or(ShownBy::Nothing, ShownBy::Mirror);
         if self.shown_by != shown_by {
+            self.outdated = self.writing;
             (self.version, self.gone, self.retry_at) = (0, false, None);
             self.known = PodStatus::default();
             self.shown_by = shown_by;
@@ -119,6 +123,10 @@ impl StatusSync {
     /// Takes the end of a write; the text of a failure, to log.
     pub(super) fn done(&mut self, written: Written, now: Timestamp) -> Option<String> {
         self.writing = false;
+        if std::mem::take(&mut self.outdated) {
+            // What became of a former mirror says nothing about the one there is now.
+            return None;
+        }
         match written {
             Written::Pod(pod) => {
                 self.pause = FIRST_PAUSE;
