@@ -30,7 +30,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(90);
 
 type Answer = UnsyncBoxBody<Bytes, Infallible>;
 type Feed = mpsc::UnboundedSender<Value>;

@@ -29,7 +29,7 @@ use kube::client::Body;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(90);
 /// Endpoints: one on this node, one elsewhere. Both are addresses of the test's namespace.
 const LOCAL: [&str; 2] = ["10.244.0.1", "fd00:244::1"];
 const FAR: [&str; 2] = ["10.244.1.1", "fd00:244:1::1"];
