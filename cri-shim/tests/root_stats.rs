@@ -5,8 +5,11 @@ mod support;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use containerd_client::services::v1::images_client::ImagesClient;
+use containerd_client::services::v1::{GetImageRequest, Image, UpdateImageRequest};
 use cri_shim_api::v1;
 use support::cri::{Cri, PATIENCE, shell};
+use support::registry::layer;
 
 /// A stand-in that gives the pod an interface whose traffic nobody answers.
 const PLUGIN: &str = r#"#!/bin/sh
@@ -318,6 +321,49 @@ async fn requests_are_counted_timed_and_logged_with_their_object() {
     ] {
         let line = log.lines().find(|line| line.contains(event)).expect("logged");
         assert!(line.contains(&format!("rpc{{name=\"{rpc}\"")), "{line}");
+    }
+    cri.remove(&sandbox).await;
+    cri.assert_nothing_left().await;
+}
+
+/// How often containerd was asked for all its images.
+async fn listings(cri: &Cri) -> u64 {
+    const NAME: &str = "keelson_cri_containerd_call_duration_seconds_count{call=\"list\"} ";
+    let text = scrape(cri).await;
+    text.lines().find_map(|line| line.strip_prefix(NAME)).map_or(0, |count| count.parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_are_listed_for_a_container_only_after_somebody_changed_one() {
+    let cri = Cri::start().await;
+    let pod = cri.pod("many");
+    let sandbox = cri.run(&pod).await.unwrap();
+    cri.push("other", &[layer(&[("etc/other", b"x", 0o644)])], serde_json::json!({})).await;
+    cri.create(&sandbox, &pod, shell("first", "true")).await.unwrap();
+    let before = listings(&cri).await;
+    for name in ["second", "third", "fourth"] {
+        cri.create(&sandbox, &pod, shell(name, "true")).await.unwrap();
+    }
+    assert_eq!(listings(&cri).await, before, "nothing has changed");
+
+    // Somebody else gives the name to the other image.
+    let client = keelson_cri::containerd::Client::new(&cri.containerd.socket(), "keelson").unwrap();
+    let mut images = ImagesClient::new(client.channel());
+    let asked = GetImageRequest { name: "docker.io/library/other:latest".to_owned() };
+    let other = images.get(client.request(asked, PATIENCE)).await.unwrap().into_inner().image.unwrap();
+    let moved = Image { name: "docker.io/library/busybox:latest".to_owned(), ..other };
+    let update = UpdateImageRequest { image: Some(moved), ..UpdateImageRequest::default() };
+    images.update(client.request(update, PATIENCE)).await.unwrap();
+    let others = cri.pull("other").await;
+    // The event that tells of it has no time to keep.
+    let begun = tokio::time::Instant::now();
+    for number in 0.. {
+        let name = format!("later-{number}");
+        let id = cri.create(&sandbox, &pod, shell(&name, "true")).await.unwrap();
+        if cri.status(&id).await.image_id == others {
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "containers are made of the image that had the name before");
     }
     cri.remove(&sandbox).await;
     cri.assert_nothing_left().await;
