@@ -60,7 +60,6 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     let (recorder, facts) = EventRecorder::new();
     let (node_sender, node) = watch::channel(None);
     let (health_sender, health) = watch::channel(RuntimeHealth::default());
-    let recheck = Arc::new(Notify::new());
     let objects = Objects::new(client.clone());
     let (services, follow_services) = services(client.clone(), cancel.clone());
     let counters = Arc::new(ProbeCounters::default());
@@ -97,11 +96,11 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
         },
         status_slots: Arc::new(Semaphore::new(STATUS_WRITES)),
         memory_capacity,
-        pressures: pressures.clone(),
-        going_down: going_down.clone(),
+        pressures,
+        going_down,
     });
 
-    let mut roles = Roles::new(cancel.clone());
+    let (mut roles, recheck) = (Roles::new(cancel.clone()), Arc::new(Notify::new()));
     let observed =
         Observed { health: health.clone(), pods: Arc::new(directory.clone()), probes: Arc::clone(&counters) };
     start_healthz(&mut roles, &config, observed).await?;
@@ -111,8 +110,8 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     );
     let lookup: Arc<dyn PodLookup> = Arc::new(directory.clone());
     start_kubelet_api(&mut roles, &config, (&lookup, &cri), counters)?;
-    let root_dir = config.keelson.root_dir.clone();
-    roles.optional("device plugins", devices.clone().run(root_dir, Arc::clone(&lookup), cancel.clone()));
+    let devices = devices.run(config.keelson.root_dir.clone(), Arc::clone(&lookup), cancel.clone());
+    roles.optional("device plugins", devices);
     start_pods(&mut roles, &context, &directory, images, (pressure_sender, going_down_sender))?;
     if alone {
         roles.endless("events", events::log(facts, cancel.clone()));
@@ -125,25 +124,37 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     roles.endless("events", events::run(client.clone(), node_name.clone(), facts, cancel.clone()));
     roles.endless("services", follow_services);
     roles.endless("node watch", sources::node::run(client.clone(), node_name, node_sender, cancel.clone()));
-    let proxy_node = node.clone();
-    let node_facts = NodeFacts {
-        cri: cri.clients(),
-        health,
-        recheck,
-        node,
-        pods: lookup,
-        events: recorder.clone(),
-        node_ip: config.keelson.node_ip,
-        pressures,
-        going_down,
-        devices: devices.counts(),
-        overlay: start_network(&mut roles, &config, &client, context.node.clone(), context.events.clone())?,
-    };
-    roles.start("node", node::run(client.clone(), Arc::clone(&config), node_facts, cancel.clone()));
+    start_node(&mut roles, &context, lookup, recheck, &cancel)?;
     let requests = start_host_ports(&mut roles, &config)?;
-    start_proxy(&mut roles, &config, &client, (proxy_node, requests), &recorder)?;
+    start_proxy(&mut roles, &config, &client, (node, requests), &recorder)?;
     info!(node = %config.keelson.node_name, cri = %config.container_runtime_endpoint, "agent started");
     roles.join().await
+}
+
+/// The network between nodes and the Node object.
+fn start_node(
+    roles: &mut Roles,
+    context: &PodContext,
+    pods: Arc<dyn PodLookup>,
+    recheck: Arc<Notify>,
+    cancel: &CancellationToken,
+) -> anyhow::Result<()> {
+    let (config, client) = (&context.config, &context.client);
+    let facts = NodeFacts {
+        cri: context.cri.clients(),
+        health: context.health.clone(),
+        recheck,
+        node: context.node.clone(),
+        pods,
+        events: context.events.clone(),
+        node_ip: config.keelson.node_ip,
+        pressures: context.pressures.clone(),
+        going_down: context.going_down.clone(),
+        devices: context.devices.counts(),
+        overlay: start_network(roles, config, client, context.node.clone(), context.events.clone())?,
+    };
+    roles.start("node", node::run(client.clone(), Arc::clone(config), facts, cancel.clone()));
+    Ok(())
 }
 
 /// The roles that another kubelet on this node leaves to the agent: the service proxy and the network between nodes.

@@ -330,7 +330,7 @@ async fn requests_are_counted_timed_and_logged_with_their_object() {
 async fn listings(cri: &Cri) -> u64 {
     const NAME: &str = "keelson_cri_containerd_call_duration_seconds_count{call=\"list\"} ";
     let text = scrape(cri).await;
-    text.lines().find_map(|line| line.strip_prefix(NAME)).map_or(0, |count| count.parse().unwrap())
+    text.lines().find_map(|line| line.strip_prefix(NAME)).map_or(0, |count| count.parse().expect("a count"))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -414,7 +414,8 @@ impl AgentConfig {
                 problems.push(format!("{field} {period:?} must be 0 or at least 1s"));
             }
         }
-        if !by_priority.is_empty() && !(total.is_zero() && critical.is_zero()) {
+        let has_periods = !total.is_zero() || !critical.is_zero();
+        if !by_priority.is_empty() && has_periods {
             problems.push(
                 "shutdownGracePeriodByPodPriority and shutdownGracePeriod exclude each other".to_owned(),
             );

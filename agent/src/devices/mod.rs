@@ -240,9 +240,9 @@ impl Devices {
     /// Takes a plugin in, in place of an earlier one of the same resource.
     fn register(&self, request: RegisterRequest) -> Result<(), Status> {
         check(&request)?;
-        let channel = wire::channel(self.0.directory.join(&request.endpoint));
+        let RegisterRequest { resource_name: resource, endpoint, options, .. } = request;
+        let channel = wire::channel(self.0.directory.join(&endpoint));
         let follow = self.0.cancel.child_token();
-        let resource = request.resource_name.clone();
         {
             let mut state = self.state();
             if state.plugins.len() >= MAX_PLUGINS && !state.plugins.contains_key(&resource) {
@@ -250,14 +250,14 @@ impl Devices {
             }
             let plugin = Plugin {
                 channel: channel.clone(),
-                options: request.options.unwrap_or_default(),
+                options: options.unwrap_or_default(),
                 follow: follow.clone(),
             };
             if let Some(former) = state.plugins.insert(resource.clone(), plugin) {
                 former.follow.cancel();
             }
         }
-        info!(%resource, endpoint = %request.endpoint, "device plugin registered");
+        info!(%resource, %endpoint, "device plugin registered");
         let devices = self.clone();
         tokio::spawn(async move {
             // Cancel-safe: what was told is in the ledger, the rest is told again by the next plugin.

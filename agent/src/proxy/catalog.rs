@@ -18,7 +18,7 @@ use ebpf_loader::{
     ServiceTable, SourcePrefix,
 };
 
-use self::store::{Id, Name, Pack, Records};
+use self::store::{Called, Id, Pack, Records};
 use super::{
     cidr::Cidr,
     facts::{EndpointFacts, EndpointState, ObjectName, PortFacts, ServiceFacts, SliceFacts},
@@ -244,7 +244,7 @@ impl Catalog {
     }
 
     /// Has every Service handed out once more of which this is true.
-    fn touch_each(&mut self, choose: impl Fn(&Self, Name<'_>) -> bool) {
+    fn touch_each(&mut self, choose: impl Fn(&Self, Called<'_>) -> bool) {
         let Some(mut touched) = self.touched.take() else {
             return;
         };
@@ -362,7 +362,7 @@ impl Catalog {
     /// One service of the data plane per port and family.
     fn build(
         &self,
-        name: Name<'_>,
+        name: Called<'_>,
         facts: &ServiceFacts,
         slices: &[SliceFacts],
     ) -> Vec<(ServiceKey, DesiredService)> {
@@ -512,12 +512,12 @@ fn ports_of(facts: &ServiceFacts) -> impl Iterator<Item = (&PortFacts, Family)> 
 }
 
 /// What the data plane calls the ports of a Service.
-fn keys_of(name: Name<'_>, facts: &ServiceFacts) -> Vec<ServiceKey> {
+fn keys_of(name: Called<'_>, facts: &ServiceFacts) -> Vec<ServiceKey> {
     ports_of(facts).map(|(port, family)| service_key(name, port, family)).collect()
 }
 
-fn named(name: &ObjectName) -> Name<'_> {
-    Name { namespace: &name.namespace, name: &name.name, group: "" }
+fn named(name: &ObjectName) -> Called<'_> {
+    Called { namespace: &name.namespace, name: &name.name, group: "" }
 }
 
 /// Where a port listens.
@@ -562,7 +562,7 @@ fn is_of(ip: &IpAddr, family: Family) -> bool {
 }
 
 /// `namespace/name:port/protocol/family`: stable, and readable in messages.
-fn service_key(name: Name<'_>, port: &PortFacts, family: Family) -> ServiceKey {
+fn service_key(name: Called<'_>, port: &PortFacts, family: Family) -> ServiceKey {
     let family = match family {
         Family::V4 => "IPv4",
         Family::V6 => "IPv6",

@@ -183,16 +183,20 @@ mod tests {
     use super::super::summary::CONTAINER_NAME;
     use super::*;
 
-    fn value(value: u64) -> Option<UInt64Value> {
-        Some(UInt64Value { value })
+    fn value(value: u64) -> UInt64Value {
+        UInt64Value { value }
     }
 
     fn container(name: &str, nanos: u64) -> ContainerStats {
         let labels = [(POD_NAME, "web"), (POD_NAMESPACE, "ns"), (POD_UID, "u1"), (CONTAINER_NAME, name)];
         let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into_iter().collect();
         let attributes = ContainerAttributes { labels, ..ContainerAttributes::default() };
-        let cpu = CpuUsage { usage_core_nano_seconds: value(nanos), ..CpuUsage::default() };
-        let layer = FilesystemUsage { used_bytes: value(1000), inodes_used: value(3), ..Default::default() };
+        let cpu = CpuUsage { usage_core_nano_seconds: Some(value(nanos)), ..CpuUsage::default() };
+        let layer = FilesystemUsage {
+            used_bytes: Some(value(1000)),
+            inodes_used: Some(value(3)),
+            ..Default::default()
+        };
         ContainerStats {
             attributes: Some(attributes),
             cpu: Some(cpu),
@@ -223,19 +227,19 @@ mod tests {
     fn a_pod_tells_of_its_network_processes_and_disk() {
         let eth0 = NetworkInterfaceUsage {
             name: "eth0".to_owned(),
-            rx_bytes: value(10),
-            rx_errors: value(0),
-            tx_bytes: value(20),
-            tx_errors: value(1),
+            rx_bytes: Some(value(10)),
+            rx_errors: Some(value(0)),
+            tx_bytes: Some(value(20)),
+            tx_errors: Some(value(1)),
         };
         let linux = LinuxPodSandboxStats {
-            cpu: Some(CpuUsage { usage_core_nano_seconds: value(500), ..CpuUsage::default() }),
+            cpu: Some(CpuUsage { usage_core_nano_seconds: Some(value(500)), ..CpuUsage::default() }),
             network: Some(NetworkUsage {
                 timestamp: 0,
                 default_interface: Some(eth0.clone()),
                 interfaces: vec![eth0.clone(), NetworkInterfaceUsage { name: "net1".to_owned(), ..eth0 }],
             }),
-            process: Some(ProcessUsage { timestamp: 0, process_count: value(7) }),
+            process: Some(ProcessUsage { timestamp: 0, process_count: Some(value(7)) }),
             containers: vec![container("a", 1)],
             ..LinuxPodSandboxStats::default()
         };

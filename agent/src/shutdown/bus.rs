@@ -128,7 +128,8 @@ impl Bus {
     async fn greet(&mut self) -> Result<(), BusError> {
         // The user's id in digits, these in hexadecimal.
         let user = nix::unistd::Uid::effective().to_string();
-        let user: String = user.bytes().map(|byte| format!("{byte:02x}")).collect();
+        let hexadecimal = |text: String, byte| text + &format!("{byte:02x}");
+        let user = user.bytes().fold(String::new(), hexadecimal);
         self.stream.write_all(format!("\0AUTH EXTERNAL {user}\r\n").as_bytes()).await?;
         self.expect_line("OK ").await?;
         self.stream.write_all(b"NEGOTIATE_UNIX_FD\r\n").await?;

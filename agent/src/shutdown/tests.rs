@@ -34,9 +34,9 @@ impl Fields {
         self.0.resize(self.0.len().next_multiple_of(8), 0);
         self.0.extend([code, 1, kind, 0]);
         if kind == b'g' {
-            put_signature(&mut self.0, text)
+            put_signature(&mut self.0, text);
         } else {
-            put_text(&mut self.0, text)
+            put_text(&mut self.0, text);
         }
         self
     }

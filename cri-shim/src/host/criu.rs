@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -54,7 +54,7 @@ fn write_images(dump: &Dump<'_>, patience: Duration) -> io::Result<()> {
     let mut criu = Command::new("criu")
         .args(["swrk", "0"])
         .current_dir(dump.work)
-        .stdin(OwnedFd::from(theirs))
+        .stdin(theirs)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
@@ -104,6 +104,7 @@ struct Answer {
     message: String,
 }
 
+#[allow(clippy::struct_excessive_bools, reason = "the message is CRIU's")]
 #[derive(Clone, PartialEq, prost::Message)]
 struct Options {
     #[prost(int32, required, tag = "1")]

@@ -47,8 +47,10 @@ impl Drop for Told<'_> {
 /// A listing and the count of changes that it was begun at. One listing at most.
 #[derive(Debug, Default)]
 pub struct Known {
-    listing: Mutex<Option<(u64, Arc<[Arc<Image>]>)>>,
+    listing: Mutex<Option<(u64, Listing)>>,
 }
+
+type Listing = Arc<[Arc<Image>]>;
 
 impl Known {
     /// To be called before listing; hand it in with what was listed.

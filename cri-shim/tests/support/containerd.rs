@@ -20,8 +20,8 @@ pub struct Containerd {
 impl Containerd {
     /// Starts one and waits until its socket accepts.
     pub fn start() -> Self {
-        assert!(nix::unistd::geteuid().is_root(), "this test needs root");
         static SWEPT: Once = Once::new();
+        assert!(nix::unistd::geteuid().is_root(), "this test needs root");
         SWEPT.call_once(sweep);
         let prefix = format!("{DIRECTORIES}{}-", std::process::id());
         let dir = tempfile::Builder::new().prefix(&prefix).tempdir().expect("temp dir");

@@ -14,7 +14,7 @@ use super::{
         cidr::Cidr,
         facts::{EndpointFacts, EndpointState, ObjectName, PortFacts, ServiceFacts, SliceFacts},
     },
-    store::{Name, Pack},
+    store::{Called, Pack},
 };
 
 /// Appends values.
@@ -60,7 +60,9 @@ impl Write for Vec<u8> {
 
     fn list<T>(&mut self, all: &[T], each: impl Fn(&mut Self, &T)) {
         self.number(all.len() as u64);
-        all.iter().for_each(|one| each(self, one));
+        for one in all {
+            each(self, one);
+        }
     }
 }
 
@@ -211,7 +213,7 @@ impl Pack for ServiceFacts {
         out.list(problems, |out, problem| out.text(problem));
     }
 
-    fn unpack(bytes: &[u8], _name: Name<'_>) -> Self {
+    fn unpack(bytes: &[u8], _name: Called<'_>) -> Self {
         let mut bytes = Read(bytes);
         let bits = bytes.byte();
         let is = |bit: u8| bits & bit != 0;
@@ -296,7 +298,7 @@ impl Pack for SliceFacts {
         }
     }
 
-    fn unpack(bytes: &[u8], name: Name<'_>) -> Self {
+    fn unpack(bytes: &[u8], name: Called<'_>) -> Self {
         let mut bytes = Read(bytes);
         let bits = bytes.byte();
         let family = if bits & 1 != 0 { Family::V6 } else { Family::V4 };
@@ -361,7 +363,7 @@ fn unpack_endpoint(bytes: &mut Read<'_>, family: Family, node_before: u32) -> En
 mod tests {
     use super::*;
 
-    const NAME: Name<'_> = Name { namespace: "ns", name: "web-1", group: "web" };
+    const NAME: Called<'_> = Called { namespace: "ns", name: "web-1", group: "web" };
 
     fn again<F: Pack>(facts: &F) -> F {
         let mut bytes = Vec::new();

@@ -18,18 +18,18 @@ pub(super) trait Pack: Sized {
     /// Appends its bytes.
     fn pack(&self, out: &mut Vec<u8>);
     /// Reads what [`Self::pack`] wrote.
-    fn unpack(bytes: &[u8], name: Name<'_>) -> Self;
+    fn unpack(bytes: &[u8], name: Called<'_>) -> Self;
 }
 
 /// How a record is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Name<'r> {
+pub(super) struct Called<'r> {
     pub(super) namespace: &'r str,
     pub(super) name: &'r str,
     pub(super) group: &'r str,
 }
 
-impl Name<'_> {
+impl Called<'_> {
     pub(super) fn to_object(self) -> ObjectName {
         ObjectName { namespace: self.namespace.to_owned(), name: self.name.to_owned() }
     }
@@ -110,18 +110,18 @@ impl<F: Pack> Records<F> {
     }
 
     /// What an object is called.
-    pub(super) fn name(&self, id: Id) -> Name<'_> {
+    pub(super) fn name(&self, id: Id) -> Called<'_> {
         self.parts(id).0
     }
 
     /// Numbers of the objects that belong to one, by name.
-    pub(super) fn members(&self, of: Name<'_>) -> &[Id] {
+    pub(super) fn members(&self, of: Called<'_>) -> &[Id] {
         let from = self.by_group.partition_point(|id| self.beside(*id, of) == Ordering::Less);
         self.members_from(from, of)
     }
 
     /// The same for callers who ask for one after the other, in order: `from` is where the last answer ended.
-    pub(super) fn next_members(&self, from: &mut usize, of: Name<'_>) -> &[Id] {
+    pub(super) fn next_members(&self, from: &mut usize, of: Called<'_>) -> &[Id] {
         while self.by_group.get(*from).is_some_and(|id| self.beside(*id, of) == Ordering::Less) {
             *from += 1;
         }
@@ -130,14 +130,14 @@ impl<F: Pack> Records<F> {
         found
     }
 
-    fn members_from(&self, from: usize, of: Name<'_>) -> &[Id] {
+    fn members_from(&self, from: usize, of: Called<'_>) -> &[Id] {
         let rest = &self.by_group[from..];
         let count = rest.iter().take_while(|id| self.beside(**id, of) == Ordering::Equal).count();
         &rest[..count]
     }
 
     /// How what a record belongs to stands beside an object of this name.
-    fn beside(&self, id: Id, of: Name<'_>) -> Ordering {
+    fn beside(&self, id: Id, of: Called<'_>) -> Ordering {
         let own = self.name(id);
         (own.namespace, own.group).cmp(&(of.namespace, of.name))
     }
@@ -235,7 +235,7 @@ impl<F: Pack> Records<F> {
         Place { at: number(start), len: number(len) }
     }
 
-    fn parts(&self, id: Id) -> (Name<'_>, &[u8]) {
+    fn parts(&self, id: Id) -> (Called<'_>, &[u8]) {
         let place = self.places.get(id as usize).copied().unwrap_or_default();
         let mut bytes = self.arena.get(place.range()).unwrap_or_default();
         let mut lengths = [0; 3];
@@ -249,7 +249,7 @@ impl<F: Pack> Records<F> {
             bytes = rest;
             std::str::from_utf8(text).unwrap_or_default()
         });
-        (Name { namespace, name, group }, bytes)
+        (Called { namespace, name, group }, bytes)
     }
 
     /// Copies what is in use where that is less than half.
@@ -297,7 +297,7 @@ mod tests {
         fn pack(&self, out: &mut Vec<u8>) {
             out.extend_from_slice(&self.1);
         }
-        fn unpack(bytes: &[u8], name: Name<'_>) -> Self {
+        fn unpack(bytes: &[u8], name: Called<'_>) -> Self {
             Self(name.group.to_owned(), bytes.to_vec())
         }
     }
@@ -328,7 +328,7 @@ mod tests {
             let mut from = 0;
             for namespace in ["n0", "n1", "n2"] {
                 for group in ["g0", "g1", "g2", "g3", "g4"] {
-                    let of = Name { namespace, name: group, group: "" };
+                    let of = Called { namespace, name: group, group: "" };
                     let found: Vec<_> = records.members(of).iter().map(|id| records.name(*id).to_object()).collect();
                     let next: Vec<_> = records.next_members(&mut from, of).to_vec();
                     prop_assert_eq!(&next[..], records.members(of));
