@@ -214,6 +214,7 @@ impl Runtime {
             pump.drained(OUTPUT_PATIENCE).await;
         }
         let (code, reason) = (ending.code, ending.reason.clone());
+        let telling = container.telling.lock().await;
         if !container.record.change(|record| record.ended(ending)) {
             return;
         }
@@ -222,6 +223,7 @@ impl Runtime {
         }
         reached(Step::ContainerEnded);
         self.tell(ContainerEventType::ContainerStoppedEvent, &container.sandbox_id, &container.id);
+        drop(telling);
         tracing::info!(container = container.id, code, reason, "container has ended");
         // Who is told of the end asks for something next, as a rule: that comes first, unless it waits for this.
         drop(tokio::time::timeout(REST, container.hurry.notified()).await);

@@ -91,6 +91,8 @@ pub struct Container {
     signalling: AtomicUsize,
     /// Held while its end is taken up and its task deleted: two deletions side by side can cost containerd 1.6 the shim.
     pub(crate) ending: tokio::sync::Mutex<()>,
+    /// Held while an end is noted and told, so that a removal is told after it.
+    pub(crate) telling: tokio::sync::Mutex<()>,
     /// Tells that somebody waits for its task to be deleted after its end.
     pub(crate) hurry: tokio::sync::Notify,
     /// Whether it was removed, and a task takes away what is left of it until nothing is.
@@ -170,6 +172,7 @@ impl Container {
             checkpoint: tokio::sync::Mutex::default(),
             signalling: AtomicUsize::default(),
             ending: tokio::sync::Mutex::default(),
+            telling: tokio::sync::Mutex::default(),
             hurry: tokio::sync::Notify::default(),
             erasing: AtomicBool::default(),
             task_deleted: AtomicBool::default(),

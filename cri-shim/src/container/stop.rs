@@ -107,6 +107,8 @@ impl Runtime {
 
     /// Writes down that a container that does not run is removed; from here on nobody sees it.
     async fn begin_removal(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), RuntimeError> {
+        // Its end is told first.
+        drop(container.telling.lock().await);
         let known = container.phase() == ContainerPhase::Removing;
         container.record.change(ContainerRecord::removing);
         self.save(&container.record).await?;
