@@ -163,8 +163,9 @@ async fn a_pull_whose_server_was_killed_is_gone_on_with_or_swept() {
     pull.await.expect("told");
     cri.reconfigure_stopped(&json!({ "images": { "progressDeadlineSeconds": 1 } })).await;
     let clean = |held: &Held| held.leases == 0 && held.ingests.is_empty() && held.open_snapshots == 0;
-    Held::until(&cri, "swept", clean).await;
-    assert_eq!(half_done_files(&cri), Vec::<PathBuf>::new());
+    // containerd removes an ingest's files a moment after the ingest.
+    let swept = |held: &Held| clean(held) && half_done_files(&cri).is_empty();
+    Held::until(&cri, "swept", swept).await;
 
     for name in ["resumed", "survives"] {
         let image = Some(v1::ImageSpec { image: name.to_owned(), ..v1::ImageSpec::default() });
