@@ -53,7 +53,10 @@ fn unchanged(smaps: &str, file: &str) -> Vec<Range<usize>> {
             let address = |text| usize::from_str_radix(text, 16).ok();
             let whole = address(start).zip(address(end)).map(|(start, end)| start..end);
             candidate = whole.filter(|_| line.ends_with(file) && !second.contains('w'));
-        } else if first == "Anonymous:" && second == "0" {
+        } else if first == "Anonymous:" && second != "0" {
+            candidate = None;
+        } else if first == "Swap:" && second == "0" {
+            // Comes after it: pages that were changed and are swapped out count there only.
             found.extend(candidate.take());
         }
     }
@@ -67,10 +70,13 @@ mod tests {
     #[test]
     fn only_what_is_as_in_the_file_is_let_go() {
         let smaps = "1000-3000 r--p 00000000 fe:01 1   /usr/bin/agent\nSize: 8 kB\nAnonymous:             0 kB\n\
-                     3000-5000 r-xp 00002000 fe:01 1   /usr/bin/agent\nAnonymous:             0 kB\nVmFlags: rd ex\n\
-                     5000-6000 r--p 00004000 fe:01 1   /usr/bin/agent\nAnonymous:             4 kB\n\
-                     6000-7000 rw-p 00005000 fe:01 1   /usr/bin/agent\nAnonymous:             0 kB\n\
-                     7000-8000 r-xp 00000000 fe:01 2   /usr/lib/libc.so.6\nAnonymous:             0 kB\n";
+                     Swap: 0 kB\n\
+                     3000-5000 r-xp 00002000 fe:01 1   /usr/bin/agent\nAnonymous:             0 kB\nSwap: 0 kB\n\
+                     VmFlags: rd ex\n\
+                     5000-6000 r--p 00004000 fe:01 1   /usr/bin/agent\nAnonymous:             4 kB\nSwap: 0 kB\n\
+                     6000-7000 r--p 00004000 fe:01 1   /usr/bin/agent\nAnonymous:             0 kB\nSwap: 4 kB\n\
+                     7000-8000 rw-p 00005000 fe:01 1   /usr/bin/agent\nAnonymous:             0 kB\nSwap: 0 kB\n\
+                     8000-9000 r-xp 00000000 fe:01 2   /usr/lib/libc.so.6\nAnonymous:             0 kB\nSwap: 0 kB\n";
         assert_eq!(unchanged(smaps, "/usr/bin/agent"), [0x1000..0x3000, 0x3000..0x5000]);
     }
 
