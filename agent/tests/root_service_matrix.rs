@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use ebpf_tests::{
     arena::{Arena, ip},
-    places::{Place, SILENCE, forward},
+    places::{self, Place, SILENCE, forward},
     servers::{Server, ask_tcp},
     tables::at,
 };
@@ -445,7 +445,7 @@ fn every_cell_of_the_semantics_matrix() -> Result<()> {
     let arena = Arena::with_strangers()?;
     forward()?;
     for address in ["2001:db8::10", "192.0.2.10"].into_iter().chain(LOCAL).chain(FAR) {
-        ip(&["addr", "add", address, "dev", "lo"])?;
+        places::add("lo", address)?;
     }
     let outside = Place::joined(
         "uplink",

@@ -63,7 +63,7 @@ impl Arena {
         unshare(CloneFlags::CLONE_NEWNET).context("unshare the network namespace")?;
         ip(&["link", "set", "lo", "up"])?;
         for address in addresses {
-            ip(&["addr", "add", &address.to_string(), "dev", "lo"])?;
+            crate::places::add("lo", &address.to_string())?;
         }
         fs::create_dir(&arena.cgroup).with_context(|| format!("create cgroup {}", arena.cgroup.display()))?;
         move_process(&arena.cgroup)?;

@@ -137,7 +137,9 @@ impl Place {
     }
 }
 
-fn add(device: &str, address: &str) -> Result<()> {
+/// Gives a device an address that can be used at once: also on `lo`, duplicate address detection ends an IPv6 one's
+/// tentative state only later, from a work queue.
+pub fn add(device: &str, address: &str) -> Result<()> {
     if address.contains(':') {
         ip(&["addr", "add", address, "dev", device, "nodad"])
     } else {
