@@ -213,6 +213,13 @@ impl Config {
         let Some(handlers) = &self.handlers else { return Ok(()) };
         for (index, handler) in handlers.iter().enumerate() {
             anyhow::ensure!(!handler.name.is_empty(), "handlers[{index}].name: is empty");
+            // It names a directory, too.
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+            anyhow::ensure!(
+                handler.name.bytes().all(plain) && !handler.name.starts_with('.'),
+                "handlers[{index}].name: {:?} is not made of letters, digits, '-', '_' and '.'",
+                handler.name
+            );
             let same = handlers.iter().filter(|other| other.name == handler.name).count();
             anyhow::ensure!(same == 1, "handlers[{index}].name: {:?} is there {same} times", handler.name);
         }

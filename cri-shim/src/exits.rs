@@ -259,6 +259,14 @@ impl Runtime {
         if let Err(error) = self.save(&sandbox.record).await {
             tracing::error!(sandbox = sandbox.id, error = %chain(&error), "its end could not be written down");
         }
-        self.tell(ContainerEventType::ContainerStoppedEvent, &sandbox.id, &sandbox.id);
+        self.tell_end(sandbox);
+    }
+
+    /// Tells that a sandbox that was ready is not any more, once: also when stopping it failed half-way and is repeated, or its
+    /// process ends by itself meanwhile.
+    pub(crate) fn tell_end(&self, sandbox: &Sandbox) {
+        if sandbox.end_untold.swap(false, Ordering::AcqRel) {
+            self.tell(ContainerEventType::ContainerStoppedEvent, &sandbox.id, &sandbox.id);
+        }
     }
 }

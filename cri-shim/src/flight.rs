@@ -41,6 +41,11 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         }
     }
 
+    /// Whether something with this key is under way.
+    pub fn has(&self, key: &str) -> bool {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).contains_key(key)
+    }
+
     fn enter<W>(&self, key: &str, work: W) -> watch::Receiver<Option<Outcome<T>>>
     where
         W: Future<Output = Result<T, RuntimeError>> + Send + 'static,
@@ -98,8 +103,10 @@ mod tests {
         drop(first);
         let mut second = Box::pin(flights.join("a", work(gate)));
         assert!(futures::poll!(&mut second).is_pending());
+        assert!(flights.has("a") && !flights.has("b"));
         open.send_replace(true);
         assert_eq!(second.await.unwrap(), 0);
+        assert!(!flights.has("a"));
         assert_eq!(runs.load(Ordering::SeqCst), 1);
     }
 }

@@ -106,7 +106,7 @@ pub struct Runtime {
     /// What the node can do; see [`Runtime::node_for`].
     pub node: NodeFacts,
     /// What may run containers.
-    pub handlers: Handlers,
+    pub handlers: Arc<Handlers>,
     /// Who makes cgroups.
     pub cgroup_driver: Driver,
     /// Where cgroups are.
@@ -150,7 +150,7 @@ impl Runtime {
                 );
             }
         }
-        let handlers = Handlers::find(config, &config.state_dir.join("probes")).await;
+        let handlers = Handlers::find(config, cgroups.clone()).await;
         let network = Network::start(&config.cni, cancel).await?;
         let journal = Journal::open(&config.root_dir.join("journal"))?;
         let paths = Paths {

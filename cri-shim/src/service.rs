@@ -50,6 +50,24 @@ impl Service {
         self.runtime.recovered().await?;
         Ok(&self.runtime)
     }
+
+    /// The same for a request about a container; its id is completed, and noted in the request's span.
+    async fn of_container(&self, id: &mut String) -> Result<&Arc<Runtime>, Status> {
+        let runtime = self.runtime().await;
+        let complete = runtime.as_ref().map_or(Ok(()), |runtime| runtime.registry.complete_container(id));
+        rpc::container(id);
+        complete?;
+        runtime
+    }
+
+    /// The same for a request about a sandbox.
+    async fn of_sandbox(&self, id: &mut String) -> Result<&Arc<Runtime>, Status> {
+        let runtime = self.runtime().await;
+        let complete = runtime.as_ref().map_or(Ok(()), |runtime| runtime.registry.complete_sandbox(id));
+        rpc::sandbox(id);
+        complete?;
+        runtime
+    }
 }
 
 /// A list in messages of `size` items; each is made when the client takes it.
@@ -85,8 +103,8 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::StopPodSandboxRequest>,
     ) -> Answer<v1::StopPodSandboxResponse> {
-        rpc::sandbox(&request.get_ref().pod_sandbox_id);
-        self.runtime().await?.stop_sandbox(&request.get_ref().pod_sandbox_id).await?;
+        let mut id = request.into_inner().pod_sandbox_id;
+        self.of_sandbox(&mut id).await?.stop_sandbox(&id).await?;
         Ok(Response::new(v1::StopPodSandboxResponse {}))
     }
 
@@ -94,8 +112,8 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::RemovePodSandboxRequest>,
     ) -> Answer<v1::RemovePodSandboxResponse> {
-        rpc::sandbox(&request.get_ref().pod_sandbox_id);
-        self.runtime().await?.remove_sandbox(&request.get_ref().pod_sandbox_id).await?;
+        let mut id = request.into_inner().pod_sandbox_id;
+        self.of_sandbox(&mut id).await?.remove_sandbox(&id).await?;
         Ok(Response::new(v1::RemovePodSandboxResponse {}))
     }
 
@@ -103,9 +121,8 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::PodSandboxStatusRequest>,
     ) -> Answer<v1::PodSandboxStatusResponse> {
-        rpc::sandbox(&request.get_ref().pod_sandbox_id);
-        let v1::PodSandboxStatusRequest { pod_sandbox_id, verbose } = request.into_inner();
-        let runtime = self.runtime().await?;
+        let v1::PodSandboxStatusRequest { mut pod_sandbox_id, verbose } = request.into_inner();
+        let runtime = self.of_sandbox(&mut pod_sandbox_id).await?;
         let mut response = runtime.sandbox_status_response(&pod_sandbox_id, false)?;
         if verbose {
             response.info = runtime.sandbox_info(&pod_sandbox_id)?;
@@ -135,8 +152,9 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::CreateContainerRequest>,
     ) -> Answer<v1::CreateContainerResponse> {
-        rpc::sandbox(&request.get_ref().pod_sandbox_id);
-        let container_id = self.runtime().await?.create_container(request.into_inner()).await?;
+        let mut request = request.into_inner();
+        let runtime = self.of_sandbox(&mut request.pod_sandbox_id).await?;
+        let container_id = runtime.create_container(request).await?;
         rpc::container(&container_id);
         Ok(Response::new(v1::CreateContainerResponse { container_id }))
     }
@@ -145,8 +163,8 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::StartContainerRequest>,
     ) -> Answer<v1::StartContainerResponse> {
-        rpc::container(&request.get_ref().container_id);
-        self.runtime().await?.start_container(&request.get_ref().container_id).await?;
+        let mut id = request.into_inner().container_id;
+        self.of_container(&mut id).await?.start_container(&id).await?;
         Ok(Response::new(v1::StartContainerResponse {}))
     }
 
@@ -154,9 +172,9 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::StopContainerRequest>,
     ) -> Answer<v1::StopContainerResponse> {
-        rpc::container(&request.get_ref().container_id);
-        let v1::StopContainerRequest { container_id, timeout } = request.into_inner();
-        self.runtime().await?.stop_container(&container_id, timeout).await?;
+        let v1::StopContainerRequest { mut container_id, timeout } = request.into_inner();
+        let runtime = self.of_container(&mut container_id).await?;
+        runtime.stop_container(&container_id, timeout).await?;
         Ok(Response::new(v1::StopContainerResponse {}))
     }
 
@@ -164,8 +182,8 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::RemoveContainerRequest>,
     ) -> Answer<v1::RemoveContainerResponse> {
-        rpc::container(&request.get_ref().container_id);
-        self.runtime().await?.remove_container(&request.get_ref().container_id).await?;
+        let mut id = request.into_inner().container_id;
+        self.of_container(&mut id).await?.remove_container(&id).await?;
         Ok(Response::new(v1::RemoveContainerResponse {}))
     }
 
@@ -191,9 +209,8 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::ContainerStatusRequest>,
     ) -> Answer<v1::ContainerStatusResponse> {
-        rpc::container(&request.get_ref().container_id);
-        let v1::ContainerStatusRequest { container_id, verbose } = request.into_inner();
-        let runtime = self.runtime().await?;
+        let v1::ContainerStatusRequest { mut container_id, verbose } = request.into_inner();
+        let runtime = self.of_container(&mut container_id).await?;
         let mut response = runtime.container_status_response(&container_id, false)?;
         if verbose {
             response.info = runtime.container_info(&container_id).await?;
@@ -205,8 +222,8 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::UpdateContainerResourcesRequest>,
     ) -> Answer<v1::UpdateContainerResourcesResponse> {
-        rpc::container(&request.get_ref().container_id);
-        self.runtime().await?.update_resources(request.into_inner()).await?;
+        let mut request = request.into_inner();
+        self.of_container(&mut request.container_id).await?.update_resources(request).await?;
         Ok(Response::new(v1::UpdateContainerResourcesResponse {}))
     }
 
@@ -214,15 +231,14 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::ReopenContainerLogRequest>,
     ) -> Answer<v1::ReopenContainerLogResponse> {
-        rpc::container(&request.get_ref().container_id);
-        self.runtime().await?.reopen_log(&request.get_ref().container_id).await?;
+        let mut id = request.into_inner().container_id;
+        self.of_container(&mut id).await?.reopen_log(&id).await?;
         Ok(Response::new(v1::ReopenContainerLogResponse {}))
     }
 
     async fn exec_sync(&self, request: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {
-        rpc::container(&request.get_ref().container_id);
-        let v1::ExecSyncRequest { container_id, cmd, timeout } = request.into_inner();
-        let runtime = self.runtime().await?;
+        let v1::ExecSyncRequest { mut container_id, cmd, timeout } = request.into_inner();
+        let runtime = self.of_container(&mut container_id).await?;
         let container = runtime.running_container(&container_id)?;
         let limit = u64::try_from(timeout).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs);
         let output = match runtime.own_shim(&container) {
@@ -238,9 +254,8 @@ impl RuntimeService for Service {
     }
 
     async fn exec(&self, request: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
-        rpc::container(&request.get_ref().container_id);
-        let request = request.into_inner();
-        self.runtime().await?.running_container(&request.container_id)?;
+        let mut request = request.into_inner();
+        self.of_container(&mut request.container_id).await?.running_container(&request.container_id)?;
         let wanted =
             Wanted { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, tty: request.tty };
         let request = ExecRequest { container: request.container_id, command: request.cmd, wanted };
@@ -250,9 +265,8 @@ impl RuntimeService for Service {
     }
 
     async fn attach(&self, request: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
-        rpc::container(&request.get_ref().container_id);
-        let request = request.into_inner();
-        self.runtime().await?.running_container(&request.container_id)?;
+        let mut request = request.into_inner();
+        self.of_container(&mut request.container_id).await?.running_container(&request.container_id)?;
         let wanted =
             Wanted { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, tty: request.tty };
         let request = AttachRequest { container: request.container_id, wanted };
@@ -265,11 +279,10 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::PortForwardRequest>,
     ) -> Answer<v1::PortForwardResponse> {
-        rpc::sandbox(&request.get_ref().pod_sandbox_id);
-        let id = &request.get_ref().pod_sandbox_id;
-        self.runtime().await?.ready_sandbox(id)?;
+        let mut id = request.into_inner().pod_sandbox_id;
+        self.of_sandbox(&mut id).await?.ready_sandbox(&id)?;
         let url =
-            self.streaming.port_forward(id).map_err(|error| Status::invalid_argument(error.to_string()))?;
+            self.streaming.port_forward(&id).map_err(|error| Status::invalid_argument(error.to_string()))?;
         Ok(Response::new(v1::PortForwardResponse { url }))
     }
 
@@ -277,8 +290,8 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::ContainerStatsRequest>,
     ) -> Answer<v1::ContainerStatsResponse> {
-        rpc::container(&request.get_ref().container_id);
-        let stats = self.runtime().await?.container_stats(&request.get_ref().container_id).await?;
+        let mut id = request.into_inner().container_id;
+        let stats = self.of_container(&mut id).await?.container_stats(&id).await?;
         Ok(Response::new(v1::ContainerStatsResponse { stats: Some(stats) }))
     }
 
@@ -304,8 +317,8 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::PodSandboxStatsRequest>,
     ) -> Answer<v1::PodSandboxStatsResponse> {
-        rpc::sandbox(&request.get_ref().pod_sandbox_id);
-        let stats = self.runtime().await?.sandbox_stats(&request.get_ref().pod_sandbox_id).await?;
+        let mut id = request.into_inner().pod_sandbox_id;
+        let stats = self.of_sandbox(&mut id).await?.sandbox_stats(&id).await?;
         Ok(Response::new(v1::PodSandboxStatsResponse { stats: Some(stats) }))
     }
 
@@ -341,6 +354,7 @@ impl RuntimeService for Service {
 
     async fn status(&self, request: Request<v1::StatusRequest>) -> Answer<v1::StatusResponse> {
         // Answered at any time: it is how a client learns that the runtime is not ready.
+        self.runtime.handlers.look_again();
         Ok(Response::new(status::status(&self.runtime, request.get_ref().verbose)))
     }
 
@@ -348,8 +362,8 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::CheckpointContainerRequest>,
     ) -> Answer<v1::CheckpointContainerResponse> {
-        rpc::container(&request.get_ref().container_id);
-        self.runtime().await?.checkpoint(request.into_inner()).await?;
+        let mut request = request.into_inner();
+        self.of_container(&mut request.container_id).await?.checkpoint(request).await?;
         Ok(Response::new(v1::CheckpointContainerResponse {}))
     }
 
@@ -409,8 +423,8 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::UpdatePodSandboxResourcesRequest>,
     ) -> Answer<v1::UpdatePodSandboxResourcesResponse> {
-        rpc::sandbox(&request.get_ref().pod_sandbox_id);
-        self.runtime().await?.update_sandbox_resources(request.into_inner()).await?;
+        let mut request = request.into_inner();
+        self.of_sandbox(&mut request.pod_sandbox_id).await?.update_sandbox_resources(request).await?;
         Ok(Response::new(v1::UpdatePodSandboxResourcesResponse {}))
     }
 }

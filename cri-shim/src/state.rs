@@ -4,6 +4,7 @@
 //! step ([`crate::runtime::Runtime::save`]). Nothing here does IO.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -66,6 +67,8 @@ pub struct Sandbox {
     pub operation: tokio::sync::Mutex<()>,
     /// Whether somebody waits for its pause process to end.
     pub watched: AtomicBool,
+    /// Whether it was ready and its end was not told yet.
+    pub(crate) end_untold: AtomicBool,
     /// Kills by the memory limit that were counted in the pod's cgroup and are accounted for.
     memory_kills: Mutex<u64>,
     /// Its pause process while it is held.
@@ -116,8 +119,10 @@ pub struct Container {
 impl Sandbox {
     /// A sandbox with this record.
     pub fn new(record: SandboxRecord) -> Self {
+        let ready = record.phase() == SandboxPhase::Ready;
         Self {
             id: record.id.clone(),
+            end_untold: AtomicBool::new(ready),
             record: Shared::new(record),
             operation: tokio::sync::Mutex::default(),
             watched: AtomicBool::default(),
@@ -313,6 +318,16 @@ impl Registry {
         write(&self.containers).remove(id);
     }
 
+    /// Makes the first digits of a sandbox's id, as people type them, the whole one. Unknown ones stay as they are.
+    pub fn complete_sandbox(&self, id: &mut String) -> Result<(), RuntimeError> {
+        complete(&read(&self.sandboxes), "pod_sandbox_id", id)
+    }
+
+    /// The same for containers.
+    pub fn complete_container(&self, id: &mut String) -> Result<(), RuntimeError> {
+        complete(&read(&self.containers), "container_id", id)
+    }
+
     /// The sandbox with this id.
     pub fn sandbox(&self, id: &str) -> Option<Arc<Sandbox>> {
         read(&self.sandboxes).get(id).cloned()
@@ -352,6 +367,24 @@ impl Registry {
     }
 }
 
+/// The one id that begins so.
+fn complete<T>(all: &BTreeMap<String, T>, field: &'static str, id: &mut String) -> Result<(), RuntimeError> {
+    if id.is_empty() || all.contains_key(id) {
+        return Ok(());
+    }
+    let from = (Bound::Included(id.as_str()), Bound::Unbounded);
+    let mut fitting =
+        all.range::<str, _>(from).map(|(known, _)| known).take_while(|known| known.starts_with(&*id));
+    match (fitting.next().cloned(), fitting.next()) {
+        (Some(only), None) => *id = only,
+        (Some(_), Some(_)) => {
+            return Err(RuntimeError::Invalid { field, problem: format!("{id:?} begins more than one id") });
+        }
+        (None, _) => {}
+    }
+    Ok(())
+}
+
 // A map is whole between two calls even when a thread panicked in the middle of another one's use.
 fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(PoisonError::into_inner)
@@ -359,4 +392,33 @@ fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
 
 fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_digits_of_an_id_are_enough_when_they_are_one_only_s() {
+        let registry = Registry::default();
+        for id in ["ab12", "ab34", "c", "cd"] {
+            let record = ContainerRecord { id: id.into(), ..ContainerRecord::default() };
+            registry.add_container(&Arc::new(Container::new(record)));
+        }
+        let complete = |text: &str| {
+            let mut id = text.to_owned();
+            registry.complete_container(&mut id).map(|()| id)
+        };
+        for (typed, meant) in [("ab1", "ab12"), ("ab34", "ab34"), ("c", "c"), ("cd", "cd")] {
+            assert_eq!(complete(typed).unwrap(), meant);
+        }
+        for unknown in ["", "b", "ab12345", "d"] {
+            assert_eq!(complete(unknown).unwrap(), unknown, "nothing is guessed");
+        }
+        let told = complete("ab").unwrap_err().to_string();
+        assert!(told.contains("container_id") && told.contains("\"ab\""), "{told}");
+        let mut none = "ab12".to_owned();
+        registry.complete_sandbox(&mut none).unwrap();
+        assert_eq!(none, "ab12");
+    }
 }

@@ -98,7 +98,7 @@ fn handlers(all: &Handlers) -> Vec<RuntimeHandler> {
         };
         RuntimeHandler { name: name.to_owned(), features: Some(features) }
     };
-    let default = all.get("").ok().map(|handler| shown("", handler));
+    let default = all.get("").ok().map(|handler| shown("", &handler));
     default.into_iter().chain(all.offered().iter().map(|handler| shown(&handler.name, handler))).collect()
 }
 

@@ -68,6 +68,35 @@ async fn an_address_of_a_sandbox_that_never_was_is_given_back_when_it_can_be() {
     cri.assert_nothing_left().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_sandbox_that_could_not_be_stopped_at_first_is_told_once() {
+    let cri = Cri::start().await;
+    let dir = cri.dir().to_owned();
+    program(&dir.join("bin/stand-in"), &PLUGIN.replace("DIR", &dir.display().to_string()));
+    let pod = cri.pod("stuck");
+    let sandbox = cri.run(&pod).await.expect("run");
+    let mut events =
+        cri.runtime().get_container_events(v1::GetEventsRequest {}).await.expect("followed").into_inner();
+    std::fs::write(dir.join("no-del"), "").expect("written");
+    let stop = || v1::StopPodSandboxRequest { pod_sandbox_id: sandbox.clone() };
+    for _ in 0..2 {
+        let refused = cri.runtime().stop_pod_sandbox(stop()).await.expect_err("the plugin fails");
+        assert!(refused.message().contains("the address store is away"), "{refused}");
+    }
+    assert_eq!(cri.state_of(&sandbox).await, v1::PodSandboxState::SandboxNotready);
+    std::fs::remove_file(dir.join("no-del")).expect("removed");
+    cri.remove(&sandbox).await;
+    let mut kinds = Vec::new();
+    while kinds.last() != Some(&v1::ContainerEventType::ContainerDeletedEvent) {
+        let event = tokio::time::timeout(PATIENCE, events.message()).await.expect("in time");
+        kinds.push(event.expect("an event").expect("no end").container_event_type());
+    }
+    let wanted =
+        [v1::ContainerEventType::ContainerStoppedEvent, v1::ContainerEventType::ContainerDeletedEvent];
+    assert_eq!(kinds, wanted);
+    cri.assert_nothing_left().await;
+}
+
 /// runc, but a checkpoint hangs, as one of a large container on a slow disk may.
 const SLOW_RUNC: &str = r#"#!/bin/sh
 for word in "$@"; do

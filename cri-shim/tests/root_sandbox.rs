@@ -2,11 +2,15 @@
 
 mod support;
 
+use std::path::Path;
+use std::time::Duration;
+
 use cri_shim_api::v1;
 use cri_shim_api::v1::{NamespaceMode, NamespaceOption, PodSandboxState};
 use futures::future::join_all;
+use keelson_cri::handlers::SHIM;
 use serde_json::json;
-use support::cri::{Cri, shell};
+use support::cri::{Cri, PATIENCE, shell};
 use tonic::Code;
 
 fn with_namespaces(pod: &mut v1::PodSandboxConfig, options: NamespaceOption) {
@@ -178,13 +182,19 @@ async fn handlers_are_offered_where_they_work() {
         { "name": "ordinary", "kind": "runc", "binary": "runc" },
         { "name": "broken", "kind": "runc", "binary": "/bin/false" },
         { "name": "gone", "kind": "keelson", "binary": "/no/such/shim" },
+        { "name": "late", "kind": "keelson", "binary": cri.dir().join("late").join(SHIM) },
     ]);
     cri.reconfigure(&json!({ "handlers": handlers, "defaultHandler": "ordinary" })).await;
     let told = status(&cri).await;
     let names: Vec<&str> = told.runtime_handlers.iter().map(|handler| handler.name.as_str()).collect();
     assert_eq!(names, ["", "ordinary"]);
     assert!(told.info["handlers"].contains("/no/such/shim"), "{}", told.info["handlers"]);
-    for (handler, part) in [("broken", "/bin/false"), ("gone", "/no/such/shim"), ("runc", "not configured")] {
+    for (handler, part) in [
+        ("broken", "/bin/false"),
+        ("gone", "/no/such/shim"),
+        ("late", "late/containerd-shim"),
+        ("runc", "not configured"),
+    ] {
         let refused = run_with(&cri, handler, "refused").await.unwrap_err();
         assert!(
             refused.message().contains(part) && refused.message().contains("there are ordinary"),
@@ -196,6 +206,26 @@ async fn handlers_are_offered_where_they_work() {
     let id = cri.script(&sandbox, &pod, "main", "exec sleep 3600").await;
     cri.answers(&id).await;
     cri.remove(&sandbox).await;
+
+    // One that did not work at the start is tried again when a pod names it, some seconds later.
+    let shim = Path::new(env!("CARGO_BIN_EXE_keelson-cri")).with_file_name(SHIM);
+    std::fs::create_dir(cri.dir().join("late")).unwrap();
+    std::os::unix::fs::symlink(shim, cri.dir().join("late").join(SHIM)).unwrap();
+    let begun = tokio::time::Instant::now();
+    let sandbox = loop {
+        match run_with(&cri, "late", "late").await {
+            Ok(sandbox) => break sandbox,
+            Err(refused) => assert!(begun.elapsed() < PATIENCE, "{refused}"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    let late = cri.pod("late");
+    let id = cri.script(&sandbox, &late, "main", "exec sleep 3600").await;
+    cri.answers(&id).await;
+    cri.remove(&sandbox).await;
+    let told = status(&cri).await;
+    let names: Vec<&str> = told.runtime_handlers.iter().map(|handler| handler.name.as_str()).collect();
+    assert_eq!(names, ["", "ordinary", "late"]);
 
     // Nothing chosen, and our own does not work: the next one does, and it is told once why.
     let handlers = json!([

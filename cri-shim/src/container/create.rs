@@ -163,8 +163,9 @@ impl Runtime {
         let record = container.record.get();
         let pod = sandbox.record.get();
         let users = inputs::users(&record.config, pod.pid)?.map(Arc::new);
-        let handler = self.handlers.of_record(&pod.handler)?;
-        let plan = Plan { sandbox, pod: &pod, record: &record, image, handler, users: users.clone() };
+        let handler = self.handlers.obtain_of_record(&pod.handler).await?;
+        let plan =
+            Plan { sandbox, pod: &pod, record: &record, image, handler: &handler, users: users.clone() };
         let identity = if let Some(accounts) = known {
             // Nothing that is in the snapshot has to be looked at: that it and the record come to be is written down, and
             // containerd's disk writes are not waited for.
@@ -279,7 +280,7 @@ impl Runtime {
         }
         let sandbox = self.sandbox(&record.sandbox_id)?;
         let handler = sandbox.record.with(|record| record.handler.clone());
-        let handler = self.handlers.of_record(&handler)?;
+        let handler = self.handlers.obtain_of_record(&handler).await?;
         let snapshot = async {
             let mounts = self.prepare_rootfs(&record.id, &record.image_id, &registration.chain_id).await;
             reached(Step::ContainerSnapshot);
@@ -287,7 +288,7 @@ impl Runtime {
         };
         // Both are waited for, so that a removal never runs beside one of them.
         let (mounts, made) =
-            tokio::join!(snapshot, self.make_record(&record, handler, registration.spec.clone()));
+            tokio::join!(snapshot, self.make_record(&record, &handler, registration.spec.clone()));
         made?;
         container.set_rootfs(mounts?);
         // On disk with whatever is written next; until then it would only be told twice.

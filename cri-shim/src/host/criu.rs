@@ -63,7 +63,7 @@ fn write_images(dump: &Dump<'_>, patience: Duration) -> io::Result<()> {
         Request { r#type: DUMP, options: Some(options(dump, images.as_raw_fd(), work.as_raw_fd())) };
     let answer = ours.send(&request.encode_to_vec()).and_then(|_| {
         let mut answer = vec![0; 64 << 10];
-        let length = ours.recv(&mut answer)?;
+        let length = received(&ours, &mut answer)?;
         Answer::decode(&answer[..length]).map_err(io::Error::other)
     });
     // One that has answered ends by itself; one that has not must not go on.
@@ -76,6 +76,18 @@ fn write_images(dump: &Dump<'_>, patience: Duration) -> io::Result<()> {
             Err(io::Error::new(io::ErrorKind::TimedOut, format!("not done after {} s", patience.as_secs())))
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Waits for an answer. A signal that this thread happens to take does not end the wait: what CRIU has begun must not be cut off.
+fn received(socket: &UnixDatagram, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match socket.recv(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // It has ended without one.
+            Ok(0) => return Err(io::Error::other("CRIU ended without an answer")),
+            other => return other,
+        }
     }
 }
 

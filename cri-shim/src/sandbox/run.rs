@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use cni_plugins_host::netns;
 use cni_plugins_types::NetworkConfigList;
@@ -30,7 +31,7 @@ impl Runtime {
         self: &Arc<Self>,
         request: RunPodSandboxRequest,
     ) -> Result<String, RuntimeError> {
-        let handler = self.handlers.get(&request.runtime_handler)?.name.clone();
+        let handler = self.handlers.obtain(&request.runtime_handler).await?.name.clone();
         let missing = || RuntimeError::Invalid { field: "config", problem: "is missing".to_owned() };
         let config = request.config.ok_or_else(missing)?;
         let name = names::sandbox(config.metadata.as_ref())?;
@@ -122,6 +123,7 @@ impl Runtime {
         });
         self.save(&sandbox.record).await?;
         reached(Step::SandboxReady);
+        sandbox.end_untold.store(true, Ordering::Release);
         self.watch_sandbox(sandbox);
         self.tell(ContainerEventType::ContainerCreatedEvent, &sandbox.id, &sandbox.id);
         self.tell(ContainerEventType::ContainerStartedEvent, &sandbox.id, &sandbox.id);

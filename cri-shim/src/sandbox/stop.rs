@@ -90,7 +90,6 @@ impl Runtime {
         if sandbox.phase() >= SandboxPhase::Stopped {
             return Ok(());
         }
-        let was_ready = sandbox.phase() == SandboxPhase::Ready;
         // From here on no container can be made or started in it.
         sandbox.record.change(|record| record.advance(SandboxPhase::Stopping));
         self.save(&sandbox.record).await?;
@@ -110,6 +109,7 @@ impl Runtime {
             blocking(move || dirs.release())
         );
         ended?;
+        self.tell_end(sandbox);
         detached?;
         released?;
         if !record.netns.is_empty() {
@@ -122,10 +122,7 @@ impl Runtime {
         });
         self.save(&sandbox.record).await?;
         reached(Step::SandboxStopped);
-        if was_ready {
-            self.tell(ContainerEventType::ContainerStoppedEvent, &sandbox.id, &sandbox.id);
-            tracing::info!(sandbox = sandbox.id, "sandbox is stopped");
-        }
+        tracing::info!(sandbox = sandbox.id, "sandbox is stopped");
         Ok(())
     }
 

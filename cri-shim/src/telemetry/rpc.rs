@@ -215,6 +215,9 @@ impl Call {
             return;
         }
         memory::after_work();
+        if self.noise == Change {
+            memory::after_change();
+        }
         let time = self.begun.elapsed();
         METRICS.rpcs_in_flight.dec();
         METRICS.rpc_times.get_or_create(&Rpc { rpc: self.rpc }).observe(time.as_secs_f64());

@@ -18,7 +18,9 @@ use crate::process::memory;
 
 /// Pods started at once.
 const LANES: usize = 4;
-/// Longest wait for memory to settle.
+/// How long nothing happens before the first look: both sides give memory back some time after work.
+const REST: Duration = Duration::from_secs(16);
+/// Longest wait for memory to settle after that.
 const SETTLE: Duration = Duration::from_secs(10);
 
 /// A kind of process.
@@ -132,8 +134,9 @@ async fn grow(driver: &Driver, pods: &mut Vec<Pod>, wanted: u32) -> Result<()> {
     Ok(())
 }
 
-/// Looks until two looks agree within 1 %, or the time is up.
+/// Looks, after a rest, until two looks agree within 1 %, or the time is up.
 async fn settled(driver: &Driver, pods: u32) -> Result<Sample> {
+    tokio::time::sleep(REST).await;
     let end = Instant::now() + SETTLE;
     let mut last = sample(driver, pods)?;
     loop {

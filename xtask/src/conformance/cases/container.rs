@@ -32,6 +32,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case(group, "ContainerStatus of an unknown id is NotFound", unknown_status),
         case(group, "Start of an unknown id is NotFound", unknown_start),
         case(group, "List by id, state, sandbox and labels", lists),
+        case(group, "the first digits of an id are enough for every call", short_ids),
     ];
     all.extend(exits());
     all.extend(process());
@@ -114,6 +115,22 @@ async fn stops(t: T) -> Result<()> {
     same("state", status.state(), ContainerState::ContainerExited)?;
     anyhow::ensure!(status.finished_at >= status.started_at && status.finished_at <= now(), "{status:?}");
     Ok(())
+}
+
+async fn short_ids(t: T) -> Result<()> {
+    let (pod, id) = t.idle().await?;
+    let (short, short_pod) = (&id[..13], &pod.id[..13]);
+    same("the container", t.status(short).await?.id, id.clone())?;
+    same("the sandbox", t.pod_status(short_pod).await?.id, pod.id.clone())?;
+    same("what a command says", t.sh(short, "echo here").await?.as_str(), "here")?;
+    t.stop(short, 0).await?;
+    same("the state", t.status(&id).await?.state(), ContainerState::ContainerExited)?;
+    t.try_remove(short).await.context("RemoveContainer")?;
+    refused_with("the removed one", t.try_status(&id).await, &[tonic::Code::NotFound])?;
+    t.try_stop_pod(short_pod).await.context("StopPodSandbox")?;
+    same("the sandbox's state", t.pod_status(&pod.id).await?.state(), v1::PodSandboxState::SandboxNotready)?;
+    t.try_remove_pod(short_pod).await.context("RemovePodSandbox")?;
+    refused_with("the removed sandbox", t.try_pod_status(&pod.id).await, &[tonic::Code::NotFound]).map(drop)
 }
 
 async fn removes(t: T) -> Result<()> {
