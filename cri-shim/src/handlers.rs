@@ -24,8 +24,10 @@ use crate::host::cgroup::Roots;
 
 /// File name of our own shim.
 pub const SHIM: &str = "containerd-shim-keelson-v1";
-/// How long a pod waits for a handler that is tried again; the try goes on, and the next request finds its outcome.
+/// How long the start, and a pod, wait for handlers that are tried; the tries go on, and the next request finds their outcome.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Why a handler is not offered that has not been tried to the end yet.
+const UNKNOWN: &str = "it has not answered yet";
 /// First and longest pause between two tries of a refused handler.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 /// The handler of sandboxes made before handlers were recorded.
@@ -112,7 +114,9 @@ impl Handlers {
         let ground = Ground { shim_binary: config.shim_binary.clone(), scratch, cgroups };
         let wanted = config.handlers.clone().unwrap_or_else(defaults);
         let this = Arc::new(Self::new(wanted, config.default_handler.clone(), ground, PAUSES));
-        this.try_all().await;
+        if tokio::time::timeout(PATIENCE, this.try_all()).await.is_err() {
+            this.choose_default();
+        }
         if let Some(problem) = this.default_problem() {
             tracing::error!(problem, "pods without a runtime class cannot run");
         }
@@ -125,14 +129,19 @@ impl Handlers {
         ground: Ground,
         pauses: (Duration, Duration),
     ) -> Self {
-        Self { wanted, configured, ground, known: RwLock::default(), tries: Flights::default(), pauses }
+        let untried = |handler: &HandlerConfig| Refused {
+            name: handler.name.clone(),
+            reason: UNKNOWN.to_owned(),
+            tried: Instant::now(),
+            pause: Duration::ZERO,
+        };
+        let known = Known { refused: wanted.iter().map(untried).collect(), ..Known::default() };
+        let known = RwLock::new(known);
+        Self { wanted, configured, ground, known, tries: Flights::default(), pauses }
     }
 
-    async fn try_all(&self) {
-        let outcomes = join_all(self.wanted.iter().map(|handler| self.ground.probe(handler))).await;
-        for (handler, outcome) in self.wanted.iter().zip(outcomes) {
-            self.settle(handler, outcome);
-        }
+    async fn try_all(self: &Arc<Self>) {
+        join_all(self.wanted.iter().map(|handler| self.try_again(&handler.name))).await;
         self.choose_default();
     }
 
@@ -235,7 +244,7 @@ impl Handlers {
         due.filter(|refused| refused.is_due()).map(|refused| refused.name.clone()).collect()
     }
 
-    /// Tries a refused handler again, or waits for whoever does; it goes on when nobody waits any more.
+    /// Tries a handler that is not offered, or waits for whoever does; it goes on when nobody waits any more.
     async fn try_again(self: &Arc<Self>, name: &str) {
         let (this, name_) = (Arc::clone(self), name.to_owned());
         let work = async move {
@@ -244,7 +253,10 @@ impl Handlers {
             if let Some(handler) = this.wanted(&name_).filter(|_| !due.is_empty()) {
                 let outcome = this.ground.probe(handler).await;
                 this.settle(handler, outcome);
-                this.choose_default();
+                // The start chooses once it knows of all.
+                if !this.known().default.is_empty() {
+                    this.choose_default();
+                }
             }
             Ok(())
         };
@@ -274,15 +286,12 @@ impl Handlers {
                 known.offered.sort_by_key(|handler| order(&handler.name));
             }
             Err(reason) => {
-                let (mut pause, mut news) = (self.pauses.0, true);
-                if let Some(place) = place {
-                    let earlier = known.refused.remove(place);
-                    pause = (earlier.pause * 2).min(self.pauses.1);
-                    news = earlier.reason != reason;
-                }
-                if news {
+                let earlier = place.map(|place| known.refused.remove(place));
+                if earlier.as_ref().is_none_or(|earlier| earlier.reason != reason) {
                     tracing::warn!(handler = handler.name, reason, "handler is not offered");
                 }
+                let pause = earlier.map(|earlier| earlier.pause * 2).unwrap_or_default();
+                let pause = pause.clamp(self.pauses.0, self.pauses.1);
                 known.refused.push(Refused {
                     name: handler.name.clone(),
                     reason,

@@ -96,7 +96,7 @@ impl Programs {
         fs::read_to_string(self.path(&format!("{name}.tries"))).unwrap_or_default().lines().count()
     }
 
-    /// Handlers with these names, none of them tried.
+    /// Handlers with these names, not tried yet.
     fn handlers(&self, names: &[&str], default: Option<&str>, pauses: (Duration, Duration)) -> Arc<Handlers> {
         let wanted = names.iter().map(|name| HandlerConfig {
             name: (*name).to_owned(),
@@ -163,6 +163,32 @@ async fn many_pods_at_once_make_one_try_and_a_pause_follows() {
 }
 
 #[tokio::test]
+async fn the_start_need_not_wait_for_a_slow_handler() {
+    let programs = Programs::new(&["slow", "quick"]);
+    programs.say("quick", GOOD);
+    let all = programs.handlers(&["slow", "quick"], None, NEVER);
+    let start = all.try_all();
+    tokio::pin!(start);
+    let begun = Instant::now();
+    while all.get("quick").is_err() {
+        assert!(futures::poll!(&mut start).is_pending());
+        assert!(begun.elapsed() < Duration::from_secs(60), "{}", all.info());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    all.choose_default();
+    assert_eq!(all.get("").unwrap().name, "quick", "of those that work");
+    let unknown = all.get("slow").unwrap_err().to_string();
+    assert!(unknown.contains(UNKNOWN), "{unknown}");
+    // A pod that names it waits for the same try.
+    let mut pod = Box::pin(all.obtain("slow"));
+    assert!(futures::poll!(&mut pod).is_pending());
+    programs.say("slow", GOOD);
+    assert_eq!(pod.await.unwrap().name, "slow");
+    start.await;
+    assert_eq!((programs.tries("slow"), programs.tries("quick")), (1, 1));
+}
+
+#[tokio::test]
 async fn status_tries_the_default_again_and_it_becomes_the_default() {
     let programs = Programs::new(&["keelson", "runc"]);
     programs.say("keelson", "too busy");
@@ -193,7 +219,8 @@ async fn status_tries_the_default_again_and_it_becomes_the_default() {
 fn tries_are_made_less_and_less_often() {
     let all = handlers(defaults(), None, no_crun);
     let crun = all.wanted("crun").unwrap().clone();
-    let all = Handlers { pauses: PAUSES, known: RwLock::default(), ..all };
+    let all = Handlers { pauses: PAUSES, ..all };
+    all.known_mut().refused.clear();
     let pauses: Vec<u64> = (0..9)
         .map(|_| {
             all.settle(&crun, Err("hybrid".to_owned()));
