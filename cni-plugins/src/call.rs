@@ -290,11 +290,15 @@ fn read_command() -> Result<Command, Failure> {
 fn parse_version(config: &Value) -> Result<Version, Failure> {
     match config.get("cniVersion") {
         None => Err(Failure::new(ErrorCode::IncompatibleVersion, "cniVersion is missing")),
-        Some(version) => version.as_str().unwrap_or_default().parse().map_err(
-            |error: cni_plugins_types::version::UnsupportedVersion| {
+        Some(Value::String(version)) => {
+            version.parse().map_err(|error: cni_plugins_types::version::UnsupportedVersion| {
                 Failure::new(ErrorCode::IncompatibleVersion, error.to_string())
-            },
-        ),
+            })
+        }
+        Some(other) => Err(Failure::new(
+            ErrorCode::IncompatibleVersion,
+            format!("cniVersion: {other} is no version: expected a string such as \"1.1.0\""),
+        )),
     }
 }
 

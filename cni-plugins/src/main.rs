@@ -16,6 +16,7 @@ mod state;
 
 use std::{io::Write, path::Path, process::ExitCode, time::Instant};
 
+use cni_plugins_types::Version;
 use serde_json::Value;
 
 use crate::{
@@ -29,7 +30,12 @@ fn main() -> ExitCode {
     let mut args = std::env::args_os();
     let own_name = args.next().unwrap_or_default();
     let name = Path::new(&own_name).file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let Some(plugin) = Plugin::named(&name) else { return manage::main(&args.collect::<Vec<_>>()) };
+    let Some(plugin) = Plugin::named(&name) else {
+        let args: Vec<_> = args.collect();
+        // A runtime that calls it by a name that is no plugin's understands nothing but an error object.
+        let is_call = args.is_empty() && std::env::var_os("CNI_COMMAND").is_some();
+        return if is_call { refuse(&name) } else { manage::main(&args) };
+    };
     let mut line = log::Line::new(plugin, started);
     let (output, code) = match run_plugin(plugin, &mut line) {
         Ok(output) => (output, ExitCode::SUCCESS),
@@ -41,6 +47,15 @@ fn main() -> ExitCode {
     let written = output.map_or(Ok(()), |output| writeln!(std::io::stdout(), "{output}"));
     line.write();
     if written.is_ok() { code } else { ExitCode::FAILURE }
+}
+
+fn refuse(name: &str) -> ExitCode {
+    let known = Plugin::ALL.map(Plugin::name).join(", ");
+    let failure = Failure::config(format!("type: this executable has no plugin {name:?}, but {known}"));
+    let object = failure.to_value(Version::default());
+    // A failure either way.
+    drop(writeln!(std::io::stdout(), "{object}"));
+    ExitCode::FAILURE
 }
 
 /// Reads the call, runs it, and returns what belongs on standard output.

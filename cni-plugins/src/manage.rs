@@ -11,6 +11,7 @@ use std::{
 };
 
 use cni_plugins_host::{netns, overlay};
+use cni_plugins_types::Version;
 use serde_json::{Value, json};
 
 use crate::{
@@ -41,7 +42,19 @@ pub(crate) fn main(args: &[OsString]) -> ExitCode {
         [command, options @ ..] if command == "uninstall" => {
             Places::of(options).and_then(|at| cleanup(&at).and_then(|()| uninstall(&at)))
         }
-        _ => Err(io::Error::other(USAGE)),
+        [command] if command == "help" || command == "--help" || command == "-h" => say(&USAGE),
+        [command] if command == "--version" => {
+            let versions = Version::ALL.map(Version::as_str).join(", ");
+            say(&format!("keelson-cni {} for CNI {versions}", env!("CARGO_PKG_VERSION")))
+        }
+        [] => Err(io::Error::other(USAGE)),
+        [command] if command == "install" => {
+            Err(io::Error::other(format!("install: DIR is missing\n{USAGE}")))
+        }
+        [command, ..] => {
+            let command = command.to_string_lossy();
+            Err(io::Error::other(format!("{command} is not a command, or has too many arguments\n{USAGE}")))
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

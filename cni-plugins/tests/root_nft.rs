@@ -188,3 +188,42 @@ fn rules_deleted_by_hand_come_back_with_gc_and_with_the_next_add() {
     ground.del(&chain, &first);
     assert_eq!(seen(&node, &second.netns, 80, at("192.0.2.1", 8081)), ip("192.0.2.2"));
 }
+
+#[test]
+fn networks_of_two_state_directories_leave_each_others_ports_alone() {
+    let ground = Ground::new();
+    let node = ground.outside();
+    let (first, second) = (ground.pod("c1"), ground.pod("c2"));
+    let one = ports(&ground, &json!([{"hostPort": 8080, "containerPort": 80, "hostIP": "192.0.2.1"}]));
+    let elsewhere = |mappings: &Value| {
+        let mut chain = ports(&ground, mappings);
+        for plugin in &mut chain {
+            plugin["name"] = json!("other");
+        }
+        chain[0]["bridge"] = json!("kgr1");
+        chain[0]["ipam"]["ranges"] = json!([[{"subnet": "10.89.0.0/29"}]]);
+        chain[1]["stateDir"] = json!(ground.dir().join("run/other"));
+        chain
+    };
+    let two = elsewhere(&json!([
+        {"hostPort": 8081, "containerPort": 81}, {"hostPort": 8080, "containerPort": 81, "hostIP": "192.0.2.9"}]));
+    ground.add(&one, &first);
+    let result = ground.add(&two[..1], &second);
+    // What one has, the other does not get, and does not take away by trying.
+    let mut taken =
+        elsewhere(&json!([{"hostPort": 8080, "containerPort": 81, "hostIP": "192.0.2.1"}])).remove(1);
+    taken = ground::with_result(&taken, &result);
+    let refused = ground.ask(&taken, "ADD", Some(&second)).unwrap_err();
+    assert_eq!(refused["code"], 104, "{refused}");
+    assert_eq!(seen(&node, &first.netns, 80, at("192.0.2.1", 8080)), ip("192.0.2.2"));
+    ground.ask(&ground::with_result(&two[1], &result), "ADD", Some(&second)).unwrap();
+    ground.gc(&one, &[&first]);
+    ground.gc(&two, &[&second]);
+    assert_eq!(seen(&node, &first.netns, 80, at("192.0.2.1", 8080)), ip("192.0.2.2"));
+    assert_eq!(seen(&node, &second.netns, 81, at("192.0.2.1", 8081)), ip("192.0.2.2"));
+    // The port number that both have on different addresses stays while one of them needs it.
+    ground.gc(&two, &[]);
+    assert_eq!(seen(&node, &first.netns, 80, at("192.0.2.1", 8080)), ip("192.0.2.2"));
+    ground.del(&one, &first);
+    assert_eq!(ground.elements(), BTreeMap::new());
+}

@@ -101,7 +101,7 @@ impl Layout {
     }
     /// A released binary of this workspace.
     pub(crate) fn binary(&self, name: &str) -> PathBuf {
-        self.repo.join("target/release").join(name)
+        crate::binaries::file(&self.repo, name)
     }
     /// Host settings to restore at `down`.
     pub(crate) fn host_record(&self) -> PathBuf {

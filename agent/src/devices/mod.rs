@@ -68,6 +68,8 @@ struct Inner {
     counts: watch::Sender<Counts>,
     /// One allocation at a time: a plugin is asked between the look at what is free and the grant.
     choosing: tokio::sync::Mutex<()>,
+    /// One writer of the file at a time, so that the last to come writes the last state.
+    saving: tokio::sync::Mutex<()>,
     cancel: CancellationToken,
 }
 
@@ -91,7 +93,8 @@ impl Devices {
         let ledger = checkpoint::load(&directory, root_dir);
         let counts = watch::Sender::new(ledger.counts());
         let state = Mutex::new(State { ledger, plugins: BTreeMap::new() });
-        Self(Arc::new(Inner { directory, state, counts, choosing: tokio::sync::Mutex::default(), cancel }))
+        let (choosing, saving) = (tokio::sync::Mutex::default(), tokio::sync::Mutex::default());
+        Self(Arc::new(Inner { directory, state, counts, choosing, saving, cancel }))
     }
 
     /// Devices of every resource, as they change.
@@ -134,7 +137,11 @@ impl Devices {
             let known = self.state().ledger.granted(&holder).any(|(name, _)| name == resource);
             if !known {
                 self.choose(pod, &holder, resource, *count).await?;
-                self.save().await?;
+                if let Err(problem) = self.save().await {
+                    // Else the next try would take it for one that is on disk.
+                    self.state().ledger.revoke(&holder, resource);
+                    return Err(problem);
+                }
             }
         }
         drop(choosing);
@@ -166,6 +173,7 @@ impl Devices {
     }
 
     async fn save(&self) -> Result<(), String> {
+        let _alone = self.0.saving.lock().await;
         let (directory, ledger) = (self.0.directory.clone(), self.ledger());
         let saved = tokio::task::spawn_blocking(move || checkpoint::save(&directory, &ledger)).await;
         saved
@@ -263,14 +271,14 @@ impl Devices {
             // Cancel-safe: what was told is in the ledger, the rest is told again by the next plugin.
             tokio::select! {
                 () = follow.cancelled() => {}
-                () = devices.follow(&channel, &resource) => {}
+                () = devices.follow(&channel, &resource, &follow) => {}
             }
         });
         Ok(())
     }
 
     /// Follows a plugin's devices until it goes, and forgets these some time later.
-    async fn follow(&self, channel: &Channel, resource: &str) {
+    async fn follow(&self, channel: &Channel, resource: &str, replaced: &CancellationToken) {
         let ended =
             match wire::stream::<_, DeviceList>(channel, wire::LIST_AND_WATCH, Empty {}, DEADLINE).await {
                 Ok(mut lists) => loop {
@@ -291,6 +299,10 @@ impl Devices {
         self.publish();
         tokio::time::sleep(REMEMBERED).await;
         let mut state = self.state();
+        // Another plugin may have come for it this very moment.
+        if replaced.is_cancelled() {
+            return;
+        }
         state.plugins.remove(resource);
         state.ledger.clear(resource);
         drop(state);

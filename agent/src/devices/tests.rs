@@ -245,6 +245,15 @@ async fn devices_are_told_given_kept_and_freed() {
     counts(&devices, (3, 2)).await;
     plugin.devices.send_replace(vec![("d0", true), ("d1", true), ("d2", true)]);
     counts(&devices, (3, 3)).await;
+    // What cannot be written down is not given.
+    let in_the_way = root.join("device-plugins/.keelson_allocations.json");
+    std::fs::create_dir(&in_the_way).unwrap();
+    for _ in 0..2 {
+        let refused = devices.allocate(&one, container(&one)).await.unwrap_err();
+        assert!(refused.contains("cannot write down who has which device"), "{refused}");
+    }
+    std::fs::remove_dir(&in_the_way).unwrap();
+    assert_eq!(plugin.asked(), ["allocate d1,d2", "allocate d1,d2"]);
     // The plugin's preference counts, and its answer reaches the container.
     let given = devices.allocate(&one, container(&one)).await.unwrap();
     assert_eq!(given.variables["DEVICES"], "d1,d2");

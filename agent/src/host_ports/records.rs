@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use cni_plugins_host::lock::{Lock, try_lock};
-use cni_plugins_host::nft::ports::{self, HostPort as NftPort, Mappings};
+use cni_plugins_host::nft::ports::{self, HostPort as NftPort, Mappings, Scope};
 use cni_plugins_host::sysctl;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -121,7 +121,7 @@ impl Records {
             let _lock = wait_for_lock(dir)?;
             match read(dir, &file)? {
                 Some(record) if record.carrier == Carrier::Agent => {
-                    ports::add(&record.mappings())?;
+                    ports::add(&Scope::of(dir), &record.mappings())?;
                     if record.claims.iter().any(|claim| claim.target.is_ipv4()) {
                         for link in &record.links {
                             sysctl::set(&format!("net/ipv4/conf/{link}/route_localnet"), "1")?;

@@ -131,6 +131,12 @@ pub enum RangeError {
     /// `subnet` has host bits.
     #[error("ipam: subnet {0} is not a network address; did you mean {1}?")]
     HostBits(IpNet, IpNet),
+    /// No interface can have addresses of the subnet.
+    #[error("ipam: subnet {0} has {1} addresses, which no pod can have")]
+    NoHosts(IpNet, &'static str),
+    /// The gateway is the subnet's broadcast address.
+    #[error("ipam: gateway {0} is the broadcast address of subnet {1}")]
+    Broadcast(IpAddr, IpNet),
     /// `rangeStart`, `rangeEnd` or `gateway` is outside, or start is after end.
     #[error("ipam: {field} {addr} is not usable in subnet {subnet}")]
     Outside {
@@ -209,6 +215,15 @@ impl Range {
             let network = IpNet::new(subnet.network(), subnet.prefix_len()).unwrap_or(subnet);
             return Err(RangeError::HostBits(subnet, network));
         }
+        let network = subnet.network();
+        let kinds = [
+            ("unspecified", network.is_unspecified()),
+            ("loopback", network.is_loopback()),
+            ("multicast", network.is_multicast()),
+        ];
+        if let Some((kind, _)) = kinds.into_iter().find(|(_, is)| *is) {
+            return Err(RangeError::NoHosts(subnet, kind));
+        }
         let too_small = RangeError::TooSmall(subnet);
         let lowest = next_addr(subnet.network()).ok_or_else(|| too_small.clone())?;
         let highest = prev_addr(subnet.last()).ok_or(too_small)?;
@@ -220,6 +235,9 @@ impl Range {
         let first = inside("rangeStart", config.range_start, lowest)?.max(lowest);
         let last = inside("rangeEnd", config.range_end, highest)?.min(highest);
         let gateway = inside("gateway", config.gateway, lowest)?;
+        if gateway.is_ipv4() && gateway == subnet.last() {
+            return Err(RangeError::Broadcast(gateway, subnet));
+        }
         if first > last {
             return Err(RangeError::Outside { field: "rangeStart", addr: first, subnet });
         }

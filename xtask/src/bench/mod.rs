@@ -3,6 +3,7 @@
 mod cni;
 mod cri;
 mod lb;
+mod machine;
 mod node;
 pub(crate) mod overlay;
 mod start;

@@ -57,7 +57,7 @@ fn network(place: &Place, plugins: Plugins) -> Value {
 fn link_plugins(place: &Place, plugins: Plugins) -> Result<()> {
     let links: Vec<(&str, std::path::PathBuf)> = match plugins {
         Plugins::Keelson => ["keelson-bridge", "keelson-ipam", "keelson-loopback", "loopback"]
-            .map(|name| (name, place.repo.join("target/release/keelson-cni")))
+            .map(|name| (name, crate::binaries::file(&place.repo, "keelson-cni")))
             .into(),
         Plugins::Reference => ["bridge", "host-local", "loopback", "portmap", "bandwidth"]
             .map(|name| (name, Path::new(REFERENCE_PLUGINS).join(name)))

@@ -172,7 +172,7 @@ pub(super) fn payload(
         fs::create_dir_all(tree.join(dir))?;
     }
     for name in ["keelson-cri", "keelson-cni", "containerd-shim-keelson-v1"] {
-        let file = repo.join("target/release").join(name);
+        let file = crate::binaries::file(repo, name);
         fs::copy(&file, tree.join("bin").join(name))
             .with_context(|| format!("copying {}", file.display()))?;
     }

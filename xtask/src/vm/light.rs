@@ -210,8 +210,8 @@ fn add_run(repo: &Path, job: &Chosen, run: &Run, archive: &mut Archive, jobs: &m
         archive.file(&inside(path), &repo.join(path))?;
     }
     for name in run.executables {
-        let path = format!("target/release/{name}");
-        archive.program(&inside(&path), &repo.join(&path))?;
+        let path = crate::binaries::file(repo, name);
+        archive.program(&path.to_string_lossy(), &path)?;
     }
     let junit = format!("/tmp/{}.xml", job.name().replace([' ', '/'], "-"));
     let mut command = vec![guest::SELF.to_owned()];

@@ -26,12 +26,17 @@ const IFLA_IFALIAS: u16 = 20;
 const IFLA_GROUP: u16 = 27;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_EXT_MASK: u16 = 29;
+const IFLA_NUM_TX_QUEUES: u16 = 31;
+const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 pub(super) const IFLA_INFO_SLAVE_KIND: u16 = 4;
 pub(super) const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_BR_VLAN_FILTERING: u16 = 7;
 const VETH_INFO_PEER: u16 = 1;
+/// Queues of either end of a pair. The kernel uses one of them unless somebody sets more by hand, but prepares as many as the
+/// machine has processors, each with files in sysfs: a fifth of the time that a pair takes on two processors.
+const QUEUES: u32 = 1;
 /// Leaves statistics out of answers.
 const RTEXT_FILTER_SKIP_STATS: u32 = 8;
 
@@ -175,6 +180,8 @@ impl Step {
                 peer.header(&header(0, 0, 0))
                     .string(IFLA_IFNAME, pair.peer_name)
                     .u32(IFLA_MTU, pair.mtu)
+                    .u32(IFLA_NUM_TX_QUEUES, QUEUES)
+                    .u32(IFLA_NUM_RX_QUEUES, QUEUES)
                     .when(pair.peer_mac, |peer, mac| peer.attr(IFLA_ADDRESS, &mac))
                     .when(pair.peer_netns, |peer, netns| peer.u32(IFLA_NET_NS_FD, netns.cast_unsigned()))
             })
@@ -182,6 +189,8 @@ impl Step {
         let create = NLM_F_CREATE | NLM_F_EXCL;
         let message = message(RTM_NEWLINK, create, LinkRef::Name(pair.host_name), IFF_UP, IFF_UP)
             .u32(IFLA_MTU, pair.mtu)
+            .u32(IFLA_NUM_TX_QUEUES, QUEUES)
+            .u32(IFLA_NUM_RX_QUEUES, QUEUES)
             .when(pair.host_mac, |link, mac| link.attr(IFLA_ADDRESS, &mac))
             .when(pair.bridge_index, |link, bridge| link.u32(IFLA_MASTER, bridge))
             .nested(IFLA_LINKINFO, |info| info.string(IFLA_INFO_KIND, "veth").nested(IFLA_INFO_DATA, peer));

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use super::{
     NftError, Owner, TABLE,
     attributes::{find, read},
+    comment,
     expression::{Family, JUMP, Rule, put_verdict},
     fnv1a, is_absent, layout, network_prefix,
     wire::{Message, Socket, flag, kind},
@@ -197,14 +198,8 @@ fn parse(element: &[u8]) -> Option<Element> {
         _ => IpAddr::from(<[u8; 16]>::try_from(key).ok()?),
     };
     let verdict = find(element, 2).and_then(|data| find(data, 2)).unwrap_or_default();
-    let chain = find(verdict, 2).map(text).unwrap_or_default();
-    // The comment, as `nft` writes it: type 0, length, text with a closing zero.
-    let comment = find(element, 6).and_then(|data| data.get(2..)).map(text).unwrap_or_default();
-    Some(Element { address, chain, comment })
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned()
+    let chain = find(verdict, 2).map(comment::text).unwrap_or_default();
+    Some(Element { address, chain, comment: comment::read(element) })
 }
 
 fn element(flags: u16, address: IpAddr, chain: Option<&str>, comment: &str) -> Message {
@@ -216,16 +211,11 @@ fn element(flags: u16, address: IpAddr, chain: Option<&str>, comment: &str) -> M
             super::expression::value(element, 1, &octets(address));
             if let Some(chain) = chain {
                 element.nest(2, |data| put_verdict(data, JUMP, Some(chain)));
-                element.put(6, &comment_bytes(comment));
+                comment::put(element, comment);
             }
         });
     });
     message
-}
-
-fn comment_bytes(comment: &str) -> Vec<u8> {
-    let length = u8::try_from(comment.len() + 1).unwrap_or(u8::MAX);
-    [&[0, length], comment.as_bytes(), &[0]].concat()
 }
 
 fn family_of(address: IpAddr) -> Family {
@@ -275,7 +265,7 @@ mod tests {
         let mut element = Attributes::default();
         super::super::expression::value(&mut element, 1, &[10, 1, 2, 3]);
         element.nest(2, |data| put_verdict(data, JUMP, Some("masq4_1")));
-        element.put(6, &comment_bytes("net/c1/eth0"));
+        comment::put(&mut element, "net/c1/eth0");
         let found = parse(&element.0).unwrap();
         assert_eq!(found.address.to_string(), "10.1.2.3");
         assert_eq!((found.chain.as_str(), found.comment.as_str()), ("masq4_1", "net/c1/eth0"));

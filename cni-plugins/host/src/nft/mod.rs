@@ -5,10 +5,11 @@
 //! pods as with a thousand. Each change is one transaction of the kernel: it happens wholly or not at all, also when the
 //! process is killed. All functions block, for well below a millisecond, with a deadline on every answer.
 //!
-//! In reading order: [`wire`] (messages and socket), `expression` (what rules are made of), [`layout`],
+//! In reading order: [`wire`] (messages and socket), `expression` (what rules are made of), `comment`, [`layout`],
 //! [`masquerade`], [`ports`], [`conntrack`], [`route`]. [`untracked`] has a table of its own, of the node's agent.
 
 mod attributes;
+mod comment;
 pub mod conntrack;
 mod expression;
 mod layout;

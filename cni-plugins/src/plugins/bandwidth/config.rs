@@ -2,6 +2,7 @@
 
 use cni_plugins_host::netlink::TokenBucket;
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::{call::Call, failure::Failure};
 
@@ -21,7 +22,7 @@ pub(super) struct BandwidthConfig {
 }
 
 /// Bits per second, and bits that may pass at once.
-#[derive(Debug, Default, Clone, Copy, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Rates {
     #[serde(default)]
@@ -32,6 +33,11 @@ struct Rates {
     egress_rate: u64,
     #[serde(default)]
     egress_burst: u64,
+    /// Keys of the reference plugin: who is limited, and who is not.
+    #[serde(default)]
+    shaped_subnets: Vec<Value>,
+    #[serde(default)]
+    unshaped_subnets: Vec<Value>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -57,7 +63,15 @@ impl BandwidthConfig {
 
     /// The limits; the runtime's take the place of the list's.
     pub(super) fn limits(&self) -> Result<Limits, Failure> {
-        let rates = self.runtime_config.bandwidth.unwrap_or(self.own);
+        let rates = self.runtime_config.bandwidth.as_ref().unwrap_or(&self.own);
+        for (key, subnets) in
+            [("shapedSubnets", &rates.shaped_subnets), ("unshapedSubnets", &rates.unshaped_subnets)]
+        {
+            if !subnets.is_empty() {
+                let value = Value::from(subnets.as_slice());
+                return Err(Failure::unsupported(key, &value, "a limit is for all of a pod's traffic"));
+            }
+        }
         Ok(Limits {
             ingress: bucket("ingress", rates.ingress_rate, rates.ingress_burst)?,
             egress: bucket("egress", rates.egress_rate, rates.egress_burst)?,
@@ -102,6 +116,14 @@ mod tests {
         let huge = bucket("egress", 80_000_000_000, u64::from(u32::MAX)).unwrap().unwrap();
         assert_eq!((huge.rate, huge.burst), (10_000_000_000, u32::MAX / 8));
         assert!(bucket("ingress", 0, 0).unwrap().is_none());
+    }
+
+    #[test]
+    fn limits_for_some_peers_only_are_refused() {
+        let config = r#"{"ingressRate":8000,"ingressBurst":8000,"unshapedSubnets":["10.0.0.0/8"]}"#;
+        let config: BandwidthConfig = serde_json::from_str(config).unwrap();
+        let failure = config.limits().unwrap_err().to_string();
+        assert!(failure.starts_with(r#"unshapedSubnets: ["10.0.0.0/8"] is not supported"#), "{failure}");
     }
 
     #[test]

@@ -67,9 +67,17 @@ struct Attachment<'a> {
 impl<'a> Attachment<'a> {
     fn attach(&self, undo: &mut UndoList<'a>) -> Result<CniResult, Failure> {
         let (call, config, host) = (self.call, self.config, self.host);
-        undo.push("release addresses", move || ipam::release(call, config));
+        ipam::require(call, config)?;
+        let release = move || ipam::release(call, config);
+        if ipam::may_leave_some(config) {
+            undo.push("release addresses", release);
+        }
         let mut result = ipam::delegate(call, config)?.unwrap_or_default();
+        if !ipam::may_leave_some(config) {
+            undo.push("release addresses", release);
+        }
         pod::require_families(&result)?;
+        pod::require_mtu(&result, config.mtu)?;
         // With the subnet's prefix, which mode "routed" is about to take off.
         let addresses: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
         gateway::complete(config, &mut result);
@@ -82,6 +90,7 @@ impl<'a> Attachment<'a> {
         };
         let mac = self.requested_mac.unwrap_or_else(|| names::mac_of_attachment(&result, &self.host_name));
         let mtu = self.mtu(bridge.as_ref())?;
+        pod::require_mtu(&result, mtu)?;
         let name = self.host_name.clone();
         undo.push("delete the veth pair", move || host.delete_link(&name).map(|_| ()));
         let port = self.create_pair(bridge.as_ref(), mac, mtu)?;

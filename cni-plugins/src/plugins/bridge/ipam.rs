@@ -15,6 +15,21 @@ use crate::{
 /// Limit for an executed IPAM plugin; a lease from a DHCP server may take some of it.
 const DEADLINE: Duration = Duration::from_secs(30);
 
+/// Whether an ADD that fails may have taken an address all the same. Ours takes none when it fails.
+pub(super) fn may_leave_some(config: &BridgeConfig) -> bool {
+    config.ipam.as_ref().is_some_and(|ipam| ipam.kind != Plugin::Ipam.name())
+}
+
+/// Refuses a plugin that is not there.
+pub(super) fn require(call: &Call, config: &BridgeConfig) -> Result<(), Failure> {
+    let Some(ipam) = config.ipam.as_ref().filter(|ipam| ipam.kind != Plugin::Ipam.name()) else {
+        return Ok(());
+    };
+    invoke::find_plugin(&call.path, &ipam.kind)
+        .map(|_| ())
+        .map_err(|_not_found| Failure::config(format!("ipam.type: no plugin {:?} in CNI_PATH", ipam.kind)))
+}
+
 /// Passes `call` on (its command need not be the one this process was called with); returns what ADD
 /// gives, nothing for other commands or without IPAM.
 pub(super) fn delegate(call: &Call, config: &BridgeConfig) -> Result<Option<CniResult>, Failure> {
@@ -22,13 +37,9 @@ pub(super) fn delegate(call: &Call, config: &BridgeConfig) -> Result<Option<CniR
     if ipam.kind == Plugin::Ipam.name() {
         return plugins::ipam::run(call);
     }
-    let output = invoke::delegate(&call.path, &ipam.kind, call.command.as_str(), &call.config, &[], DEADLINE);
-    let output = match output {
-        Err(invoke::PluginError::NotFound { .. }) => {
-            return Err(Failure::config(format!("ipam.type: no plugin {:?} in CNI_PATH", ipam.kind)));
-        }
-        output => output?,
-    };
+    require(call, config)?;
+    let output =
+        invoke::delegate(&call.path, &ipam.kind, call.command.as_str(), &call.config, &[], DEADLINE)?;
     if call.command != Command::Add {
         return Ok(None);
     }

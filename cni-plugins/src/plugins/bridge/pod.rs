@@ -7,10 +7,11 @@ use std::{
 
 use cni_plugins_host::{
     arp,
-    netlink::{Link, LinkChange, LinkRef, Netlink, Step},
+    netlink::{Link, LinkChange, LinkRef, Netlink, NetlinkError, Step},
     netns, sysctl,
 };
 use cni_plugins_types::{CniResult, Route};
+use nix::errno::Errno;
 
 use super::{
     config::{BridgeConfig, Mode},
@@ -18,6 +19,8 @@ use super::{
 };
 use crate::{call::Call, failure::Failure};
 
+/// Below this the kernel takes IPv6 off an interface.
+const LEAST_FOR_IPV6: u32 = 1280;
 /// There while the kernel has IPv6.
 const IPV6: &str = "/proc/sys/net/ipv6";
 
@@ -50,12 +53,21 @@ pub(super) fn configure(
     for route in &result.routes {
         steps.push(Step::add_route(link.index, route, next_hop(result, route)));
     }
-    pod.run(steps)?;
+    pod.run(steps).map_err(refused)?;
     match requested_mac {
         // Every other address is computed from the IP address, so that what neighbours know stays true.
         Some(mac) => announce(call, link.index, mac, result),
         None => Ok(()),
     }
+}
+
+/// An address or a route that cannot be: a mistake in what IPAM gives.
+fn refused(error: NetlinkError) -> Failure {
+    const MISTAKES: [Errno; 5] =
+        [Errno::EINVAL, Errno::ENETUNREACH, Errno::EHOSTUNREACH, Errno::EADDRNOTAVAIL, Errno::EAFNOSUPPORT];
+    let is_mistake = MISTAKES.into_iter().any(|errno| error.is(errno));
+    let failure = Failure::from(error);
+    if is_mistake { Failure::config(format!("ipam: {}", failure.message())) } else { failure }
 }
 
 /// The next hop of a route: its own, else the gateway of its family.
@@ -70,6 +82,16 @@ pub(super) fn require_families(result: &CniResult) -> Result<(), Failure> {
         Some(addr) if !Path::new(IPV6).exists() => {
             Err(Failure::config(format!("ipam: gives the address {addr}, but this kernel has no IPv6")))
         }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses an MTU (0 for none given) that has no room for the addresses.
+pub(super) fn require_mtu(result: &CniResult, mtu: u32) -> Result<(), Failure> {
+    match result.addresses_in_sandbox().find(IpAddr::is_ipv6) {
+        Some(addr) if (1..LEAST_FOR_IPV6).contains(&mtu) => Err(Failure::config(format!(
+            "mtu: {mtu} is less than {LEAST_FOR_IPV6}, which IPv6 needs, and ipam gives {addr}"
+        ))),
         _ => Ok(()),
     }
 }

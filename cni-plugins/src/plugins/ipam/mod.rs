@@ -76,6 +76,7 @@ pub(crate) fn run(call: &Call) -> Result<Option<CniResult>, Failure> {
 
 fn add(call: &Call, config: &Input, dir: &Path) -> Result<CniResult, Failure> {
     let sets = config.ipam.range_sets()?;
+    check_routes(&config.ipam)?;
     let dns = dns(&config.ipam)?;
     let wanted = requested(call, &config.runtime_config)?;
     let owner = owner(call);
@@ -106,6 +107,19 @@ fn add(call: &Call, config: &Input, dir: &Path) -> Result<CniResult, Failure> {
         .map(|given| IpConfig { address: given.address, gateway: given.gateway, interface: None })
         .collect();
     Ok(CniResult { ips, routes: config.ipam.routes.clone(), dns, ..CniResult::default() })
+}
+
+/// Refuses a route through a gateway of the other family.
+fn check_routes(config: &IpamConfig) -> Result<(), Failure> {
+    for (index, route) in config.routes.iter().enumerate() {
+        if let Some(gw) = route.gw.filter(|gw| gw.is_ipv4() != route.dst.addr().is_ipv4()) {
+            return Err(Failure::config(format!(
+                "ipam.routes[{index}].gw: {gw} is of another family than dst {}",
+                route.dst
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Whether the attachment may still be there. One whose namespace is a file of its own that is gone is

@@ -1,7 +1,7 @@
 //! The configuration of `keelson-portmap`: the keys of the reference plugin portmap, and the capability `portMappings`.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -79,7 +79,7 @@ impl PortmapConfig {
     /// What the pod is to have: every port of every entry, for each family that entry and pod share.
     pub(super) fn claims(&self, result: &CniResult) -> Result<BTreeSet<Claim>, Failure> {
         let targets = targets(result);
-        let mut claims = BTreeSet::new();
+        let mut claims = BTreeMap::new();
         let entries = self.runtime_config.port_mappings.iter().flatten();
         for (index, entry) in entries.enumerate() {
             let entry = entry.checked().map_err(|what| {
@@ -91,8 +91,18 @@ impl PortmapConfig {
                     "runtimeConfig.portMappings[{index}]: prevResult has no address of a pod for it"
                 )));
             }
-            for target in targets.iter().filter(|target| entry.serves(**target)) {
-                claims.extend(entry.claims(*target));
+            let served = targets.iter().filter(|target| entry.serves(**target));
+            for claim in served.flat_map(|target| entry.claims(*target)) {
+                let key = (claim.protocol, claim.host_ip, claim.host_port, claim.target.is_ipv4());
+                let other = claims.insert(key, claim).filter(|other| *other != claim);
+                if let Some(other) = other {
+                    return Err(Failure::config(format!(
+                        "runtimeConfig.portMappings[{index}]: hostPort {claim} is mapped twice, to container ports {} \
+                         and {}",
+                        other.target.port(),
+                        claim.target.port()
+                    )));
+                }
             }
             if claims.len() > MAX_PORTS {
                 return Err(Failure::config(format!(
@@ -100,7 +110,7 @@ impl PortmapConfig {
                 )));
             }
         }
-        Ok(claims)
+        Ok(claims.into_values().collect())
     }
 }
 
@@ -228,5 +238,12 @@ mod tests {
             let error = claims(&json!([entry])).unwrap_err();
             assert!(error.contains(message), "{error}");
         }
+        let twice = [(80, 80, 80), (80, 80, 81)].map(|(from, to, other)| {
+            let one = json!({"hostPort": from, "containerPort": to});
+            claims(&json!([one, {"hostPort": from, "containerPort": other}]))
+        });
+        assert_eq!(twice[0].as_ref().unwrap().len(), 2, "said twice is mapped once for each family");
+        let error = twice[1].as_ref().unwrap_err();
+        assert!(error.contains("portMappings[1]: hostPort 80/tcp is mapped twice"), "{error}");
     }
 }

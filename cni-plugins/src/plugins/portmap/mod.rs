@@ -12,10 +12,11 @@ mod record;
 use std::collections::BTreeSet;
 
 use cni_plugins_host::{
-    nft::{self, conntrack, ports::Mappings},
+    nft::{self, NftError, conntrack, ports::Mappings},
     sysctl,
 };
 use cni_plugins_types::{CniResult, ErrorCode};
+use nix::errno::Errno;
 
 use self::{
     config::PortmapConfig,
@@ -84,7 +85,7 @@ fn program(
     rest: &Mappings,
 ) -> Result<(), Failure> {
     if let Some(old) = before {
-        nft::ports::remove(&old.mappings(), rest)?;
+        nft::ports::remove(&records.scope(), &old.mappings(), rest)?;
     }
     let offered = agent::offer(records.dir(), &Records::file_name(&call.network, &Attachment::of(call)));
     if let Some(taken) = offered {
@@ -92,7 +93,8 @@ fn program(
         records.write(call, record)?;
         drop(taken);
     } else {
-        nft::ports::add(&record.mappings())?;
+        nft::ports::add(&records.scope(), &record.mappings())
+            .map_err(|error| mapped_by_others(call, error))?;
         for link in &record.links {
             if record.claims.iter().any(|claim| claim.target.is_ipv4()) {
                 // Without it the kernel takes no answer to 127.0.0.1; what else it would let through is dropped by the
@@ -125,7 +127,7 @@ fn take_away(
     if own.carrier == Carrier::Agent {
         agent::withdraw(records.dir(), &Records::file_name(network, attachment));
     }
-    nft::ports::remove(&own.mappings(), rest)?;
+    nft::ports::remove(&records.scope(), &own.mappings(), rest)?;
     conntrack::forget_udp(&own.udp_ports())?;
     records.remove(network, attachment)
 }
@@ -173,7 +175,7 @@ fn gc(call: &Call) -> Result<(), Failure> {
     for record in stale.iter().filter(|record| record.carrier == Carrier::Agent) {
         agent::withdraw(records.dir(), &Records::file_name(&record.network, &record.attachment()));
     }
-    nft::ports::replace(&mappings(kept.into_iter()))?;
+    nft::ports::replace(&records.scope(), &mappings(kept.into_iter()))?;
     let udp: BTreeSet<u16> = stale.iter().flat_map(|record| record.udp_ports()).collect();
     conntrack::forget_udp(&udp)?;
     stale.iter().try_for_each(|record| records.remove(&record.network, &record.attachment()))
@@ -202,6 +204,21 @@ fn links(claims: &BTreeSet<Claim>) -> Result<BTreeSet<String>, Failure> {
         links.extend(nft::route::link_to(address)?);
     }
     Ok(links)
+}
+
+/// What the kernel refuses because it has another element for a port: the records of another `stateDir` explain that.
+fn mapped_by_others(call: &Call, error: NftError) -> Failure {
+    if error.is(Errno::EEXIST) || error.is(Errno::EBUSY) {
+        return Failure::new(
+            PORT_HELD,
+            format!(
+                "a hostPort of container {} is held by a pod of another stateDir; `nft list table inet {}` shows which",
+                call.container_id,
+                nft::TABLE
+            ),
+        );
+    }
+    error.into()
 }
 
 /// Refuses a port that another pod holds, on the same address or on all of them.

@@ -15,7 +15,7 @@ use std::{
 use cni_plugins_host::{
     lock::{self, Lock},
     netns,
-    nft::ports::{HostPort, Mappings},
+    nft::ports::{HostPort, Mappings, Scope},
 };
 use serde::{Deserialize, Serialize};
 
@@ -179,6 +179,11 @@ impl Records {
     /// Where they are.
     pub(super) fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// What tells their elements in the kernel from those of others.
+    pub(super) fn scope(&self) -> Scope {
+        Scope::of(&self.dir)
     }
 
     /// The file of an attachment, as [`StateDir`] names it.

@@ -56,6 +56,23 @@ fn requested_addresses_are_checked() {
 }
 
 #[test]
+fn subnets_without_hosts_are_named() {
+    let refused = |json: &str| config(json).range_sets().unwrap_err().to_string();
+    for (subnet, kind) in [
+        ("0.0.0.0/0", "unspecified"),
+        ("::/64", "unspecified"),
+        ("127.0.0.0/8", "loopback"),
+        ("224.0.0.0/24", "multicast"),
+        ("ff02::/64", "multicast"),
+    ] {
+        let error = refused(&format!(r#"{{"subnet":"{subnet}"}}"#));
+        assert!(error.contains(&format!("subnet {subnet} has {kind} addresses")), "{error}");
+    }
+    let error = refused(r#"{"subnet":"10.0.0.0/24","gateway":"10.0.0.255"}"#);
+    assert!(error.contains("gateway 10.0.0.255 is the broadcast address"), "{error}");
+}
+
+#[test]
 fn large_exclusions_are_skipped_at_once() {
     let set = set(r#"{"subnet":"fd00::/64","exclude":["fd00::/65"]}"#);
     let given = set.allocate(None, |_| false).unwrap();

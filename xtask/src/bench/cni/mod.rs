@@ -4,6 +4,7 @@
 //! Times are what a runtime sees: from starting the executable to its end with everything read. A peer that only returns
 //! when the kernel has deleted the pair is shown both ways, until it returns and until the host is clean.
 
+mod floor;
 mod rows;
 mod side;
 
@@ -14,6 +15,7 @@ use serde::Serialize;
 
 use self::side::Side;
 use super::cri::report::{self, Row};
+use super::machine::Machine;
 use crate::cmd::{Cmd, step};
 use crate::paths::Layout;
 
@@ -52,8 +54,7 @@ impl Arguments {
 /// Everything that was measured, and on what.
 #[derive(Debug, Serialize)]
 struct Report {
-    kernel: String,
-    processors: usize,
+    machine: Machine,
     peer: String,
     rounds: u32,
     quick: bool,
@@ -85,6 +86,7 @@ pub(crate) fn run(layout: &Layout, arguments: &Arguments) -> Result<()> {
 }
 
 fn measure(layout: &Layout, arguments: &Arguments, dir: &Path) -> Result<Report> {
+    let machine = Machine::look()?;
     let bin = dir.join("bin");
     Cmd::new(layout.binary("keelson-cni")).args(["install"]).args([&bin]).output()?;
     let ours = Side::new("keelson", &bin, "keelson-bridge", "keelson-ipam", &dir.join("ours"))?;
@@ -96,8 +98,7 @@ fn measure(layout: &Layout, arguments: &Arguments, dir: &Path) -> Result<Report>
     let version =
         Cmd::new("dpkg-query").args(["-W", "-f", "${Version}", "containernetworking-plugins"]).output();
     Ok(Report {
-        kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
-        processors: std::thread::available_parallelism()?.get(),
+        machine,
         peer: format!("containernetworking-plugins {}", version.unwrap_or_else(|_| "unknown".to_owned())),
         rounds: arguments.rounds(),
         quick: arguments.quick,
@@ -108,10 +109,9 @@ fn measure(layout: &Layout, arguments: &Arguments, dir: &Path) -> Result<Report>
 impl Report {
     fn print(&self) {
         println!(
-            "\nkeelson-bridge and keelson-ipam beside {}\nkernel {}, {} processors; {} interleaved rounds{}",
+            "\nkeelson-bridge and keelson-ipam beside {}\n{}; {} interleaved rounds{}",
             self.peer,
-            self.kernel,
-            self.processors,
+            self.machine,
             self.rounds,
             if self.quick { " (quick: coarse figures)" } else { "" }
         );

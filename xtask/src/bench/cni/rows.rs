@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use super::floor::Floor;
 use super::side::{Added, Pod, Side};
 use crate::bench::cri::report::{Goal, Row};
 use crate::bench::stats::{Round, median, p90};
@@ -20,7 +21,9 @@ pub(super) fn single(ours: &Side, peer: &Side, rounds: u32) -> Result<Vec<Row>> 
     once(ours)?;
     once(peer)?;
     let (mut adds, mut dels, mut cleans) = (Vec::new(), Vec::new(), Vec::new());
+    let mut floor = Floor::default();
     for _ in 0..rounds {
+        floor.round(ours, peer)?;
         let (mut add, mut del, mut clean) = (Round::default(), Round::default(), Round::default());
         for (side, is_ours) in [(ours, true), (peer, false), (peer, false), (ours, true)] {
             let times = once(side)?;
@@ -36,14 +39,16 @@ pub(super) fn single(ours: &Side, peer: &Side, rounds: u32) -> Result<Vec<Row>> 
     let group = "one call at a time";
     let row =
         |name, rounds: &[Round], statistic, goal| Row::of_rounds(group, name, "ms", rounds, statistic, goal);
-    Ok(vec![
+    let mut all = vec![
         row("ADD, median", &adds, median, Goal::Ours(3.0)),
         row("ADD, p90", &adds, p90, Goal::None),
         row("DEL until it returns, median", &dels, median, Goal::Ours(3.0)),
         row("DEL until it returns, p90", &dels, p90, Goal::None),
         row("DEL until the link is gone, median", &cleans, median, Goal::Ours(250.0)),
         row("DEL until the link is gone, p90", &cleans, p90, Goal::None),
-    ])
+    ];
+    all.extend(floor.rows());
+    Ok(all)
 }
 
 /// One pod: ADD, DEL until it returns, DEL until the link is gone.
@@ -180,7 +185,7 @@ pub(super) fn sizes(layout: &Layout, ours: &Side, peer: &Side) -> Result<Vec<Row
     ])
 }
 
-fn millis(time: Duration) -> f64 {
+pub(super) fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 /// Longest wait for a link to go.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The bridge of either side.
-const BRIDGE: &str = "bench0";
+pub(super) const BRIDGE: &str = "bench0";
 
 /// A set of plugins.
 pub(super) struct Side {
@@ -30,6 +30,13 @@ pub(super) struct Side {
 pub(super) struct Pod {
     id: String,
     netns: PathBuf,
+}
+
+impl Pod {
+    /// Its namespace.
+    pub(super) fn netns(&self) -> &Path {
+        &self.netns
+    }
 }
 
 impl Drop for Pod {
@@ -112,6 +119,11 @@ impl Side {
     /// DEL until it returns; must be called inside [`Side::on_host`].
     pub(super) fn del(&self, pod: &Pod) -> Result<Duration> {
         Ok(self.start("DEL", pod)?.end()?.0)
+    }
+
+    /// VERSION, which does nothing but start.
+    pub(super) fn version(&self) -> Result<Duration> {
+        Ok(self.begin(self.main, "VERSION", "", Path::new(""), &self.config())?.end()?.0)
     }
 
     /// Waits until a link of the host is gone; must be called inside [`Side::on_host`].

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
+use super::machine::Machine;
 use super::stats::{Interval, Round, paired, summary};
 use crate::paths::Layout;
 use crate::status::kubectl;
@@ -96,8 +97,16 @@ struct Line {
     flannel_to_itself: Option<Interval>,
 }
 
+impl Line {
+    /// Not below flannel, as far as the rounds can tell.
+    fn is_met(&self) -> bool {
+        self.keelson_to_flannel.is_some_and(|interval| interval.high >= 1.0)
+    }
+}
+
 #[derive(Serialize)]
 struct Report {
+    machine: Machine,
     quick: bool,
     millis: u64,
     streams: u32,
@@ -128,6 +137,7 @@ pub(crate) fn run(layout: &Layout, arguments: &Arguments) -> Result<()> {
 }
 
 fn measure(layout: &Layout, arguments: &Arguments) -> Result<()> {
+    let machine = Machine::look()?;
     let nodes = layout.nodes();
     let [one, two, ..] = nodes.as_slice() else { bail!("two nodes are needed, {} are there", nodes.len()) };
     let target = pod_network(layout, &two.name())?;
@@ -155,9 +165,14 @@ fn measure(layout: &Layout, arguments: &Arguments) -> Result<()> {
         let values = rounds(arguments, measure)?;
         lines.push(line(what, unit, &values));
     }
-    print(&lines, arguments.quick);
-    let report =
-        Report { quick: arguments.quick, millis: arguments.millis(), streams: arguments.streams, lines };
+    let report = Report {
+        machine,
+        quick: arguments.quick,
+        millis: arguments.millis(),
+        streams: arguments.streams,
+        lines,
+    };
+    print(&report);
     super::save(layout, "overlay", &report)
 }
 
@@ -204,10 +219,9 @@ fn line(what: &'static str, unit: &'static str, [direct, keelson, flannel]: &Val
     }
 }
 
-fn print(lines: &[Line], is_quick: bool) {
-    if is_quick {
-        println!("(quick: coarse figures)");
-    }
+fn print(report: &Report) {
+    let is_quick = if report.quick { " (quick: coarse figures)" } else { "" };
+    println!("\nthe network between nodes{is_quick}\n{}\n", report.machine);
     println!(
         "{:<17} {:>6} {:>6} {:>9} {:>9} {:>9}  {:<20} {:<20} {:<20} {:<20}",
         "",
@@ -225,7 +239,7 @@ fn print(lines: &[Line], is_quick: bool) {
         interval
             .map_or_else(|| "-".to_owned(), |it| format!("{:.3} ({:.3}–{:.3})", it.value, it.low, it.high))
     };
-    for line in lines {
+    for line in &report.lines {
         println!(
             "{:<17} {:>6} {:>6} {:>9.2} {:>9.2} {:>9.2}  {:<20} {:<20} {:<20} {:<20}",
             line.what,
@@ -240,7 +254,11 @@ fn print(lines: &[Line], is_quick: bool) {
             shown(line.flannel_to_itself)
         );
     }
-    println!("\ngoal: keelson ÷ flannel not below 1 within its interval, in every line");
+    let met = report.lines.iter().filter(|line| line.is_met()).count();
+    println!(
+        "\ngoal: keelson ÷ flannel not below 1 within its interval, in every line\ngoals met: {met} of {}",
+        report.lines.len()
+    );
 }
 
 fn node_address(node: &Layout) -> Result<Ipv4Addr> {
