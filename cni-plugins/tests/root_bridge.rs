@@ -89,8 +89,13 @@ fn after_del_the_address_is_free_and_the_pod_unreachable_and_the_interface_goes(
     lab.del_from(&list, &successor);
     let again = lab.add_to(&list, &successor).unwrap();
     assert_reachable(&other.netns, &successor.netns, address(&again, 0));
-    lab.wait_for_ports(2);
+    // Also for another container.
     lab.del_from(&list, &successor);
+    let heir = RuntimeArgs { container_id: "heir".to_owned(), ..successor.clone() };
+    let again = lab.add_to(&list, &heir).unwrap();
+    assert_reachable(&other.netns, &heir.netns, address(&again, 0));
+    lab.wait_for_ports(2);
+    lab.del_from(&list, &heir);
     lab.del_from(&list, &other);
     lab.assert_nothing_left();
 }

@@ -40,7 +40,9 @@ pub(super) fn add(call: &Call, config: &BridgeConfig) -> Result<CniResult, Failu
     let inside = Netlink::open_in(&call.netns)?;
     let host_name = names::host_interface(&call.network, &call.container_id, &call.ifname);
     // Before anything is taken: undoing must not touch what a successful ADD of this attachment holds.
-    if inside.link(&call.ifname)?.is_some() && !remove::finish_removal(call, &host, &inside, &host_name)? {
+    if let Some(found) = inside.link(&call.ifname)?
+        && !remove::finish_removal(&host, &inside, &found)?
+    {
         return Err(Failure::interface_exists(format!(
             "CNI_IFNAME: {} exists already in {}",
             call.ifname,

@@ -59,20 +59,16 @@ pub(super) fn gc(call: &Call, config: &BridgeConfig) -> Result<(), Failure> {
     released.map(|_| ())
 }
 
-/// Deletes what an earlier DEL of this attachment left to its child, when the pod's interface is that.
-/// Tells whether it was.
-pub(super) fn finish_removal(
-    call: &Call,
-    host: &Netlink,
-    inside: &Netlink,
-    host_name: &str,
-) -> Result<bool, Failure> {
-    let doomed = host.link(host_name)?.is_some_and(|link| link.group == DOOMED);
-    if doomed {
-        host.delete_link(host_name)?;
+/// Deletes what an earlier DEL, of whatever attachment, left to its child, when the pod's interface is that. Tells whether
+/// it was.
+pub(super) fn finish_removal(host: &Netlink, inside: &Netlink, found: &Link) -> Result<bool, Failure> {
+    let peer = found.peer.map(|index| host.link_by_index(index)).transpose()?.flatten();
+    // An index alone may be of a link in another namespace.
+    if let Some(doomed) = peer.filter(|peer| peer.group == DOOMED && peer.peer == Some(found.index)) {
+        host.delete_link(&doomed.name)?;
     }
     // The child may have been faster.
-    Ok(inside.link(&call.ifname)?.is_none())
+    Ok(inside.link(&found.name)?.is_none())
 }
 
 /// Removes every pair and bridge that these plugins made in this network namespace; returns their names.
