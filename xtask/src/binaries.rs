@@ -14,6 +14,13 @@ const EXECUTABLES: &[&str] =
 const PLUGINS: &str = "keelson-cni";
 /// How. Without position independence there is nothing to relocate at each start.
 const STATIC: [&str; 4] = ["-C", "target-feature=+crt-static", "-C", "relocation-model=static"];
+/// Small, since every page of it is a fault of its own at each start.
+const SMALL: [(&str, &str); 4] = [
+    ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "s"),
+    ("CARGO_PROFILE_RELEASE_LTO", "fat"),
+    ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1"),
+    ("CARGO_PROFILE_RELEASE_STRIP", "symbols"),
+];
 
 /// BPF programs first: the agent embeds them.
 pub(crate) fn build(repo: &Path) -> Result<()> {
@@ -45,9 +52,9 @@ pub(crate) fn file(repo: &Path, name: &str) -> PathBuf {
 /// Flags of a call hold for all that it builds, so this is a call of its own. With the target named they are not for what
 /// runs while building (macros), which is therefore not built twice.
 fn build_plugins(repo: &Path) -> Result<()> {
-    let host = host();
-    let cmd = cargo(&[PLUGINS]).args(["--target", &host]);
-    cmd.env("CARGO_ENCODED_RUSTFLAGS", STATIC.join("\u{1f}")).dir(repo).run()
+    let cmd = cargo(&[PLUGINS]).args(["--target", &host()]);
+    let cmd = cmd.env("CARGO_ENCODED_RUSTFLAGS", STATIC.join("\u{1f}"));
+    SMALL.iter().fold(cmd, |cmd, (key, value)| cmd.env(key, value)).dir(repo).run()
 }
 
 fn cargo(executables: &[&str]) -> Cmd {

@@ -104,7 +104,11 @@ pub fn remove(scope: &Scope, gone: &Mappings, rest: &Mappings) -> Result<(), Nft
             return held.to_become(scope, &rest);
         }
         let free = held.free_for(scope);
-        messages(kind::DEL_ELEMENTS, ended.into_iter().filter(|element| free.contains(&element.place)), None)
+        // With the last of all mappings go links that another scope could have needed.
+        let is_last = rest.is_empty() && held.others(scope).next().is_none();
+        let ended: BTreeSet<&Place> = ended.into_iter().map(|element| &element.place).collect();
+        let places = free.into_iter().filter(|place| is_last || ended.contains(place));
+        messages(kind::DEL_ELEMENTS, &elements_at(places), None)
     })?;
     let is_needed =
         !serves_loopback(&gone) || serves_loopback(&rest) || held.serves_loopback_of_others(scope);
@@ -215,10 +219,7 @@ impl Held {
         };
         let right: BTreeSet<&Place> = wanted.iter().filter(is_right).map(|element| &element.place).collect();
         let free = self.free_for(scope);
-        let wrong: Vec<Element> = free
-            .difference(&right)
-            .map(|place| Element { place: (*place).clone(), data: Vec::new() })
-            .collect();
+        let wrong = elements_at(free.difference(&right).copied());
         let missing = wanted.iter().filter(|element| {
             let place = &element.place;
             !right.contains(place) && (free.contains(place) || !self.elements.contains_key(place))
@@ -251,6 +252,11 @@ impl Held {
     fn serves_loopback_of_others(&self, scope: &Scope) -> bool {
         self.others(scope).any(is_for_loopback)
     }
+}
+
+/// Elements to be deleted, which need no data.
+fn elements_at<'a>(places: impl Iterator<Item = &'a Place>) -> Vec<Element> {
+    places.map(|place| Element { place: place.clone(), data: Vec::new() }).collect()
 }
 
 fn parse(set: &'static str, element: &[u8]) -> Option<(Place, (Vec<u8>, String))> {

@@ -28,7 +28,7 @@ impl Floor {
         self.nothing.push(super::rows::millis(nothing()?));
         self.kernel.push(super::rows::millis(kernel(ours)?));
         let version = |side: &Side| -> Result<f64> { Ok(super::rows::millis(side.version()?)) };
-        self.versions.push(Round(vec![version(ours)?], vec![version(peer)?]));
+        self.versions.push((vec![version(ours)?], vec![version(peer)?]));
         Ok(())
     }
 
