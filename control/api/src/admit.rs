@@ -3,6 +3,8 @@
 //! Input: a defaulted pod or node about to be created, and the objects the plugins would look up. Output: the object
 //! with service account, tolerations, priority (pods) or the not-ready taint (nodes). Looks nothing up itself.
 
+mod classes;
+
 use serde_json::{Value, json};
 
 use crate::{
@@ -26,17 +28,44 @@ pub fn service_account_name(pod: &Value) -> &str {
     }
 }
 
-/// What admission adds to a new pod. `service_account` is the object of [`service_account_name`] in the pod's
-/// namespace; pods from another source (static pods' mirrors) pass without one. `volume_suffix` is five characters of
-/// [`crate::meta::NAME_ALPHABET`].
-pub fn pod(pod: &mut Value, service_account: Option<&Value>, volume_suffix: &str) -> Result<(), ApiError> {
+/// The priority classes that exist everywhere: name, value, and what it is for.
+pub const SYSTEM_PRIORITIES: [(&str, i64, &str); 2] = [
+    (
+        "system-cluster-critical",
+        2_000_000_000,
+        "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+    ),
+    (
+        "system-node-critical",
+        2_000_001_000,
+        "Used for system critical pods that must not be moved from their current node.",
+    ),
+];
+
+/// What admission looked up for a new pod.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Found<'a> {
+    /// The object of [`service_account_name`] in the pod's namespace; pods from another source (static pods' mirrors) pass
+    /// without one.
+    pub service_account: Option<&'a Value>,
+    /// The PriorityClass that the pod names, or the one for pods that name none.
+    pub priority_class: Option<&'a Value>,
+    /// The RuntimeClass that the pod names.
+    pub runtime_class: Option<&'a Value>,
+}
+
+/// What admission adds to a new pod. `volume_suffix` is five characters of [`crate::meta::NAME_ALPHABET`].
+pub fn pod(pod: &mut Value, found: Found<'_>, volume_suffix: &str) -> Result<(), ApiError> {
     let is_mirror = pod.pointer("/metadata/annotations/kubernetes.io~1config.mirror").is_some();
     if !is_mirror {
-        add_service_account(pod, service_account, volume_suffix)?;
+        add_service_account(pod, found.service_account, volume_suffix)?;
     }
-    let Some(spec) = pod.get_mut("spec").filter(|s| s.is_object()) else { return Ok(()) };
-    add_priority(spec);
-    add_tolerations(spec);
+    if !pod["spec"].is_object() {
+        return Ok(());
+    }
+    classes::add_priority(pod, found.priority_class)?;
+    classes::add_runtime_class(pod, found.runtime_class)?;
+    add_tolerations(&mut pod["spec"]);
     Ok(())
 }
 
@@ -75,6 +104,16 @@ pub fn node(node: &mut Value) {
     }
 }
 
+/// The 403 for a pod that may not be created.
+fn refused(pod: &Value, why: &str) -> ApiError {
+    let pods = kinds::find("", "v1", "pods");
+    let shown = match text(pod, "/metadata/name") {
+        "" => text(pod, "/metadata/generateName"),
+        name => name,
+    };
+    pods.map_or_else(ApiError::unknown_path, |info| ApiError::forbidden(info, shown, why))
+}
+
 fn add_service_account(
     pod: &mut Value,
     account: Option<&Value>,
@@ -86,12 +125,7 @@ fn add_service_account(
         let why = format!(
             "error looking up service account {namespace}/{name}: serviceaccount \"{name}\" not found"
         );
-        let pods = kinds::find("", "v1", "pods");
-        let shown = match text(pod, "/metadata/name") {
-            "" => text(pod, "/metadata/generateName"),
-            name => name,
-        };
-        return Err(pods.map_or_else(ApiError::unknown_path, |info| ApiError::forbidden(info, shown, &why)));
+        return Err(refused(pod, &why));
     };
     let Some(spec) = pod.get_mut("spec").filter(|s| s.is_object()) else { return Ok(()) };
     set_default(spec, "serviceAccountName", name.clone());
@@ -159,17 +193,6 @@ fn token_volume(name: &str) -> Value {
     })
 }
 
-/// The two priority classes that exist everywhere, else 0.
-fn add_priority(spec: &mut Value) {
-    let priority = match text(spec, "/priorityClassName") {
-        "system-node-critical" => 2_000_001_000,
-        "system-cluster-critical" => 2_000_000_000,
-        _ => 0,
-    };
-    set_default(spec, "priority", priority);
-    set_default(spec, "preemptionPolicy", "PreemptLowerPriority");
-}
-
 /// Pods stay 300 s on a node that is not ready or not reachable, unless they say otherwise.
 fn add_tolerations(spec: &mut Value) {
     for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
@@ -218,7 +241,8 @@ mod tests {
         let mut object =
             json!({"metadata": {"name": "p", "namespace": "d"}, "spec": {"containers": [{"name": "a"}]}});
         let account = json!({"imagePullSecrets": [{"name": "s"}]});
-        pod(&mut object, Some(&account), "abcde").unwrap();
+        let found = Found { service_account: Some(&account), ..Found::default() };
+        pod(&mut object, found, "abcde").unwrap();
         let spec = &object["spec"];
         assert_eq!((&spec["serviceAccountName"], &spec["priority"]), (&json!("default"), &json!(0)));
         assert_eq!(spec["imagePullSecrets"], json!([{"name": "s"}]));
@@ -232,9 +256,9 @@ mod tests {
         );
         assert_eq!(spec["tolerations"].as_array().unwrap().len(), 2);
         let before = object.clone();
-        pod(&mut object, Some(&account), "zzzzz").unwrap();
+        pod(&mut object, found, "zzzzz").unwrap();
         assert_eq!(object, before);
-        let error = pod(&mut object, None, "x").unwrap_err();
+        let error = pod(&mut object, Found::default(), "x").unwrap_err();
         assert_eq!(error.code(), 403);
         assert!(error.message.ends_with("serviceaccount \"default\" not found"), "{error}");
     }

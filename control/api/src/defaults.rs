@@ -6,6 +6,7 @@
 
 mod pod;
 mod probe;
+mod storage;
 
 use serde_json::{Map, Value, json};
 
@@ -30,6 +31,17 @@ pub fn apply(info: &ResourceInfo, object: &mut Value) {
         ("apps", "Deployment") => deployment(object),
         ("apps", "ReplicaSet") => replica_set(object),
         ("discovery.k8s.io", "EndpointSlice") => endpoint_slice(object),
+        ("", "PersistentVolume") => storage::volume(object),
+        ("", "PersistentVolumeClaim") => storage::claim(object),
+        ("storage.k8s.io", "StorageClass") => storage::class(object),
+        ("storage.k8s.io", "CSIDriver") => storage::driver(object),
+        ("scheduling.k8s.io", "PriorityClass") => {
+            set_default(object, "preemptionPolicy", "PreemptLowerPriority")
+        }
+        ("resource.k8s.io", "ResourceClaim") => devices(object.get_mut("spec")),
+        ("resource.k8s.io", "ResourceClaimTemplate") => {
+            devices(object.get_mut("spec").and_then(|spec| spec.get_mut("spec")));
+        }
         _ => {}
     }
 }
@@ -162,6 +174,22 @@ fn secret(object: &mut Value) {
         if let Some(value) = value.as_str() {
             data.insert(key, STANDARD.encode(value).into());
         }
+    }
+}
+
+/// Requests for devices ask for one each, unless they say otherwise.
+fn devices(claim_spec: Option<&mut Value>) {
+    let Some(devices) = claim_spec.and_then(|spec| spec.get_mut("devices")) else { return };
+    for request in list_mut(devices, "requests") {
+        request.get_mut("exactly").into_iter().for_each(device_count);
+        list_mut(request, "firstAvailable").iter_mut().for_each(device_count);
+    }
+}
+
+fn device_count(request: &mut Value) {
+    set_default(request, "allocationMode", "ExactCount");
+    if text(request, "/allocationMode") == "ExactCount" {
+        set_default(request, "count", 1);
     }
 }
 

@@ -4,6 +4,7 @@
 //! an error. resourceVersion is the server's: set when an object is read from the store, checked here by
 //! [`check_preconditions`], never stored by this module. Deletion is in [`deletion`].
 
+mod certificate;
 pub mod deletion;
 mod pod;
 mod service;
@@ -45,6 +46,8 @@ pub enum UpdateTarget {
     Spec,
     /// `pods/ephemeralcontainers`: of a pod nothing but its ephemeral containers changes.
     EphemeralContainers,
+    /// `certificatesigningrequests/approval`: nothing but the conditions Approved and Denied changes.
+    Approval,
     /// `pods/resize`: of a pod nothing but its containers' resources and resize policies changes.
     Resize,
 }
@@ -122,7 +125,13 @@ pub fn prepare_update(
 ) -> Result<(), ApiError> {
     set_type(info, new)?;
     match target {
-        UpdateTarget::Status => keep_all_but_status(new, old),
+        UpdateTarget::Status => {
+            keep_all_but_status(new, old);
+            if info.kind == "CertificateSigningRequest" {
+                certificate::keep_approval(new, old);
+            }
+        }
+        UpdateTarget::Approval => certificate::keep_all_but_approval(new, old),
         UpdateTarget::Main | UpdateTarget::Spec if info.has_status() => carry(new, old, "status"),
         UpdateTarget::Main | UpdateTarget::Spec => {}
         UpdateTarget::EphemeralContainers => pod::keep_all_but_ephemeral_containers(new, old),
@@ -130,6 +139,10 @@ pub fn prepare_update(
     }
     if info.kind == "Namespace" && target == UpdateTarget::Main {
         // Namespace finalizers go through /finalize only.
+        carry(new, old, "spec");
+    }
+    if info.kind == "CertificateSigningRequest" && target == UpdateTarget::Main {
+        // What was asked for stays what was asked for: somebody may have approved it.
         carry(new, old, "spec");
     }
     if info.kind == "Service" && new["spec"].is_object() {
@@ -224,6 +237,7 @@ fn first_status(info: &ResourceInfo, object: &mut Value) {
         "Namespace" => json!({ "phase": "Active" }),
         "Pod" => json!({ "phase": "Pending", "qosClass": crate::admit::qos_class(object) }),
         "Service" => json!({ "loadBalancer": {} }),
+        "PersistentVolume" | "PersistentVolumeClaim" => json!({ "phase": "Pending" }),
         _ => {
             if info.has_status()
                 && let Some(map) = object.as_object_mut()

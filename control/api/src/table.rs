@@ -3,12 +3,14 @@
 //! Input: stored objects of one resource and the time. Output: a Table with kubectl's columns, `-o wide` ones with
 //! priority 1. The caller sets the table's `metadata` (resourceVersion, continue). Never filters or sorts.
 
+mod cluster;
 mod duration;
 mod event;
 mod network;
 mod node;
 mod pod;
 mod simple;
+mod storage;
 mod workload;
 
 pub use duration::human_duration;
@@ -89,6 +91,26 @@ fn printer(info: &ResourceInfo) -> Printer {
         "Secret" => Printer { columns: simple::SECRET, cells: simple::secret },
         "ServiceAccount" => Printer { columns: simple::SERVICE_ACCOUNT, cells: simple::service_account },
         "Lease" => Printer { columns: simple::LEASE, cells: simple::lease },
+        "PersistentVolume" => Printer { columns: storage::VOLUME, cells: storage::volume },
+        "PersistentVolumeClaim" => Printer { columns: storage::CLAIM, cells: storage::claim },
+        "StorageClass" => Printer { columns: storage::CLASS, cells: storage::storage_class },
+        "CSIDriver" => Printer { columns: storage::DRIVER, cells: storage::csi_driver },
+        "CSINode" => Printer { columns: storage::CSI_NODE, cells: storage::csi_node },
+        "CSIStorageCapacity" => Printer { columns: storage::CAPACITY, cells: storage::capacity },
+        "VolumeAttachment" => Printer { columns: storage::ATTACHMENT, cells: storage::attachment },
+        "VolumeAttributesClass" => {
+            Printer { columns: storage::ATTRIBUTES_CLASS, cells: storage::attributes_class }
+        }
+        "CertificateSigningRequest" => {
+            Printer { columns: cluster::CERTIFICATE_REQUEST, cells: cluster::certificate_request }
+        }
+        "RuntimeClass" => Printer { columns: cluster::RUNTIME_CLASS, cells: cluster::runtime_class },
+        "PriorityClass" => Printer { columns: cluster::PRIORITY_CLASS, cells: cluster::priority_class },
+        "DeviceClass" | "ResourceClaimTemplate" => {
+            Printer { columns: cluster::NAME_AND_AGE, cells: cluster::name_and_age }
+        }
+        "ResourceClaim" => Printer { columns: cluster::RESOURCE_CLAIM, cells: cluster::resource_claim },
+        "ResourceSlice" => Printer { columns: cluster::RESOURCE_SLICE, cells: cluster::resource_slice },
         _ => Printer { columns: simple::ANY, cells: simple::any },
     }
 }

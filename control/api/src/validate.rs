@@ -4,6 +4,7 @@
 //! What needs other objects (allocated ports and addresses, quotas) is the server's. Types are taken as checked by
 //! [`crate::schema`]: a wrong type reads as an absent field.
 
+mod cluster;
 mod config;
 mod container;
 mod metadata;
@@ -16,6 +17,7 @@ mod resources;
 mod review;
 mod service;
 mod slice;
+mod storage;
 mod volume;
 mod workload;
 
@@ -48,9 +50,27 @@ pub fn update(info: &ResourceInfo, new: &Value, old: &Value) -> Vec<FieldError> 
         ("", "Node") => node::update(&mut errors, new, old),
         ("apps", _) => workload::update(&mut errors, new, old),
         ("discovery.k8s.io", "EndpointSlice") => slice::update(&mut errors, new, old),
-        _ => {}
+        _ => update_more(&mut errors, info, new, old),
     }
     errors.0
+}
+
+/// What may not change in kinds that others extend the cluster with.
+fn update_more(errors: &mut Errors, info: &ResourceInfo, new: &Value, old: &Value) {
+    match info.kind {
+        "PersistentVolume" => storage::update_volume(errors, new, old),
+        "PersistentVolumeClaim" => storage::update_claim(errors, new, old),
+        "StorageClass" => storage::update_class(errors, new, old),
+        "CSIDriver" => storage::update_driver(errors, new, old),
+        "CSIStorageCapacity" => storage::update_capacity(errors, new, old),
+        "VolumeAttachment" => storage::update_attachment(errors, new, old),
+        "VolumeAttributesClass" => storage::update_attributes_class(errors, new, old),
+        "RuntimeClass" => cluster::update_runtime_class(errors, new, old),
+        "PriorityClass" => cluster::update_priority_class(errors, new, old),
+        "ResourceClaim" | "ResourceClaimTemplate" => cluster::update_resource_claim(errors, new, old),
+        "ResourceSlice" => cluster::update_resource_slice(errors, new, old),
+        _ => {}
+    }
 }
 
 /// Everything wrong with new ephemeral containers of a pod.
@@ -70,12 +90,13 @@ pub fn resize(new: &Value, old: &Value) -> Vec<FieldError> {
 }
 
 /// Everything wrong with a write of the `status` subresource.
-pub fn status_update(info: &ResourceInfo, new: &Value, _old: &Value) -> Vec<FieldError> {
+pub fn status_update(info: &ResourceInfo, new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Errors::default();
     metadata::check(&mut errors, info, new);
     match info.kind {
         "Deployment" | "ReplicaSet" => workload::status(&mut errors, new),
         "Pod" => pod::status(&mut errors, new),
+        "CertificateSigningRequest" => cluster::certificate_request_status(&mut errors, new, old),
         _ => {}
     }
     errors.0
@@ -104,6 +125,27 @@ fn check_object(errors: &mut Errors, info: &ResourceInfo, object: &Value) {
         ("discovery.k8s.io", "EndpointSlice") => slice::endpoint_slice(errors, object),
         ("authentication.k8s.io", "TokenReview") => review::token_review(errors, object),
         ("authorization.k8s.io", _) => review::access_review(errors, object),
+        _ => check_more(errors, info, object),
+    }
+}
+
+/// Kinds that others extend the cluster with.
+fn check_more(errors: &mut Errors, info: &ResourceInfo, object: &Value) {
+    match info.kind {
+        "PersistentVolume" => storage::volume(errors, object),
+        "PersistentVolumeClaim" => storage::claim(errors, object),
+        "StorageClass" => storage::class(errors, object),
+        "CSIDriver" => storage::driver(errors, object),
+        "CSINode" => storage::csi_node(errors, object),
+        "CSIStorageCapacity" => storage::capacity(errors, object),
+        "VolumeAttachment" => storage::attachment(errors, object),
+        "VolumeAttributesClass" => storage::attributes_class(errors, object),
+        "CertificateSigningRequest" => cluster::certificate_request(errors, object),
+        "RuntimeClass" => cluster::runtime_class(errors, object),
+        "PriorityClass" => cluster::priority_class(errors, object),
+        "ResourceClaim" => cluster::resource_claim(errors, object),
+        "ResourceClaimTemplate" => cluster::resource_claim_template(errors, object),
+        "ResourceSlice" => cluster::resource_slice(errors, object),
         _ => {}
     }
 }

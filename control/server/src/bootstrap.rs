@@ -1,8 +1,9 @@
-//! What every cluster has: the four namespaces, and the `kubernetes` Service with its endpoints.
+//! What every cluster has: the four namespaces, the two priority classes of the system, and the `kubernetes` Service with its endpoints.
 //!
 //! Runs at every start and changes only what differs, so that a new advertised address or port takes effect.
 
 use control_api::{
+    admit::SYSTEM_PRIORITIES,
     kinds::{self, ResourceInfo},
     status::{ApiError, Reason},
 };
@@ -27,6 +28,12 @@ pub(crate) async fn run(api: &Api) -> Result<(), ApiError> {
             "spec": { "finalizers": ["kubernetes"] },
         });
         ensure(api, resource("", "namespaces")?, None, name, &object, &[]).await?;
+    }
+    let classes =
+        kinds::find("scheduling.k8s.io", "v1", "priorityclasses").ok_or_else(ApiError::unknown_path)?;
+    for (name, value, description) in SYSTEM_PRIORITIES {
+        let object = json!({ "metadata": { "name": name }, "value": value, "description": description });
+        ensure(api, classes, None, name, &object, &[]).await?;
     }
     let default = Some("default");
     ensure(api, resource("", "services")?, default, "kubernetes", &service(api), &["/spec/ports"]).await?;

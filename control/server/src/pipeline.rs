@@ -12,6 +12,7 @@ use crate::{
     auth::{
         User, authn,
         authz::{self, Action},
+        bootstrap,
         tokens::ISSUER,
     },
     documents,
@@ -125,6 +126,9 @@ impl Pipeline {
             return Ok(user.clone());
         }
         let token = authn::bearer_token(request.headers()).ok_or_else(ApiError::unauthorized)?;
+        if bootstrap::is_token(token) {
+            return bootstrap::user(&self.api, token).ok_or_else(ApiError::unauthorized);
+        }
         let (user, _) =
             subresource::token_user(&self.api, token, &[ISSUER]).ok_or_else(ApiError::unauthorized)?;
         Ok(user)

@@ -183,6 +183,29 @@ pub static RESOURCES: &[ResourceInfo] = &[
         ..BASE
     },
     ResourceInfo {
+        plural: "persistentvolumeclaims",
+        singular: "persistentvolumeclaim",
+        kind: "PersistentVolumeClaim",
+        list_kind: "PersistentVolumeClaimList",
+        definition: "io.k8s.api.core.v1.PersistentVolumeClaim",
+        short_names: &["pvc"],
+        subresources: &[own("status", "PersistentVolumeClaim", EDIT)],
+        storage: stored("persistentvolumeclaims"),
+        ..BASE
+    },
+    ResourceInfo {
+        plural: "persistentvolumes",
+        singular: "persistentvolume",
+        kind: "PersistentVolume",
+        list_kind: "PersistentVolumeList",
+        definition: "io.k8s.api.core.v1.PersistentVolume",
+        namespaced: false,
+        short_names: &["pv"],
+        subresources: &[own("status", "PersistentVolume", EDIT)],
+        storage: stored("persistentvolumes"),
+        ..BASE
+    },
+    ResourceInfo {
         plural: "pods",
         singular: "pod",
         kind: "Pod",
@@ -321,6 +344,23 @@ pub static RESOURCES: &[ResourceInfo] = &[
         ..BASE
     },
     ResourceInfo {
+        group: "certificates.k8s.io",
+        plural: "certificatesigningrequests",
+        singular: "certificatesigningrequest",
+        kind: "CertificateSigningRequest",
+        list_kind: "CertificateSigningRequestList",
+        definition: "io.k8s.api.certificates.v1.CertificateSigningRequest",
+        namespaced: false,
+        short_names: &["csr"],
+        subresources: &[
+            own("approval", "CertificateSigningRequest", EDIT),
+            own("status", "CertificateSigningRequest", EDIT),
+        ],
+        storage: stored("certificatesigningrequests"),
+        selectable: &[field("spec.signerName", &["/spec/signerName"])],
+        ..BASE
+    },
+    ResourceInfo {
         group: "coordination.k8s.io",
         plural: "leases",
         singular: "lease",
@@ -354,6 +394,149 @@ pub static RESOURCES: &[ResourceInfo] = &[
         storage: stored("events"),
         create_on_update: true,
         selectable: NEW_EVENT_FIELDS,
+        ..BASE
+    },
+    ResourceInfo {
+        group: "node.k8s.io",
+        plural: "runtimeclasses",
+        singular: "runtimeclass",
+        kind: "RuntimeClass",
+        list_kind: "RuntimeClassList",
+        definition: "io.k8s.api.node.v1.RuntimeClass",
+        namespaced: false,
+        storage: stored("runtimeclasses"),
+        unconditional_update: false,
+        ..BASE
+    },
+    ResourceInfo {
+        group: "resource.k8s.io",
+        plural: "deviceclasses",
+        singular: "deviceclass",
+        kind: "DeviceClass",
+        list_kind: "DeviceClassList",
+        definition: "io.k8s.api.resource.v1.DeviceClass",
+        namespaced: false,
+        storage: stored("deviceclasses"),
+        generation: true,
+        ..BASE
+    },
+    ResourceInfo {
+        group: "resource.k8s.io",
+        plural: "resourceclaims",
+        singular: "resourceclaim",
+        kind: "ResourceClaim",
+        list_kind: "ResourceClaimList",
+        definition: "io.k8s.api.resource.v1.ResourceClaim",
+        subresources: &[own("status", "ResourceClaim", EDIT)],
+        storage: stored("resourceclaims"),
+        ..BASE
+    },
+    ResourceInfo {
+        group: "resource.k8s.io",
+        plural: "resourceclaimtemplates",
+        singular: "resourceclaimtemplate",
+        kind: "ResourceClaimTemplate",
+        list_kind: "ResourceClaimTemplateList",
+        definition: "io.k8s.api.resource.v1.ResourceClaimTemplate",
+        storage: stored("resourceclaimtemplates"),
+        ..BASE
+    },
+    ResourceInfo {
+        group: "resource.k8s.io",
+        plural: "resourceslices",
+        singular: "resourceslice",
+        kind: "ResourceSlice",
+        list_kind: "ResourceSliceList",
+        definition: "io.k8s.api.resource.v1.ResourceSlice",
+        namespaced: false,
+        storage: stored("resourceslices"),
+        generation: true,
+        selectable: &[field("spec.driver", &["/spec/driver"]), field("spec.nodeName", &["/spec/nodeName"])],
+        ..BASE
+    },
+    ResourceInfo {
+        group: "scheduling.k8s.io",
+        plural: "priorityclasses",
+        singular: "priorityclass",
+        kind: "PriorityClass",
+        list_kind: "PriorityClassList",
+        definition: "io.k8s.api.scheduling.v1.PriorityClass",
+        namespaced: false,
+        short_names: &["pc"],
+        storage: stored("priorityclasses"),
+        generation: true,
+        ..BASE
+    },
+    ResourceInfo {
+        group: "storage.k8s.io",
+        plural: "csidrivers",
+        singular: "csidriver",
+        kind: "CSIDriver",
+        list_kind: "CSIDriverList",
+        definition: "io.k8s.api.storage.v1.CSIDriver",
+        namespaced: false,
+        storage: stored("csidrivers"),
+        generation: true,
+        unconditional_update: false,
+        ..BASE
+    },
+    ResourceInfo {
+        group: "storage.k8s.io",
+        plural: "csinodes",
+        singular: "csinode",
+        kind: "CSINode",
+        list_kind: "CSINodeList",
+        definition: "io.k8s.api.storage.v1.CSINode",
+        namespaced: false,
+        storage: stored("csinodes"),
+        unconditional_update: false,
+        ..BASE
+    },
+    ResourceInfo {
+        group: "storage.k8s.io",
+        plural: "csistoragecapacities",
+        singular: "csistoragecapacity",
+        kind: "CSIStorageCapacity",
+        list_kind: "CSIStorageCapacityList",
+        definition: "io.k8s.api.storage.v1.CSIStorageCapacity",
+        storage: stored("csistoragecapacities"),
+        ..BASE
+    },
+    ResourceInfo {
+        group: "storage.k8s.io",
+        plural: "storageclasses",
+        singular: "storageclass",
+        kind: "StorageClass",
+        list_kind: "StorageClassList",
+        definition: "io.k8s.api.storage.v1.StorageClass",
+        namespaced: false,
+        short_names: &["sc"],
+        storage: stored("storageclasses"),
+        ..BASE
+    },
+    ResourceInfo {
+        group: "storage.k8s.io",
+        plural: "volumeattachments",
+        singular: "volumeattachment",
+        kind: "VolumeAttachment",
+        list_kind: "VolumeAttachmentList",
+        definition: "io.k8s.api.storage.v1.VolumeAttachment",
+        namespaced: false,
+        subresources: &[own("status", "VolumeAttachment", EDIT)],
+        storage: stored("volumeattachments"),
+        unconditional_update: false,
+        ..BASE
+    },
+    ResourceInfo {
+        group: "storage.k8s.io",
+        plural: "volumeattributesclasses",
+        singular: "volumeattributesclass",
+        kind: "VolumeAttributesClass",
+        list_kind: "VolumeAttributesClassList",
+        definition: "io.k8s.api.storage.v1.VolumeAttributesClass",
+        namespaced: false,
+        short_names: &["vac"],
+        storage: stored("volumeattributesclasses"),
         ..BASE
     },
 ];

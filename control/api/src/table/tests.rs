@@ -145,3 +145,70 @@ fn events_and_the_rest() {
     let lease = json!({"metadata": {"name": "n"}, "spec": {"holderIdentity": "n"}});
     assert_eq!(line("coordination.k8s.io/v1", "Lease", lease), "n n 65s");
 }
+
+#[test]
+fn volumes_and_what_belongs_to_them() {
+    let volume = json!({
+        "metadata": {"name": "pv"}, "status": {"phase": "Bound"},
+        "spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteMany", "ReadWriteOnce"],
+            "persistentVolumeReclaimPolicy": "Retain", "claimRef": {"namespace": "d", "name": "data"},
+            "storageClassName": "slow", "volumeMode": "Filesystem"},
+    });
+    assert_eq!(
+        line("v1", "PersistentVolume", volume),
+        "pv 1Gi RWO,RWX Retain Bound d/data slow <unset>  65s | Filesystem"
+    );
+    let claim = json!({
+        "metadata": {"name": "data"}, "spec": {"volumeMode": "Filesystem", "storageClassName": "slow"},
+        "status": {"phase": "Pending", "capacity": {"storage": "1Gi"}},
+    });
+    assert_eq!(
+        line("v1", "PersistentVolumeClaim", claim.clone()),
+        "data Pending    slow <unset> 65s | Filesystem"
+    );
+    let mut bound = claim;
+    bound["spec"]["volumeName"] = json!("pv");
+    bound["status"] =
+        json!({"phase": "Bound", "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"]});
+    assert_eq!(
+        line("v1", "PersistentVolumeClaim", bound),
+        "data Bound pv 1Gi RWO slow <unset> 65s | Filesystem"
+    );
+    let class = json!({
+        "metadata": {"name": "fast", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
+        "provisioner": "a.b/c",
+    });
+    assert_eq!(
+        line("storage.k8s.io/v1", "StorageClass", class),
+        "fast (default) a.b/c Delete Immediate false 65s"
+    );
+    let driver =
+        json!({"metadata": {"name": "d"}, "spec": {"volumeLifecycleModes": ["Persistent", "Ephemeral"]}});
+    assert_eq!(
+        line("storage.k8s.io/v1", "CSIDriver", driver),
+        "d true false false <unset> false Persistent,Ephemeral 65s"
+    );
+    let attachment = json!({"metadata": {"name": "a"}, "status": {"attached": true},
+        "spec": {"attacher": "d", "nodeName": "n", "source": {"persistentVolumeName": "pv"}}});
+    assert_eq!(line("storage.k8s.io/v1", "VolumeAttachment", attachment), "a d pv n true 65s");
+}
+
+#[test]
+fn certificate_requests_and_classes() {
+    let mut request = json!({
+        "metadata": {"name": "csr-1"},
+        "spec": {"signerName": "kubernetes.io/kubelet-serving", "username": "system:node:n", "expirationSeconds": 3600},
+    });
+    let shown = |object: &Value| line("certificates.k8s.io/v1", "CertificateSigningRequest", object.clone());
+    assert_eq!(shown(&request), "csr-1 65s kubernetes.io/kubelet-serving system:node:n 60m Pending");
+    request["status"] = json!({"conditions": [{"type": "Approved"}], "certificate": "eA=="});
+    assert!(shown(&request).ends_with(" Approved,Issued"), "{}", shown(&request));
+    let class = json!({"metadata": {"name": "high"}, "value": 1000, "preemptionPolicy": "Never"});
+    assert_eq!(line("scheduling.k8s.io/v1", "PriorityClass", class), "high 1000 false 65s Never");
+    let claim =
+        json!({"metadata": {"name": "gpu"}, "status": {"allocation": {}, "reservedFor": [{"name": "p"}]}});
+    assert_eq!(line("resource.k8s.io/v1", "ResourceClaim", claim), "gpu allocated,reserved 65s");
+    let slice =
+        json!({"metadata": {"name": "s"}, "spec": {"nodeName": "n", "driver": "d", "pool": {"name": "p"}}});
+    assert_eq!(line("resource.k8s.io/v1", "ResourceSlice", slice), "s n d p 65s");
+}

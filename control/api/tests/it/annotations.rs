@@ -35,6 +35,10 @@ const fn set(field: &'static str, patch_strategy: &'static str) -> FieldRule {
 
 /// One row per field that does not simply get replaced.
 pub(crate) const FIELD_RULES: &[FieldRule] = &[
+    map("AllocatedDeviceStatus.conditions", &["type"]),
+    set("CSIDriverSpec.volumeLifecycleModes", ""),
+    merge("CSINodeSpec.drivers", "name", &["name"]),
+    map("CertificateSigningRequestStatus.conditions", &["type"]),
     merge("Container.env", "name", &["name"]),
     merge("Container.ports", "containerPort", &["containerPort", "protocol"]),
     merge("Container.volumeDevices", "devicePath", &["devicePath"]),
@@ -62,6 +66,7 @@ pub(crate) const FIELD_RULES: &[FieldRule] = &[
     merge("NodeStatus.conditions", "type", &["type"]),
     set("ObjectMeta.finalizers", "merge"),
     merge("ObjectMeta.ownerReferences", "uid", &["uid"]),
+    merge("PersistentVolumeClaimStatus.conditions", "type", &["type"]),
     merge("PodSpec.containers", "name", &["name"]),
     merge("PodSpec.ephemeralContainers", "name", &["name"]),
     merge("PodSpec.hostAliases", "ip", &["ip"]),
@@ -76,6 +81,8 @@ pub(crate) const FIELD_RULES: &[FieldRule] = &[
     merge("PodStatus.podIPs", "ip", &["ip"]),
     retain("PodStatus.resourceClaimStatuses", "name", &["name"]),
     merge("ReplicaSetStatus.conditions", "type", &["type"]),
+    map("ResourceClaimStatus.devices", &["driver", "device", "pool", "shareID"]),
+    merge("ResourceClaimStatus.reservedFor", "uid", &["uid"]),
     map("ResourceRequirements.claims", &["name"]),
     map("ResourceStatus.resources", &["resourceID"]),
     merge("ServiceAccount.secrets", "name", &["name"]),
@@ -100,8 +107,10 @@ pub(crate) const ATOMIC_STRUCTS: &[&str] = &[
     "ResourceFieldSelector",
     "SecretKeySelector",
     "SecretReference",
+    "TopologySelectorTerm",
     "TypedLocalObjectReference",
 ];
 
 /// Maps that server-side apply replaces as a whole (`mapType=atomic`).
-pub(crate) const ATOMIC_MAPS: &[&str] = &["PodSpec.nodeSelector", "ServiceSpec.selector"];
+pub(crate) const ATOMIC_MAPS: &[&str] =
+    &["PodSpec.nodeSelector", "Scheduling.nodeSelector", "ServiceSpec.selector"];

@@ -18,7 +18,9 @@ fn check<T: DeserializeOwned + Serialize>(api_version: &str, kind: &str, mut obj
     let identity = meta::NewIdentity { uid: "u", now: "2026-01-02T03:04:05Z", name_suffix: "abcde" };
     meta::prepare_create(info, &mut object, Some("default"), &identity).expect("completes");
     if kind == "Pod" {
-        admit::pod(&mut object, Some(&json!({})), "abcde").expect("is admitted");
+        let account = json!({});
+        let found = admit::Found { service_account: Some(&account), ..admit::Found::default() };
+        admit::pod(&mut object, found, "abcde").expect("is admitted");
     }
     assert_eq!(validate::create(info, &object), []);
     let typed: T = serde_json::from_value(object.clone()).expect("reads as its type");

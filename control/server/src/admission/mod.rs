@@ -4,6 +4,8 @@
 //! committed. Never writes to the store.
 
 pub(crate) mod allocator;
+mod certificate;
+mod classes;
 pub(crate) mod namespace;
 mod node;
 mod pod;
@@ -44,6 +46,9 @@ pub(crate) async fn create(
         ("", "Pod") => pod::create(api, object).await?,
         ("", "Node") => admit::node(object),
         ("", "Service") => return reserve(api, info, object, None),
+        ("", "PersistentVolumeClaim") => classes::default_storage_class(api, object)?,
+        ("scheduling.k8s.io", "PriorityClass") => classes::one_default(api, info, object)?,
+        ("certificates.k8s.io", "CertificateSigningRequest") => certificate::create(user, info, object)?,
         _ => {}
     }
     Ok(Admitted::default())
@@ -61,6 +66,11 @@ pub(crate) fn update(
     node::update(user, info, old)?;
     if (info.group, info.kind) == ("", "Service") && part == UpdateTarget::Main {
         return reserve(api, info, new, Some(old));
+    }
+    match (info.group, info.kind) {
+        ("scheduling.k8s.io", "PriorityClass") => classes::one_default(api, info, new)?,
+        ("certificates.k8s.io", "CertificateSigningRequest") => certificate::date_conditions(new),
+        _ => {}
     }
     Ok(Admitted::default())
 }

@@ -1,8 +1,12 @@
-//! ServiceAccount admission and default tolerations of new pods. What is added is decided by `control_api::admit`; here its input is found.
+//! ServiceAccount, PriorityClass and RuntimeClass admission and default tolerations of new pods. What is added is decided by `control_api::admit`; here its input is found.
 
 use std::time::Duration;
 
-use control_api::{admit, kinds, meta, status::ApiError};
+use control_api::{
+    admit::{self, Found},
+    kinds, meta,
+    status::ApiError,
+};
 use serde_json::Value;
 
 use crate::{
@@ -16,7 +20,14 @@ const ACCOUNT_DEADLINE: Duration = Duration::from_secs(5);
 pub(super) async fn create(api: &Api, pod: &mut Value) -> Result<(), ApiError> {
     let account = service_account(api, pod).await?;
     let account = account.map(|account| account.value()).transpose().map_err(ApiError::internal)?;
-    admit::pod(pod, account.as_ref(), &api.random.name_suffix())
+    let priority_class = super::classes::priority_class(api, pod).await?;
+    let runtime_class = super::classes::runtime_class(api, pod).await?;
+    let found = Found {
+        service_account: account.as_ref(),
+        priority_class: priority_class.as_ref(),
+        runtime_class: runtime_class.as_ref(),
+    };
+    admit::pod(pod, found, &api.random.name_suffix())
 }
 
 async fn service_account(api: &Api, pod: &Value) -> Result<Option<std::sync::Arc<Object>>, ApiError> {

@@ -87,6 +87,8 @@ impl Part {
     pub(crate) const SPEC: Self = Self::Client(UpdateTarget::Spec);
     /// A pod's ephemeral containers.
     pub(crate) const EPHEMERAL_CONTAINERS: Self = Self::Client(UpdateTarget::EphemeralContainers);
+    /// Whether a certificate request is approved.
+    pub(crate) const APPROVAL: Self = Self::Client(UpdateTarget::Approval);
     /// The resources of a pod's containers.
     pub(crate) const RESIZE: Self = Self::Client(UpdateTarget::Resize);
 }
@@ -325,7 +327,7 @@ fn admit_update(
     }
     let admitted = admission::update(api, write.user, info, new, old, part)?;
     let errors = match part {
-        UpdateTarget::Status => validate::status_update(info, new, old),
+        UpdateTarget::Status | UpdateTarget::Approval => validate::status_update(info, new, old),
         UpdateTarget::Main | UpdateTarget::Spec => validate::update(info, new, old),
         UpdateTarget::EphemeralContainers => validate::ephemeral_containers_update(new, old),
         UpdateTarget::Resize => validate::resize(new, old),

@@ -3,7 +3,7 @@
 //!
 //! What depends on the object (a node may change only its own pods) is checked in admission, where the object is at hand.
 
-use super::{AUTHENTICATED, MASTERS, User};
+use super::{AUTHENTICATED, BOOTSTRAPPERS, MASTERS, User};
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,7 @@ pub(crate) fn allowed(user: &User, action: Action<'_>) -> bool {
         }
         Action::Resource { verb, group, resource, namespace, name } => {
             is_self_review(verb, group, resource)
+                || (user.is_in(BOOTSTRAPPERS) && may_ask_for_certificates(verb, group, resource))
                 || user.node().is_some_and(|node| node_may(node, verb, group, resource, namespace, name))
         }
     }
@@ -83,6 +84,12 @@ fn is_self_review(verb: &str, group: &str, resource: &str) -> bool {
         )
 }
 
+/// What a node needs that has no certificate yet: to ask for one, and to see what became of it.
+fn may_ask_for_certificates(verb: &str, group: &str, resource: &str) -> bool {
+    (group, resource) == ("certificates.k8s.io", "certificatesigningrequests")
+        && matches!(verb, "create" | "get" | "list" | "watch")
+}
+
 fn node_may(node: &str, verb: &str, group: &str, resource: &str, namespace: &str, name: &str) -> bool {
     let read = matches!(verb, "get" | "list" | "watch");
     let edit = matches!(verb, "update" | "patch");
@@ -92,7 +99,19 @@ fn node_may(node: &str, verb: &str, group: &str, resource: &str, namespace: &str
         ("", "pods") => read || matches!(verb, "create" | "delete"),
         ("", "pods/status") => edit || verb == "get",
         ("", "services" | "endpoints" | "configmaps" | "secrets" | "namespaces" | "serviceaccounts")
-        | ("discovery.k8s.io", "endpointslices") => read,
+        | ("discovery.k8s.io", "endpointslices")
+        | ("", "persistentvolumes" | "persistentvolumeclaims")
+        | ("storage.k8s.io", "csidrivers" | "volumeattachments")
+        | ("node.k8s.io", "runtimeclasses")
+        | ("resource.k8s.io", "resourceclaims") => read,
+        ("", "persistentvolumeclaims/status") => edit || verb == "get",
+        ("storage.k8s.io", "csinodes") => {
+            verb == "create" || (name == node && (edit || matches!(verb, "get" | "delete")))
+        }
+        ("resource.k8s.io", "resourceslices") => {
+            read || edit || matches!(verb, "create" | "delete" | "deletecollection")
+        }
+        ("certificates.k8s.io", _) => may_ask_for_certificates(verb, group, resource),
         ("" | "events.k8s.io", "events") => verb == "create" || edit,
         ("", "serviceaccounts/token")
         | ("authentication.k8s.io", "tokenreviews")
@@ -122,6 +141,7 @@ mod tests {
     fn the_policy_in_cases() {
         let admin = user("kubernetes-admin", MASTERS);
         let node = user("system:node:a", "system:nodes");
+        let newcomer = user("system:bootstrap:abcdef", BOOTSTRAPPERS);
         let account = user("system:serviceaccount:default:default", "system:serviceaccounts");
         let cases = [
             (&admin, on("delete", "", "nodes", "a"), true),
@@ -129,6 +149,11 @@ mod tests {
             (&node, on("patch", "", "nodes/status", "b"), false),
             (&node, on("delete", "apps", "deployments", "x"), false),
             (&node, on("create", "", "serviceaccounts/token", "default"), true),
+            (&node, on("create", "certificates.k8s.io", "certificatesigningrequests", ""), true),
+            (&node, on("update", "certificates.k8s.io", "certificatesigningrequests/approval", "x"), false),
+            (&node, on("update", "storage.k8s.io", "csinodes", "b"), false),
+            (&newcomer, on("create", "certificates.k8s.io", "certificatesigningrequests", ""), true),
+            (&newcomer, on("list", "", "nodes", ""), false),
             (&account, on("list", "", "pods", ""), false),
             (&account, on("create", "authorization.k8s.io", "selfsubjectaccessreviews", ""), true),
             (&account, Action::Path { verb: "get", path: "/apis/apps/v1" }, true),

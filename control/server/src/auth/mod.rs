@@ -1,16 +1,19 @@
 //! Who asks, and whether they may.
 //!
-//! [`authn`] turns a client certificate or a bearer token into a [`User`]; [`tokens`] makes and checks service account tokens; [`authz`] is
-//! the fixed policy. Nothing here stores or changes objects.
+//! [`authn`] turns a client certificate or a bearer token into a [`User`]; [`tokens`] makes and checks service account tokens; [`bootstrap`]
+//! knows those by which a node joins; [`authz`] is the fixed policy. Nothing here stores or changes objects.
 
 pub(crate) mod authn;
 pub(crate) mod authz;
+pub(crate) mod bootstrap;
 pub(crate) mod tokens;
 
 /// Group of users that may do everything.
 pub(crate) const MASTERS: &str = "system:masters";
 /// Group of the nodes' agents.
 pub(crate) const NODES: &str = "system:nodes";
+/// Group of nodes that have nothing but a bootstrap token.
+pub(crate) const BOOTSTRAPPERS: &str = "system:bootstrappers";
 /// Group of everyone who proved an identity.
 pub(crate) const AUTHENTICATED: &str = "system:authenticated";
 /// Prefix of a node's user name.

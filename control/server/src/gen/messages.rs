@@ -5,7 +5,7 @@
 //! value is kept.
 
 use crate::protobuf::{
-    Kind::{Bool, Bytes, Int, IntOrString, List, Map, MicroTime, Nested, Quantity, Text, Time},
+    Kind::{Bool, Bytes, Int, IntOrString, List, Map, MicroTime, Nested, Quantity, Raw, Text, Time},
     Message, f, k,
 };
 
@@ -21,10 +21,23 @@ pub(crate) static ROOTS: &[(&str, &str, u16)] = &[
     ("authorization.k8s.io/v1", "SelfSubjectRulesReview", 212),
     ("authorization.k8s.io/v1", "SubjectAccessReview", 200),
     ("autoscaling/v1", "Scale", 186),
+    ("certificates.k8s.io/v1", "CertificateSigningRequest", 231),
     ("coordination.k8s.io/v1", "Lease", 217),
     ("discovery.k8s.io/v1", "EndpointSlice", 219),
     ("events.k8s.io/v1", "Event", 226),
+    ("node.k8s.io/v1", "RuntimeClass", 232),
     ("policy/v1", "Eviction", 228),
+    ("resource.k8s.io/v1", "DeviceClass", 233),
+    ("resource.k8s.io/v1", "ResourceClaim", 234),
+    ("resource.k8s.io/v1", "ResourceClaimTemplate", 235),
+    ("resource.k8s.io/v1", "ResourceSlice", 236),
+    ("scheduling.k8s.io/v1", "PriorityClass", 237),
+    ("storage.k8s.io/v1", "CSIDriver", 238),
+    ("storage.k8s.io/v1", "CSINode", 239),
+    ("storage.k8s.io/v1", "CSIStorageCapacity", 240),
+    ("storage.k8s.io/v1", "StorageClass", 241),
+    ("storage.k8s.io/v1", "VolumeAttachment", 242),
+    ("storage.k8s.io/v1", "VolumeAttributesClass", 243),
     ("v1", "Binding", 0),
     ("v1", "ConfigMap", 4),
     ("v1", "DeleteOptions", 173),
@@ -32,6 +45,8 @@ pub(crate) static ROOTS: &[(&str, &str, u16)] = &[
     ("v1", "Event", 9),
     ("v1", "Namespace", 12),
     ("v1", "Node", 16),
+    ("v1", "PersistentVolume", 229),
+    ("v1", "PersistentVolumeClaim", 230),
     ("v1", "Pod", 34),
     ("v1", "Secret", 161),
     ("v1", "Service", 163),
@@ -499,4 +514,174 @@ pub(crate) static MESSAGES: &[Message] = &[
     Message(&[f(1, "count", Int), f(2, "lastObservedTime", MicroTime)]),
     // 228: api.policy.v1.Eviction
     Message(&[f(1, "metadata", Nested(1)), f(2, "deleteOptions", Nested(173))]),
+    // 229: api.core.v1.PersistentVolume
+    Message(&[f(1, "metadata", Nested(1)), f(2, "spec", Nested(244)), f(3, "status", Nested(245))]),
+    // 230: api.core.v1.PersistentVolumeClaim
+    Message(&[f(1, "metadata", Nested(1)), f(2, "spec", Nested(82)), f(3, "status", Nested(246))]),
+    // 231: api.certificates.v1.CertificateSigningRequest
+    Message(&[f(1, "metadata", Nested(1)), f(2, "spec", Nested(247)), f(3, "status", Nested(248))]),
+    // 232: api.node.v1.RuntimeClass
+    Message(&[f(1, "metadata", Nested(1)), f(2, "handler", Text), f(3, "overhead", Nested(249)), f(4, "scheduling", Nested(250))]),
+    // 233: api.resource.v1.DeviceClass
+    Message(&[f(1, "metadata", Nested(1)), f(2, "spec", Nested(251))]),
+    // 234: api.resource.v1.ResourceClaim
+    Message(&[f(1, "metadata", Nested(1)), f(2, "spec", Nested(252)), f(3, "status", Nested(253))]),
+    // 235: api.resource.v1.ResourceClaimTemplate
+    Message(&[f(1, "metadata", Nested(1)), f(2, "spec", Nested(254))]),
+    // 236: api.resource.v1.ResourceSlice
+    Message(&[f(1, "metadata", Nested(1)), f(2, "spec", Nested(255))]),
+    // 237: api.scheduling.v1.PriorityClass
+    Message(&[f(1, "metadata", Nested(1)), f(2, "value", Int), f(3, "globalDefault", Bool), f(4, "description", Text), f(5, "preemptionPolicy", Text)]),
+    // 238: api.storage.v1.CSIDriver
+    Message(&[f(1, "metadata", Nested(1)), f(2, "spec", Nested(256))]),
+    // 239: api.storage.v1.CSINode
+    Message(&[f(1, "metadata", Nested(1)), f(2, "spec", Nested(257))]),
+    // 240: api.storage.v1.CSIStorageCapacity
+    Message(&[f(1, "metadata", Nested(1)), f(2, "nodeTopology", Nested(73)), f(3, "storageClassName", Text), f(4, "capacity", Quantity), f(5, "maximumVolumeSize", Quantity)]),
+    // 241: api.storage.v1.StorageClass
+    Message(&[f(1, "metadata", Nested(1)), f(2, "provisioner", Text), f(3, "parameters", Map(&Text)), f(4, "reclaimPolicy", Text), f(5, "mountOptions", List(&Text)), k(6, "allowVolumeExpansion", Bool), f(7, "volumeBindingMode", Text), f(8, "allowedTopologies", List(&Nested(258)))]),
+    // 242: api.storage.v1.VolumeAttachment
+    Message(&[f(1, "metadata", Nested(1)), f(2, "spec", Nested(259)), f(3, "status", Nested(260))]),
+    // 243: api.storage.v1.VolumeAttributesClass
+    Message(&[f(1, "metadata", Nested(1)), f(2, "driverName", Text), f(3, "parameters", Map(&Text))]),
+    // 244: api.core.v1.PersistentVolumeSpec
+    Message(&[f(1, "capacity", Map(&Quantity)), f(2, "", Nested(261)), f(3, "accessModes", List(&Text)), f(4, "claimRef", Nested(3)), f(5, "persistentVolumeReclaimPolicy", Text), f(6, "storageClassName", Text), f(7, "mountOptions", List(&Text)), f(8, "volumeMode", Text), f(9, "nodeAffinity", Nested(262)), f(10, "volumeAttributesClassName", Text)]),
+    // 245: api.core.v1.PersistentVolumeStatus
+    Message(&[f(1, "phase", Text), f(2, "message", Text), f(3, "reason", Text), f(4, "lastPhaseTransitionTime", Time)]),
+    // 246: api.core.v1.PersistentVolumeClaimStatus
+    Message(&[f(1, "phase", Text), f(2, "accessModes", List(&Text)), f(3, "capacity", Map(&Quantity)), f(4, "conditions", List(&Nested(263))), f(5, "allocatedResources", Map(&Quantity)), f(7, "allocatedResourceStatuses", Map(&Text)), f(8, "currentVolumeAttributesClassName", Text), f(9, "modifyVolumeStatus", Nested(264))]),
+    // 247: api.certificates.v1.CertificateSigningRequestSpec
+    Message(&[f(1, "request", Bytes), f(7, "signerName", Text), k(8, "expirationSeconds", Int), f(5, "usages", List(&Text)), f(2, "username", Text), f(3, "uid", Text), f(4, "groups", List(&Text))]),
+    // 248: api.certificates.v1.CertificateSigningRequestStatus
+    Message(&[f(1, "conditions", List(&Nested(265))), f(2, "certificate", Bytes)]),
+    // 249: api.node.v1.Overhead
+    Message(&[f(1, "podFixed", Map(&Quantity))]),
+    // 250: api.node.v1.Scheduling
+    Message(&[f(1, "nodeSelector", Map(&Text)), f(2, "tolerations", List(&Nested(134)))]),
+    // 251: api.resource.v1.DeviceClassSpec
+    Message(&[f(1, "selectors", List(&Nested(266))), f(2, "config", List(&Nested(267))), f(4, "extendedResourceName", Text)]),
+    // 252: api.resource.v1.ResourceClaimSpec
+    Message(&[f(1, "devices", Nested(268))]),
+    // 253: api.resource.v1.ResourceClaimStatus
+    Message(&[f(1, "allocation", Nested(269)), f(2, "reservedFor", List(&Nested(270))), f(4, "devices", List(&Nested(271)))]),
+    // 254: api.resource.v1.ResourceClaimTemplateSpec
+    Message(&[f(1, "metadata", Nested(1)), f(2, "spec", Nested(252))]),
+    // 255: api.resource.v1.ResourceSliceSpec
+    Message(&[f(1, "driver", Text), f(2, "pool", Nested(272)), f(3, "nodeName", Text), f(4, "nodeSelector", Nested(126)), k(5, "allNodes", Bool), f(6, "devices", List(&Nested(273))), k(7, "perDeviceNodeSelection", Bool), f(8, "sharedCounters", List(&Nested(274)))]),
+    // 256: api.storage.v1.CSIDriverSpec
+    Message(&[k(1, "attachRequired", Bool), k(2, "podInfoOnMount", Bool), f(3, "volumeLifecycleModes", List(&Text)), k(4, "storageCapacity", Bool), f(5, "fsGroupPolicy", Text), f(6, "tokenRequests", List(&Nested(275))), k(7, "requiresRepublish", Bool), k(8, "seLinuxMount", Bool), k(9, "nodeAllocatableUpdatePeriodSeconds", Int), f(10, "serviceAccountTokenInSecrets", Bool)]),
+    // 257: api.storage.v1.CSINodeSpec
+    Message(&[f(1, "drivers", List(&Nested(276)))]),
+    // 258: api.core.v1.TopologySelectorTerm
+    Message(&[f(1, "matchLabelExpressions", List(&Nested(277)))]),
+    // 259: api.storage.v1.VolumeAttachmentSpec
+    Message(&[f(1, "attacher", Text), f(2, "source", Nested(278)), f(3, "nodeName", Text)]),
+    // 260: api.storage.v1.VolumeAttachmentStatus
+    Message(&[f(1, "attached", Bool), f(2, "attachmentMetadata", Map(&Text)), f(3, "attachError", Nested(279)), f(4, "detachError", Nested(279))]),
+    // 261: api.core.v1.PersistentVolumeSource
+    Message(&[f(1, "gcePersistentDisk", Nested(40)), f(2, "awsElasticBlockStore", Nested(41)), f(3, "hostPath", Nested(38)), f(4, "glusterfs", Nested(280)), f(5, "nfs", Nested(45)), f(6, "rbd", Nested(281)), f(7, "iscsi", Nested(282)), f(8, "cinder", Nested(283)), f(9, "cephfs", Nested(284)), f(10, "fc", Nested(59)), f(11, "flocker", Nested(54)), f(12, "flexVolume", Nested(285)), f(13, "azureFile", Nested(286)), f(14, "vsphereVolume", Nested(62)), f(15, "quobyte", Nested(63)), f(16, "azureDisk", Nested(64)), f(17, "photonPersistentDisk", Nested(65)), f(18, "portworxVolume", Nested(76)), f(19, "scaleIO", Nested(287)), f(20, "local", Nested(288)), f(21, "storageos", Nested(289)), f(22, "csi", Nested(290))]),
+    // 262: api.core.v1.VolumeNodeAffinity
+    Message(&[f(1, "required", Nested(126))]),
+    // 263: api.core.v1.PersistentVolumeClaimCondition
+    Message(&[f(1, "type", Text), f(2, "status", Text), f(3, "lastProbeTime", Time), f(4, "lastTransitionTime", Time), f(5, "reason", Text), f(6, "message", Text)]),
+    // 264: api.core.v1.ModifyVolumeStatus
+    Message(&[f(1, "targetVolumeAttributesClassName", Text), f(2, "status", Text)]),
+    // 265: api.certificates.v1.CertificateSigningRequestCondition
+    Message(&[f(1, "type", Text), f(6, "status", Text), f(2, "reason", Text), f(3, "message", Text), f(4, "lastUpdateTime", Time), f(5, "lastTransitionTime", Time)]),
+    // 266: api.resource.v1.DeviceSelector
+    Message(&[f(1, "cel", Nested(291))]),
+    // 267: api.resource.v1.DeviceClassConfiguration
+    Message(&[f(1, "", Nested(292))]),
+    // 268: api.resource.v1.DeviceClaim
+    Message(&[f(1, "requests", List(&Nested(293))), f(2, "constraints", List(&Nested(294))), f(3, "config", List(&Nested(295)))]),
+    // 269: api.resource.v1.AllocationResult
+    Message(&[f(1, "devices", Nested(296)), f(3, "nodeSelector", Nested(126)), f(5, "allocationTimestamp", Time)]),
+    // 270: api.resource.v1.ResourceClaimConsumerReference
+    Message(&[f(1, "apiGroup", Text), f(3, "resource", Text), f(4, "name", Text), f(5, "uid", Text)]),
+    // 271: api.resource.v1.AllocatedDeviceStatus
+    Message(&[f(1, "driver", Text), f(2, "pool", Text), f(3, "device", Text), f(7, "shareID", Text), f(4, "conditions", List(&Nested(172))), f(5, "data", Raw), f(6, "networkData", Nested(297))]),
+    // 272: api.resource.v1.ResourcePool
+    Message(&[f(1, "name", Text), f(2, "generation", Int), f(3, "resourceSliceCount", Int)]),
+    // 273: api.resource.v1.Device
+    Message(&[f(1, "name", Text), f(2, "attributes", Map(&Nested(298))), f(3, "capacity", Map(&Nested(299))), f(4, "consumesCounters", List(&Nested(300))), f(5, "nodeName", Text), f(6, "nodeSelector", Nested(126)), k(7, "allNodes", Bool), f(8, "taints", List(&Nested(301))), k(9, "bindsToNode", Bool), f(10, "bindingConditions", List(&Text)), f(11, "bindingFailureConditions", List(&Text)), k(12, "allowMultipleAllocations", Bool)]),
+    // 274: api.resource.v1.CounterSet
+    Message(&[f(1, "name", Text), f(2, "counters", Map(&Nested(302)))]),
+    // 275: api.storage.v1.TokenRequest
+    Message(&[f(1, "audience", Text), k(2, "expirationSeconds", Int)]),
+    // 276: api.storage.v1.CSINodeDriver
+    Message(&[f(1, "name", Text), f(2, "nodeID", Text), f(3, "topologyKeys", List(&Text)), f(4, "allocatable", Nested(303))]),
+    // 277: api.core.v1.TopologySelectorLabelRequirement
+    Message(&[f(1, "key", Text), f(2, "values", List(&Text))]),
+    // 278: api.storage.v1.VolumeAttachmentSource
+    Message(&[f(1, "persistentVolumeName", Text), f(2, "inlineVolumeSpec", Nested(244))]),
+    // 279: api.storage.v1.VolumeError
+    Message(&[f(1, "time", Time), f(2, "message", Text), k(3, "errorCode", Int)]),
+    // 280: api.core.v1.GlusterfsPersistentVolumeSource
+    Message(&[f(1, "endpoints", Text), f(2, "path", Text), f(3, "readOnly", Bool), f(4, "endpointsNamespace", Text)]),
+    // 281: api.core.v1.RBDPersistentVolumeSource
+    Message(&[f(1, "monitors", List(&Text)), f(2, "image", Text), f(3, "fsType", Text), f(4, "pool", Text), f(5, "user", Text), f(6, "keyring", Text), f(7, "secretRef", Nested(304)), f(8, "readOnly", Bool)]),
+    // 282: api.core.v1.ISCSIPersistentVolumeSource
+    Message(&[f(1, "targetPortal", Text), f(2, "iqn", Text), f(3, "lun", Int), f(4, "iscsiInterface", Text), f(5, "fsType", Text), f(6, "readOnly", Bool), f(7, "portals", List(&Text)), f(8, "chapAuthDiscovery", Bool), f(11, "chapAuthSession", Bool), f(10, "secretRef", Nested(304)), f(12, "initiatorName", Text)]),
+    // 283: api.core.v1.CinderPersistentVolumeSource
+    Message(&[f(1, "volumeID", Text), f(2, "fsType", Text), f(3, "readOnly", Bool), f(4, "secretRef", Nested(304))]),
+    // 284: api.core.v1.CephFSPersistentVolumeSource
+    Message(&[f(1, "monitors", List(&Text)), f(2, "path", Text), f(3, "user", Text), f(4, "secretFile", Text), f(5, "secretRef", Nested(304)), f(6, "readOnly", Bool)]),
+    // 285: api.core.v1.FlexPersistentVolumeSource
+    Message(&[f(1, "driver", Text), f(2, "fsType", Text), f(3, "secretRef", Nested(304)), f(4, "readOnly", Bool), f(5, "options", Map(&Text))]),
+    // 286: api.core.v1.AzureFilePersistentVolumeSource
+    Message(&[f(1, "secretName", Text), f(2, "shareName", Text), f(3, "readOnly", Bool), f(4, "secretNamespace", Text)]),
+    // 287: api.core.v1.ScaleIOPersistentVolumeSource
+    Message(&[f(1, "gateway", Text), f(2, "system", Text), f(3, "secretRef", Nested(304)), f(4, "sslEnabled", Bool), f(5, "protectionDomain", Text), f(6, "storagePool", Text), f(7, "storageMode", Text), f(8, "volumeName", Text), f(9, "fsType", Text), f(10, "readOnly", Bool)]),
+    // 288: api.core.v1.LocalVolumeSource
+    Message(&[f(1, "path", Text), f(2, "fsType", Text)]),
+    // 289: api.core.v1.StorageOSPersistentVolumeSource
+    Message(&[f(1, "volumeName", Text), f(2, "volumeNamespace", Text), f(3, "fsType", Text), f(4, "readOnly", Bool), f(5, "secretRef", Nested(3))]),
+    // 290: api.core.v1.CSIPersistentVolumeSource
+    Message(&[f(1, "driver", Text), f(2, "volumeHandle", Text), f(3, "readOnly", Bool), f(4, "fsType", Text), f(5, "volumeAttributes", Map(&Text)), f(6, "controllerPublishSecretRef", Nested(304)), f(7, "nodeStageSecretRef", Nested(304)), f(8, "nodePublishSecretRef", Nested(304)), f(9, "controllerExpandSecretRef", Nested(304)), f(10, "nodeExpandSecretRef", Nested(304))]),
+    // 291: api.resource.v1.CELDeviceSelector
+    Message(&[f(1, "expression", Text)]),
+    // 292: api.resource.v1.DeviceConfiguration
+    Message(&[f(1, "opaque", Nested(305))]),
+    // 293: api.resource.v1.DeviceRequest
+    Message(&[f(1, "name", Text), f(2, "exactly", Nested(306)), f(3, "firstAvailable", List(&Nested(307)))]),
+    // 294: api.resource.v1.DeviceConstraint
+    Message(&[f(1, "requests", List(&Text)), f(2, "matchAttribute", Text), f(3, "distinctAttribute", Text)]),
+    // 295: api.resource.v1.DeviceClaimConfiguration
+    Message(&[f(1, "requests", List(&Text)), f(2, "", Nested(292))]),
+    // 296: api.resource.v1.DeviceAllocationResult
+    Message(&[f(1, "results", List(&Nested(308))), f(2, "config", List(&Nested(309)))]),
+    // 297: api.resource.v1.NetworkDeviceData
+    Message(&[f(1, "interfaceName", Text), f(2, "ips", List(&Text)), f(3, "hardwareAddress", Text)]),
+    // 298: api.resource.v1.DeviceAttribute
+    Message(&[k(2, "int", Int), k(3, "bool", Bool), k(4, "string", Text), k(5, "version", Text)]),
+    // 299: api.resource.v1.DeviceCapacity
+    Message(&[f(1, "value", Quantity), f(2, "requestPolicy", Nested(310))]),
+    // 300: api.resource.v1.DeviceCounterConsumption
+    Message(&[f(1, "counterSet", Text), f(2, "counters", Map(&Nested(302)))]),
+    // 301: api.resource.v1.DeviceTaint
+    Message(&[f(1, "key", Text), f(2, "value", Text), f(3, "effect", Text), f(4, "timeAdded", Time)]),
+    // 302: api.resource.v1.Counter
+    Message(&[f(1, "value", Quantity)]),
+    // 303: api.storage.v1.VolumeNodeResources
+    Message(&[k(1, "count", Int)]),
+    // 304: api.core.v1.SecretReference
+    Message(&[f(1, "name", Text), f(2, "namespace", Text)]),
+    // 305: api.resource.v1.OpaqueDeviceConfiguration
+    Message(&[f(1, "driver", Text), f(2, "parameters", Raw)]),
+    // 306: api.resource.v1.ExactDeviceRequest
+    Message(&[f(1, "deviceClassName", Text), f(2, "selectors", List(&Nested(266))), f(3, "allocationMode", Text), f(4, "count", Int), k(5, "adminAccess", Bool), f(6, "tolerations", List(&Nested(311))), f(7, "capacity", Nested(312))]),
+    // 307: api.resource.v1.DeviceSubRequest
+    Message(&[f(1, "name", Text), f(2, "deviceClassName", Text), f(3, "selectors", List(&Nested(266))), f(4, "allocationMode", Text), f(5, "count", Int), f(6, "tolerations", List(&Nested(311))), f(7, "capacity", Nested(312))]),
+    // 308: api.resource.v1.DeviceRequestAllocationResult
+    Message(&[f(1, "request", Text), f(2, "driver", Text), f(3, "pool", Text), f(4, "device", Text), k(5, "adminAccess", Bool), f(6, "tolerations", List(&Nested(311))), f(7, "bindingConditions", List(&Text)), f(8, "bindingFailureConditions", List(&Text)), f(9, "shareID", Text), f(10, "consumedCapacity", Map(&Quantity))]),
+    // 309: api.resource.v1.DeviceAllocationConfiguration
+    Message(&[f(1, "source", Text), f(2, "requests", List(&Text)), f(3, "", Nested(292))]),
+    // 310: api.resource.v1.CapacityRequestPolicy
+    Message(&[f(1, "default", Quantity), f(3, "validValues", List(&Quantity)), f(4, "validRange", Nested(313))]),
+    // 311: api.resource.v1.DeviceToleration
+    Message(&[f(1, "key", Text), f(2, "operator", Text), f(3, "value", Text), f(4, "effect", Text), k(5, "tolerationSeconds", Int)]),
+    // 312: api.resource.v1.CapacityRequirements
+    Message(&[f(1, "requests", Map(&Quantity))]),
+    // 313: api.resource.v1.CapacityRequestPolicyRange
+    Message(&[f(1, "min", Quantity), f(2, "max", Quantity), f(3, "step", Quantity)]),
 ];

@@ -60,6 +60,8 @@ pub(crate) enum Kind {
     Quantity,
     /// `intstr.IntOrString`.
     IntOrString,
+    /// `runtime.RawExtension`: an object of any kind, as JSON.
+    Raw,
     /// Another message, by index.
     Nested(u16),
     /// Repeated.
@@ -187,6 +189,7 @@ fn scalar(kind: Kind, wire: Wire<'_>, depth: usize) -> Result<Value, ProtobufErr
         Kind::MicroTime => time(wire.bytes()?, "%Y-%m-%dT%H:%M:%S%.6fZ")?,
         Kind::Quantity => first_text(wire.bytes()?)?,
         Kind::IntOrString => int_or_string(wire.bytes()?)?,
+        Kind::Raw => raw(wire.bytes()?)?,
         Kind::Nested(index) => Value::Object(message(index, wire.bytes()?, depth)?),
         // Neither occurs inside the other in any message of the API.
         Kind::List(_) | Kind::Map(_) => return Err(ProtobufError::Malformed),
@@ -213,6 +216,17 @@ fn map_entry(element: Kind, wire: Wire<'_>, depth: usize) -> Result<(String, Val
         None => scalar(element, Wire::Bytes(&[]), depth)?,
     };
     Ok((key, value))
+}
+
+/// Field 1 as JSON.
+fn raw(bytes: &[u8]) -> Result<Value, ProtobufError> {
+    let mut reader = Reader::new(bytes);
+    while let Some((number, wire)) = reader.field()? {
+        if number == 1 {
+            return serde_json::from_slice(wire.bytes()?).map_err(|_no_json| ProtobufError::Malformed);
+        }
+    }
+    Ok(Value::Null)
 }
 
 /// Field 1 as a string: what a Quantity consists of.

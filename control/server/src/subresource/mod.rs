@@ -1,6 +1,6 @@
 //! Subresources and requests that are answered and forgotten.
 //!
-//! `object` serves the parts of stored objects (status, scale, finalize, ephemeral containers, resize), `pod` binding and eviction, `token` service account tokens, `review`
+//! `object` serves the parts of stored objects (status, approval, scale, finalize, ephemeral containers, resize), `pod` binding and eviction, `token` service account tokens, `review`
 //! the questions about users and their rights. Streams (logs, exec, attach, port-forward) go to [`crate::relay`].
 
 mod object;
@@ -27,7 +27,9 @@ pub(crate) async fn serve(api: &Api, request: ResourceRequest) -> Result<Reply, 
         return Err(ApiError::method_not_allowed(info, verb));
     }
     match sub.name {
-        "status" | "ephemeralcontainers" | "resize" | "finalize" => object::serve_part(api, request).await,
+        "approval" | "status" | "ephemeralcontainers" | "resize" | "finalize" => {
+            object::serve_part(api, request).await
+        }
         "scale" => object::serve_scale(api, request).await,
         "binding" => pod::bind(api, request).await,
         "eviction" => pod::evict(api, request).await,

@@ -1,4 +1,4 @@
-//! `status`, `scale`, `finalize`, `ephemeralcontainers` and `resize`: views of a stored object that are read and written on their own.
+//! `status`, `approval`, `scale`, `finalize`, `ephemeralcontainers` and `resize`: views of a stored object that are read and written on their own.
 
 use control_api::{patch, scale, schema, status::ApiError};
 use http::StatusCode;
@@ -25,6 +25,7 @@ const SCALE: &str = "io.k8s.api.autoscaling.v1.Scale";
 /// Read or write a subresource that has the shape of its object.
 pub(super) async fn serve_part(api: &Api, request: ResourceRequest) -> Result<Reply, ApiError> {
     let part = match request.target.sub() {
+        "approval" => Part::APPROVAL,
         "status" => Part::STATUS,
         "ephemeralcontainers" => Part::EPHEMERAL_CONTAINERS,
         "resize" => Part::RESIZE,
