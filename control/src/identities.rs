@@ -19,6 +19,8 @@ const ADMIN: (&str, &str) = ("kubernetes-admin", "system:masters");
 pub(crate) struct Identities {
     /// For the API server.
     pub(crate) server: Credentials,
+    /// What certificates of nodes and users are signed with.
+    pub(crate) authority: Identity,
     /// A client that may do everything, for the roles of this process. Lives in memory only.
     pub(crate) manager: Identity,
 }
@@ -51,7 +53,7 @@ pub(crate) fn ensure(config: &ControlConfig, now: jiff::Timestamp) -> anyhow::Re
             .with_context(|| format!("issue credentials of node {}", node.name))?;
     }
     let manager = authority.issue(&client("system:kube-controller-manager", ADMIN.1), now)?;
-    Ok(Identities { server, manager })
+    Ok(Identities { server, authority: authority.identity().clone(), manager })
 }
 
 /// Loopback for the node on this machine, which works whatever happens to the network; the advertised address for

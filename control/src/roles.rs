@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use anyhow::Context as _;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use control_manager::{Controller, ManagerConfig};
+use control_manager::{Controller, ManagerConfig, SigningAuthority};
 use control_server::{Server, ServerConfig, pki::render_kubeconfig};
 use control_store::{RedbOptions, RedbStore, Store};
 use kube::{
@@ -95,6 +95,10 @@ async fn manage(
         // The API server of this process removes old events itself.
         disabled: BTreeSet::from([Controller::EventTtl]),
         root_ca_pem: Some(authority.clone()),
+        signing: Some(SigningAuthority {
+            certificate_pem: identities.authority.certificate_pem.clone(),
+            key_pem: identities.authority.key_pem.clone(),
+        }),
         ..manager_config(config)
     };
     run_manager(kubeconfig, manager, cancel).await

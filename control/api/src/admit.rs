@@ -114,6 +114,17 @@ fn refused(pod: &Value, why: &str) -> ApiError {
     pods.map_or_else(ApiError::unknown_path, |info| ApiError::forbidden(info, shown, why))
 }
 
+/// Adds the finalizer that keeps a claim or volume while it is in use.
+pub fn protect(object: &mut Value, finalizer: &str) {
+    let Some(metadata) = ensure_map(object, "metadata") else { return };
+    let finalizers = metadata.entry("finalizers").or_insert_with(|| json!([]));
+    if let Some(finalizers) = finalizers.as_array_mut()
+        && !finalizers.iter().any(|held| held == finalizer)
+    {
+        finalizers.push(finalizer.into());
+    }
+}
+
 fn add_service_account(
     pod: &mut Value,
     account: Option<&Value>,

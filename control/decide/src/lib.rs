@@ -11,9 +11,10 @@
 //! Reading order: [`object`] (what every controller asks of an object), [`deployment`] → [`replicaset`] →
 //! [`scheduler`] (a rollout's way down to a node), [`endpoints`] (a Service's way to its pods), then the
 //! housekeepers: [`garbage`], [`node_ipam`], [`node_lifecycle`], [`taint_eviction`], [`pod_gc`],
-//! [`namespace`].
+//! [`namespace`], [`certificates`], [`volumes`].
 
 pub mod adoption;
+pub mod certificates;
 pub mod cidr;
 pub mod deployment;
 pub mod endpoints;
@@ -28,3 +29,4 @@ pub mod replicaset;
 pub mod scheduler;
 pub mod selector;
 pub mod taint_eviction;
+pub mod volumes;

@@ -37,13 +37,17 @@ pub enum Controller {
     PodGc,
     /// Removes events after an hour.
     EventTtl,
+    /// Approves and signs certificates of nodes.
+    Certificates,
+    /// Claims → volumes.
+    Volumes,
     /// Pods → nodes.
     Scheduler,
 }
 
 impl Controller {
     /// All of them.
-    pub const ALL: [Controller; 14] = [
+    pub const ALL: [Controller; 16] = [
         Controller::Scheduler,
         Controller::Deployment,
         Controller::ReplicaSet,
@@ -58,6 +62,8 @@ impl Controller {
         Controller::TaintEviction,
         Controller::PodGc,
         Controller::EventTtl,
+        Controller::Certificates,
+        Controller::Volumes,
     ];
 
     /// The name in logs, metrics and events, as upstream spells it.
@@ -76,6 +82,8 @@ impl Controller {
             Controller::TaintEviction => "taint-eviction-controller",
             Controller::PodGc => "pod-garbage-collector-controller",
             Controller::EventTtl => "event-ttl-controller",
+            Controller::Certificates => "certificatesigningrequest-controller",
+            Controller::Volumes => "persistentvolume-controller",
             Controller::Scheduler => "default-scheduler",
         }
     }
@@ -98,6 +106,8 @@ pub struct ManagerConfig {
     pub node_mask_v6: u8,
     /// The CA that pods verify the API server with; none: it is not published.
     pub root_ca_pem: Option<String>,
+    /// What certificates are signed with; none: requests are left to others.
+    pub signing: Option<SigningAuthority>,
     /// How long a node may be silent before it counts as lost.
     pub node_monitor_grace: Duration,
     /// How many ended pods are kept.
@@ -116,6 +126,7 @@ impl Default for ManagerConfig {
             node_mask_v4: 24,
             node_mask_v6: 64,
             root_ca_pem: None,
+            signing: None,
             node_monitor_grace: Duration::from_secs(40),
             terminated_pod_threshold: 12_500,
             event_ttl: Duration::from_secs(3600),
@@ -123,9 +134,28 @@ impl Default for ManagerConfig {
     }
 }
 
+/// A certificate authority with its key.
+#[derive(Clone)]
+pub struct SigningAuthority {
+    /// The authority's certificate.
+    pub certificate_pem: String,
+    /// Its private key.
+    pub key_pem: String,
+}
+
+impl std::fmt::Debug for SigningAuthority {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The key is for nobody's log.
+        formatter.debug_struct("SigningAuthority").finish_non_exhaustive()
+    }
+}
+
 /// A configuration that cannot be run.
 #[derive(Debug, Error)]
 pub enum ManagerError {
+    /// The signing authority cannot be used.
+    #[error("signing authority")]
+    Signer(#[source] rcgen::Error),
     /// A pod range is not an address range.
     #[error("pod range")]
     PodCidr(#[source] CidrError),
@@ -145,6 +175,7 @@ impl ManagerConfig {
         let role = if controller == Controller::Scheduler { self.scheduler } else { self.controllers };
         let has_input = match controller {
             Controller::RootCa => self.root_ca_pem.is_some(),
+            Controller::Certificates => self.signing.is_some(),
             Controller::NodeIpam => !self.pod_cidrs.is_empty(),
             _ => true,
         };

@@ -7,9 +7,14 @@ use k8s_openapi::{
     NamespaceResourceScope,
     api::{
         apps::v1::{Deployment, ReplicaSet},
+        certificates::v1::CertificateSigningRequest,
         coordination::v1::Lease,
-        core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount},
+        core::v1::{
+            ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service,
+            ServiceAccount,
+        },
         discovery::v1::EndpointSlice,
+        storage::v1::StorageClass,
     },
 };
 use kube::{Api, Client, core::Resource};
@@ -43,6 +48,10 @@ pub(crate) struct Context {
     pub(crate) namespaces: Arc<Informer<Namespace>>,
     pub(crate) service_accounts: Arc<Informer<ServiceAccount>>,
     pub(crate) leases: Arc<Informer<Lease>>,
+    pub(crate) certificate_requests: Arc<Informer<CertificateSigningRequest>>,
+    pub(crate) claims: Arc<Informer<PersistentVolumeClaim>>,
+    pub(crate) volumes: Arc<Informer<PersistentVolume>>,
+    pub(crate) storage_classes: Arc<Informer<StorageClass>>,
     /// Only those named `kube-root-ca.crt`.
     pub(crate) root_ca_maps: Arc<Informer<ConfigMap>>,
 }
@@ -72,6 +81,10 @@ impl Context {
             namespaces: Informer::new("Namespace"),
             service_accounts: Informer::new("ServiceAccount"),
             leases: Informer::new("Lease"),
+            certificate_requests: Informer::new("CertificateSigningRequest"),
+            claims: Informer::new("PersistentVolumeClaim"),
+            volumes: Informer::new("PersistentVolume"),
+            storage_classes: Informer::new("StorageClass"),
             root_ca_maps: Informer::new("ConfigMap"),
         }
     }
@@ -91,6 +104,14 @@ impl Context {
         self.inform(&self.namespaces, slim::namespace, None);
         self.inform(&self.service_accounts, slim::service_account, None);
         self.inform(&self.leases, slim::lease, None);
+        if self.config.runs(Controller::Certificates) {
+            self.inform(&self.certificate_requests, slim::whole, None);
+        }
+        if self.config.runs(Controller::Volumes) {
+            self.inform(&self.claims, slim::whole, None);
+            self.inform(&self.volumes, slim::whole, None);
+            self.inform(&self.storage_classes, slim::whole, None);
+        }
         if self.config.runs(Controller::RootCa) {
             self.inform(&self.root_ca_maps, slim::config_map, Some("metadata.name=kube-root-ca.crt"));
         }

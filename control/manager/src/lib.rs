@@ -7,8 +7,10 @@
 //! Reading order: [`informer`], [`queue`], `context` (what all controllers share), `write` (patches and
 //! errors), `written`, `events`; then one file per controller, named as in upstream's kube-controller-manager.
 //!
-//! This crate touches nothing but the API server: no files, no kernel, no containers.
+//! This crate touches nothing but the API server: no files, no kernel, no containers. The only secret it holds is the key
+//! that it signs certificates with, where it is given one.
 
+mod certificates;
 mod config;
 mod context;
 mod deployment;
@@ -31,6 +33,7 @@ mod scheduler;
 mod serviceaccount;
 mod slim;
 mod taint_eviction;
+mod volumes;
 mod write;
 mod written;
 
@@ -39,7 +42,7 @@ use std::sync::Arc;
 use kube::Client;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::config::{Controller, ManagerConfig, ManagerError};
+pub use self::config::{Controller, ManagerConfig, ManagerError, SigningAuthority};
 use self::context::Context;
 
 /// Runs what the configuration switches on, until `cancel` fires.
@@ -51,6 +54,7 @@ pub async fn run(
     cancel: CancellationToken,
 ) -> Result<(), ManagerError> {
     let pools = config.pools()?;
+    let mut signer = config.signing.as_ref().map(certificates::Signer::new).transpose()?;
     let tasks = TaskTracker::new();
     let context = Arc::new(Context::new(client, config, tasks.clone(), cancel.clone()));
     for controller in Controller::ALL {
@@ -71,6 +75,12 @@ pub async fn run(
             Controller::TaintEviction => taint_eviction::start(&context),
             Controller::PodGc => pod_gc::start(&context),
             Controller::EventTtl => event_ttl::start(&context),
+            Controller::Certificates => {
+                if let Some(signer) = signer.take() {
+                    certificates::start(&context, signer);
+                }
+            }
+            Controller::Volumes => volumes::start(&context),
             Controller::Scheduler => scheduler::start(&context),
         }
     }

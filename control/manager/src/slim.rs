@@ -7,7 +7,7 @@ use k8s_openapi::{
         coordination::v1::Lease,
         core::v1::{
             ConfigMap, Container, ContainerStatus, Endpoints, Namespace, Node, NodeStatus, Pod, PodSpec,
-            PodStatus, Service, ServiceAccount,
+            PodStatus, Service, ServiceAccount, Volume,
         },
         discovery::v1::EndpointSlice,
     },
@@ -24,7 +24,12 @@ fn metadata<K: Metadata<Ty = ObjectMeta>>(object: &mut K) {
     }
 }
 
-/// Keeps of pods what scheduling, ranking, endpoints and evictions read.
+/// Keeps all that is about the object itself.
+pub(crate) fn whole<K: Metadata<Ty = ObjectMeta>>(object: &mut K) {
+    metadata(object);
+}
+
+/// Keeps of pods what scheduling, ranking, endpoints, evictions and claims read.
 pub(crate) fn pod(pod: &mut Pod) {
     metadata(pod);
     if let Some(spec) = pod.spec.take() {
@@ -43,6 +48,7 @@ pub(crate) fn pod(pod: &mut Pod) {
             scheduling_gates: spec.scheduling_gates,
             subdomain: spec.subdomain,
             tolerations: spec.tolerations,
+            volumes: spec.volumes.map(claims_only).filter(|volumes| !volumes.is_empty()),
             ..PodSpec::default()
         });
     }
@@ -57,6 +63,10 @@ pub(crate) fn pod(pod: &mut Pod) {
             ..PodStatus::default()
         });
     }
+}
+
+fn claims_only(volumes: Vec<Volume>) -> Vec<Volume> {
+    volumes.into_iter().filter(|volume| volume.persistent_volume_claim.is_some()).collect()
 }
 
 fn container(container: Container) -> Container {
@@ -81,6 +91,7 @@ pub(crate) fn node(node: &mut Node) {
     metadata(node);
     if let Some(status) = node.status.take() {
         node.status = Some(NodeStatus {
+            addresses: status.addresses,
             allocatable: status.allocatable,
             conditions: status.conditions,
             ..NodeStatus::default()

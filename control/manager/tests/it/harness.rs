@@ -2,7 +2,7 @@
 
 use std::{fmt::Debug, path::Path, sync::Arc, time::Duration};
 
-use control_manager::ManagerConfig;
+use control_manager::{ManagerConfig, SigningAuthority};
 use control_server::{
     Credentials, Server, ServerConfig,
     pki::{Authority, Identity, LeafRequest, Usage, render_kubeconfig},
@@ -10,7 +10,7 @@ use control_server::{
 use control_store::{RedbOptions, RedbStore, Store};
 use futures::StreamExt;
 use k8s_openapi::{
-    NamespaceResourceScope,
+    ByteString, NamespaceResourceScope,
     api::{
         apps::v1::Deployment,
         core::v1::{Node, Pod},
@@ -31,11 +31,12 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// A running control plane.
 pub(crate) struct Cluster {
     pub(crate) client: Client,
+    endpoint: String,
     manager: Option<Running>,
     server: Running,
     store: Arc<dyn Store>,
     node: Option<JoinHandle<()>>,
-    authority_pem: String,
+    authority: Identity,
     _directory: tempfile::TempDir,
 }
 
@@ -49,6 +50,11 @@ impl Running {
         self.cancel.cancel();
         self.task.await.expect("ends without a panic");
     }
+}
+
+/// Bytes as a kubeconfig has them.
+pub(crate) fn base64_of(text: &str) -> Value {
+    serde_json::to_value(ByteString(text.as_bytes().to_vec())).expect("is text")
 }
 
 fn issue(authority: &Authority, name: &str, group: &str, usage: Usage) -> Identity {
@@ -104,11 +110,12 @@ impl Cluster {
         let client = Client::try_from(config.expect("is complete")).expect("makes a client");
         let mut cluster = Cluster {
             client,
+            endpoint,
             manager: None,
             server,
             store,
             node: None,
-            authority_pem,
+            authority: authority.identity().clone(),
             _directory: directory,
         };
         cluster.start_manager();
@@ -127,7 +134,11 @@ impl Cluster {
     pub(crate) fn start_manager(&mut self) {
         let config = ManagerConfig {
             pod_cidrs: vec!["10.244.0.0/16".into()],
-            root_ca_pem: Some(self.authority_pem.clone()),
+            root_ca_pem: Some(self.authority.certificate_pem.clone()),
+            signing: Some(SigningAuthority {
+                certificate_pem: self.authority.certificate_pem.clone(),
+                key_pem: self.authority.key_pem.clone(),
+            }),
             ..ManagerConfig::default()
         };
         let (client, cancel) = (self.client.clone(), CancellationToken::new());
@@ -152,6 +163,20 @@ impl Cluster {
         }
         self.server.stop().await;
         self.store.close().await;
+    }
+
+    /// A client with a bearer token, or with a certificate and its key.
+    pub(crate) async fn client_as(&self, user: Value) -> Client {
+        let authority = base64_of(&self.authority.certificate_pem);
+        let kubeconfig = json!({
+            "clusters": [{"name": "c", "cluster": {"server": self.endpoint, "certificate-authority-data": authority}}],
+            "users": [{"name": "u", "user": user}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+            "current-context": "x",
+        });
+        let kubeconfig: Kubeconfig = serde_json::from_value(kubeconfig).expect("is valid");
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+        Client::try_from(config.expect("is complete")).expect("makes a client")
     }
 
     /// The objects of a kind in a namespace.

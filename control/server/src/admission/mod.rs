@@ -46,7 +46,11 @@ pub(crate) async fn create(
         ("", "Pod") => pod::create(api, object).await?,
         ("", "Node") => admit::node(object),
         ("", "Service") => return reserve(api, info, object, None),
-        ("", "PersistentVolumeClaim") => classes::default_storage_class(api, object)?,
+        ("", "PersistentVolumeClaim") => {
+            classes::default_storage_class(api, object)?;
+            admit::protect(object, "kubernetes.io/pvc-protection");
+        }
+        ("", "PersistentVolume") => admit::protect(object, "kubernetes.io/pv-protection"),
         ("scheduling.k8s.io", "PriorityClass") => classes::one_default(api, info, object)?,
         ("certificates.k8s.io", "CertificateSigningRequest") => certificate::create(user, info, object)?,
         _ => {}

@@ -42,7 +42,7 @@ pub struct LeafRequest {
 
 /// A certificate authority that can sign.
 pub struct Authority {
-    certificate_pem: String,
+    identity: Identity,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -70,12 +70,17 @@ impl Authority {
         })?;
         let issuer = Issuer::from_ca_cert_pem(&certificate_pem, key)
             .map_err(|source| PkiError::Unusable { path: certificate_path, what: "certificate", source })?;
-        Ok(Self { certificate_pem, issuer })
+        Ok(Self { identity: Identity { certificate_pem, key_pem }, issuer })
     }
 
     /// The authority's certificate, which clients need to trust.
     pub fn certificate_pem(&self) -> &str {
-        &self.certificate_pem
+        &self.identity.certificate_pem
+    }
+
+    /// The authority's certificate and key, for who signs in its name.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     /// Sign a new certificate with a new key, in memory only.
@@ -94,7 +99,7 @@ impl Authority {
     ) -> Result<Identity, PkiError> {
         let stored_key = files::read(key_path)?.and_then(|pem| Some((KeyPair::from_pem(&pem).ok()?, pem)));
         if let (Some(certificate_pem), Some((key, key_pem))) = (files::read(certificate_path)?, stored_key)
-            && inspect::still_good(&certificate_pem, &key, &self.certificate_pem, request, now)
+            && inspect::still_good(&certificate_pem, &key, &self.identity.certificate_pem, request, now)
         {
             return Ok(Identity { certificate_pem, key_pem });
         }
