@@ -157,7 +157,9 @@ fn files(config: &AgentConfig) -> Vec<Finding> {
         findings.push(certificate("tlsCertFile", &config.tls_cert_file));
         findings.push(readable("tlsPrivateKeyFile", &config.tls_private_key_file));
     }
-    if !config.is_standalone() {
+    if config.bootstraps() && !config.keelson.kubeconfig.exists() {
+        findings.push(readable("keelson.bootstrapKubeconfig", &config.keelson.bootstrap_kubeconfig));
+    } else if !config.is_standalone() {
         findings.push(readable("keelson.kubeconfig", &config.keelson.kubeconfig));
     }
     findings.extend([

@@ -19,7 +19,9 @@ pub fn check(config: &AgentConfig) -> anyhow::Result<()> {
             problems.push(format!("{what} {} cannot be read: {error}", path.display()));
         }
     };
-    if !config.is_standalone() {
+    if config.bootstraps() && !config.keelson.kubeconfig.exists() {
+        readable("keelson.bootstrapKubeconfig", &config.keelson.bootstrap_kubeconfig);
+    } else if !config.is_standalone() {
         readable("keelson.kubeconfig", &config.keelson.kubeconfig);
     }
     if config.keelson.kubelet {

@@ -10,13 +10,13 @@ use agent_core::eviction::Pressure;
 
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Node;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
+use kube::Client;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+use crate::certificates::Credentials;
 use crate::config::{AgentConfig, EvictionConfig, ImageGcConfig, LogRotationConfig};
 use crate::contracts::{NodeFacts, ObjectSource, PodLookup, RuntimeHealth};
 use crate::devices::Devices;
@@ -55,7 +55,9 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     }
     let node_name = config.keelson.node_name.clone();
     let alone = config.is_standalone();
-    let client = client(&config).await?;
+    certificates::join(&config, &cancel).await?;
+    let credentials = credentials(&config).await?;
+    let client = client_of(credentials.as_ref());
     let cri = cri::connect(config.runtime_socket(), config.image_socket(), config.runtime_request_timeout.0);
     let (recorder, facts) = EventRecorder::new();
     let (node_sender, node) = watch::channel(None);
@@ -109,7 +111,8 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
         health::run(cri.clone(), health_sender, Arc::clone(&recheck), cancel.clone()),
     );
     let lookup: Arc<dyn PodLookup> = Arc::new(directory.clone());
-    start_kubelet_api(&mut roles, &config, (&lookup, &cri), counters)?;
+    start_kubelet_api(&mut roles, &config, &client, (&lookup, &cri), counters)?;
+    start_credentials(&mut roles, &config, credentials);
     let devices = devices.run(config.keelson.root_dir.clone(), Arc::clone(&lookup), cancel.clone());
     roles.optional("device plugins", devices);
     start_pods(&mut roles, &context, &directory, images, (pressure_sender, going_down_sender))?;
@@ -160,10 +163,15 @@ fn start_node(
 /// The roles that another kubelet on this node leaves to the agent: the service proxy and the network between nodes.
 async fn run_beside_a_kubelet(config: &AgentConfig, cancel: CancellationToken) -> anyhow::Result<()> {
     let node_name = config.keelson.node_name.clone();
-    let client = client(config).await?;
+    let credentials = credentials(config).await?;
+    let client = client_of(credentials.as_ref());
     let (recorder, facts) = EventRecorder::new();
     let (node_sender, node) = watch::channel(None);
     let mut roles = Roles::new(cancel.clone());
+    // Who runs the pods sees to the certificates; here they are read again when they change.
+    if let Some(credentials) = credentials {
+        roles.endless("credentials", credentials.follow(cancel.clone()));
+    }
     roles.endless("events", events::run(client.clone(), node_name.clone(), facts, cancel.clone()));
     let node_watch = sources::node::run(client.clone(), node_name.clone(), node_sender, cancel);
     roles.endless("node watch", node_watch);
@@ -189,10 +197,11 @@ async fn start_healthz(roles: &mut Roles, config: &AgentConfig, observed: Observ
 fn start_kubelet_api(
     roles: &mut Roles,
     config: &AgentConfig,
+    client: &Client,
     (lookup, cri): (&Arc<dyn PodLookup>, &cri::Cri),
     probes: Arc<ProbeCounters>,
 ) -> anyhow::Result<()> {
-    let serving = certificates::serving(config, &roles.cancel)?;
+    let serving = certificates::serving(config, client, &roles.cancel)?;
     roles.endless("serving certificate", serving.follow);
     let server = ServerConfig {
         images: Some(cri.clients().images),
@@ -455,16 +464,30 @@ impl Roles {
 
 /// A client of the API server with the agent's credentials.
 pub(crate) async fn client(config: &AgentConfig) -> anyhow::Result<Client> {
+    Ok(client_of(credentials(config).await?.as_ref()))
+}
+
+/// How the agent proves to the API server who it is; `None` where there is none.
+async fn credentials(config: &AgentConfig) -> anyhow::Result<Option<Credentials>> {
     if config.is_standalone() {
-        return Ok(offline::client());
+        return Ok(None);
     }
-    let path = &config.keelson.kubeconfig;
-    let kubeconfig = Kubeconfig::read_from(path)
-        .with_context(|| format!("kubeconfig {} cannot be used", path.display()))?;
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-        .await
-        .with_context(|| format!("kubeconfig {} cannot be used", path.display()))?;
-    Client::try_from(config).context("the API client cannot be made")
+    Credentials::load(config).await.map(Some)
+}
+
+fn client_of(credentials: Option<&Credentials>) -> Client {
+    credentials.map_or_else(offline::client, Credentials::client)
+}
+
+/// Follows the files of the agent's credentials, and renews its certificate where it is to.
+fn start_credentials(roles: &mut Roles, config: &Arc<AgentConfig>, credentials: Option<Credentials>) {
+    let Some(credentials) = credentials else { return };
+    if config.rotate_certificates {
+        let renewal =
+            certificates::renew_client(Arc::clone(config), credentials.clone(), roles.cancel.clone());
+        roles.endless("client certificate", renewal);
+    }
+    roles.endless("credentials", credentials.follow(roles.cancel.clone()));
 }
 
 /// Node memory in bytes, from /proc/meminfo; 0 when it cannot be read makes all oom scores the highest.

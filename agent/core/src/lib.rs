@@ -9,6 +9,7 @@
 
 pub mod admission;
 pub mod backoff;
+pub mod certificates;
 pub mod devices;
 pub mod env;
 pub mod eviction;

@@ -3,10 +3,15 @@
 //! Inputs: the configuration, PEM files, and certificate signing requests. Outputs: files below `<rootDir>/pki`, and
 //! [`crate::server::Serving`]. Nothing here answers requests.
 
+mod bootstrap;
+mod client;
 mod files;
+mod renewal;
+mod request;
 mod self_signed;
+mod store;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -14,8 +19,13 @@ use futures::FutureExt as _;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use inotify::{Inotify, WatchMask};
+use kube::Client;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+
+pub use self::bootstrap::join;
+pub use self::client::Credentials;
+pub use self::renewal::client as renew_client;
 
 use crate::config::AgentConfig;
 use crate::server::Serving;
@@ -36,11 +46,23 @@ pub fn directory(config: &AgentConfig) -> PathBuf {
     config.keelson.root_dir.join("pki")
 }
 
-/// The serving certificate: of the configured files, read again when they change; else one that the agent signs itself.
-pub fn serving(config: &AgentConfig, cancel: &CancellationToken) -> anyhow::Result<Served> {
+/// The serving certificate: of the configured files, read again when they change; else, with `serverTLSBootstrap`, one that
+/// the API server issues, renewed before it ends; else (and until then) one that the agent signs itself.
+pub fn serving(config: &AgentConfig, client: &Client, cancel: &CancellationToken) -> anyhow::Result<Served> {
     let (cert, key) = (config.tls_cert_file.clone(), config.tls_private_key_file.clone());
+    let (issued, names) = (renewal::serving_store(config), renewal::serving_names(config));
+    if cert.as_os_str().is_empty() && config.server_tls_bootstrap && !config.is_standalone() {
+        let certificate = match issued.current().filter(|pair| renewal::serves(pair, &names)) {
+            Some(pair) => Serving::from_pem(&pair.pem)?,
+            None => {
+                let (cert, key) = self_signed::ensure(&directory(config), &names, jiff::Timestamp::now())?;
+                Serving::from_files(&cert, &key)?
+            }
+        };
+        let renewed = renewal::serving(config.clone(), client.clone(), certificate.clone(), cancel.clone());
+        return Ok(Served { certificate, follow: renewed.boxed() });
+    }
     if cert.as_os_str().is_empty() {
-        let names = [config.keelson.node_name.clone(), config.keelson.node_ip.to_string()];
         let (cert, key) = self_signed::ensure(&directory(config), &names, jiff::Timestamp::now())?;
         let certificate = Serving::from_files(&cert, &key)?;
         let cancel = cancel.clone();
@@ -54,7 +76,8 @@ pub fn serving(config: &AgentConfig, cancel: &CancellationToken) -> anyhow::Resu
 /// Serves what the files hold whenever they change, until `cancel`.
 async fn follow_files(certificate: Serving, cert: PathBuf, key: PathBuf, cancel: CancellationToken) {
     loop {
-        let changed = changed(&cert, &key);
+        let files = [cert.clone(), key.clone()];
+        let changed = changed(&files);
         // Cancel-safe: a token, and a watch that is made anew.
         tokio::select! {
             () = cancel.cancelled() => return,
@@ -71,11 +94,11 @@ async fn follow_files(certificate: Serving, cert: PathBuf, key: PathBuf, cancel:
 }
 
 /// Waits until something happens in the files' directories; false where that cannot be seen.
-async fn changed(cert: &Path, key: &Path) -> bool {
+async fn changed(files: &[PathBuf]) -> bool {
     let watch = || -> std::io::Result<_> {
         let inotify = Inotify::init()?;
         let mask = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::CREATE;
-        for directory in [cert, key].into_iter().filter_map(Path::parent) {
+        for directory in files.iter().filter_map(|file| file.parent()) {
             inotify.watches().add(directory, mask)?;
         }
         inotify.into_event_stream([0; 4096])
@@ -83,7 +106,7 @@ async fn changed(cert: &Path, key: &Path) -> bool {
     match watch() {
         Ok(mut events) => events.next().await.is_some(),
         Err(error) => {
-            warn!(%error, "changes of the serving certificate's files are not seen");
+            warn!(%error, "changes of certificates' files are not seen");
             false
         }
     }

@@ -30,6 +30,9 @@ pub struct KeelsonConfig {
     /// How to reach the API server; empty: there is none, and the node runs its static pods.
     #[serde(default)]
     pub kubeconfig: PathBuf,
+    /// How to ask for a client certificate where there is no kubeconfig yet: the node joins by it. Empty: it does not.
+    #[serde(default)]
+    pub bootstrap_kubeconfig: PathBuf,
     /// Whether this agent is the node's kubelet; `false`: another one is, and only proxy and network run here.
     #[serde(default = "yes")]
     pub kubelet: bool,

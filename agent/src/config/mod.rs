@@ -97,6 +97,12 @@ pub struct AgentConfig {
     /// Serving key.
     #[serde(default)]
     pub tls_private_key_file: PathBuf,
+    /// The agent renews its client certificate before it ends.
+    #[serde(default)]
+    pub rotate_certificates: bool,
+    /// The API server issues the serving certificate, where no files are given.
+    #[serde(default, rename = "serverTLSBootstrap")]
+    pub server_tls_bootstrap: bool,
     /// Cgroup below which `kubepods` is made.
     #[serde(default = "root_path")]
     pub cgroup_root: String,
@@ -457,6 +463,11 @@ impl AgentConfig {
         self.keelson.kubeconfig.as_os_str().is_empty()
     }
 
+    /// Whether the node may join by a bootstrap kubeconfig.
+    pub fn bootstraps(&self) -> bool {
+        !self.keelson.bootstrap_kubeconfig.as_os_str().is_empty()
+    }
+
     /// Places of static pods that are configured.
     pub fn static_sources(&self) -> BTreeSet<StaticSource> {
         let file = (!self.static_pod_path.as_os_str().is_empty()).then_some(StaticSource::File);
@@ -532,6 +543,12 @@ impl AgentConfig {
         let without = "keelson.kubeconfig is not given: the node stands alone, and";
         if !self.keelson.kubelet {
             problems.push(format!("{without} keelson.kubelet: false leaves nothing to do"));
+        }
+        if self.bootstraps() {
+            problems.push(format!(
+                "{without} keelson.bootstrapKubeconfig does not say where to keep what it leads to: name the file in \
+                 keelson.kubeconfig"
+            ));
         }
         let proxy = self.keelson.proxy.as_ref().is_some_and(|section| section.enabled);
         let network = self.keelson.network.as_ref().is_some_and(|section| section.enabled);

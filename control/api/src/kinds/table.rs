@@ -357,6 +357,7 @@ pub static RESOURCES: &[ResourceInfo] = &[
             own("status", "CertificateSigningRequest", EDIT),
         ],
         storage: stored("certificatesigningrequests"),
+        name_rule: NameRule::PathSegment,
         selectable: &[field("spec.signerName", &["/spec/signerName"])],
         ..BASE
     },

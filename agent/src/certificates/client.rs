@@ -1,0 +1,188 @@
+//! The client of the API server, whose certificate may change while it is used.
+//!
+//! Input: the kubeconfig and, with `rotateCertificates`, the newest certificate of the agent's own. Output: a client that
+//! stays the same for those who hold it; requests that begin after a change go over new connections with the new
+//! certificate, those under way end on the old ones.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use futures::future::BoxFuture;
+use http::{Request, Response};
+use kube::client::Body;
+use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::store::{Pair, Store};
+use super::{changed, directory, files};
+use crate::config::AgentConfig;
+
+/// Files are written one after the other: they are read together.
+const SETTLE: Duration = Duration::from_millis(200);
+
+/// How the agent proves to the API server who it is. Clones share it.
+#[derive(Clone)]
+pub struct Credentials {
+    kubeconfig: PathBuf,
+    /// Whether the agent renews its own certificate; it is then kept there.
+    own: Option<Store>,
+    inner: Arc<RwLock<Client>>,
+}
+
+impl Credentials {
+    /// Reads what the configuration names.
+    pub async fn load(config: &AgentConfig) -> anyhow::Result<Self> {
+        let kubeconfig = config.keelson.kubeconfig.clone();
+        let own = renews(config).then(|| client_store(config));
+        let client = build(&kubeconfig, own.as_ref()).await?;
+        Ok(Self { kubeconfig, own, inner: Arc::new(RwLock::new(client)) })
+    }
+
+    /// The client for everybody.
+    pub fn client(&self) -> Client {
+        Client::new(Following(Arc::clone(&self.inner)), "default")
+    }
+
+    /// Reads everything again; what cannot be used changes nothing.
+    pub async fn reload(&self) -> anyhow::Result<()> {
+        let client = build(&self.kubeconfig, self.own.as_ref()).await?;
+        *self.inner.write().unwrap_or_else(PoisonError::into_inner) = client;
+        Ok(())
+    }
+
+    /// The certificate that is used now, where it is one that the agent can read.
+    pub(super) fn current(&self) -> anyhow::Result<Option<Pair>> {
+        if let Some(pair) = self.own.as_ref().and_then(usable) {
+            return Ok(Some(pair));
+        }
+        let user = user_of(&read_kubeconfig(&self.kubeconfig)?);
+        let pem = match (user.client_certificate_data, user.client_certificate) {
+            (Some(data), _) => Some(String::from_utf8(STANDARD.decode(data)?)?),
+            (None, Some(path)) => files::read(Path::new(&path))?,
+            (None, None) => None,
+        };
+        pem.map(|pem| Pair::parse(&pem)).transpose()
+    }
+
+    /// Uses what the files hold whenever they change, until `cancel`.
+    pub async fn follow(self, cancel: CancellationToken) {
+        let mut known = self.content();
+        loop {
+            let files = self.files();
+            // Cancel-safe: a token, and a watch that is made anew.
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                seen = changed(&files) => if !seen {
+                    return cancel.cancelled().await;
+                },
+            }
+            tokio::time::sleep(SETTLE).await;
+            let now = self.content();
+            if now == known {
+                continue;
+            }
+            match self.reload().await {
+                Ok(()) => {
+                    info!(kubeconfig = %self.kubeconfig.display(), "credentials for the API server read again");
+                    known = now;
+                }
+                Err(error) => warn!("the former credentials for the API server stay: {error:#}"),
+            }
+        }
+    }
+
+    /// The files that the client is made of.
+    fn files(&self) -> Vec<PathBuf> {
+        let mut files = vec![self.kubeconfig.clone()];
+        files.extend(self.own.as_ref().map(Store::current_path));
+        if let Ok(kubeconfig) = read_kubeconfig(&self.kubeconfig) {
+            let user = user_of(&kubeconfig);
+            files.extend([user.client_certificate, user.client_key].into_iter().flatten().map(PathBuf::from));
+        }
+        files.retain(|file| file.parent().is_some_and(Path::exists));
+        files
+    }
+
+    fn content(&self) -> Vec<Option<String>> {
+        self.files().iter().map(|file| files::read(file).ok().flatten()).collect()
+    }
+}
+
+/// A client that is whatever client is the current one.
+#[derive(Clone)]
+struct Following(Arc<RwLock<Client>>);
+
+impl tower::Service<Request<Body>> for Following {
+    type Response = Response<Body>;
+    type Error = kube::Error;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(
+        &mut self,
+        _context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Result<(), Self::Error>> {
+        // The current client waits for itself when it sends.
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let client = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
+        Box::pin(async move { client.send(request).await })
+    }
+}
+
+/// Whether the agent asks for its certificates itself.
+pub(super) fn renews(config: &AgentConfig) -> bool {
+    config.rotate_certificates || config.bootstraps()
+}
+
+/// Where the agent's own client certificates are.
+pub(super) fn client_store(config: &AgentConfig) -> Store {
+    Store::new(directory(config), "kubelet-client")
+}
+
+/// The newest own certificate, while it is valid.
+pub(super) fn usable(store: &Store) -> Option<Pair> {
+    store.current().filter(|pair| pair.validity.holds(jiff::Timestamp::now()))
+}
+
+/// A kubeconfig file, with its paths made absolute.
+pub(super) fn read_kubeconfig(path: &Path) -> anyhow::Result<Kubeconfig> {
+    Kubeconfig::read_from(path).with_context(|| format!("kubeconfig {} cannot be used", path.display()))
+}
+
+/// The user of the kubeconfig's current context.
+fn user_of(kubeconfig: &Kubeconfig) -> AuthInfo {
+    let current = kubeconfig.current_context.as_deref().unwrap_or_default();
+    let context = kubeconfig.contexts.iter().find(|context| context.name == current);
+    let user = context.and_then(|context| context.context.as_ref()?.user.clone()).unwrap_or_default();
+    let found = kubeconfig.auth_infos.iter().find(|info| info.name == user);
+    found.and_then(|info| info.auth_info.clone()).unwrap_or_default()
+}
+
+/// A client by a kubeconfig, with the agent's own certificate where it has one.
+async fn build(path: &Path, own: Option<&Store>) -> anyhow::Result<Client> {
+    let mut kubeconfig = read_kubeconfig(path)?;
+    if let Some(store) = own.filter(|store| usable(store).is_some()) {
+        let link = store.current_path().display().to_string();
+        for info in kubeconfig.auth_infos.iter_mut().filter_map(|info| info.auth_info.as_mut()) {
+            info.client_certificate_data = None;
+            info.client_key_data = None;
+            info.client_certificate = Some(link.clone());
+            info.client_key = Some(link.clone());
+        }
+    }
+    of_kubeconfig(kubeconfig).await.with_context(|| format!("kubeconfig {} cannot be used", path.display()))
+}
+
+/// A client by a kubeconfig.
+pub(super) async fn of_kubeconfig(kubeconfig: Kubeconfig) -> anyhow::Result<Client> {
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    Client::try_from(config).context("the API client cannot be made")
+}
