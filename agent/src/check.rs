@@ -85,7 +85,8 @@ pub async fn run(config: &AgentConfig) -> Vec<Finding> {
     findings.extend(ports(config));
     findings.extend(between_nodes(config).await);
     findings.extend(runtime(config).await);
-    if !config.is_standalone() {
+    let has_credentials = !config.bootstraps() || config.keelson.kubeconfig.exists();
+    if !config.is_standalone() && has_credentials {
         findings.push(api_server(config).await);
     }
     if !config.ignored.is_empty() {

@@ -25,6 +25,7 @@ use tracing::{info, warn};
 
 pub use self::bootstrap::join;
 pub use self::client::Credentials;
+pub(crate) use self::files::write_private;
 pub use self::renewal::client as renew_client;
 
 use crate::config::AgentConfig;

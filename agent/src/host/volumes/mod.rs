@@ -6,6 +6,7 @@
 //! recovery. hostPath volumes are checked, never removed.
 
 mod atomic;
+mod claim;
 mod content;
 mod empty_dir;
 mod host_path;
@@ -35,12 +36,13 @@ pub struct Volumes {
     pods_dir: PathBuf,
     objects: Arc<dyn ObjectSource>,
     tokens: Tokens,
+    client: Client,
 }
 
 impl Volumes {
-    /// Volumes below `<root_dir>/pods`; `objects` gives ConfigMaps and Secrets, `client` requests tokens.
+    /// Volumes below `<root_dir>/pods`; `objects` gives ConfigMaps and Secrets, `client` requests tokens and reads claims.
     pub fn new(root_dir: &Path, objects: Arc<dyn ObjectSource>, client: Client) -> Self {
-        Self { pods_dir: root_dir.join("pods"), objects, tokens: Tokens::new(client) }
+        Self { pods_dir: root_dir.join("pods"), objects, tokens: Tokens::new(client.clone()), client }
     }
 
     fn pod_dir(&self, uid: &str) -> PathBuf {
@@ -87,6 +89,17 @@ impl Volumes {
             let dir = path.clone();
             blocking(name, move || empty_dir::set_up(&dir, &plan, ownership)).await?;
             return Ok(HostPath { path, read_only: false });
+        }
+        if let Some(source) = &volume.persistent_volume_claim {
+            let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+            let pod_dir = self.pod_dir(pod.metadata.uid.as_deref().unwrap_or_default());
+            if !is_file_name(name) {
+                return Err(failed(name, "invalid volume name".to_owned()));
+            }
+            let found = claim::find(&self.client, (namespace, &source.claim_name), &pod_dir, name).await;
+            let found = found.map_err(|message| failed(name, message))?;
+            let path = blocking(name, move || found.check()).await?;
+            return Ok(HostPath { path, read_only: source.read_only.unwrap_or(false) });
         }
         let Some((plugin, in_memory)) = content::plugin(volume) else {
             return Err(failed(name, "no volume plugin matched".to_owned()));
