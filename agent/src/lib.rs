@@ -11,6 +11,7 @@ mod chain;
 pub mod check;
 pub mod config;
 pub mod contracts;
+pub mod cpus;
 pub mod devices;
 pub mod events;
 pub mod host;

@@ -19,6 +19,7 @@ use tracing::{error, info};
 use crate::certificates::Credentials;
 use crate::config::{AgentConfig, EvictionConfig, ImageGcConfig, LogRotationConfig};
 use crate::contracts::{NodeFacts, ObjectSource, PodLookup, RuntimeHealth};
+use crate::cpus::Cpus;
 use crate::devices::Devices;
 use crate::events::{self, EventRecorder};
 use crate::observability::{self, Observed};
@@ -77,9 +78,9 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     let images = Images::new(cri.clone(), config.parallel_pulls());
     let (pressure_sender, pressures) = watch::channel(BTreeSet::new());
     let (going_down_sender, going_down) = watch::channel(false);
-    let devices = Devices::load(&config.keelson.root_dir, cancel.child_token());
     let context = Arc::new(PodContext {
-        devices: devices.clone(),
+        cpus: Cpus::load(&config)?,
+        devices: Devices::load(&config.keelson.root_dir, cancel.child_token()),
         cri: cri.clone(),
         images: images.clone(),
         host,
@@ -113,8 +114,7 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     let lookup: Arc<dyn PodLookup> = Arc::new(directory.clone());
     start_kubelet_api(&mut roles, &config, &client, (&lookup, &cri), counters)?;
     start_credentials(&mut roles, &config, credentials);
-    let devices = devices.run(config.keelson.root_dir.clone(), Arc::clone(&lookup), cancel.clone());
-    roles.optional("device plugins", devices);
+    start_allocators(&mut roles, &context, &lookup);
     start_pods(&mut roles, &context, &directory, images, (pressure_sender, going_down_sender))?;
     if alone {
         roles.endless("events", events::log(facts, cancel.clone()));
@@ -132,6 +132,15 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     start_proxy(&mut roles, &config, &client, (node, requests), &recorder)?;
     info!(node = %config.keelson.node_name, cri = %config.container_runtime_endpoint, "agent started");
     roles.join().await
+}
+
+/// Looks after the processors and devices that containers have for themselves.
+fn start_allocators(roles: &mut Roles, context: &PodContext, pods: &Arc<dyn PodLookup>) {
+    let (config, cancel) = (&context.config, roles.cancel.clone());
+    let period = config.cpu_manager_reconcile_period.0;
+    roles.endless("processors", context.cpus.clone().run(context.cri.clone(), period, cancel.clone()));
+    let root_dir = config.keelson.root_dir.clone();
+    roles.optional("device plugins", context.devices.clone().run(root_dir, Arc::clone(pods), cancel));
 }
 
 /// The network between nodes and the Node object.

@@ -10,6 +10,7 @@
 pub mod admission;
 pub mod backoff;
 pub mod certificates;
+pub mod cpus;
 pub mod devices;
 pub mod env;
 pub mod eviction;

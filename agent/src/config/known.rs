@@ -4,9 +4,6 @@
 pub(super) const NOT_ACTED_ON: &[&str] = &[
     "configMapAndSecretChangeDetectionStrategy",
     "contentType",
-    "cpuManagerPolicy",
-    "cpuManagerPolicyOptions",
-    "cpuManagerReconcilePeriod",
     "enableContentionProfiling",
     "enableControllerAttachDetach",
     "enableDebugFlagsHandler",
@@ -43,7 +40,6 @@ pub(super) const NOT_ACTED_ON: &[&str] = &[
     "registryBurst",
     "registryPullQPS",
     "reservedMemory",
-    "reservedSystemCPUs",
     "runOnce",
     "showHiddenMetricsForVersion",
     "singleProcessOOMKill",

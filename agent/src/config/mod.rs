@@ -4,6 +4,7 @@
 //! the field; fields that upstream knows and the agent does not act on yet are accepted and listed in
 //! [`AgentConfig::ignored`], so that a stock file works. Nothing here touches the node.
 
+mod cpus;
 mod defaults;
 mod duration;
 mod keelson;
@@ -166,6 +167,18 @@ pub struct AgentConfig {
     /// Reserved for Kubernetes, subtracted from capacity.
     #[serde(default)]
     pub kube_reserved: BTreeMap<String, String>,
+    /// Processors kept for the system, as `0-1`; they replace `cpu` of the two above.
+    #[serde(default, rename = "reservedSystemCPUs")]
+    pub reserved_system_cpus: String,
+    /// `none` or `static`.
+    #[serde(default)]
+    pub cpu_manager_policy: String,
+    /// Options of the policy `static`.
+    #[serde(default)]
+    pub cpu_manager_policy_options: BTreeMap<String, String>,
+    /// How often containers' processors are looked after, beside at changes.
+    #[serde(default = "ten_seconds")]
+    pub cpu_manager_reconcile_period: GoDuration,
     /// What is held to its share of the node: `pods`, or nothing (`none`).
     #[serde(default)]
     pub enforce_node_allocatable: Option<Vec<String>>,
@@ -440,6 +453,9 @@ impl AgentConfig {
 
     /// What is reserved of a resource for the system and for Kubernetes; thousandths of `cpu`.
     pub fn reserved(&self, name: &str) -> u64 {
+        if let Some(named) = self.reserved_by_name().filter(|_| name == "cpu") {
+            return named;
+        }
         let amount = |reserved: &BTreeMap<String, String>| {
             let quantity = Quantity(reserved.get(name)?.clone());
             let amount = if name == "cpu" { milli(&quantity) } else { whole(&quantity) };
@@ -520,6 +536,7 @@ impl AgentConfig {
             }
         }
         problems.extend(self.shutdown_problems());
+        problems.extend(self.cpu_problems());
         problems.extend(LogRotationConfig::of(self).err().into_iter().flatten());
         problems.extend(ImageGcConfig::of(self).err().into_iter().flatten());
         problems.extend(EvictionConfig::of(self).err().into_iter().flatten());

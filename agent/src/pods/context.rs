@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::config::AgentConfig;
 use crate::contracts::{Host, RuntimeHealth};
+use crate::cpus::Cpus;
 use crate::devices::Devices;
 use crate::events::EventRecorder;
 use crate::probes::Prober;
@@ -46,6 +47,8 @@ pub struct PodContext {
     pub services: Services,
     /// Events.
     pub events: EventRecorder,
+    /// Processors for one container each.
+    pub cpus: Cpus,
     /// Devices of plugins.
     pub devices: Devices,
     /// API server.

@@ -149,6 +149,7 @@ async fn configure(
             process.variables.push((name.clone(), value.clone()));
         }
     }
+    let cpus = context.cpus.allocate(&input.pod, container).await.map_err(StartError::config)?;
     let mounts = mounts(input, container, &process).await?;
     let (hosts, message) = write_files(input, container, request.attempt).await?;
     let user = input.image_users.get(&container.name).cloned().unwrap_or_default();
@@ -168,6 +169,7 @@ async fn configure(
         process,
         mount_paths: &mounts,
         allocation: &allocation,
+        cpus: &cpus,
         hosts_file: &hosts,
         message_file: &message,
         cgroup: ContainerCgroup::of(&spec, container, &context.cgroup_settings()),

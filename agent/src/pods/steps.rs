@@ -127,7 +127,9 @@ pub(super) async fn run(input: StepInput, step: Step) -> Outcome {
         }
         PodAction::RemoveCgroup => {
             // No container is left that could use them.
-            context.devices.release(input.pod.metadata.uid.as_deref().unwrap_or_default()).await;
+            let uid = input.pod.metadata.uid.as_deref().unwrap_or_default();
+            context.devices.release(uid).await;
+            context.cpus.release(uid).await;
             Outcome::Plain(remove_cgroup(&input).await)
         }
         PodAction::DeleteFromApi => {

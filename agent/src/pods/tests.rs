@@ -27,6 +27,7 @@ use crate::contracts::{
     CgroupError, CgroupManager, FoundPodCgroup, Host, HostPath, LogLink, LogLinks, MountedVolumes,
     PodLookup as _, RuntimeHealth, VolumeContext, VolumeError, VolumeManager,
 };
+use crate::cpus::Cpus;
 use crate::devices::Devices;
 use crate::events::EventRecorder;
 use crate::probes::Prober;
@@ -216,6 +217,7 @@ impl Scene {
             objects: Objects::new(client.clone()),
             services: Services { store, synced: watch::channel(!self.offline).1 },
             events: events.clone(),
+            cpus: Cpus::load(&config).expect("the policy is off"),
             devices: Devices::load(&root.join("kubelet"), CancellationToken::new()),
             client,
             config,

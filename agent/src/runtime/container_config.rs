@@ -28,6 +28,8 @@ pub struct ContainerInput<'a> {
     pub mount_paths: &'a HashMap<usize, ResolvedMount>,
     /// What device plugins ask for.
     pub allocation: &'a Allocation,
+    /// Processors it may run on; empty: all.
+    pub cpus: &'a str,
     /// Managed /etc/hosts.
     pub hosts_file: &'a Path,
     /// File behind the termination message path.
@@ -103,7 +105,10 @@ pub fn container_config(input: ContainerInput<'_>) -> v1::ContainerConfig {
         stdin_once: container.stdin_once.unwrap_or(false),
         tty: container.tty.unwrap_or(false),
         linux: Some(v1::LinuxContainerConfig {
-            resources: Some(resources(input.cgroup)),
+            resources: Some(v1::LinuxContainerResources {
+                cpuset_cpus: input.cpus.to_owned(),
+                ..resources(input.cgroup)
+            }),
             security_context: Some(input.security),
         }),
         stop_signal: stop_signal(container),
