@@ -39,7 +39,8 @@ impl Pair {
     /// Reads what the first certificate of a PEM text says.
     pub(super) fn parse(pem: &str) -> anyhow::Result<Self> {
         let der = CertificateDer::from_pem_slice(pem.as_bytes()).context("there is no certificate in it")?;
-        let (_, certificate) = X509Certificate::from_der(&der).context("its certificate does not parse")?;
+        let (_, certificate) = X509Certificate::from_der(&der)
+            .map_err(|error| anyhow::anyhow!("its certificate does not parse: {error}"))?;
         let time = |time: &x509_parser::time::ASN1Time| Timestamp::from_second(time.timestamp());
         let validity = Validity {
             from: time(&certificate.validity().not_before)?,
