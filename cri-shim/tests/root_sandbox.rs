@@ -305,6 +305,14 @@ async fn bad_sandboxes_are_refused_by_name_and_leave_nothing() {
             }),
             "egress-bandwidth",
         ),
+        (changed(&|pod| pod.linux.as_mut().unwrap().cgroup_parent = "/../../etc".into()), "leads upwards"),
+        (
+            changed(&|pod| {
+                let port = v1::PortMapping { container_port: 80, host_port: 70_000, ..Default::default() };
+                pod.port_mappings.push(port);
+            }),
+            "70000",
+        ),
     ];
     for (pod, part) in cases {
         let refused = cri.run(&pod).await.unwrap_err();

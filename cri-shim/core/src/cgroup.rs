@@ -3,7 +3,7 @@
 //! The kubelet names a pod's cgroup as a path (driver cgroupfs) or as a slice of systemd's (driver systemd, always with
 //! all of its dashes: `kubepods-burstable-pod1.slice` lies below `kubepods.slice/kubepods-burstable.slice`).
 
-use std::path::Path;
+use std::path::{Component, Path};
 
 /// Prefix of the scopes that systemd keeps our containers in. Programs that tell containers of Kubernetes by their cgroup
 /// know this one.
@@ -30,19 +30,28 @@ pub struct Place {
     pub directory: String,
 }
 
-/// A parent that systemd could not have named.
+/// A parent that names no cgroup.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "cgroup_parent {0:?} is no slice; with the systemd cgroup driver it must be one, like kubepods.slice"
-)]
-pub struct NotASlice(pub String);
+pub enum BadParent {
+    /// systemd could not have named it.
+    #[error(
+        "cgroup_parent {0:?} is no slice; with the systemd cgroup driver it must be one, like kubepods.slice"
+    )]
+    NotASlice(String),
+    /// It could lead out of the hierarchy.
+    #[error("cgroup_parent {0:?} leads upwards")]
+    LeadsUp(String),
+}
 
 impl Driver {
     /// The cgroup of `id` below `parent`, the directory or slice CRI gave; `fallback` serves a pod without one.
-    pub fn place(self, parent: &str, id: &str, fallback: &str) -> Result<Place, NotASlice> {
+    pub fn place(self, parent: &str, id: &str, fallback: &str) -> Result<Place, BadParent> {
         match self {
             Self::Cgroupfs => {
                 let parent = if parent.is_empty() { fallback } else { parent };
+                if Path::new(parent).components().any(|part| part == Component::ParentDir) {
+                    return Err(BadParent::LeadsUp(parent.to_owned()));
+                }
                 let path = Path::new("/").join(parent).join(id).to_string_lossy().into_owned();
                 Ok(Place { for_runtime: path.clone(), directory: path })
             }
@@ -65,18 +74,18 @@ impl Driver {
 }
 
 /// The slice's own name: a kubelet may give it with its whole path.
-fn slice_of(parent: &str) -> Result<&str, NotASlice> {
+fn slice_of(parent: &str) -> Result<&str, BadParent> {
     if parent.is_empty() {
         return Ok(DEFAULT_SLICE);
     }
     match parent.trim_end_matches('/').rsplit('/').next() {
         Some(name) if name.strip_suffix(".slice").is_some_and(|stem| !stem.is_empty()) => Ok(name),
-        _ => Err(NotASlice(parent.to_owned())),
+        _ => Err(BadParent::NotASlice(parent.to_owned())),
     }
 }
 
 /// The directory of a slice: every dash of its name is a level.
-fn expanded(slice: &str) -> Result<String, NotASlice> {
+fn expanded(slice: &str) -> Result<String, BadParent> {
     let stem = slice.trim_end_matches(".slice");
     if stem == "-" {
         return Ok(String::new());
@@ -84,7 +93,7 @@ fn expanded(slice: &str) -> Result<String, NotASlice> {
     let (mut path, mut name) = (String::new(), String::new());
     for part in stem.split('-') {
         if part.is_empty() {
-            return Err(NotASlice(slice.to_owned()));
+            return Err(BadParent::NotASlice(slice.to_owned()));
         }
         if !name.is_empty() {
             name.push('-');
@@ -108,6 +117,10 @@ mod tests {
         for (parent, wanted) in cases {
             let place = Driver::Cgroupfs.place(parent, "c1", "keelson").unwrap();
             assert_eq!((place.for_runtime.as_str(), place.directory.as_str()), (wanted, wanted));
+        }
+        for parent in ["..", "/../etc", "kubepods/../..", "/kubepods/.."] {
+            let refused = Driver::Cgroupfs.place(parent, "c1", "keelson").unwrap_err().to_string();
+            assert!(refused.contains(parent) && refused.contains("leads upwards"), "{refused}");
         }
         assert_eq!(Driver::Cgroupfs.pod_directory("kubepods/pod1").unwrap(), "/kubepods/pod1");
         assert_eq!(Driver::Cgroupfs.pod_directory(""), None);

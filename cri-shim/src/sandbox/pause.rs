@@ -121,9 +121,11 @@ impl Runtime {
             }
             sandbox.set_pause(None);
         }
-        let directory = self.cgroup(record.cgroup_parent(), &record.id)?.directory;
-        let cgroups = self.cgroups.clone();
-        blocking(move || cgroups.clear(&directory, KILL_PATIENCE)).await?;
+        // A parent that names none was refused before anything was made.
+        if let Ok(place) = self.cgroup(record.cgroup_parent(), &record.id) {
+            let cgroups = self.cgroups.clone();
+            blocking(move || cgroups.clear(&place.directory, KILL_PATIENCE)).await?;
+        }
         reached(Step::SandboxPauseEnded);
         Ok(())
     }

@@ -195,6 +195,14 @@ impl Runtime {
         }
         Bandwidth::of(&record.config.annotations)
             .map_err(|error| RuntimeError::Invalid { field: "annotations", problem: error.to_string() })?;
+        for port in &record.config.port_mappings {
+            let is_port = |number: i32| u16::try_from(number).is_ok();
+            if !is_port(port.host_port) || !is_port(port.container_port) {
+                let (host, container) = (port.host_port, port.container_port);
+                let problem = format!("{host} or {container} is no port number");
+                return Err(RuntimeError::Invalid { field: "port_mappings", problem });
+            }
+        }
         self.pause_spec(record).map(drop)
     }
 
