@@ -53,12 +53,12 @@ pub fn serving(config: &AgentConfig, client: &Client, cancel: &CancellationToken
     let (cert, key) = (config.tls_cert_file.clone(), config.tls_private_key_file.clone());
     let (issued, names) = (renewal::serving_store(config), renewal::serving_names(config));
     if cert.as_os_str().is_empty() && config.server_tls_bootstrap && !config.is_standalone() {
-        let certificate = match issued.current().filter(|pair| renewal::serves(pair, &names)) {
-            Some(pair) => Serving::from_pem(&pair.pem)?,
-            None => {
-                let (cert, key) = self_signed::ensure(&directory(config), &names, jiff::Timestamp::now())?;
-                Serving::from_files(&cert, &key)?
-            }
+        let known = issued.current().filter(|pair| renewal::serves(pair, &names));
+        let certificate = if let Some(pair) = known {
+            Serving::from_pem(&pair.pem)?
+        } else {
+            let (cert, key) = self_signed::ensure(&directory(config), &names, jiff::Timestamp::now())?;
+            Serving::from_files(&cert, &key)?
         };
         let renewed = renewal::serving(config.clone(), client.clone(), certificate.clone(), cancel.clone());
         return Ok(Served { certificate, follow: renewed.boxed() });

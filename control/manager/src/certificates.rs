@@ -200,7 +200,7 @@ async fn approve(
         }
         Verdict::Approve(message) => {
             let approved = condition("Approved", "AutoApproved", message);
-            write(api, "approval", key, request, approved, None).await?;
+            write(api, "approval", key, request, Some(approved), None).await?;
             tracing::info!(request = %key, subject = %subject.common_name, "certificate request approved");
             Ok(Answer::Done)
         }
@@ -225,22 +225,22 @@ async fn issue(
         Err(why) => {
             tracing::warn!(request = %key, %why, "certificate request fails");
             let failed = condition("Failed", "SignerValidationFailure", &why);
-            write(api, "status", key, request, failed, None).await?;
+            write(api, "status", key, request, Some(failed), None).await?;
         }
     }
     Ok(())
 }
 
-fn condition(kind: &str, reason: &str, message: &str) -> Option<CertificateSigningRequestCondition> {
+fn condition(kind: &str, reason: &str, message: &str) -> CertificateSigningRequestCondition {
     let time = Timestamp::from_second(now().as_second()).map(Time).ok();
-    Some(CertificateSigningRequestCondition {
+    CertificateSigningRequestCondition {
         type_: kind.to_owned(),
         status: "True".to_owned(),
         reason: Some(reason.to_owned()),
         message: Some(message.to_owned()),
         last_update_time: time.clone(),
         last_transition_time: time,
-    })
+    }
 }
 
 /// Adds a condition or the certificate through a subresource, if the request is still as it was read.

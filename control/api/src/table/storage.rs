@@ -153,12 +153,11 @@ pub(super) fn storage_class(object: &Value, now: Timestamp) -> Vec<Value> {
 /// A CSIDriver's cells.
 pub(super) fn csi_driver(object: &Value, now: Timestamp) -> Vec<Value> {
     let attaches = object.pointer("/spec/attachRequired").and_then(Value::as_bool).unwrap_or(true);
-    let audiences = match object.pointer("/spec/tokenRequests") {
-        None => "<unset>".to_owned(),
-        Some(_) => {
-            let requests = list(object, "/spec/tokenRequests").iter();
-            requests.map(|request| text(request, "/audience")).collect::<Vec<_>>().join(",")
-        }
+    let audiences = if object.pointer("/spec/tokenRequests").is_some() {
+        let requests = list(object, "/spec/tokenRequests").iter();
+        requests.map(|request| text(request, "/audience")).collect::<Vec<_>>().join(",")
+    } else {
+        "<unset>".to_owned()
     };
     let modes: Vec<&str> =
         list(object, "/spec/volumeLifecycleModes").iter().filter_map(Value::as_str).collect();

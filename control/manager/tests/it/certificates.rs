@@ -33,7 +33,7 @@ async fn ask(
     name: &str,
     signer: &str,
     usage: &str,
-    body: ByteString,
+    body: &ByteString,
 ) -> Api<CertificateSigningRequest> {
     let requests: Api<CertificateSigningRequest> = Api::all(client.clone());
     let request = json!({
@@ -72,31 +72,36 @@ async fn add_token(cluster: &Cluster) {
 async fn a_node_joins_by_a_token_and_serves_under_its_own_names() {
     let cluster = Cluster::start().await;
     let token = json!({"token": TOKEN});
-    let stranger = cluster.client_as(token.clone()).await;
+    let stranger = cluster.client_as(&token).await;
     let all: Api<CertificateSigningRequest> = Api::all(stranger);
     assert!(all.list(&ListParams::default()).await.is_err(), "there is no such token yet");
     add_token(&cluster).await;
-    let newcomer = cluster.client_as(token).await;
+    let newcomer = cluster.client_as(&token).await;
+    let known: Api<CertificateSigningRequest> = Api::all(newcomer.clone());
+    eventually("the token to be known", || async {
+        known.list(&ListParams::default()).await.map(|_| ()).map_err(|error| error.to_string())
+    })
+    .await;
     let nodes: Api<Node> = Api::all(newcomer.clone());
     assert!(nodes.list(&ListParams::default()).await.is_err(), "a token is for certificates only");
 
     let key = KeyPair::generate().expect("generates");
     let signer = "kube-apiserver-client-kubelet";
-    let requests = ask(&newcomer, "client", signer, "client auth", body(&key, "system:node:a", &[])).await;
+    let requests = ask(&newcomer, "client", signer, "client auth", &body(&key, "system:node:a", &[])).await;
     let stored = requests.get("client").await.expect("is there");
     assert_eq!(stored.spec.username.as_deref(), Some("system:bootstrap:abcdef"), "whoever it says it is");
     let certificate = issued(&requests, "client").await;
     let user = json!({"client-certificate-data": base64_of(&certificate), "client-key-data": base64_of(&key.serialize_pem())});
-    let node = cluster.client_as(user).await;
+    let node = cluster.client_as(&user).await;
 
     let nodes: Api<Node> = Api::all(node.clone());
     let object: Node = serde_json::from_value(json!({"metadata": {"name": "a"}})).expect("is a Node");
     nodes.create(&PostParams::default(), &object).await.expect("is the node a");
     let serving = "kubelet-serving";
     let names = body(&key, "system:node:a", &["a", "10.0.0.7"]);
-    let requests = ask(&node, "serving", serving, "server auth", names).await;
+    let requests = ask(&node, "serving", serving, "server auth", &names).await;
     let other = body(&key, "system:node:a", &["kubernetes.default.svc"]);
-    ask(&node, "foreign", serving, "server auth", other).await;
+    ask(&node, "foreign", serving, "server auth", &other).await;
     let addresses = json!({"status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.7"}]}});
     nodes
         .patch_status("a", &PatchParams::default(), &Patch::Merge(addresses))
@@ -120,7 +125,7 @@ async fn a_user_gets_a_certificate_when_somebody_approves() {
     params.distinguished_name.push(DnType::CommonName, "jane");
     let request = params.serialize_request(&key).expect("signs").pem().expect("is text");
     let body = ByteString(request.into_bytes());
-    let requests = ask(&cluster.client, "jane", "kube-apiserver-client", "client auth", body).await;
+    let requests = ask(&cluster.client, "jane", "kube-apiserver-client", "client auth", &body).await;
     let approve = |name: &'static str| {
         let requests = requests.clone();
         async move {
@@ -138,7 +143,7 @@ async fn a_user_gets_a_certificate_when_somebody_approves() {
 
     let pem = "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n";
     let nonsense = ByteString(pem.as_bytes().to_vec());
-    ask(&cluster.client, "nonsense", "kube-apiserver-client", "client auth", nonsense).await;
+    ask(&cluster.client, "nonsense", "kube-apiserver-client", "client auth", &nonsense).await;
     approve("nonsense").await;
     eventually("the reason why it fails", || async {
         let request = requests.get("nonsense").await.map_err(|error| error.to_string())?;

@@ -166,7 +166,7 @@ impl Cluster {
     }
 
     /// A client with a bearer token, or with a certificate and its key.
-    pub(crate) async fn client_as(&self, user: Value) -> Client {
+    pub(crate) async fn client_as(&self, user: &Value) -> Client {
         let authority = base64_of(&self.authority.certificate_pem);
         let kubeconfig = json!({
             "clusters": [{"name": "c", "cluster": {"server": self.endpoint, "certificate-authority-data": authority}}],

@@ -97,14 +97,13 @@ fn node_may(node: &str, verb: &str, group: &str, resource: &str, namespace: &str
         ("", "nodes") => read || verb == "create" || (edit && name == node),
         ("", "nodes/status") => edit && name == node,
         ("", "pods") => read || matches!(verb, "create" | "delete"),
-        ("", "pods/status") => edit || verb == "get",
+        ("", "pods/status" | "persistentvolumeclaims/status") => edit || verb == "get",
         ("", "services" | "endpoints" | "configmaps" | "secrets" | "namespaces" | "serviceaccounts")
         | ("discovery.k8s.io", "endpointslices")
         | ("", "persistentvolumes" | "persistentvolumeclaims")
         | ("storage.k8s.io", "csidrivers" | "volumeattachments")
         | ("node.k8s.io", "runtimeclasses")
         | ("resource.k8s.io", "resourceclaims") => read,
-        ("", "persistentvolumeclaims/status") => edit || verb == "get",
         ("storage.k8s.io", "csinodes") => {
             verb == "create" || (name == node && (edit || matches!(verb, "get" | "delete")))
         }
