@@ -321,6 +321,14 @@ async fn bad_sandboxes_are_refused_by_name_and_leave_nothing() {
     }
     let nothing = v1::RunPodSandboxRequest::default();
     assert_eq!(cri.runtime().run_pod_sandbox(nothing).await.unwrap_err().code(), Code::InvalidArgument);
+    // What only the kernel refuses leaves nothing either.
+    for parent in ["/cgroup.procs", "/a\0b"] {
+        let impossible = changed(&|pod| pod.linux.as_mut().unwrap().cgroup_parent = parent.into());
+        let refused = cri.run(&impossible).await.unwrap_err();
+        assert!(refused.message().contains("make the cgroup"), "{refused}");
+    }
+    let listed = cri.runtime().list_pod_sandbox(v1::ListPodSandboxRequest::default()).await.unwrap();
+    assert!(listed.into_inner().items.is_empty(), "half-made ones stay");
     // A parameter of a namespace that the kernel does not have is found only by trying.
     let refused = cri.run(&changed(&sysctl("net.no.such.parameter"))).await.unwrap_err();
     assert!(

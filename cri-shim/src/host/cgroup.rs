@@ -177,9 +177,11 @@ impl Roots {
 
 /// Removes a cgroup with those below it; says whether it is gone.
 fn removed(directory: &Path) -> bool {
+    use std::io::ErrorKind::{InvalidInput, NotADirectory, NotFound};
     match std::fs::remove_dir(directory) {
         Ok(()) => return true,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return true,
+        // Also where none can be: below a file, or with a zero byte in its name.
+        Err(error) if matches!(error.kind(), NotFound | NotADirectory | InvalidInput) => return true,
         Err(_) => {}
     }
     for below in children(directory) {
@@ -259,6 +261,10 @@ mod tests {
         roots.clear("/pod/c1", Duration::ZERO).unwrap();
         roots.clear("/pod/c1", Duration::ZERO).unwrap();
         assert!(directory.path().join("pod").is_dir());
+        std::fs::write(directory.path().join("tasks"), "").unwrap();
+        for nowhere in ["/tasks/c1", "/a\0b/c1"] {
+            roots.clear(nowhere, Duration::ZERO).unwrap();
+        }
         for path in ["/", "", "/pod/../.."] {
             assert!(roots.clear(path, Duration::ZERO).is_err(), "{path:?}");
         }
