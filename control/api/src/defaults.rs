@@ -36,7 +36,7 @@ pub fn apply(info: &ResourceInfo, object: &mut Value) {
         ("storage.k8s.io", "StorageClass") => storage::class(object),
         ("storage.k8s.io", "CSIDriver") => storage::driver(object),
         ("scheduling.k8s.io", "PriorityClass") => {
-            set_default(object, "preemptionPolicy", "PreemptLowerPriority")
+            set_default(object, "preemptionPolicy", "PreemptLowerPriority");
         }
         ("resource.k8s.io", "ResourceClaim") => devices(object.get_mut("spec")),
         ("resource.k8s.io", "ResourceClaimTemplate") => {

@@ -378,7 +378,7 @@ mod tests {
 
     #[test]
     fn the_smallest_volume_that_fits_is_reserved_then_pointed_to_then_told() {
-        let volumes = [
+        let volumes = vec![
             volume("small", "500Mi", json!({})),
             volume("big", "5Gi", json!({})),
             volume("right", "2Gi", json!({})),

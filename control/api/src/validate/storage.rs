@@ -295,7 +295,8 @@ pub(super) fn attachment(errors: &mut Errors, object: &Value) {
             "must specify exactly one of inlineVolumeSpec and persistentVolumeName",
         )),
         (false, true) => {
-            errors.forbidden(&source, "must specify exactly one of inlineVolumeSpec and persistentVolumeName")
+            errors
+                .forbidden(&source, "must specify exactly one of inlineVolumeSpec and persistentVolumeName");
         }
         _ => {}
     }

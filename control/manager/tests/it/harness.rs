@@ -14,6 +14,7 @@ use k8s_openapi::{
     api::{
         apps::v1::Deployment,
         core::v1::{Node, Pod},
+        discovery::v1::EndpointSlice,
     },
 };
 use kube::{
@@ -118,8 +119,18 @@ impl Cluster {
             authority: authority.identity().clone(),
             _directory: directory,
         };
+        cluster.wait_for_the_server().await;
         cluster.start_manager();
         cluster
+    }
+
+    /// Waits until the server has made what every cluster has; this slice comes last.
+    async fn wait_for_the_server(&self) {
+        let slices = self.api::<EndpointSlice>("default");
+        eventually("the built-in objects", || async {
+            slices.get("kubernetes").await.map(|_| ()).map_err(|error| error.to_string())
+        })
+        .await;
     }
 
     /// Starts server, manager and one node.
