@@ -55,7 +55,6 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
         return run_beside_a_kubelet(&config, cancel).await;
     }
     let node_name = config.keelson.node_name.clone();
-    let alone = config.is_standalone();
     certificates::join(&config, &cancel).await?;
     let credentials = credentials(&config).await?;
     let client = client_of(credentials.as_ref());
@@ -65,8 +64,7 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     let (health_sender, health) = watch::channel(RuntimeHealth::default());
     let objects = Objects::new(client.clone());
     let (services, follow_services) = services(client.clone(), cancel.clone());
-    let counters = Arc::new(ProbeCounters::default());
-    let directory = PodDirectory::default();
+    let (counters, directory) = (Arc::new(ProbeCounters::default()), PodDirectory::default());
     let memory_capacity = memory_capacity().await;
     let host = host::assemble(
         &config,
@@ -116,7 +114,7 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     start_credentials(&mut roles, &config, credentials);
     start_allocators(&mut roles, &context, &lookup);
     start_pods(&mut roles, &context, &directory, images, (pressure_sender, going_down_sender))?;
-    if alone {
+    if config.is_standalone() {
         roles.endless("events", events::log(facts, cancel.clone()));
         // Nobody else serves host ports here: they are left to nftables.
         start_host_ports(&mut roles, &config)?.close();

@@ -152,6 +152,7 @@ async fn a_pod_may_have_users_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[allow(clippy::too_many_lines, reason = "one server, one walk through its handlers")]
 async fn handlers_are_offered_where_they_work() {
     let mut cri = Cri::start().await;
     let status = |cri: &Cri| {

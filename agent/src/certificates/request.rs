@@ -151,9 +151,9 @@ fn request(wanted: &Wanted, key: &KeyPair) -> anyhow::Result<CertificateSigningR
         hash.update([0]);
     }
     hash.update(key.der_bytes());
-    let digest: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let digest = hash.finalize().iter().take(16).fold(0_u128, |sum, byte| (sum << 8) | u128::from(*byte));
     Ok(CertificateSigningRequest {
-        metadata: ObjectMeta { name: Some(format!("{prefix}-{digest}")), ..ObjectMeta::default() },
+        metadata: ObjectMeta { name: Some(format!("{prefix}-{digest:032x}")), ..ObjectMeta::default() },
         spec: CertificateSigningRequestSpec {
             request: ByteString(body.into_bytes()),
             signer_name: wanted.signer.to_owned(),

@@ -46,7 +46,7 @@ impl AgentConfig {
                     problems.push(format!("{field}: expected \"true\" or \"false\", found {value:?}"));
                 }
                 _ if NOT_SERVED.contains(&name.as_str()) => {
-                    problems.push(format!("{field} is not supported"))
+                    problems.push(format!("{field} is not supported"));
                 }
                 _ => problems.push(format!("{field}: expected full-pcpus-only or strict-cpu-reservation")),
             }

@@ -98,9 +98,18 @@ fn node_may(node: &str, verb: &str, group: &str, resource: &str, namespace: &str
         ("", "nodes/status") => edit && name == node,
         ("", "pods") => read || matches!(verb, "create" | "delete"),
         ("", "pods/status" | "persistentvolumeclaims/status") => edit || verb == "get",
-        ("", "services" | "endpoints" | "configmaps" | "secrets" | "namespaces" | "serviceaccounts")
+        (
+            "",
+            "services"
+            | "endpoints"
+            | "configmaps"
+            | "secrets"
+            | "namespaces"
+            | "serviceaccounts"
+            | "persistentvolumes"
+            | "persistentvolumeclaims",
+        )
         | ("discovery.k8s.io", "endpointslices")
-        | ("", "persistentvolumes" | "persistentvolumeclaims")
         | ("storage.k8s.io", "csidrivers" | "volumeattachments")
         | ("node.k8s.io", "runtimeclasses")
         | ("resource.k8s.io", "resourceclaims") => read,
