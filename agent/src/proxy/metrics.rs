@@ -64,7 +64,7 @@ type ServiceMetric = (&'static str, &'static str, fn(&ServiceStats) -> u64);
 /// Told of every service, used or not.
 const ALWAYS: &str = "connections_total";
 
-const SERVICE_METRICS: [ServiceMetric; 10] = [
+const SERVICE_METRICS: [ServiceMetric; 11] = [
     ("connections_total", "Connections and datagram exchanges sent to an endpoint.", |s| s.forwarded),
     ("refused_total", "Connections refused because the service had no endpoint.", |s| s.refused),
     (
@@ -78,6 +78,11 @@ const SERVICE_METRICS: [ServiceMetric; 10] = [
         |s| s.healed,
     ),
     ("external_connections_total", "Connections from outside.", |s| s.external),
+    (
+        "external_found_again_total",
+        "Connections from outside that were open and not known here any more.",
+        |s| s.found_again,
+    ),
     ("denied_packets_total", "Packets from outside the source ranges.", |s| s.denied),
     ("received_packets_total", "Packets from clients outside to endpoints.", |s| s.packets_in),
     ("received_bytes_total", "Bytes from clients outside to endpoints.", |s| s.bytes_in),
@@ -101,8 +106,11 @@ impl Metrics {
         let mut text = String::new();
         self.render_own(&mut text);
         render_usage(&mut text, plane);
-        let stats: Vec<(String, ServiceStats)> =
-            services.iter().filter_map(|key| Some((labels(key)?, plane.stats(key)?))).collect();
+        let stats: Vec<(String, ServiceStats)> = services
+            .iter()
+            .zip(plane.stats_of_all(services))
+            .filter_map(|(key, stats)| Some((labels(key)?, stats?)))
+            .collect();
         for (name, help, figure) in SERVICE_METRICS {
             head(&mut text, &format!("keelson_service_{name}"), "counter", help);
             // Of thousands of services few have all figures: a sample that is missing is 0.

@@ -13,6 +13,7 @@ use ebpf_loader::{Change, DataPlane, Device, Refused, ServiceKey, ServiceTable, 
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Node;
 use tokio::{
+    io::{Interest, unix::AsyncFd},
     net::TcpListener,
     sync::{mpsc, watch},
 };
@@ -145,12 +146,15 @@ impl Proxy {
         self.start_servers(asker).await;
         self.refresh_node();
         self.refresh_machine(&kernel).await;
+        let flow_signals = AsyncFd::with_interest(self.plane.flow_signals()?, Interest::READABLE)
+            .context("wait for signals of the packet programs")?;
         let cancel = self.cancel.clone();
         loop {
             let later = Instant::now() + GIVE_UP;
             let (look, settle) = (self.look_at.unwrap_or(later), self.settle_at.unwrap_or(later));
             let audit = self.audit_at;
-            // All arms are cancel-safe: a token, channels, times and three streams, whose items are lost in no await.
+            // All arms are cancel-safe: a token, channels, times, a descriptor, and three streams, whose items are lost in
+            // no await.
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
                 batch = services.next() => {
@@ -182,6 +186,14 @@ impl Proxy {
                 }
                 Some(question) = questions.recv() => {
                     self.answer(question);
+                    continue;
+                }
+                signal = flow_signals.readable() => {
+                    // First, so that what comes now is not missed.
+                    signal.context("wait for signals of the packet programs")?.clear_ready();
+                    if self.plane.take_flow_signals() {
+                        self.tidy_flows();
+                    }
                     continue;
                 }
                 () = tokio::time::sleep_until(look.into()) => {
@@ -494,6 +506,11 @@ impl Proxy {
             return;
         };
         self.serve_through(devices);
+        self.tidy_flows();
+    }
+
+    /// Forgets connections from outside that are over, and makes room for more where many are open.
+    fn tidy_flows(&mut self) {
         let before = self.plane.usage().flows.capacity;
         match self.plane.tidy_flows(ebpf_loader::monotonic()) {
             Ok(stock) if stock.capacity != before => {

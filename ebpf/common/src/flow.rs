@@ -120,6 +120,9 @@ impl FlowValue {
     }
 }
 
+/// So many flows are established between two signals that they are.
+pub const FLOWS_PER_SIGNAL: u32 = 256;
+
 /// A packet that came in fragments.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -23,17 +23,18 @@ mod socket;
 
 pub use address::{NetAddr, NetPort, Protocol};
 pub use flow::{
-    DeviceEntry, FlowKey, FlowValue, FragmentKey, FragmentPorts, NatConfig, UNTRACKED_MARK, WayEntry, WayKey,
+    DeviceEntry, FLOWS_PER_SIGNAL, FlowKey, FlowValue, FragmentKey, FragmentPorts, NatConfig, UNTRACKED_MARK,
+    WayEntry, WayKey,
 };
 pub use meta::{Meta, NodeAddressUse, NodePortBounds};
 pub use service::{
-    Backend, BackendStats, ExtentHeader, FrontendKey, FrontendValue, NAME_BYTES, SLOTS_PER_WORD, ServiceName,
-    ServiceSlot, ServiceStats, SourceRange, TABLE_SLOTS,
+    Backend, BackendStats, COUNTER_BLOCK, ExtentHeader, FrontendKey, FrontendValue, NAME_BYTES,
+    SLOTS_PER_WORD, ServiceName, ServiceSlot, ServiceStats, SourceRange, TABLE_SLOTS, counter_of,
 };
 pub use socket::{AffinityKey, AffinityValue, DATAGRAM_PEERS, DatagramPeers, Peer};
 
 /// Raised whenever a layout below, or the meaning of a field, changes.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Names of the maps, as they appear in the object and below `maps/` in the pin directory.
 pub mod map_names {
@@ -53,7 +54,7 @@ pub mod map_names {
     pub const AFFINITY: &str = "AFFINITY";
     /// Per-CPU array: service id → [`ServiceStats`](crate::ServiceStats).
     pub const SERVICE_STATS: &str = "SERVICE_STATS";
-    /// Per-CPU array: backend id → [`BackendStats`](crate::BackendStats).
+    /// Memory-mapped array: [`counter_of`](crate::counter_of) a backend id → [`BackendStats`](crate::BackendStats).
     pub const BACKEND_STATS: &str = "BACKEND_STATS";
     /// Hash: service id → [`ServiceName`](crate::ServiceName), for people only.
     pub const NAMES: &str = "NAMES";
@@ -64,6 +65,10 @@ pub mod map_names {
     pub const FLOWS: &str = "FLOWS";
     /// The same for flows of which one direction only was seen.
     pub const NEW_FLOWS: &str = "NEW_FLOWS";
+    /// Array of one number: how many flows were established.
+    pub const FLOW_COUNT: &str = "FLOW_COUNT";
+    /// Ring of signals to whoever makes room for flows: some were established.
+    pub const FLOW_SIGNALS: &str = "FLOW_SIGNALS";
     /// LRU hash: ports of packets in fragments, [`FragmentKey`](crate::FragmentKey) →
     /// [`FragmentPorts`](crate::FragmentPorts).
     pub const FRAGMENTS: &str = "FRAGMENTS";
@@ -80,7 +85,7 @@ pub mod map_names {
     /// Array of one [`Meta`](crate::Meta).
     pub const META: &str = "META";
     /// All of the above.
-    pub const ALL: [&str; 20] = [
+    pub const ALL: [&str; 22] = [
         FRONTENDS,
         SERVICES,
         EXTENTS,
@@ -94,6 +99,8 @@ pub mod map_names {
         SOURCE_RANGES,
         FLOWS,
         NEW_FLOWS,
+        FLOW_COUNT,
+        FLOW_SIGNALS,
         FRAGMENTS,
         NAT_CONFIG,
         DEVICES,

@@ -194,14 +194,28 @@ pub struct ServiceStats {
     pub packets_out: u64,
     /// Their bytes.
     pub bytes_out: u64,
+    /// Connections from outside that were open, and not known here any more.
+    pub found_again: u64,
 }
 
-/// Counters of one backend on one CPU.
+/// Counters of one backend, of all CPUs together: nobody has so many CPUs that hundreds of thousands of endpoints should
+/// have a counter for each.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct BackendStats {
     /// Connections (or datagram peers) sent there since the id was given.
     pub connections: u64,
+}
+
+/// Counters stand in blocks of so many.
+pub const COUNTER_BLOCK: u32 = 64;
+
+/// Where a backend's counter stands. A service's backends have ids one after the other, and are used at once on every CPU:
+/// so neighbours stand in different cache lines of a block, of eight counters each.
+#[inline(always)]
+#[must_use]
+pub const fn counter_of(backend: u32) -> u32 {
+    backend & !(COUNTER_BLOCK - 1) | (backend & 7) << 3 | backend >> 3 & 7
 }
 
 /// Bytes of a service's name.
@@ -254,6 +268,6 @@ const _: () = assert!(size_of::<ServiceSlot>() == 8 && align_of::<ServiceSlot>()
 const _: () = assert!(size_of::<ExtentHeader>() == 8 && align_of::<ExtentHeader>() == 8);
 // The kernel rounds array elements up to eight bytes; 24 keeps the mapped stride equal to the size.
 const _: () = assert!(size_of::<Backend>() == 24 && align_of::<Backend>() == 4);
-const _: () = assert!(size_of::<ServiceStats>() == 80);
+const _: () = assert!(size_of::<ServiceStats>() == 88);
 const _: () = assert!(size_of::<BackendStats>() == 8);
 const _: () = assert!(size_of::<SourceRange>() == 20 && align_of::<SourceRange>() == 4);

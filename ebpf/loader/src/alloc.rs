@@ -42,6 +42,12 @@ impl RangeAllocator {
         Some(Range { start, len })
     }
 
+    /// Takes the first free indices that stand side by side, at most `len`.
+    pub(crate) fn alloc_some(&mut self, len: u32) -> Option<Range> {
+        let gap = self.free.first_key_value().map(|(_, gap)| *gap)?;
+        self.alloc(gap.min(len.max(1)))
+    }
+
     /// Takes exactly this range; false, and nothing taken, where any of it is not free.
     pub(crate) fn reserve(&mut self, range: Range) -> bool {
         let Some((start, gap)) =
@@ -171,7 +177,13 @@ mod tests {
             let mut held: Vec<Range> = Vec::new();
             for (what, len, which) in steps {
                 match what {
-                    0 => held.extend(allocator.alloc(len)),
+                    0 if which % 2 == 0 => held.extend(allocator.alloc(len)),
+                    0 => {
+                        let some = allocator.alloc_some(len);
+                        prop_assert_eq!(some.is_some(), held.iter().map(|range| range.len).sum::<u32>() < 299);
+                        prop_assert!(some.is_none_or(|range| (1..=len).contains(&range.len)));
+                        held.extend(some);
+                    }
                     1 if !held.is_empty() => {
                         let range = held.swap_remove(which % held.len());
                         allocator.release(range);

@@ -8,15 +8,18 @@
 use std::{io, os::fd::AsFd, time::Duration};
 
 use aya::maps::{HashMap, IterableMap as _, MapData};
-use ebpf_common::{FlowKey, FlowValue};
+use ebpf_common::{FLOWS_PER_SIGNAL, FlowKey, FlowValue};
 
 use crate::sys;
 
 /// The map of established flows.
 pub(crate) type FlowMap = HashMap<MapData, FlowKey, FlowValue>;
 
-/// Both directions of flows from outside, at first.
-pub(crate) const FEWEST: u32 = 32_768;
+/// Both directions of flows from outside, at first. Programs tell of every 256 new ones, so that there is more room before
+/// these are full.
+pub(crate) const FEWEST: u32 = 8192;
+/// As many entries at most are new when programs tell of new flows: two for each.
+pub(crate) const ENTRIES_PER_SIGNAL: u32 = 2 * FLOWS_PER_SIGNAL;
 /// At most.
 const MOST: u32 = 1 << 20;
 /// Bytes of kernel memory for one entry: key, value, and what the kernel keeps beside them.
@@ -25,6 +28,8 @@ const ENTRY_BYTES: u64 = 208;
 const MEMORY_SHARE: u64 = 256;
 /// In tenths, how full the map may be before it grows.
 const FULL_TENTHS: u64 = 6;
+/// How much larger the next map is: growing costs the verifier's time, and where many connections come, more follow.
+const GROWTH: u32 = 4;
 /// Elements that are read with one call.
 const CHUNK: usize = 4096;
 /// TCP's protocol number.
@@ -50,8 +55,8 @@ impl FlowStock {
     /// How many entries there should be room for, where that is more than now.
     pub(crate) fn wanted(&self, limit: u32) -> Option<u32> {
         let full = u64::from(self.entries) * 10 > u64::from(self.capacity) * FULL_TENTHS;
-        let doubled = self.capacity.saturating_mul(2).min(limit);
-        (full && doubled > self.capacity).then_some(doubled)
+        let more = self.capacity.saturating_mul(GROWTH).min(limit);
+        (full && more > self.capacity).then_some(more)
     }
 }
 
@@ -139,8 +144,9 @@ mod tests {
     #[test]
     fn room_is_made_before_there_is_none_and_never_too_much() {
         let stock = |entries| FlowStock { entries, capacity: FEWEST, forgotten: 0 };
-        assert_eq!(stock(19_660).wanted(MOST), None);
-        assert_eq!(stock(19_661).wanted(MOST), Some(2 * FEWEST));
+        assert_eq!(stock(FEWEST * 6 / 10).wanted(MOST), None);
+        assert_eq!(stock(FEWEST * 6 / 10 + 1).wanted(MOST), Some(4 * FEWEST));
+        assert_eq!(stock(FEWEST).wanted(2 * FEWEST), Some(2 * FEWEST));
         assert_eq!(stock(FEWEST).wanted(FEWEST), None, "the machine has no memory for more");
     }
 
@@ -148,7 +154,7 @@ mod tests {
     fn a_machines_memory_sets_the_limit() {
         const GIB: u64 = 1 << 30;
         for (memory, limit) in
-            [(0, FEWEST), (GIB, FEWEST), (16 * GIB, 262_144), (64 * GIB, MOST), (1 << 42, MOST)]
+            [(0, FEWEST), (GIB, 16_384), (16 * GIB, 262_144), (64 * GIB, MOST), (1 << 42, MOST)]
         {
             assert_eq!(limit_for(memory), limit, "{memory} bytes");
         }

@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     io,
     marker::PhantomData,
-    os::fd::{AsFd, AsRawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
     ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering},
@@ -15,20 +15,21 @@ use std::{
 use aya::{
     Ebpf,
     maps::{
-        Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray,
+        Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray, RingBuf,
         lpm_trie::{Key, LpmTrie},
     },
 };
 use ebpf_common::{
     Backend, BackendStats, FrontendKey, FrontendValue, Meta, NatConfig, NetAddr, NodeAddressUse,
-    NodePortBounds, ServiceName, ServiceSlot, ServiceStats, SourceRange, WayEntry, WayKey, map_names,
+    NodePortBounds, ServiceName, ServiceSlot, ServiceStats, SourceRange, WayEntry, WayKey, counter_of,
+    map_names,
 };
 use thiserror::Error;
 
 use crate::{
     devices::DeviceMap,
     flows::FlowMap,
-    memory::{Memory, MemoryError},
+    memory::{Memory, MemoryError, Unwritten},
     sys,
     table::describe,
 };
@@ -82,7 +83,8 @@ pub(crate) struct Maps {
     frontends: HashMap<MapData, FrontendKey, FrontendValue>,
     node_addresses: HashMap<MapData, NetAddr, NodeAddressUse>,
     stats: PerCpuArray<MapData, ServiceStats>,
-    backend_stats: PerCpuArray<MapData, BackendStats>,
+    backend_stats: Mapped<BackendStats>,
+    signals: RingBuf<MapData>,
     names: HashMap<MapData, u32, ServiceName>,
     ranges: LpmTrie<MapData, SourceRange, u32>,
     nat_config: Array<MapData, NatConfig>,
@@ -112,7 +114,8 @@ impl Maps {
             frontends: take(object, map_names::FRONTENDS)?,
             node_addresses: take(object, map_names::NODE_ADDRESSES)?,
             stats: take(object, map_names::SERVICE_STATS)?,
-            backend_stats: take(object, map_names::BACKEND_STATS)?,
+            backend_stats: Mapped::open(object, map_names::BACKEND_STATS)?,
+            signals: take(object, map_names::FLOW_SIGNALS)?,
             names: take(object, map_names::NAMES)?,
             ranges: take(object, map_names::SOURCE_RANGES)?,
             nat_config: take(object, map_names::NAT_CONFIG)?,
@@ -211,6 +214,20 @@ impl Maps {
         self.node_addresses.remove(address)
     }
 
+    /// What wakes whoever makes room for flows.
+    pub(crate) fn signals(&self) -> io::Result<OwnedFd> {
+        self.signals.as_fd().try_clone_to_owned()
+    }
+
+    /// Takes the signals off; how many there were.
+    pub(crate) fn take_signals(&mut self) -> u32 {
+        let mut count = 0;
+        while self.signals.next().is_some() {
+            count += 1;
+        }
+        count
+    }
+
     /// Counters of a service, summed over all CPUs.
     pub(crate) fn stats(&self, service: u32) -> Result<ServiceStats, MapError> {
         let mut sum = ServiceStats::default();
@@ -220,15 +237,15 @@ impl Maps {
         Ok(sum)
     }
 
-    /// Connections that a backend's id was given, summed over all CPUs.
-    pub(crate) fn backend_connections(&self, backend: u32) -> Result<u64, MapError> {
-        Ok(self.backend_stats.get(&backend, 0)?.iter().map(|cpu| cpu.connections).sum())
+    /// Counters of all services by id, read with few calls.
+    pub(crate) fn all_stats(&self) -> io::Result<Vec<ServiceStats>> {
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+        sys::sums_of_array(self.stats.map().fd().as_fd(), self.slots.len(), cpus, add)
     }
 
-    /// Starts a backend's counters anew, for an id that another endpoint had.
-    fn clear_backend_stats(&mut self, backend: u32) -> Result<(), MapError> {
-        let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
-        self.backend_stats.set(backend, vec![BackendStats::default(); cpus].try_into()?, 0)
+    /// Connections that a backend's id was given.
+    pub(crate) fn backend_connections(&self, backend: u32) -> u64 {
+        self.backend_stats.read(counter_of(backend)).connections
     }
 }
 
@@ -253,9 +270,9 @@ impl Memory for Maps {
         let former = self.backends.read(id);
         if (former.addr, former.port, former.service) != (backend.addr, backend.port, backend.service)
             && former != Backend::default()
-            && let Err(error) = self.clear_backend_stats(id)
         {
-            tracing::debug!(backend = id, %error, "the former endpoint's counters go on");
+            // The counter was another endpoint's.
+            self.backend_stats.write(counter_of(id), BackendStats::default());
         }
         self.backends.write(id, backend);
     }
@@ -287,23 +304,26 @@ impl Memory for Maps {
         self.collected = Some(Collected::default());
     }
 
-    fn flush(&mut self) -> Result<(), MemoryError> {
+    fn flush(&mut self) -> Vec<Unwritten> {
         let Collected { frontends, names } = self.collected.take().unwrap_or_default();
-        // Names first: they are for people, and a frontend makes a service known.
-        let failed = |count| move |source| MemoryError::WriteBatch { count, source };
-        let count = names.len();
-        if !batch(self.names.map(), &names).map_err(failed(count))? {
+        let mut unwritten = Vec::new();
+        // Names first: they are for people, and a frontend makes a service known. Where the kernel does not take them
+        // together (before 5.6, or because it has no memory for one of them), each is tried.
+        if batch(self.names.map(), &names).is_err() {
             for (service, name) in names {
-                self.write_name(service, name.text())?;
+                if let Err(why) = self.write_name(service, name.text()) {
+                    unwritten.push(Unwritten { service, frontend: None, why });
+                }
             }
         }
-        let count = frontends.len();
-        if !batch(self.frontends.map(), &frontends).map_err(failed(count))? {
+        if batch(self.frontends.map(), &frontends).is_err() {
             for (key, value) in frontends {
-                self.insert_frontend(key, value)?;
+                if let Err(why) = self.insert_frontend(key, value) {
+                    unwritten.push(Unwritten { service: value.service, frontend: Some(key), why });
+                }
             }
         }
-        Ok(())
+        unwritten
     }
 
     fn write_name(&mut self, service: u32, name: &str) -> Result<(), MemoryError> {
@@ -356,17 +376,13 @@ impl Memory for Maps {
     }
 }
 
-/// Writes many elements with one call; false, and nothing written, where the kernel has no batches (before 5.6).
-fn batch<K: aya::Pod, V: aya::Pod>(map: &MapData, elements: &[(K, V)]) -> io::Result<bool> {
+/// Writes many elements with one call. Some of them may be written where it fails.
+fn batch<K: aya::Pod, V: aya::Pod>(map: &MapData, elements: &[(K, V)]) -> io::Result<()> {
     if elements.is_empty() {
-        return Ok(true);
+        return Ok(());
     }
     let (keys, values): (Vec<K>, Vec<V>) = elements.iter().copied().unzip();
-    match sys::map_update_batch(map.fd().as_fd(), &keys, &values) {
-        Ok(()) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
-        Err(error) => Err(error),
-    }
+    sys::map_update_batch(map.fd().as_fd(), &keys, &values)
 }
 
 /// Adds one CPU's counters to a sum.
@@ -381,6 +397,7 @@ pub(crate) fn add(sum: &mut ServiceStats, cpu: &ServiceStats) {
     sum.bytes_in += cpu.bytes_in;
     sum.packets_out += cpu.packets_out;
     sum.bytes_out += cpu.bytes_out;
+    sum.found_again += cpu.found_again;
 }
 
 /// Removing what is not there is done.

@@ -101,18 +101,20 @@ pub enum MemoryError {
         #[source]
         source: aya::maps::MapError,
     },
-    /// Many frontends or names at once were not taken.
-    #[error("cannot write {count} entries at once")]
-    WriteBatch {
-        /// How many.
-        count: usize,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
     /// The frontend hash could not be listed.
     #[error("cannot list the frontends")]
     ListFrontends(#[source] aya::maps::MapError),
+}
+
+/// What was collected, and the kernel did not take.
+#[derive(Debug)]
+pub(crate) struct Unwritten {
+    /// Of which service.
+    pub(crate) service: u32,
+    /// Which of its frontends; nothing where it is its name.
+    pub(crate) frontend: Option<FrontendKey>,
+    /// Why.
+    pub(crate) why: MemoryError,
 }
 
 /// The writable half of the data plane. Indices are always below the capacity: the allocators see to it.
@@ -135,12 +137,12 @@ pub(crate) trait Memory {
     fn remove_frontend(&mut self, key: FrontendKey) -> Result<(), MemoryError>;
     /// Lists all frontends.
     fn frontends(&self) -> Result<Vec<(FrontendKey, FrontendValue)>, MemoryError>;
-    /// Collects new frontends from now on, to be written together by [`Self::flush`]. Only while no program reads
-    /// the maps.
+    /// Collects new frontends and names from now on, to be written together by [`Self::flush`]. Only while no program
+    /// reads the maps.
     fn collect(&mut self) {}
-    /// Writes what was collected.
-    fn flush(&mut self) -> Result<(), MemoryError> {
-        Ok(())
+    /// Writes what was collected; returns what the kernel did not take.
+    fn flush(&mut self) -> Vec<Unwritten> {
+        Vec::new()
     }
     /// Names a service, for people.
     fn write_name(&mut self, service: u32, name: &str) -> Result<(), MemoryError>;

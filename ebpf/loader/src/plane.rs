@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -13,7 +13,8 @@ use aya::{
     maps::{Array, MapData, MapError},
 };
 use ebpf_common::{
-    LAYOUT_VERSION, Meta, NatConfig, NetAddr, NodeAddressUse, ServiceStats, WayEntry, map_names,
+    COUNTER_BLOCK, LAYOUT_VERSION, Meta, NatConfig, NetAddr, NodeAddressUse, ServiceStats, WayEntry,
+    map_names,
 };
 use thiserror::Error;
 
@@ -40,7 +41,7 @@ const WAY_ENTRIES: u32 = 16_384;
 /// Devices that are served.
 const DEVICE_ENTRIES: u32 = 4096;
 /// Both directions of flows from outside of which one direction was seen: a flood of them costs others of them only.
-const NEW_FLOW_ENTRIES: u32 = 16_384;
+const NEW_FLOW_ENTRIES: u32 = 8192;
 /// Packets in fragments that are on their way at once.
 const FRAGMENT_ENTRIES: u32 = 4096;
 /// Ports behind which clients are hidden: below NodePorts, which are below what the kernel gives its own connections.
@@ -206,6 +207,21 @@ impl DataPlane {
             self.grow_flows(entries)?;
         }
         Ok(self.flow_stock)
+    }
+
+    /// A descriptor that is readable when some flows were established since [`Self::take_flow_signals`]: it is time to
+    /// see whether there is room for more. It serves until the data plane is dropped, however the maps grow.
+    pub fn flow_signals(&self) -> std::io::Result<OwnedFd> {
+        self.maps.signals()
+    }
+
+    /// Makes that descriptor wait for more of them; whether there may be so many now that [`Self::tidy_flows`] would make
+    /// more room.
+    pub fn take_flow_signals(&mut self) -> bool {
+        let signals = self.maps.take_signals();
+        self.flow_stock.entries =
+            self.flow_stock.entries.saturating_add(signals.saturating_mul(flows::ENTRIES_PER_SIGNAL));
+        self.flow_stock.wanted(flows::limit_for(flows::machine_memory())).is_some()
     }
 
     /// Exchanges the map of flows for a larger one, and nothing else: programs that use it take over from those that
@@ -385,10 +401,24 @@ impl DataPlane {
         self.services.id(key).and_then(|id| self.maps.stats(id).ok())
     }
 
+    /// Counters of many services, in their order; read with few system calls, whatever their number.
+    pub fn stats_of_all(&self, keys: &[ServiceKey]) -> Vec<Option<ServiceStats>> {
+        match self.maps.all_stats() {
+            Ok(all) => {
+                let of = |key| all.get(self.services.id(key)? as usize).copied();
+                keys.iter().map(of).collect()
+            }
+            Err(error) => {
+                tracing::debug!(%error, "counters are read one by one");
+                keys.iter().map(|key| self.stats(key)).collect()
+            }
+        }
+    }
+
     /// Connections that each endpoint of a service was given.
     pub fn backend_connections(&self, key: &ServiceKey) -> Vec<(SocketAddr, u64)> {
         let backends = self.services.backends(&self.maps, key);
-        let count = |id| self.maps.backend_connections(id).unwrap_or_default();
+        let count = |id| self.maps.backend_connections(id);
         backends.into_iter().map(|(address, id)| (address, count(id))).collect()
     }
 
@@ -481,6 +511,8 @@ fn start_maps(pins: &PinDir, capacity: Capacity) -> Result<PathBuf, OpenError> {
         (map_names::AFFINITY, size_of::<ebpf_common::AffinityValue>(), true),
         (map_names::FLOWS, size_of::<ebpf_common::FlowValue>(), true),
         (map_names::NEW_FLOWS, size_of::<ebpf_common::FlowValue>(), true),
+        (map_names::FLOW_COUNT, size_of::<u64>(), false),
+        (map_names::FLOW_SIGNALS, 0, false),
         (map_names::FRAGMENTS, size_of::<ebpf_common::FragmentPorts>(), false),
         (map_names::NAT_CONFIG, size_of::<NatConfig>(), false),
         (map_names::DEVICES, size_of::<ebpf_common::DeviceEntry>(), false),
@@ -509,7 +541,7 @@ fn load_object(dir: &Path, capacity: Capacity, flows: u32, cookie: u64) -> Resul
         (map_names::SERVICES, capacity.services),
         (map_names::SERVICE_STATS, capacity.services),
         (map_names::NAMES, capacity.services),
-        (map_names::BACKEND_STATS, capacity.backends),
+        (map_names::BACKEND_STATS, capacity.backends.next_multiple_of(COUNTER_BLOCK)),
         (map_names::SOURCE_RANGES, room::SOURCE_RANGES),
         (map_names::BACKENDS, capacity.backends),
         (map_names::EXTENTS, capacity.extent_words),

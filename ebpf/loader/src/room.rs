@@ -114,6 +114,20 @@ impl Room {
         }
     }
 
+    /// Takes some of so many ids, at least one.
+    fn take_backends<M: Memory>(
+        &mut self,
+        memory: &M,
+        wanted: usize,
+        now: Instant,
+    ) -> Result<Range, Refused> {
+        self.freed_backends.drain(&mut self.backends, now);
+        match self.backends.alloc_some(u32::try_from(wanted).unwrap_or(u32::MAX)) {
+            Some(run) => Ok(run),
+            None => take(memory, &mut self.backends, &mut self.freed_backends, 1, "backends", now),
+        }
+    }
+
     fn fill<M: Memory>(
         &mut self,
         memory: &M,
@@ -123,13 +137,27 @@ impl Room {
         now: Instant,
         prepared: &mut Prepared,
     ) -> Result<(), Refused> {
+        let known = |at: &BackendKey| {
+            held.binary_search_by(|(other, ..)| other.cmp(at)).ok().map(|index| held[index].1)
+        };
+        // New ids are taken as many at once as stand side by side.
+        let mut missing = wanted.iter().filter(|(at, _)| known(at).is_none()).count();
+        let mut run = Range { start: 0, len: 0 };
         for (at, place) in wanted {
-            let known = held.binary_search_by(|(other, ..)| other.cmp(at)).ok().map(|index| held[index].1);
-            let id = match known {
+            let former = known(at);
+            let id = match former {
                 Some(id) => id,
-                None => take(memory, &mut self.backends, &mut self.freed_backends, 1, "backends", now)?.start,
+                None => {
+                    if run.len == 0 {
+                        run = self.take_backends(memory, missing, now)?;
+                    }
+                    missing -= 1;
+                    run.len -= 1;
+                    run.start += 1;
+                    run.start - 1
+                }
             };
-            prepared.order.push(PreparedBackend { at: *at, id, place: *place, fresh: known.is_none() });
+            prepared.order.push(PreparedBackend { at: *at, id, place: *place, fresh: former.is_none() });
         }
         prepared.order.sort_by_key(|backend| backend.place);
         if !prepared.order.is_empty() {

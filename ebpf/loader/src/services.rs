@@ -18,11 +18,14 @@ use crate::{
     alloc::Range,
     extent::{retire_backend, write_backends},
     known::{Book, HeldBackend, Known},
-    memory::{Capacity, Memory, MemoryError},
+    memory::{Capacity, Memory, MemoryError, Unwritten},
     restore::Orphans,
     room::{BackendKey, Prepared, Room, by_address},
     table::{Change, DesiredService, Place, ServiceKey, ServiceTable, SourcePrefix, describe},
 };
+
+/// Services whose frontends are written with one call, where that can be.
+const TOGETHER: usize = 2048;
 
 /// Why a service, or a part of it, is not programmed. The rest of the update went on.
 #[derive(Debug, Error)]
@@ -163,16 +166,54 @@ impl Services {
         report: &mut SyncReport,
     ) {
         // On fresh maps, which no program reads yet, frontends can wait for each other.
-        if self.known.len() == 0 && self.orphans.is_empty() {
-            memory.collect();
+        let fresh = self.known.len() == 0 && self.orphans.is_empty();
+        let mut table = table.peekable();
+        while table.peek().is_some() {
+            if fresh {
+                memory.collect();
+            }
+            let mut together = Vec::with_capacity(TOGETHER);
+            for (key, desired) in table.by_ref().take(TOGETHER) {
+                self.upsert(memory, key.borrow(), desired.borrow(), now, report);
+                together.push((key, desired));
+            }
+            for unwritten in memory.flush() {
+                self.take_back(&together, unwritten, report);
+            }
         }
-        for (key, desired) in table {
-            self.upsert(memory, key.borrow(), desired.borrow(), now, report);
+    }
+
+    /// What was written with others, and the kernel did not take: its service waits for memory.
+    fn take_back<S: Borrow<ServiceKey>, D: Borrow<DesiredService>>(
+        &mut self,
+        together: &[(S, D)],
+        unwritten: Unwritten,
+        report: &mut SyncReport,
+    ) {
+        let Unwritten { service, frontend, why } = unwritten;
+        let Some((key, desired)) = together.iter().find(|(key, _)| self.id(key.borrow()) == Some(service))
+        else {
+            return;
+        };
+        let (key, desired): (&ServiceKey, &DesiredService) = (key.borrow(), desired.borrow());
+        if let Some(known) = self.known.get_mut(key) {
+            known.desired = 0;
+            match frontend {
+                Some(gone) => {
+                    known.frontends =
+                        known.frontends.iter().copied().filter(|(one, _)| *one != gone).collect();
+                    self.room.frontends_used = self.room.frontends_used.saturating_sub(1);
+                }
+                None => known.name = 0,
+            }
         }
-        if let Err(why) = memory.flush() {
-            let whole = ServiceKey("all services".to_owned());
-            report.refused.push((whole, why.into()));
+        if let Some(gone) = frontend {
+            self.disown(&gone);
         }
+        if self.waiting.insert(key.clone(), desired.clone()).is_none() {
+            report.written = report.written.saturating_sub(1);
+        }
+        report.refused.push((key.clone(), why.into()));
     }
 
     fn drop_orphans<M: Memory>(&mut self, memory: &mut M, now: Instant, report: &mut SyncReport) {
@@ -407,7 +448,10 @@ impl Services {
             self.room.freed_extents.push(old, now);
         }
         known.salvaged = None;
-        self.freed |= !held.is_empty();
+        if held.is_empty() {
+            return;
+        }
+        self.freed = true;
         let kept: HashSet<u32> = prepared.order.iter().map(|backend| backend.id).collect();
         for (key, id, _) in held.iter().filter(|(_, id, _)| !kept.contains(id)) {
             self.retire(memory, known, key, *id);

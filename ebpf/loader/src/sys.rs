@@ -229,10 +229,48 @@ pub(crate) fn map_lookup_batch<K: aya::Pod, V: aya::Pod>(
     keys: &mut [K],
     values: &mut [V],
 ) -> io::Result<(usize, Option<u64>)> {
-    let count = u32::try_from(keys.len().min(values.len())).map_err(io::Error::other)?;
+    let count = keys.len().min(values.len());
+    lookup_batch(map, position, (&mut keys[..count], values), count)
+}
+
+/// Reads all elements of an array that has a value for each of so many CPUs, and adds each one's up.
+pub(crate) fn sums_of_array<V: aya::Pod + Default>(
+    map: BorrowedFd<'_>,
+    len: u32,
+    cpus: usize,
+    add: fn(&mut V, &V),
+) -> io::Result<Vec<V>> {
+    /// Elements that are read with one call.
+    const CHUNK: usize = 512;
+    // The kernel puts values at multiples of eight bytes.
+    const { assert!(size_of::<V>().is_multiple_of(8)) };
+    let mut sums = vec![V::default(); usize::try_from(len).map_err(io::Error::other)?];
+    let (mut keys, mut values) = (vec![0_u32; CHUNK], vec![V::default(); CHUNK * cpus.max(1)]);
+    let mut position = None;
+    loop {
+        let (read, next) = lookup_batch(map, position, (&mut keys, &mut values), CHUNK)?;
+        for (key, each) in keys.iter().zip(values.chunks(cpus.max(1))).take(read) {
+            if let Some(sum) = sums.get_mut(*key as usize) {
+                each.iter().for_each(|one| add(sum, one));
+            }
+        }
+        position = next;
+        if position.is_none() {
+            return Ok(sums);
+        }
+    }
+}
+
+fn lookup_batch<K, V>(
+    map: BorrowedFd<'_>,
+    position: Option<u64>,
+    (keys, values): (&mut [K], &mut [V]),
+    count: usize,
+) -> io::Result<(usize, Option<u64>)> {
+    let count = u32::try_from(count).map_err(io::Error::other)?;
     let (from, mut next) = (position.unwrap_or_default(), 0_u64);
     // The kernel writes at most `count` keys and values, for which both slices have room, at the map's own sizes, which
-    // the typed map that the descriptor belongs to has checked; a position of a hash is a word of four bytes.
+    // the typed map that the descriptor belongs to has checked; a position is a word of four bytes.
     let mut attr = BatchAttr {
         in_batch: if position.is_some() { std::ptr::from_ref(&from) as u64 } else { 0 },
         out_batch: std::ptr::from_mut(&mut next) as u64,

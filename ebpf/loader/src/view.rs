@@ -12,7 +12,8 @@ use std::{
 use aya::maps::{HashMap, MapData, PerCpuArray};
 use ebpf_common::{
     AffinityKey, AffinityValue, Backend, BackendStats, ExtentHeader, FrontendKey, FrontendValue, NetAddr,
-    NetPort, NodeAddressUse, NodePortBounds, Protocol, ServiceName, ServiceSlot, ServiceStats, map_names,
+    NetPort, NodeAddressUse, NodePortBounds, Protocol, ServiceName, ServiceSlot, ServiceStats, counter_of,
+    map_names,
 };
 use ebpf_packet::{Caller, Destination, Tables, Verdict, resolve};
 
@@ -34,7 +35,7 @@ pub struct View {
     backends: BTreeMap<u32, Backend>,
     node_ports: NodePortBounds,
     stats: PerCpuArray<MapData, ServiceStats>,
-    backend_stats: PerCpuArray<MapData, BackendStats>,
+    backend_stats: Mapped<BackendStats>,
     affinity: HashMap<MapData, AffinityKey, AffinityValue>,
 }
 
@@ -125,7 +126,7 @@ impl View {
             backends: BTreeMap::new(),
             node_ports: node_ports.read(0),
             stats: pinned(&dir, map_names::SERVICE_STATS)?,
-            backend_stats: pinned(&dir, map_names::BACKEND_STATS)?,
+            backend_stats: Mapped::pinned(&dir, map_names::BACKEND_STATS)?,
             affinity: pinned(&dir, map_names::AFFINITY)?,
         };
         let all: Mapped<Backend> = Mapped::pinned(&dir, map_names::BACKENDS)?;
@@ -220,13 +221,14 @@ impl View {
         }
         let backends = ids.into_iter().filter_map(|id| {
             let backend = self.backends.get(&id)?;
-            let connections = self.backend_stats.get(&id, 0).ok();
+            let counter = counter_of(id);
+            let counted = (counter < self.backend_stats.len()).then(|| self.backend_stats.read(counter));
             Some(SeenBackend {
                 id,
                 address: SocketAddr::new(IpAddr::from(backend.addr), backend.port.to_host()),
                 cluster: backend.flags & Backend::FLAG_CLUSTER != 0,
                 local: backend.flags & Backend::FLAG_LOCAL != 0,
-                connections: connections.map_or(0, |cpus| cpus.iter().map(|cpu| cpu.connections).sum()),
+                connections: counted.map_or(0, |counted| counted.connections),
             })
         });
         let backends = backends.collect();

@@ -9,7 +9,8 @@ use ebpf_common::{
 use ebpf_packet::{Count, Flows, Headers, Hop, Tables, Way};
 
 use crate::maps::{
-    DEVICES, FLOWS, FRAGMENTS, KernelTables, NAT_CONFIG, NEW_FLOWS, SOURCE_RANGES, WAYS, count, count_backend,
+    DEVICES, FLOWS, FRAGMENTS, KernelTables, NAT_CONFIG, NEW_FLOWS, SOURCE_RANGES, WAYS, count,
+    count_backend, signal_flow,
 };
 
 /// The maps and routes that a packet meets. `EARLY`: the hook is XDP.
@@ -110,6 +111,7 @@ impl<const EARLY: bool> Flows for Machine<EARLY> {
         if FLOWS.insert(flow.reply_key(), flow, 0).is_ok()
             && FLOWS.insert(flow.forward_key(), flow, 0).is_err()
         {}
+        signal_flow();
     }
 
     #[inline(always)]
@@ -194,6 +196,7 @@ impl<const EARLY: bool> Flows for Machine<EARLY> {
             Count::Connection => stats.external += 1,
             Count::Refused => stats.refused += 1,
             Count::Denied => stats.denied += 1,
+            Count::FoundAgain => stats.found_again += 1,
             Count::In(bytes) => {
                 stats.packets_in += 1;
                 stats.bytes_in += u64::from(bytes);

@@ -2,17 +2,20 @@
 //!
 //! Every map has one writer, named in its doc. Capacities here are placeholders: the loader sets its own.
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use aya_ebpf::{
     Global,
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::SkStorage,
     macros::{btf_map, map},
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
 };
 use ebpf_common::{
-    AffinityKey, AffinityValue, Backend, BackendStats, DatagramPeers, DeviceEntry, FlowKey, FlowValue,
-    FragmentKey, FragmentPorts, FrontendKey, FrontendValue, Meta, NatConfig, NetAddr, NodeAddressUse,
-    NodePortBounds, Peer, ServiceName, ServiceSlot, ServiceStats, SourceRange, WayEntry, WayKey,
+    AffinityKey, AffinityValue, Backend, BackendStats, DatagramPeers, DeviceEntry, FLOWS_PER_SIGNAL, FlowKey,
+    FlowValue, FragmentKey, FragmentPorts, FrontendKey, FrontendValue, Meta, NatConfig, NetAddr,
+    NodeAddressUse, NodePortBounds, Peer, ServiceName, ServiceSlot, ServiceStats, SourceRange, WayEntry,
+    WayKey, counter_of,
 };
 use ebpf_packet::Tables;
 
@@ -45,6 +48,12 @@ pub(crate) static FLOWS: LruHashMap<FlowKey, FlowValue> = LruHashMap::with_max_e
 pub(crate) static NEW_FLOWS: LruHashMap<FlowKey, FlowValue> = LruHashMap::with_max_entries(1, 0);
 /// Written by the programs.
 #[map]
+static FLOW_COUNT: Array<u64> = Array::with_max_entries(1, 0);
+/// Written by the programs; the loader's caller sleeps on it.
+#[map]
+static FLOW_SIGNALS: RingBuf = RingBuf::with_byte_size(4096, 0);
+/// Written by the programs.
+#[map]
 pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts> = LruHashMap::with_max_entries(1, 0);
 /// Written by the loader.
 #[map]
@@ -60,7 +69,7 @@ pub(crate) static WAYS: LpmTrie<WayKey, WayEntry> = LpmTrie::with_max_entries(1,
 static SERVICE_STATS: PerCpuArray<ServiceStats> = PerCpuArray::with_max_entries(1, 0);
 /// Written by the programs.
 #[map]
-static BACKEND_STATS: PerCpuArray<BackendStats> = PerCpuArray::with_max_entries(1, 0);
+static BACKEND_STATS: Array<BackendStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// Written by the loader; the programs only keep it alive.
 #[map]
 static NAMES: HashMap<u32, ServiceName> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
@@ -100,10 +109,24 @@ pub(crate) fn count(service: u32, bump: impl FnOnce(&mut ServiceStats)) {
 /// Counts a connection of the backend; silent where there is no counter.
 #[inline(always)]
 pub(crate) fn count_backend(backend: u32) {
-    if let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) {
-        // SAFETY: as above.
-        unsafe { (*stats).connections += 1 };
+    if let Some(stats) = BACKEND_STATS.get_ptr_mut(counter_of(backend)) {
+        // SAFETY: array elements live as long as the map, and all programs add to them by atomic operations alone.
+        unsafe { AtomicU64::from_ptr(&raw mut (*stats).connections) }.fetch_add(1, Ordering::Relaxed);
     }
+}
+
+/// A flow was established: after some of them somebody is to look whether there is room for more.
+#[inline(always)]
+pub(crate) fn signal_flow() {
+    let Some(count) = FLOW_COUNT.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: array elements live as long as the map. Flows that come at the same moment may be counted as one.
+    let now = unsafe { core::ptr::read_volatile(count) }.wrapping_add(1);
+    // SAFETY: as above.
+    unsafe { core::ptr::write_volatile(count, now) };
+    // A ring that is full has signals enough in it.
+    if now % u64::from(FLOWS_PER_SIGNAL) == 0 && FLOW_SIGNALS.output(&now, 0).is_err() {}
 }
 
 /// The maps as the decisions see them.

@@ -25,6 +25,10 @@ struct Fake {
     names: BTreeMap<u32, String>,
     ranges: BTreeSet<(u32, (NetAddr, u8))>,
     writes: usize,
+    /// Frontends that wait for the rest.
+    collected: Option<Vec<(FrontendKey, FrontendValue)>>,
+    /// There is no memory for this one.
+    no_memory_for: Option<FrontendKey>,
     /// Frontends that must answer at every moment, and who may.
     expected: BTreeMap<FrontendKey, HashSet<SocketAddr>>,
 }
@@ -40,6 +44,8 @@ impl Default for Fake {
             names: BTreeMap::new(),
             ranges: BTreeSet::new(),
             writes: 0,
+            collected: None,
+            no_memory_for: None,
             expected: BTreeMap::new(),
         }
     }
@@ -145,6 +151,14 @@ impl Memory for Fake {
         self.backends[id as usize]
     }
     fn insert_frontend(&mut self, key: FrontendKey, value: FrontendValue) -> Result<(), MemoryError> {
+        if let Some(collected) = &mut self.collected {
+            collected.push((key, value));
+            return Ok(());
+        }
+        if self.no_memory_for == Some(key) {
+            let source = aya::maps::MapError::OutOfBounds { index: 0, max_entries: 0 };
+            return Err(MemoryError::WriteFrontend { frontend: describe(&key), source });
+        }
         self.frontends.insert(key, value);
         self.wrote();
         Ok(())
@@ -156,6 +170,17 @@ impl Memory for Fake {
     }
     fn frontends(&self) -> Result<Vec<(FrontendKey, FrontendValue)>, MemoryError> {
         Ok(self.frontends.iter().map(|(key, value)| (*key, *value)).collect())
+    }
+    fn collect(&mut self) {
+        self.collected = Some(Vec::new());
+    }
+    fn flush(&mut self) -> Vec<Unwritten> {
+        let collected = self.collected.take().unwrap_or_default();
+        let refused = collected.into_iter().filter_map(|(key, value)| {
+            let why = self.insert_frontend(key, value).err()?;
+            Some(Unwritten { service: value.service, frontend: Some(key), why })
+        });
+        refused.collect()
     }
     fn write_name(&mut self, service: u32, name: &str) -> Result<(), MemoryError> {
         self.names.insert(service, name.to_owned());
@@ -344,4 +369,24 @@ fn an_update_that_does_not_fit_leaves_the_old_one_answering() {
     assert_eq!(report.refused[0].1.to_string(), "no room for 1 more backends: 0 of 4 are free");
     let answers = memory.answers(&old.frontends[0].key()).unwrap();
     assert_eq!(answers, old.backends.iter().map(|backend| backend.address).collect());
+}
+
+#[test]
+fn what_the_kernel_has_no_memory_for_waits_and_the_rest_answers() {
+    let mut memory = Fake::default();
+    let mut services = Services::restore(&mut memory, CAPACITY).unwrap();
+    let (now, one, two) = (Instant::now(), service(1, true, &[1]), service(2, false, &[2]));
+    let table = ServiceTable::from([(key(1), one.clone()), (key(2), two.clone())]);
+    memory.no_memory_for = Some(one.frontends[0].key());
+    let report = services.replace_all(&mut memory, &table, now);
+    assert_eq!((report.refused.len(), report.written, services.waiting()), (1, 1, 1), "{:?}", report.refused);
+    assert_eq!(report.refused[0].0, key(1));
+    for frontend in [one.frontends[1].key(), two.frontends[0].key()] {
+        assert!(memory.answers(&frontend).is_some(), "{}", describe(&frontend));
+    }
+    memory.no_memory_for = None;
+    let report = services.apply(&mut memory, &[Change::Remove(key(2))], now);
+    assert!(report.refused.is_empty(), "{:?}", report.refused);
+    expect_exactly(&memory, &ServiceTable::from([(key(1), one)]));
+    assert_eq!((services.room.frontends_used, services.waiting()), (2, 0));
 }
