@@ -77,6 +77,16 @@ impl Cmd {
         }
         Ok(String::from_utf8_lossy(&out.stdout).into_owned())
     }
+
+    /// What it prints, while what it says on standard error goes where ours does.
+    pub(crate) fn output_with_progress(mut self) -> Result<String> {
+        let out = self.inner.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+        let out = out.with_context(|| format!("cannot start `{}`", self.shown))?;
+        if !out.status.success() {
+            bail!("`{}` failed: {}", self.shown, out.status);
+        }
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    }
 }
 
 fn fed(command: &mut Command, text: &str) -> std::io::Result<std::process::Output> {

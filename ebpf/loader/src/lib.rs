@@ -23,6 +23,7 @@ mod object;
 mod pins;
 mod plane;
 mod probe;
+mod report;
 mod restore;
 mod room;
 mod services;
@@ -42,7 +43,7 @@ pub use pins::{PinError, map_memory, unload};
 pub use plane::pretend_layout;
 pub use plane::{Config, DataPlane, OpenError, Usage, netns_cookie};
 pub use probe::{Feature, missing, probe};
-pub use services::{Refused, SyncReport};
+pub use report::{Refused, SyncReport};
 pub use sys::{ProgramRuns, TestRun, monotonic, program_runs, run_time_stats};
 pub use table::{
     Change, DesiredBackend, DesiredFrontend, DesiredService, DesiredWay, Family, Listen, Place, Policy,

@@ -26,8 +26,10 @@ use crate::{
     memory::{Capacity, MemoryError},
     object::OBJECT,
     pins::{PinDir, PinError},
-    probe, room,
-    services::{Services, SyncReport},
+    probe,
+    report::SyncReport,
+    room,
+    services::Services,
     sys::{self, TestRun},
     table::{Change, DesiredService, DesiredWay, ServiceKey, ServiceTable},
 };

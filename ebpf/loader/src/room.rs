@@ -10,7 +10,7 @@ use crate::{
     known::HeldBackend,
     maglev::{self, Table},
     memory::{Capacity, Memory},
-    services::Refused,
+    report::Refused,
     table::{DesiredBackend, DesiredService, Place},
 };
 

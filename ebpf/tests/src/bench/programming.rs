@@ -33,6 +33,8 @@ use crate::{
 
 /// Longest wait for a size to be programmed.
 const LIMIT: Duration = Duration::from_mins(5);
+/// Peers are not asked for more endpoints than this: their rules would take them many minutes.
+const PEER_ENDPOINTS: u32 = 100_000;
 /// Endpoints per slice, as Kubernetes' controller has them.
 const PER_SLICE: usize = 100;
 const NAMESPACE: &str = "bench";
@@ -51,8 +53,6 @@ pub struct Size {
 pub struct Options {
     /// The keelson-agent to run.
     pub agent: PathBuf,
-    /// One size after the other.
-    pub sizes: Vec<Size>,
     /// Changes of one endpoint.
     pub changes: u32,
     /// How long a peer's changes may take in all.
@@ -95,12 +95,8 @@ pub struct PeerReport {
     pub change_ms: Option<f64>,
 }
 
-/// Measures all sizes. Needs root.
-pub fn measure(options: &Options) -> Result<Vec<Report>> {
-    options.sizes.iter().map(|size| measure_size(options, *size)).collect()
-}
-
-fn measure_size(options: &Options, size: Size) -> Result<Report> {
+/// Measures one size. Needs root.
+pub fn measure(options: &Options, size: Size) -> Result<Report> {
     let mut report = measure_ours(&options.agent, size, options.changes)
         .with_context(|| format!("{} services with {} endpoints", size.services, size.endpoints))?;
     report.peers = options.peers.iter().map(|peer| measure_peer(peer, size, options)).collect();
@@ -192,11 +188,15 @@ fn until_answered(vip: SocketAddr, endpoint: SocketAddr, agent: &mut Agent) -> R
 }
 
 fn measure_peer(peer: &Arc<dyn Peer>, size: Size, options: &Options) -> PeerReport {
+    let name = peer.name().to_owned();
+    if size.services.saturating_mul(size.endpoints) > PEER_ENDPOINTS {
+        let why = format!("not measured above {PEER_ENDPOINTS} endpoints, which take it minutes");
+        return PeerReport { name, absent: Some(why), cold: None, change_ms: None };
+    }
     let (worker, limit, changes) = (Arc::clone(peer), options.peer_limit, options.changes);
     let outcome = Namespace::start(None)
         .and_then(|namespace| namespace.run(move || time_peer(worker.as_ref(), size, changes, limit)))
         .and_then(|outcome| outcome);
-    let name = peer.name().to_owned();
     match outcome {
         Ok((cold, change_ms)) => {
             PeerReport { name, absent: None, cold: Some(cold), change_ms: Some(change_ms) }

@@ -71,7 +71,7 @@ enum What {
         #[arg(long, default_value_t = 200)]
         changes: u32,
         /// Seconds that a peer's changes may take in all.
-        #[arg(long, default_value_t = 30)]
+        #[arg(long, default_value_t = 10)]
         peer_seconds: u64,
         /// Peers to measure; all that are known when not given, `none` for none.
         #[arg(long, value_delimiter = ',')]
@@ -141,8 +141,13 @@ fn main() -> Result<()> {
         }
         What::Programming { agent, sizes, changes, peer_seconds, peer } => {
             let peer_limit = Duration::from_secs(peer_seconds);
-            let options = programming::Options { agent, sizes, changes, peer_limit, peers: chosen(&peer)? };
-            println!("{}", serde_json::to_string_pretty(&programming::measure(&options)?)?);
+            let options = programming::Options { agent, changes, peer_limit, peers: chosen(&peer)? };
+            let mut reports = Vec::new();
+            for size in sizes {
+                eprintln!("{} services with {} endpoints", size.services, size.endpoints);
+                reports.push(programming::measure(&options, size)?);
+            }
+            println!("{}", serde_json::to_string_pretty(&reports)?);
         }
         What::Soak { agent, other, seconds, every, services } => {
             let (duration, every) = (Duration::from_secs(seconds), Duration::from_millis(every));

@@ -174,6 +174,6 @@ fn soak(layout: &Layout, arguments: &Arguments, seconds: u32) -> Result<()> {
 }
 
 fn measured<T: DeserializeOwned>(layout: &Layout, options: &[&str]) -> Result<T> {
-    let text = Cmd::new(layout.binary("lb-bench")).args(options).output()?;
+    let text = Cmd::new(layout.binary("lb-bench")).args(options).output_with_progress()?;
     serde_json::from_str(&text).context("parsing what lb-bench printed")
 }

@@ -7,9 +7,10 @@ mod iptables;
 mod nftables;
 
 use std::{
-    io::Write,
+    io::{Read, Write},
     process::{Command, Stdio},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -54,6 +55,11 @@ fn version_of(program: &str) -> Result<String> {
     Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
+/// The longest that a peer's program may take for one text: some would take many minutes for what is large.
+const LONGEST: Duration = Duration::from_secs(60);
+/// How often it is looked whether it has ended; an error of its time.
+const BREATH: Duration = Duration::from_micros(200);
+
 /// Runs a program on a text.
 fn feed(program: &str, arguments: &[&str], text: &str) -> Result<()> {
     let mut child = Command::new(program)
@@ -63,12 +69,31 @@ fn feed(program: &str, arguments: &[&str], text: &str) -> Result<()> {
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("run {program}"))?;
-    // An early end shows in the status below.
-    drop(child.stdin.take().context("standard input")?.write_all(text.as_bytes()));
-    let output = child.wait_with_output()?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!("{program}: {}: {}", output.status, said.lines().take(5).collect::<Vec<_>>().join(" | "));
+    let mut input = child.stdin.take().context("standard input")?;
+    let mut errors = child.stderr.take().context("standard error")?;
+    let until = Instant::now() + LONGEST;
+    let (status, said) = std::thread::scope(|scope| -> Result<_> {
+        // An early end shows in the status below.
+        scope.spawn(move || drop(input.write_all(text.as_bytes())));
+        let said = scope.spawn(move || {
+            let mut said = Vec::new();
+            drop(errors.read_to_end(&mut said));
+            String::from_utf8_lossy(&said).into_owned()
+        });
+        loop {
+            if let Some(status) = child.try_wait()? {
+                return Ok((status, said.join().unwrap_or_default()));
+            }
+            if Instant::now() > until {
+                child.kill()?;
+                child.wait()?;
+                bail!("{program} was not done within {} s", LONGEST.as_secs());
+            }
+            std::thread::sleep(BREATH);
+        }
+    })?;
+    if !status.success() {
+        bail!("{program}: {status}: {}", said.lines().take(5).collect::<Vec<_>>().join(" | "));
     }
     Ok(())
 }
