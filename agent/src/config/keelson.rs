@@ -165,6 +165,8 @@ pub struct ProxySection {
     /// Whether drivers handle packets from wire to wire (XDP).
     #[serde(default)]
     pub xdp: XdpMode,
+    /// Whether pods of this node hand their packets straight to each other.
+    pub pod_shortcut: ShortcutMode,
     /// Address of kube-proxy's health server.
     #[serde(default = "any_address")]
     pub healthz_bind_address: IpAddr,
@@ -177,6 +179,17 @@ pub struct ProxySection {
     /// Port of the proxy's metrics; 0 switches them off.
     #[serde(default = "default_proxy_metrics_port")]
     pub metrics_port: u16,
+}
+
+/// `keelson.proxy.podShortcut`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ShortcutMode {
+    /// Pods of one bridge hand their packets straight to each other, except where something wants to see them.
+    #[default]
+    Auto,
+    /// The bridge carries everything.
+    Off,
 }
 
 /// `keelson.proxy.xdp`.

@@ -130,7 +130,7 @@ fn is_served(machine: &Machine, link: &LinkFacts) -> bool {
     link.up && layer && !enslaved && !idle
 }
 
-fn leads_to_pods(machine: &Machine, node: &NodeFacts, link: &LinkFacts) -> bool {
+pub(super) fn leads_to_pods(machine: &Machine, node: &NodeFacts, link: &LinkFacts) -> bool {
     let mut own = machine.addresses.iter().filter(|(index, _)| *index == link.index).map(|(_, ip)| *ip);
     if node.pod_devices.contains(&link.name) || link.alias.starts_with(CNI_ALIAS) {
         return true;
@@ -191,6 +191,8 @@ mod tests {
             mtu: 1500,
             kind,
             master,
+            peer: None,
+            plain: true,
         }
     }
 
@@ -224,6 +226,7 @@ mod tests {
             uplinks: [2].into(),
             routes: Vec::new(),
             neighbours: BTreeMap::new(),
+            peers: BTreeMap::new(),
         }
     }
 

@@ -174,6 +174,13 @@ fn render_usage(text: &mut String, plane: &DataPlane) {
     for (side, count) in [("outer", usage.outer_devices), ("inner", usage.inner_devices)] {
         writeln!(text, "keelson_service_outside_devices{{side=\"{side}\"}} {count}").ok();
     }
+    head(
+        text,
+        "keelson_service_shortcut_pods",
+        "gauge",
+        "Pods of this node that hand their packets straight to each other.",
+    );
+    writeln!(text, "keelson_service_shortcut_pods {}", usage.shortcuts).ok();
     head(text, "keelson_service_refused", "gauge", "Services that are not or only partly programmed.");
     writeln!(text, "keelson_service_refused {}", usage.refused).ok();
 }

@@ -4,6 +4,7 @@
 //! watches ─ facts ─▶ catalog (pure) ─ changes ─▶ ebpf-loader ─▶ maps
 //! netlink addresses ─────────────────────────▶ node-address map
 //! netlink links, routes ─ devices (pure) ────▶ packet programs on devices, rules that let their packets pass
+//! netlink links ─ shortcuts (pure) ──────────▶ programs on pods' links
 //! host ports ────────────────────────────────▶ frontends like a Service's
 //! ```
 //! One task owns everything. The data plane keeps working while the agent is away; at start it is taken over, and
@@ -23,6 +24,7 @@ mod network;
 mod node_ports;
 mod reports;
 mod routes;
+mod shortcuts;
 pub mod show;
 mod task;
 
@@ -49,7 +51,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{ProxySection, XdpMode},
+    config::{ProxySection, ShortcutMode, XdpMode},
     events::EventRecorder,
     host_ports::Request,
 };
@@ -83,6 +85,7 @@ pub struct ProxyConfig {
     /// Whether clients outside the node are served.
     serve_outside: bool,
     xdp: XdpMode,
+    shortcut: ShortcutMode,
 }
 
 impl ProxyConfig {
@@ -103,6 +106,7 @@ impl ProxyConfig {
             pod_devices: BTreeSet::new(),
             serve_outside: section.serve_outside,
             xdp: section.xdp,
+            shortcut: section.pod_shortcut,
         })
     }
 

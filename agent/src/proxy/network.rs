@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result};
@@ -10,9 +11,13 @@ use futures::{Stream, StreamExt, TryStreamExt};
 use netlink_packet_route::{
     AddressFamily,
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+    link::{
+        BridgePortState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, LinkAttribute,
+        LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+    },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType},
+    tc::{TcAttribute, TcMessage},
 };
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 
@@ -22,6 +27,8 @@ use super::cidr::Cidr;
 const METRIC: u32 = u32::MAX - 1;
 /// How routes of ours are told from others (`ip route` shows it as `proto 75`).
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(75);
+/// What the kernel calls it where packets wait for nothing.
+const NO_QUEUE: &str = "noqueue";
 /// How the overlay marks its routes.
 const OVERLAY: RouteProtocol = RouteProtocol::Other(76);
 /// Linux' ESRCH and EEXIST: the route is not there, or there already.
@@ -33,6 +40,8 @@ const ROUTE_EXISTS: i32 = -17;
 pub(super) struct Kernel {
     handle: Handle,
     neighbours: bool,
+    /// Addresses of the other ends of links, as they were found.
+    peers: Mutex<BTreeMap<(u32, Peer), [u8; 6]>>,
 }
 
 /// What the machine has, as far as clients outside are concerned.
@@ -48,6 +57,8 @@ pub(super) struct Machine {
     pub(super) routes: Vec<RouteFacts>,
     /// Neighbours whose link address is known.
     pub(super) neighbours: BTreeMap<(u32, IpAddr), [u8; 6]>,
+    /// Link addresses of the other ends of bridges' ports, where those are in another network namespace.
+    pub(super) peers: BTreeMap<u32, [u8; 6]>,
 }
 
 /// A route.
@@ -74,6 +85,19 @@ pub(super) struct LinkFacts {
     pub(super) kind: Option<InfoKind>,
     /// The link that takes its packets.
     pub(super) master: Option<u32>,
+    /// Its other end in another network namespace.
+    pub(super) peer: Option<Peer>,
+    /// Nothing wants to see, hold or refuse its packets: no queue, no VLANs, no isolation of ports.
+    pub(super) plain: bool,
+}
+
+/// The other end of a link, in another network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Peer {
+    /// Its number there.
+    index: u32,
+    /// The kernel's number of that namespace.
+    netns: i32,
 }
 
 impl Kernel {
@@ -86,6 +110,7 @@ impl Kernel {
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
+            MulticastGroup::Tc,
         ];
         if neighbours {
             groups.push(MulticastGroup::Neigh);
@@ -94,7 +119,8 @@ impl Kernel {
             rtnetlink::new_multicast_connection(&groups).context("open a netlink socket")?;
         tokio::spawn(connection);
         // A burst, as when many pods start, is one reason to look.
-        Ok((Self { handle, neighbours }, messages.ready_chunks(256).map(drop)))
+        let peers = Mutex::default();
+        Ok((Self { handle, neighbours, peers }, messages.ready_chunks(256).map(drop)))
     }
 
     /// Looks at everything.
@@ -118,13 +144,75 @@ impl Kernel {
         let mut addresses: Vec<(bool, u32, IpAddr)> = addresses.iter().filter_map(own_address).collect();
         // Stable: what the kernel prefers comes first.
         addresses.sort_by_key(|(secondary, index, _)| (*index, *secondary));
+        let mut links: Vec<LinkFacts> = links.iter().map(link_facts).collect();
+        // Where the kernel does not tell, packets may wait or be filtered anywhere.
+        let queued = self.queued().await;
+        links.iter_mut().for_each(|link| {
+            link.plain &= queued.as_ref().is_ok_and(|queued| !queued.contains(&link.index));
+        });
         Ok(Machine {
-            links: links.iter().map(link_facts).collect(),
+            peers: self.peers_of(&links).await,
+            links,
             addresses: addresses.into_iter().map(|(_, index, ip)| (index, ip)).collect(),
             uplinks,
             routes: best,
             neighbours: if self.neighbours { self.neighbours().await? } else { BTreeMap::new() },
         })
+    }
+
+    /// Forgets the addresses of links' other ends, which the kernel does not tell the changes of.
+    pub(super) fn forget_peers(&self) {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Links that packets wait before, or that filters see.
+    async fn queued(&self) -> Result<BTreeSet<u32>> {
+        let listed: Vec<TcMessage> = self
+            .handle
+            .qdisc()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .context("list what packets wait in (qdiscs)")?;
+        let queued = listed.iter().filter(|message| {
+            message
+                .attributes
+                .iter()
+                .any(|attribute| matches!(attribute, TcAttribute::Kind(kind) if kind != NO_QUEUE))
+        });
+        Ok(queued.filter_map(|message| u32::try_from(message.header.index).ok()).collect())
+    }
+
+    /// The addresses of the other ends of bridges' ports.
+    async fn peers_of(&self, links: &[LinkFacts]) -> BTreeMap<u32, [u8; 6]> {
+        let known = self.peers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut found = BTreeMap::new();
+        let ports = links.iter().filter(|link| link.master.is_some());
+        for (port, peer) in ports.filter_map(|link| Some((link.index, link.peer?))) {
+            let address = match known.get(&(port, peer)) {
+                Some(address) => Some(*address),
+                None => self.address_of(peer).await,
+            };
+            if let Some(address) = address {
+                found.insert((port, peer), address);
+            }
+        }
+        let peers = found.iter().map(|((port, _), address)| (*port, *address)).collect();
+        *self.peers.lock().unwrap_or_else(PoisonError::into_inner) = found;
+        peers
+    }
+
+    /// The address of a link of another network namespace; nothing where it has gone meanwhile.
+    async fn address_of(&self, peer: Peer) -> Option<[u8; 6]> {
+        let mut request = self.handle.link().get().match_index(peer.index);
+        request.message_mut().attributes.push(LinkAttribute::IfNetnsId(peer.netns));
+        let message: LinkMessage = request.execute().try_next().await.ok()??;
+        let address = message.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Address(address) => address.as_slice().try_into().ok(),
+            _ => None,
+        });
+        address.filter(|_| message.header.flags.contains(LinkFlags::Up))
     }
 
     /// Neighbours whose link address is known.
@@ -176,7 +264,10 @@ fn link_facts(message: &LinkMessage) -> LinkFacts {
         mtu: 0,
         kind: None,
         master: None,
+        peer: None,
+        plain: true,
     };
+    let (mut end, mut netns) = (None, None);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => facts.name.clone_from(name),
@@ -184,16 +275,50 @@ fn link_facts(message: &LinkMessage) -> LinkFacts {
             LinkAttribute::Mtu(mtu) => facts.mtu = *mtu,
             LinkAttribute::Address(mac) => facts.mac = mac.as_slice().try_into().unwrap_or_default(),
             LinkAttribute::Controller(index) => facts.master = Some(*index),
+            LinkAttribute::Qdisc(kind) => facts.plain &= kind == NO_QUEUE,
+            LinkAttribute::Link(index) => end = Some(*index),
+            LinkAttribute::LinkNetNsId(id) => netns = Some(*id),
             LinkAttribute::LinkInfo(infos) => {
-                facts.kind = infos.iter().find_map(|info| match info {
-                    LinkInfo::Kind(kind) => Some(kind.clone()),
-                    _ => None,
-                });
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(kind) => facts.kind = Some(kind.clone()),
+                        LinkInfo::Data(InfoData::Bridge(bridge)) => {
+                            facts.plain &= !bridge.iter().any(filters_in_bridge);
+                        }
+                        LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
+                            facts.plain &= !port.iter().any(holds_at_port);
+                        }
+                        _ => {}
+                    }
+                }
             }
             _ => {}
         }
     }
+    facts.peer = end.zip(netns).map(|(index, netns)| Peer { index, netns });
     facts
+}
+
+/// Whether a bridge does more with frames than to send them to their address.
+fn filters_in_bridge(attribute: &InfoBridge) -> bool {
+    matches!(
+        attribute,
+        InfoBridge::VlanFiltering(true)
+            | InfoBridge::NfCallIpTables(true)
+            | InfoBridge::NfCallIp6Tables(true)
+            | InfoBridge::NfCallArpTables(true)
+    )
+}
+
+/// Whether a bridge's port is closed to some frames.
+fn holds_at_port(attribute: &InfoBridgePort) -> bool {
+    match attribute {
+        InfoBridgePort::State(state) => *state != BridgePortState::Forwarding,
+        InfoBridgePort::Isolated(closed) | InfoBridgePort::Locked(closed) | InfoBridgePort::Mab(closed) => {
+            *closed
+        }
+        _ => false,
+    }
 }
 
 /// Whether the kernel would rather use another address of the link, the link, and the address.

@@ -31,9 +31,10 @@ use super::{
     metrics::{self, Metrics, Question},
     network::{self, Kernel, Machine},
     reports::{Reports, node_ports_of},
+    shortcuts,
 };
 use crate::{
-    config::XdpMode,
+    config::{ShortcutMode, XdpMode},
     host_ports::{HostPorts, Request},
 };
 
@@ -206,6 +207,8 @@ impl Proxy {
                 }
                 () = tokio::time::sleep_until(audit.into()) => {
                     self.audit_at = Instant::now() + AUDIT;
+                    kernel.forget_peers();
+                    self.refresh_machine(&kernel).await;
                     self.audit();
                     continue;
                 }
@@ -303,6 +306,7 @@ impl Proxy {
         );
         this.filled = true;
         this.serve_outside();
+        this.shortcut_pods();
         if this.plane.unclaimed() > 0 {
             tracing::info!(
                 services = this.plane.unclaimed(),
@@ -482,6 +486,24 @@ impl Proxy {
             tracing::warn!(error, "clients outside may be hidden behind another address of the node");
         }
         self.serve_outside();
+        self.shortcut_pods();
+    }
+
+    /// Has pods of this node hand their packets straight to each other, where nothing wants to see them on their way.
+    fn shortcut_pods(&mut self) {
+        if !self.filled {
+            return;
+        }
+        let wanted = if self.config.shortcut == ShortcutMode::Auto && !shortcuts::are_frames_filtered() {
+            shortcuts::choose(&self.machine, &self.node_facts)
+        } else {
+            Vec::new()
+        };
+        let before = self.plane.usage().shortcuts;
+        let pods = self.plane.shortcut_pods(&wanted);
+        if pods != before {
+            tracing::debug!(pods, "pods hand their packets straight to each other");
+        }
     }
 
     /// Runs our programs on the devices that clients outside come by, once there is something to serve.
@@ -502,6 +524,7 @@ impl Proxy {
 
     /// Puts back what others took away since it was made.
     fn audit(&mut self) {
+        self.shortcut_pods();
         let Some(devices) = self.devices.clone().filter(|devices| !devices.is_empty()) else {
             return;
         };

@@ -19,6 +19,7 @@ mod address;
 mod flow;
 mod meta;
 mod service;
+mod shortcut;
 mod socket;
 
 pub use address::{NetAddr, NetPort, Protocol};
@@ -31,6 +32,7 @@ pub use service::{
     Backend, BackendStats, COUNTER_BLOCK, ExtentHeader, FrontendKey, FrontendValue, NAME_BYTES,
     SLOTS_PER_WORD, ServiceName, ServiceSlot, ServiceStats, SourceRange, TABLE_SLOTS, counter_of,
 };
+pub use shortcut::LinkAddress;
 pub use socket::{AffinityKey, AffinityValue, DATAGRAM_PEERS, DatagramPeers, Peer};
 
 /// Raised whenever a layout below, or the meaning of a field, changes.
@@ -78,6 +80,10 @@ pub mod map_names {
     pub const DEVICES: &str = "DEVICES";
     /// Trie: [`WayKey`](crate::WayKey) → [`WayEntry`](crate::WayEntry).
     pub const WAYS: &str = "WAYS";
+    /// Hash: [`LinkAddress`](crate::LinkAddress) of a pod → index of the host's side of its link.
+    pub const SHORTCUTS: &str = "SHORTCUTS";
+    /// Array of one number: nanoseconds of `CLOCK_MONOTONIC` until which the hash above holds true.
+    pub const SHORTCUTS_END: &str = "SHORTCUTS_END";
     /// Socket storage of stream sockets: one [`Peer`](crate::Peer).
     pub const STREAM_PEER: &str = "STREAM_PEER";
     /// Socket storage of datagram sockets: [`DatagramPeers`](crate::DatagramPeers).
@@ -85,7 +91,7 @@ pub mod map_names {
     /// Array of one [`Meta`](crate::Meta).
     pub const META: &str = "META";
     /// All of the above.
-    pub const ALL: [&str; 22] = [
+    pub const ALL: [&str; 24] = [
         FRONTENDS,
         SERVICES,
         EXTENTS,
@@ -105,6 +111,8 @@ pub mod map_names {
         NAT_CONFIG,
         DEVICES,
         WAYS,
+        SHORTCUTS,
+        SHORTCUTS_END,
         STREAM_PEER,
         DATAGRAM_PEER,
         META,
@@ -150,5 +158,6 @@ mod pod {
         FragmentKey,
         FragmentPorts,
         NatConfig,
+        LinkAddress,
     );
 }

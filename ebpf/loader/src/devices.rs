@@ -24,8 +24,8 @@ use ebpf_common::{DeviceEntry, NetAddr, map_names};
 
 use crate::{links::LinkError, maps::pinned, pins::PinDir, sys};
 
-const TCX_INGRESS: u32 = 46;
-const TCX_EGRESS: u32 = 47;
+pub(crate) const TCX_INGRESS: u32 = 46;
+pub(crate) const TCX_EGRESS: u32 = 47;
 const XDP: u32 = 37;
 /// Only where the driver itself runs the program.
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
@@ -377,7 +377,7 @@ fn attach(
 }
 
 /// Puts the program into the pinned link; false where there is none that still hangs on the device.
-fn update(pin: &Path, program: BorrowedFd<'_>, index: u32, attach_type: u32) -> io::Result<bool> {
+pub(crate) fn update(pin: &Path, program: BorrowedFd<'_>, index: u32, attach_type: u32) -> io::Result<bool> {
     let link = match sys::get_pinned(pin) {
         Ok(link) => link,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),

@@ -27,6 +27,7 @@ mod report;
 mod restore;
 mod room;
 mod services;
+mod shortcuts;
 mod sys;
 mod table;
 mod view;
@@ -44,6 +45,7 @@ pub use plane::pretend_layout;
 pub use plane::{Config, DataPlane, OpenError, Usage, netns_cookie};
 pub use probe::{Feature, missing, probe};
 pub use report::{Refused, SyncReport};
+pub use shortcuts::PodPort;
 pub use sys::{ProgramRuns, TestRun, monotonic, program_runs, run_time_stats};
 pub use table::{
     Change, DesiredBackend, DesiredFrontend, DesiredService, DesiredWay, Family, Listen, Place, Policy,

@@ -30,6 +30,7 @@ use crate::{
     devices::DeviceMap,
     flows::FlowMap,
     memory::{Memory, MemoryError, Unwritten},
+    shortcuts::ShortcutMap,
     sys,
     table::describe,
 };
@@ -90,6 +91,8 @@ pub(crate) struct Maps {
     nat_config: Array<MapData, NatConfig>,
     pub(crate) devices: DeviceMap,
     pub(crate) flows: FlowMap,
+    pub(crate) shortcuts: ShortcutMap,
+    shortcuts_end: Array<MapData, u64>,
     ways: LpmTrie<MapData, WayKey, WayEntry>,
     meta: Array<MapData, Meta>,
     slots: Mapped<ServiceSlot>,
@@ -121,6 +124,8 @@ impl Maps {
             nat_config: take(object, map_names::NAT_CONFIG)?,
             devices: take(object, map_names::DEVICES)?,
             flows: take(object, map_names::FLOWS)?,
+            shortcuts: take(object, map_names::SHORTCUTS)?,
+            shortcuts_end: take(object, map_names::SHORTCUTS_END)?,
             ways: take(object, map_names::WAYS)?,
             meta: take(object, map_names::META)?,
             slots: Mapped::open(object, map_names::SERVICES)?,
@@ -188,6 +193,11 @@ impl Maps {
             outcome = self.ways.insert(&Key::new(*bits, WayKey(*addr)), way, 0).and(outcome);
         }
         outcome
+    }
+
+    /// Says until when the shortcuts hold true.
+    pub(crate) fn trust_shortcuts(&mut self, until_ns: u64) -> Result<(), MapError> {
+        self.shortcuts_end.set(0, until_ns, 0)
     }
 
     /// Entries that there is room for in the map of flows.

@@ -30,6 +30,7 @@ use crate::{
     report::SyncReport,
     room,
     services::Services,
+    shortcuts::{self, PodPort},
     sys::{self, TestRun},
     table::{Change, DesiredService, DesiredWay, ServiceKey, ServiceTable},
 };
@@ -40,6 +41,8 @@ const AFFINITY_ENTRIES: u32 = 16_384;
 const NODE_ADDRESS_ENTRIES: u32 = 1024;
 /// Routes that are known.
 const WAY_ENTRIES: u32 = 16_384;
+/// Pods of this node that hand their packets to each other.
+const SHORTCUT_ENTRIES: u32 = 4096;
 /// Devices that are served.
 const DEVICE_ENTRIES: u32 = 4096;
 /// Both directions of flows from outside of which one direction was seen: a flood of them costs others of them only.
@@ -129,6 +132,8 @@ pub struct Usage {
     pub outer_devices: usize,
     /// Devices that lead to pods and are served.
     pub inner_devices: usize,
+    /// Pods of this node that hand their packets straight to each other.
+    pub shortcuts: usize,
     /// The maps' sizes.
     pub capacity: Capacity,
 }
@@ -144,6 +149,8 @@ pub struct DataPlane {
     /// The devices that are served.
     devices: Vec<Device>,
     flow_stock: FlowStock,
+    /// Pods that hand their packets straight to each other.
+    shortcuts: usize,
     /// Why clients outside cannot be served, if so.
     external: Result<(), String>,
 }
@@ -185,6 +192,7 @@ impl DataPlane {
         // Programs name their maps by descriptor until they are loaded, so they come before the maps are taken.
         links::load(&mut object)?;
         let external = devices::load(&mut object).map_err(|error| describe_chain(&error));
+        shortcuts::load(&mut object);
         let mut maps = Maps::take(&mut object)?;
         if !adopted {
             if fits(&pins.maps(), config.capacity) {
@@ -196,7 +204,8 @@ impl DataPlane {
         let devices = Vec::new();
         let capacity = maps.flow_capacity().unwrap_or(flows::FEWEST);
         let flow_stock = FlowStock { capacity, ..FlowStock::default() };
-        Ok(Self { config, pins, object, maps, services, adopted, devices, flow_stock, external })
+        let shortcuts = 0;
+        Ok(Self { config, pins, object, maps, services, adopted, devices, flow_stock, shortcuts, external })
     }
 
     /// Forgets connections of clients outside that are over at a moment of `CLOCK_MONOTONIC`, and makes room for more
@@ -242,6 +251,7 @@ impl DataPlane {
         let mut object = load_object(&dir, self.config.capacity, entries, cookie)?;
         links::load(&mut object)?;
         self.external = devices::load(&mut object).map_err(|error| describe_chain(&error));
+        shortcuts::load(&mut object);
         let mut maps = Maps::take(&mut object)?;
         flows::copy(&self.maps.flows, &mut maps.flows).map_err(OpenError::Flows)?;
         self.object = object;
@@ -271,6 +281,7 @@ impl DataPlane {
         // What an earlier process left, and nobody has named yet, moves along.
         let report = larger.add_all(table, &BTreeSet::new());
         larger.devices.clone_from(&self.devices);
+        larger.shortcuts = self.shortcuts;
         larger.attach()?;
         std::mem::swap(self, &mut larger);
         Ok(Some(report))
@@ -365,6 +376,26 @@ impl DataPlane {
         failed.into_iter().map(|(name, error)| (name, describe_chain(&error))).collect()
     }
 
+    /// Has these pods, and no others, hand their packets straight to each other, for as long as this is called again
+    /// within a minute; how many do. One that the kernel or a foreign program on its link is in the way of has its packets
+    /// carried by the bridge, as all have later.
+    pub fn shortcut_pods(&mut self, ports: &[PodPort]) -> usize {
+        let until = sys::monotonic() + shortcuts::TRUST;
+        let until = if ports.is_empty() { 0 } else { u64::try_from(until.as_nanos()).unwrap_or(u64::MAX) };
+        self.shortcut_pods_until(ports, until)
+    }
+
+    /// The same until a moment of `CLOCK_MONOTONIC`, in nanoseconds: for tests.
+    #[doc(hidden)]
+    pub fn shortcut_pods_until(&mut self, ports: &[PodPort], until_ns: u64) -> usize {
+        let served = shortcuts::serve(&mut self.object, &self.pins, &mut self.maps.shortcuts, ports);
+        if let Err(error) = self.maps.trust_shortcuts(until_ns) {
+            tracing::warn!(%error, "pods' packets take the bridge");
+        }
+        self.shortcuts = served;
+        served
+    }
+
     /// Says behind which addresses of this node clients outside are hidden from endpoints that are not told who they
     /// are, where the device that leads to the endpoint has no address of its own.
     pub fn hide_clients(&mut self, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) -> Result<(), MapError> {
@@ -442,6 +473,7 @@ impl DataPlane {
             flows: self.flow_stock,
             outer_devices: self.devices.iter().filter(|device| device.side == Side::Outer).count(),
             inner_devices: self.devices.iter().filter(|device| device.side == Side::Inner).count(),
+            shortcuts: self.shortcuts,
             capacity: self.config.capacity,
         }
     }
@@ -519,6 +551,8 @@ fn start_maps(pins: &PinDir, capacity: Capacity) -> Result<PathBuf, OpenError> {
         (map_names::NAT_CONFIG, size_of::<NatConfig>(), false),
         (map_names::DEVICES, size_of::<ebpf_common::DeviceEntry>(), false),
         (map_names::WAYS, size_of::<WayEntry>(), false),
+        (map_names::SHORTCUTS, size_of::<u32>(), false),
+        (map_names::SHORTCUTS_END, size_of::<u64>(), false),
     ] {
         let Ok(old) = MapData::from_pin(pins.maps().join(name)) else {
             continue;
@@ -554,6 +588,7 @@ fn load_object(dir: &Path, capacity: Capacity, flows: u32, cookie: u64) -> Resul
         (map_names::NODE_ADDRESSES, NODE_ADDRESS_ENTRIES),
         (map_names::DEVICES, DEVICE_ENTRIES),
         (map_names::WAYS, WAY_ENTRIES),
+        (map_names::SHORTCUTS, SHORTCUT_ENTRIES),
     ] {
         loader.map_max_entries(name, entries);
     }

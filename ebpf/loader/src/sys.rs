@@ -20,6 +20,7 @@ const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_PROG_GET_NEXT_ID: libc::c_long = 11;
 const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_LINK_CREATE: libc::c_long = 28;
@@ -189,6 +190,44 @@ pub(crate) fn device_link_info(link: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     // What a cgroup link calls its cgroup's id are two words here.
     let [a, b, c, d, e, f, g, h] = info.cgroup_id.to_ne_bytes();
     Ok((u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])))
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct QueryAttr {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    programs: u64,
+    count: u32,
+    padding: u32,
+    program_flags: u64,
+    links: u64,
+    link_flags: u64,
+    revision: u64,
+}
+
+/// Links of the packet programs on a device's hook (TCX), in their order; 0 for a program without a link.
+pub(crate) fn links_on_device(device: u32, attach_type: u32) -> io::Result<Vec<u32>> {
+    /// The kernel takes no more.
+    const MOST: usize = 64;
+    let (mut programs, mut links) = ([0_u32; MOST], [0_u32; MOST]);
+    // The kernel writes at most `count` numbers into each array, which both live during the call.
+    let mut attr = QueryAttr {
+        target: device,
+        attach_type,
+        programs: programs.as_mut_ptr() as u64,
+        count: u32::try_from(MOST).map_err(io::Error::other)?,
+        links: links.as_mut_ptr() as u64,
+        ..QueryAttr::default()
+    };
+    match bpf(BPF_PROG_QUERY, &mut attr) {
+        Ok(_) => Ok(links.into_iter().take(attr.count as usize).collect()),
+        // Nobody ever attached one.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Replaces the program of a link, without a moment in which none runs.

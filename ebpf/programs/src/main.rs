@@ -35,6 +35,7 @@ mod early;
 mod machine;
 mod maps;
 mod packet;
+mod shortcut;
 mod socket;
 
 /// TCP and UDP `connect` of IPv4 sockets.
@@ -150,6 +151,13 @@ pub fn kl_bare_inner(ctx: TcContext) -> i32 {
 #[inline(always)]
 pub fn kl_bare_leave(ctx: TcContext) -> i32 {
     packet::leave(&ctx, 0)
+}
+
+/// Packets that a pod sends to its bridge.
+#[classifier]
+#[inline(always)]
+pub fn kl_pod(ctx: TcContext) -> i32 {
+    shortcut::leave_pod(&ctx)
 }
 
 // None of the helpers used asks for a GPL program.

@@ -13,7 +13,7 @@ use aya_ebpf::{
 };
 use ebpf_common::{
     AffinityKey, AffinityValue, Backend, BackendStats, DatagramPeers, DeviceEntry, FLOWS_PER_SIGNAL, FlowKey,
-    FlowValue, FragmentKey, FragmentPorts, FrontendKey, FrontendValue, Meta, NatConfig, NetAddr,
+    FlowValue, FragmentKey, FragmentPorts, FrontendKey, FrontendValue, LinkAddress, Meta, NatConfig, NetAddr,
     NodeAddressUse, NodePortBounds, Peer, ServiceName, ServiceSlot, ServiceStats, SourceRange, WayEntry,
     WayKey, counter_of,
 };
@@ -64,6 +64,12 @@ pub(crate) static DEVICES: HashMap<u32, DeviceEntry> = HashMap::with_max_entries
 /// Written by the loader.
 #[map]
 pub(crate) static WAYS: LpmTrie<WayKey, WayEntry> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// Written by the loader.
+#[map]
+static SHORTCUTS: HashMap<LinkAddress, u32> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// Written by the loader.
+#[map]
+static SHORTCUTS_END: Array<u64> = Array::with_max_entries(1, 0);
 /// Written by the programs.
 #[map]
 static SERVICE_STATS: PerCpuArray<ServiceStats> = PerCpuArray::with_max_entries(1, 0);
@@ -94,6 +100,21 @@ static HOST_NETNS_COOKIE: Global<u64> = Global::new(0);
 #[inline(always)]
 pub(crate) fn host_netns_cookie() -> u64 {
     HOST_NETNS_COOKIE.load()
+}
+
+/// The host's side of the link of the pod that has this address.
+#[inline(always)]
+pub(crate) fn shortcut_to(address: &LinkAddress) -> Option<u32> {
+    // SAFETY: elements of a hash without preallocation are freed only after a grace period; the value is copied out at
+    // once.
+    unsafe { SHORTCUTS.get(address) }.copied()
+}
+
+/// Until when those are true.
+#[inline(always)]
+pub(crate) fn shortcuts_end() -> u64 {
+    // SAFETY: array elements live as long as the map.
+    SHORTCUTS_END.get_ptr(0).map_or(0, |end| unsafe { core::ptr::read_volatile(end) })
 }
 
 /// Adds one to a counter of the service; silent where there is none.

@@ -133,7 +133,7 @@ fn mark(skb: *mut __sk_buff) -> u32 {
 /// The packet's protocol, in host order.
 #[inline(always)]
 #[allow(clippy::cast_possible_truncation, reason = "the field holds sixteen bits")]
-fn ethertype(skb: *mut __sk_buff) -> u16 {
+pub(crate) fn ethertype(skb: *mut __sk_buff) -> u16 {
     // SAFETY: the context is valid for the run, and the field is readable in every packet hook.
     u16::from_be(unsafe { (*skb).protocol } as u16)
 }

@@ -1,7 +1,7 @@
 //! Measurements of the service data plane, on one machine, without a cluster, beside other ways to forward.
 //!
 //! [`connections`] tells what a connection through a ClusterIP costs, [`programming`] how long many services and one
-//! change take, [`memory`] what they occupy, [`packets`] what a packet from outside costs, [`soak`] whether anything fails while the agent is killed and exchanged.
+//! change take, [`memory`] what they occupy, [`packets`] what a packet from outside costs, [`shortcut`] what pods of one node gain, [`soak`] whether anything fails while the agent is killed and exchanged.
 //! All ground is made here and removed again: network namespaces, cgroups, pins. The reports are plain values; drawing
 //! them is up to the caller.
 
@@ -9,11 +9,12 @@ pub mod client;
 pub mod connections;
 mod lanes;
 pub mod memory;
-mod namespaces;
+pub mod namespaces;
 pub mod packets;
 pub mod peers;
 pub mod programming;
 pub mod scene;
+pub mod shortcut;
 pub mod soak;
 mod statistics;
 

@@ -23,7 +23,7 @@ use std::io;
 
 use nix::errno::Errno;
 
-use self::wire::Socket;
+use self::wire::{Message, Socket, kind};
 
 /// Name of the table.
 pub const TABLE: &str = "keelson_cni";
@@ -48,6 +48,25 @@ impl NftError {
     pub fn is(&self, errno: Errno) -> bool {
         self.source.raw_os_error() == Some(errno as i32)
     }
+}
+
+/// Whether there are tables that see frames on their way through a bridge, or as they arrive at a device (families `bridge`
+/// and `netdev`).
+pub fn filters_frames() -> Result<bool, NftError> {
+    /// `NFPROTO_NETDEV` and `NFPROTO_BRIDGE`.
+    const FAMILIES: [u8; 2] = [5, 7];
+    let failed = |source: io::Error| NftError::new("list the tables of bridges and devices", source);
+    let mut socket = Socket::open().map_err(failed)?;
+    for family in FAMILIES {
+        match socket.dump(&Message::nft_of(family, kind::GET_TABLE, 0)) {
+            Ok(tables) if tables.is_empty() => {}
+            Ok(_) => return Ok(true),
+            // The kernel has no nftables, so nobody has tables.
+            Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(false)
 }
 
 /// Whose element it is: an attachment.

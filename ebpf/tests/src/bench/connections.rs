@@ -20,7 +20,7 @@ use ebpf_loader::{Capacity, DataPlane};
 use serde::Serialize;
 
 use super::{
-    client::{Block, Task, Work},
+    client::{Block, Client, Task, Work},
     lanes::{Ground, Lane, Port},
     peers::Peer,
     scene::Scene,
@@ -214,32 +214,10 @@ fn measure_work(
     // The call itself never reaches a node.
     let ways = if work == Work::Calls { &[] } else { ways };
     order.extend(ways.iter().map(|way| (way.cgroup.clone(), way.target(port))));
-    let mut block = |index: usize, count: u32| -> Result<Block> {
-        let (cgroup, target) = &order[index];
-        ground.dialler.live_in(cgroup)?;
-        ground.dialler.run(Task { work, target: *target, count })
-    };
     // A call is so short that a block needs more of them.
     let count = if work == Work::Calls { options.block * 10 } else { options.block };
-    // Warm caches, and see that every way works, before anything counts.
-    for index in 0..3 + ways.len() {
-        block(index, count.div_ceil(4))?;
-    }
-    let mut all: Vec<Series> = std::iter::repeat_with(Series::default).take(3 + ways.len()).collect();
-    let (mut rounds, mut precise) = (0, false);
-    let until = Instant::now() + options.limit;
-    while rounds < LEAST_ROUNDS || (!precise && Instant::now() < until) {
-        let there: Vec<Block> = (0..all.len()).map(|index| block(index, count)).collect::<Result<_>>()?;
-        let mut back: Vec<Block> =
-            (0..all.len()).rev().map(|index| block(index, count)).collect::<Result<_>>()?;
-        back.reverse();
-        for (series, pair) in all.iter_mut().zip(there.into_iter().zip(back)) {
-            series.push(pair.0, pair.1);
-        }
-        rounds += 1;
-        precise =
-            all[1].ratio_to(&all[0]).is_some_and(|ratio: Interval| ratio.half_width() <= options.precision);
-    }
+    let Race { all, rounds, precise } =
+        race(&mut ground.dialler, &order, (work, count), options.precision, options.limit)?;
     let figure = |index: usize| all[index].figure((index > 0).then_some(&all[0]));
     let peers = ways.iter().enumerate().map(|(index, way)| (way.name.clone(), figure(index + 3)));
     Ok(WorkReport {
@@ -251,6 +229,49 @@ fn measure_work(
         control: figure(2),
         peers: peers.collect(),
     })
+}
+
+/// Rounds over ways of forwarding, of which the first is what the others are measured by.
+pub(super) struct Race {
+    /// A series for each way.
+    pub(super) all: Vec<Series>,
+    pub(super) rounds: usize,
+    /// Whether the ratio of the second way became as narrow as asked for.
+    pub(super) precise: bool,
+}
+
+/// Works off block after block, each way from its cgroup to its target, there and back.
+pub(super) fn race(
+    dialler: &mut Client,
+    order: &[(PathBuf, SocketAddrV4)],
+    (work, count): (Work, u32),
+    precision: f64,
+    limit: Duration,
+) -> Result<Race> {
+    let mut block = |index: usize, count: u32| -> Result<Block> {
+        let (cgroup, target) = &order[index];
+        dialler.live_in(cgroup)?;
+        dialler.run(Task { work, target: *target, count })
+    };
+    // Warm caches, and see that every way works, before anything counts.
+    for index in 0..order.len() {
+        block(index, count.div_ceil(4))?;
+    }
+    let mut all: Vec<Series> = std::iter::repeat_with(Series::default).take(order.len()).collect();
+    let (mut rounds, mut precise) = (0, false);
+    let until = Instant::now() + limit;
+    while rounds < LEAST_ROUNDS || (!precise && Instant::now() < until) {
+        let there: Vec<Block> = (0..all.len()).map(|index| block(index, count)).collect::<Result<_>>()?;
+        let mut back: Vec<Block> =
+            (0..all.len()).rev().map(|index| block(index, count)).collect::<Result<_>>()?;
+        back.reverse();
+        for (series, pair) in all.iter_mut().zip(there.into_iter().zip(back)) {
+            series.push(pair.0, pair.1);
+        }
+        rounds += 1;
+        precise = all[1].ratio_to(&all[0]).is_some_and(|ratio: Interval| ratio.half_width() <= precision);
+    }
+    Ok(Race { all, rounds, precise })
 }
 
 /// Mean run time of the connect hook over a block, by the kernel's own clock.

@@ -18,12 +18,21 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::{client::Client, namespaces::Namespace, scene::Tested};
-use crate::arena::Arena;
+use crate::arena::{Arena, ip};
 
 /// Where the server gives everybody one byte.
 const BYTE: u16 = 8080;
 /// Where it sends back what it gets.
 const ECHO: u16 = 8081;
+
+/// Client and server as pods of a bridge: the last byte of their addresses.
+pub(super) const CLIENT_POD: u8 = 2;
+pub(super) const SERVER_POD: u8 = 3;
+
+/// The link address of a pod, as `ip` takes it.
+fn link_address(number: u8, host: u8) -> String {
+    format!("02:00:00:00:{number:02x}:{host:02x}")
+}
 
 /// Client and server.
 pub(super) struct Ground {
@@ -59,6 +68,28 @@ impl Ground {
         let mut ground = Self { client, server, dialler, served: arena.cgroup.clone(), plain, lanes: 0 };
         ground.dialler.live_in(&ground.plain)?;
         Ok(ground)
+    }
+
+    /// Joins both as pods to a bridge of a node, or of the calling thread's namespace, as the pods of this number;
+    /// the server there.
+    pub(super) fn pods(&self, node: Option<&Namespace>, bridge: &str, number: u8) -> Result<SocketAddrV4> {
+        let device = format!("pod{number}");
+        let (name, bridge_of) = (device.clone(), bridge.to_owned());
+        let (client, server) = (self.client.handle(), self.server.handle());
+        let join = move || -> Result<()> {
+            ip(&["link", "add", &bridge_of, "type", "bridge"])?;
+            ip(&["link", "set", &bridge_of, "up"])?;
+            for (pod, port, host) in [(client, "client", CLIENT_POD), (server, "server", SERVER_POD)] {
+                let address = format!("10.200.{number}.{host}/24");
+                pod.plug((&bridge_of, port), &name, &link_address(number, host), &[&address])?;
+            }
+            Ok(())
+        };
+        match node {
+            Some(node) => node.run(join)??,
+            None => join()?,
+        }
+        Ok(SocketAddrV4::new(Ipv4Addr::new(10, 200, number, SERVER_POD), BYTE))
     }
 
     /// One more node between them.
@@ -113,7 +144,7 @@ pub(super) enum Port {
 }
 
 impl Port {
-    fn number(self) -> u16 {
+    pub(super) fn number(self) -> u16 {
         match self {
             Self::Byte => BYTE,
             Self::Echo => ECHO,

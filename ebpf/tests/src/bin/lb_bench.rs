@@ -1,4 +1,4 @@
-//! `lb-bench connections|packets|programming|soak …`: measures, prints one JSON document, and tells on standard error how far it
+//! `lb-bench connections|pods|packets|programming|soak …`: measures, prints one JSON document, and tells on standard error how far it
 //! is. `cargo xtask bench lb` builds, runs and draws it.
 #![allow(
     clippy::print_stdout,
@@ -14,7 +14,7 @@ use ebpf_tests::bench::{
     client, connections, packets,
     peers::{self, Peer},
     programming::{self, Size},
-    soak,
+    shortcut, soak,
 };
 
 #[derive(Parser)]
@@ -58,6 +58,18 @@ enum What {
         /// Single runs of each kind.
         #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u16).range(1..=30_000))]
         runs: u16,
+    },
+    /// Connections and requests between pods of one node, over those over a plain bridge.
+    Pods {
+        /// Stop when the 95 % interval of our ratio is within this fraction.
+        #[arg(long, default_value_t = 0.01)]
+        precision: f64,
+        /// Stop a kind of work anyway after so many seconds.
+        #[arg(long, default_value_t = 600)]
+        seconds: u64,
+        /// Repetitions per block.
+        #[arg(long, default_value_t = 2000)]
+        block: u32,
     },
     /// Many services from nothing, and one endpoint changed.
     Programming {
@@ -133,6 +145,11 @@ fn main() -> Result<()> {
                 let options = connections::Options { services, endpoints, precision, limit, block, peers };
                 reports.push(connections::measure(&options)?);
             }
+            println!("{}", serde_json::to_string_pretty(&reports)?);
+        }
+        What::Pods { precision, seconds, block } => {
+            let limit = Duration::from_secs(seconds);
+            let reports = shortcut::measure(&shortcut::Options { precision, limit, block })?;
             println!("{}", serde_json::to_string_pretty(&reports)?);
         }
         What::Packets { services, endpoints, runs } => {

@@ -9,7 +9,7 @@ mod svg;
 use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
 
-use self::report::{Packets, Programming, Report, Soak, Way};
+use self::report::{Packets, Programming, Report, Soak, Way, Work};
 use crate::cmd::{Cmd, step};
 use crate::paths::Layout;
 use crate::process::write_atomic;
@@ -55,6 +55,8 @@ enum Part {
     Programming,
     /// What a packet from outside costs.
     Packets,
+    /// What pods of one node gain by their short way.
+    Pods,
 }
 
 impl Arguments {
@@ -106,6 +108,9 @@ pub(crate) fn run(layout: &Layout, arguments: &Arguments) -> Result<()> {
     if arguments.does(Part::Packets) {
         report.packets = step("packets", || packets(layout, arguments))?;
     }
+    if arguments.does(Part::Pods) {
+        report.pods = step("pods of one node", || pods(layout, arguments))?;
+    }
     report.judge();
     report.print();
     let picture = layout.repo.join("target/bench/lb.svg");
@@ -130,6 +135,12 @@ fn connections(layout: &Layout, arguments: &Arguments) -> Result<Vec<Way>> {
             arguments.peers(),
         ],
     )
+}
+
+fn pods(layout: &Layout, arguments: &Arguments) -> Result<Vec<Work>> {
+    let seconds = arguments.seconds().to_string();
+    let block = if arguments.quick { "500" } else { "2000" };
+    measured(layout, &["pods", "--seconds", &seconds, "--block", block])
 }
 
 fn packets(layout: &Layout, arguments: &Arguments) -> Result<Vec<Packets>> {

@@ -23,6 +23,8 @@ pub(super) struct Report {
     pub(super) programming: Vec<Programming>,
     /// What a packet from outside costs, by number of services.
     pub(super) packets: Vec<Packets>,
+    /// Pods of one node, over a plain bridge.
+    pub(super) pods: Vec<Work>,
     goals: Vec<Goal>,
 }
 
@@ -70,6 +72,7 @@ pub(super) struct Work {
     /// Through our hooks.
     pub(super) ours: Figure,
     /// Through the peers.
+    #[serde(default)]
     pub(super) peers: Vec<(String, Figure)>,
 }
 
@@ -191,6 +194,7 @@ impl Report {
             connections: Vec::new(),
             programming: Vec::new(),
             packets: Vec::new(),
+            pods: Vec::new(),
             goals: Vec::new(),
         })
     }
@@ -214,6 +218,14 @@ impl Report {
                     met: ratio.high >= goal && !wide,
                 });
             }
+        }
+        for work in &self.pods {
+            let Some(ratio) = work.ours.ratio else { continue };
+            goals.push(Goal {
+                what: format!("{} of pods of one node ÷ plain bridge reach 1.04", work.kind),
+                found: interval(ratio),
+                met: ratio.high >= 1.04 && ratio.high - ratio.low <= 2.0 * WIDEST,
+            });
         }
         for size in &self.programming {
             let name = format!("{} × {}", size.size.services, size.size.endpoints);
@@ -253,6 +265,12 @@ impl Report {
         if !self.programming.is_empty() {
             print!("{}", programming_table(&self.programming));
         }
+        if !self.pods.is_empty() {
+            println!(
+                "\npods of one node: a ClusterIP with everything on, over the pod's address and a plain bridge"
+            );
+            print!("{}", works_table(&self.pods));
+        }
         if !self.packets.is_empty() {
             print!("{}", packets_table(&self.packets));
         }
@@ -281,34 +299,35 @@ impl Way {
             // Writing to a String cannot fail, here and below.
             writeln!(text, "  {}: {line}", peer.name).ok();
         }
-        writeln!(
-            text,
-            "  {:<12} {:<16} {:>10} {:>19} {:>9} {:>9}  ÷ direct [95 %]",
-            "", "", "per s", "spread of 5", "p50 µs", "p99 µs"
-        )
-        .ok();
-        for work in &self.works {
-            let note =
-                format!("{} rounds{}", work.rounds, if work.precise { "" } else { ", wider than asked" });
-            let own = [("direct", &work.direct), ("direct again", &work.control), ("keelson", &work.ours)];
-            let peers = work.peers.iter().map(|(name, figure)| (name.as_str(), figure));
-            for (index, (name, figure)) in own.into_iter().chain(peers).enumerate() {
-                let head = if index == 0 { work.kind.as_str() } else { "" };
-                writeln!(
-                    text,
-                    "  {head:<12} {name:<16} {:>10.0} {:>19} {:>9.2} {:>9.2}  {}{}",
-                    figure.per_sec,
-                    format!("{:.0}..{:.0}", figure.low, figure.high),
-                    figure.p50_us,
-                    figure.p99_us,
-                    figure.ratio.map_or("1".to_owned(), interval),
-                    if index == 0 { format!("   ({note})") } else { String::new() }
-                )
-                .ok();
-            }
-        }
-        text
+        text + &works_table(&self.works)
     }
+}
+
+fn works_table(works: &[Work]) -> String {
+    let mut text = format!(
+        "  {:<12} {:<16} {:>10} {:>19} {:>9} {:>9}  ÷ direct [95 %]\n",
+        "", "", "per s", "spread of 5", "p50 µs", "p99 µs"
+    );
+    for work in works {
+        let note = format!("{} rounds{}", work.rounds, if work.precise { "" } else { ", wider than asked" });
+        let own = [("direct", &work.direct), ("direct again", &work.control), ("keelson", &work.ours)];
+        let peers = work.peers.iter().map(|(name, figure)| (name.as_str(), figure));
+        for (index, (name, figure)) in own.into_iter().chain(peers).enumerate() {
+            let head = if index == 0 { work.kind.as_str() } else { "" };
+            writeln!(
+                text,
+                "  {head:<12} {name:<16} {:>10.0} {:>19} {:>9.2} {:>9.2}  {}{}",
+                figure.per_sec,
+                format!("{:.0}..{:.0}", figure.low, figure.high),
+                figure.p50_us,
+                figure.p99_us,
+                figure.ratio.map_or("1".to_owned(), interval),
+                if index == 0 { format!("   ({note})") } else { String::new() }
+            )
+            .ok();
+        }
+    }
+    text
 }
 
 fn programming_table(all: &[Programming]) -> String {

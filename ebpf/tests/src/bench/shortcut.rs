@@ -1,0 +1,100 @@
+//! What pods of one node gain by handing their packets straight to each other: connections and requests through a
+//! ClusterIP with everything of ours on, over those straight to the pod on a bridge without any of our programs.
+//!
+//! ```text
+//! client ─ veth ─ bridge "plain" ─ veth ─ server     the bridge alone, in a namespace of its own
+//!        └ veth ─ bridge "short" ─ veth ─┘           the arena's: hooks, and a program on both ports
+//! ```
+//! Rounds go A B B A as for [`super::connections`]; a second plain one is the control.
+
+use std::{net::SocketAddrV4, time::Duration};
+
+use anyhow::{Result, ensure};
+use ebpf_common::Protocol;
+use ebpf_loader::{PodPort, ServiceTable};
+use serde::Serialize;
+
+use super::{
+    client::Work,
+    connections::{Race, race},
+    lanes::{CLIENT_POD, Ground, Port, SERVER_POD},
+    namespaces::Namespace,
+    statistics::Figure,
+};
+use crate::{
+    arena::Arena,
+    tables::{key, service},
+};
+
+/// What to measure.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Stop when the 95 % interval of our ratio is within this fraction.
+    pub precision: f64,
+    /// Stop a kind of work anyway after this long.
+    pub limit: Duration,
+    /// Repetitions per block.
+    pub block: u32,
+}
+
+/// One kind of work.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Which.
+    pub work: Work,
+    /// Rounds that were measured.
+    pub rounds: usize,
+    /// Whether our interval became as narrow as asked for.
+    pub precise: bool,
+    /// Straight to the pod, over the plain bridge.
+    pub direct: Figure,
+    /// Through the ClusterIP, with the short way.
+    pub ours: Figure,
+    /// Over the plain bridge once more.
+    pub control: Figure,
+}
+
+/// Measures both kinds. Needs root, and a kernel with TCX.
+pub fn measure(options: &Options) -> Result<Vec<Report>> {
+    let arena = Arena::enter(&[])?;
+    let mut ground = Ground::new(&arena)?;
+    let plain = Namespace::start(None)?;
+    let plain_server = ground.pods(Some(&plain), "plain", 1)?;
+    let short_server = ground.pods(None, "short", 2)?;
+    let at = |server: SocketAddrV4, port: Port| SocketAddrV4::new(*server.ip(), port.number());
+    let vip = |port: Port| SocketAddrV4::new([10, 96, 200, 10].into(), port.number());
+    let mut table = ServiceTable::new();
+    for port in [Port::Byte, Port::Echo] {
+        let one = service(Protocol::Tcp, &[vip(port).into()], &[at(short_server, port).into()]);
+        table.insert(key(&format!("bench/pods:{}/TCP/IPv4", port.number())), one);
+    }
+    let mut plane = arena.open()?;
+    let report = plane.replace_all(&table);
+    ensure!(report.refused.is_empty(), "not programmed: {:?}", report.refused);
+    plane.attach()?;
+    let pod = |name: &str, host: u8| -> Result<PodPort> {
+        Ok(PodPort { index: nix::net::if_::if_nametoindex(name)?, address: [2, 0, 0, 0, 2, host] })
+    };
+    let served =
+        plane.shortcut_pods_until(&[pod("client", CLIENT_POD)?, pod("server", SERVER_POD)?], u64::MAX);
+    ensure!(served == 2, "the kernel has no short way between pods (TCX, Linux 6.6)");
+    let works = [(Work::Connections, Port::Byte), (Work::Requests, Port::Echo)];
+    let mut reports = Vec::new();
+    for (work, port) in works {
+        let direct = (ground.plain.clone(), at(plain_server, port));
+        let ours = (ground.served.clone(), vip(port));
+        let order = [direct.clone(), ours, direct];
+        let Race { all, rounds, precise } =
+            race(&mut ground.dialler, &order, (work, options.block), options.precision, options.limit)?;
+        let figure = |index: usize| all[index].figure((index > 0).then_some(&all[0]));
+        reports.push(Report {
+            work,
+            rounds,
+            precise,
+            direct: figure(0),
+            ours: figure(1),
+            control: figure(2),
+        });
+    }
+    Ok(reports)
+}
