@@ -10,6 +10,7 @@
 //! least 32 of them. `cargo xtask build-ebpf` checks it.
 #![no_std]
 #![no_main]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![allow(
     clippy::inline_always,
     reason = "BPF programs have no calls worth keeping: the verifier checks one function best"
