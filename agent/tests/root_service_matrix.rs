@@ -21,7 +21,7 @@ use ebpf_tests::{
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use keelson_agent::{
-    config::{ProxySection, XdpMode},
+    config::{ProxySection, ShortcutMode, XdpMode},
     events::EventRecorder,
     proxy,
 };
@@ -478,6 +478,7 @@ fn every_cell_of_the_semantics_matrix() -> Result<()> {
         node_port_addresses: Vec::new(),
         serve_outside: true,
         xdp: XdpMode::default(),
+        pod_shortcut: ShortcutMode::default(),
         healthz_bind_address: [127, 0, 0, 1].into(),
         healthz_port: 10256,
         metrics_bind_address: [127, 0, 0, 1].into(),
