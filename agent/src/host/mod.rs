@@ -15,6 +15,8 @@ mod sys;
 pub mod usage;
 pub mod volumes;
 
+pub(crate) use self::sys::on_readable;
+
 use std::sync::Arc;
 
 use kube::Client;

@@ -46,6 +46,13 @@ pub(super) fn on_priority(file: File) -> io::Result<AsyncFd<File>> {
     unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }.map_err(|error| error.into_parts().1)
 }
 
+/// Lets the reactor tell when a descriptor has something to read.
+pub(crate) fn on_readable(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: as above: an `OwnedFd` owns its descriptor alone, and is only dropped together with the registration.
+    unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }
+        .map_err(|error| error.into_parts().1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

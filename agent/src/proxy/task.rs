@@ -13,7 +13,6 @@ use ebpf_loader::{Change, DataPlane, Device, Refused, ServiceKey, ServiceTable, 
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Node;
 use tokio::{
-    io::{Interest, unix::AsyncFd},
     net::TcpListener,
     sync::{mpsc, watch},
 };
@@ -147,7 +146,7 @@ impl Proxy {
         self.start_servers(asker).await;
         self.refresh_node();
         self.refresh_machine(&kernel).await;
-        let flow_signals = AsyncFd::with_interest(self.plane.flow_signals()?, Interest::READABLE)
+        let flow_signals = crate::host::on_readable(self.plane.flow_signals()?)
             .context("wait for signals of the packet programs")?;
         let cancel = self.cancel.clone();
         loop {

@@ -17,7 +17,7 @@ use crate::{
     alloc::Range,
     extent::{retire_backend, write_backends},
     known::{Book, HeldBackend, Known},
-    memory::{Capacity, Memory, Unwritten},
+    memory::{Capacity, Memory, MemoryError, Unwritten},
     report::{Refused, SyncReport},
     restore::Orphans,
     room::{BackendKey, Prepared, Room, by_address},

@@ -86,13 +86,13 @@ pub trait Flows {
 pub enum Count {
     /// A new flow.
     Connection,
+    /// The same for a connection that is open, and of which nothing is known here any more: a full table pushed it out, or
+    /// another node had it before.
+    FoundAgain,
     /// No backend was there.
     Refused,
     /// The client was in no source range.
     Denied,
-    /// A connection that is open, and of which nothing is known here any more: a full table pushed it out, or another
-    /// node had it before.
-    FoundAgain,
     /// A packet to a backend, with its bytes.
     In(u32),
     /// A packet from a backend, with its bytes.
@@ -433,9 +433,6 @@ fn to_backend<P: Packet, M: Tables + Flows>(
     }
     match new_flow(maps, headers, inner) {
         Ok(flow) => {
-            if headers.proto == TCP && !opening && flow.backend_id != 0 {
-                maps.count(flow.service, Count::FoundAgain);
-            }
             // What is left of a former flow would be found first.
             if established.is_some() || maps.established(&flow.reply_key()).is_some() {
                 maps.establish(&flow);

@@ -194,9 +194,12 @@ impl<const EARLY: bool> Flows for Machine<EARLY> {
     fn count(&self, service: u32, what: Count) {
         count(service, |stats| match what {
             Count::Connection => stats.external += 1,
+            Count::FoundAgain => {
+                stats.external += 1;
+                stats.found_again += 1;
+            }
             Count::Refused => stats.refused += 1,
             Count::Denied => stats.denied += 1,
-            Count::FoundAgain => stats.found_again += 1,
             Count::In(bytes) => {
                 stats.packets_in += 1;
                 stats.bytes_in += u64::from(bytes);

@@ -154,8 +154,9 @@ unsafe fn add_one(number: *mut u64) {
     }
 }
 
-/// A flow was established: after some of them somebody is to look whether there is room for more.
-#[inline(always)]
+/// A flow was established: after some of them somebody is to look whether there is room for more. A function of its own:
+/// its callers have hardly any registers and stack to spare.
+#[inline(never)]
 pub(crate) fn signal_flow() {
     let Some(count) = FLOW_COUNT.get_ptr_mut(0) else {
         return;

@@ -56,7 +56,7 @@ pub fn filters_frames() -> Result<bool, NftError> {
     /// `NFPROTO_NETDEV` and `NFPROTO_BRIDGE`.
     const FAMILIES: [u8; 2] = [5, 7];
     let failed = |source: io::Error| NftError::new("list the tables of bridges and devices", source);
-    let mut socket = Socket::open().map_err(failed)?;
+    let mut socket = Socket::open()?;
     for family in FAMILIES {
         match socket.dump(&Message::nft_of(family, kind::GET_TABLE, 0)) {
             Ok(tables) if tables.is_empty() => {}

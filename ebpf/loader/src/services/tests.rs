@@ -11,10 +11,7 @@ use ebpf_packet::{Caller, Destination, Tables, Verdict, resolve};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{
-    memory::MemoryError,
-    table::{DesiredBackend, DesiredFrontend, Family, Listen},
-};
+use crate::table::{DesiredBackend, DesiredFrontend, Family, Listen};
 
 const CAPACITY: Capacity = Capacity { frontends: 64, services: 16, backends: 64, extent_words: 128 };
 

@@ -7,7 +7,7 @@ use ebpf_common::{
 
 use super::{Action, Count, DATAGRAM_IDLE_NS, Flows};
 use crate::{
-    parse::{Headers, SCTP, TCP},
+    parse::{Headers, SCTP, SYN, TCP},
     resolve::{Tables, is_consistent, pick, pick_consistently, pick_with_affinity, serves_node_ports},
 };
 
@@ -87,7 +87,8 @@ pub fn new_flow<M: Tables + Flows>(maps: &M, headers: &Headers, inner: bool) -> 
         }
         find_port(maps, &mut flow, &config, hash)?;
     }
-    maps.count(service, Count::Connection);
+    let open = headers.proto == TCP && headers.flags & SYN == 0;
+    maps.count(service, if open { Count::FoundAgain } else { Count::Connection });
     maps.count_backend(backend_id);
     Ok(flow)
 }
