@@ -17,6 +17,9 @@ use super::{
 /// Where `br_netfilter` says whether bridged packets pass netfilter.
 const BRIDGE_NETFILTER: &str = "/proc/sys/net/bridge";
 const CALLS: [&str; 2] = ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"];
+/// Names of the tables that `iptables-legacy` has made, of the reader's network namespace.
+const LEGACY_TABLES: [&str; 2] =
+    ["/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names"];
 /// What filters frames in the old way.
 const EBTABLES: &str = "/sys/module/ebtables";
 
@@ -50,7 +53,11 @@ pub(super) fn are_frames_filtered() -> bool {
     let calls = |name: &str| {
         fs::read_to_string(Path::new(BRIDGE_NETFILTER).join(name)).is_ok_and(|value| value.trim() != "0")
     };
-    CALLS.into_iter().any(calls) || Path::new(EBTABLES).exists() || nft::filters_frames().unwrap_or(true)
+    let has_tables = |file: &str| fs::read_to_string(file).is_ok_and(|names| !names.trim().is_empty());
+    let shown = CALLS.into_iter().any(calls);
+    Path::new(EBTABLES).exists()
+        || shown && LEGACY_TABLES.into_iter().any(has_tables)
+        || nft::filters_frames(shown).unwrap_or(true)
 }
 
 #[cfg(test)]

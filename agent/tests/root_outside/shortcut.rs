@@ -44,8 +44,8 @@ fn pods_of_one_node_take_the_short_way_unless_somebody_wants_to_see_them() -> Re
         ("tc", &["qdisc", "add", "dev", "pod2", "clsact"], &["qdisc", "del", "dev", "pod2", "clsact"]),
         (
             "ip",
-            &["link", "set", "pods0", "type", "bridge", "vlan_filtering", "1"],
-            &["link", "set", "pods0", "type", "bridge", "vlan_filtering", "0"],
+            &["link", "set", "pod1", "type", "bridge_slave", "isolated", "on"],
+            &["link", "set", "pod1", "type", "bridge_slave", "isolated", "off"],
         ),
     ];
     for (program, begin, end) in steps {

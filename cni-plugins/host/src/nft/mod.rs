@@ -23,7 +23,10 @@ use std::io;
 
 use nix::errno::Errno;
 
-use self::wire::{Message, Socket, kind};
+use self::{
+    attributes::find,
+    wire::{Message, Socket, kind},
+};
 
 /// Name of the table.
 pub const TABLE: &str = "keelson_cni";
@@ -50,16 +53,21 @@ impl NftError {
     }
 }
 
-/// Whether there are tables that see frames on their way through a bridge, or as they arrive at a device (families `bridge`
-/// and `netdev`).
-pub fn filters_frames() -> Result<bool, NftError> {
-    /// `NFPROTO_NETDEV` and `NFPROTO_BRIDGE`.
-    const FAMILIES: [u8; 2] = [5, 7];
+/// Whether there are tables that see frames on their way through a bridge, or as they arrive at a device: of families
+/// `bridge` and `netdev`; where bridges show their packets to netfilter, of `ip`, `ip6` and `inet`, too. Our own look at none
+/// between pods.
+pub fn filters_frames(bridges_show_packets: bool) -> Result<bool, NftError> {
+    /// `NFPROTO_NETDEV` and `NFPROTO_BRIDGE`, then `NFPROTO_INET`, `NFPROTO_IPV4` and `NFPROTO_IPV6`.
+    const FAMILIES: [u8; 5] = [5, 7, 1, 2, 10];
     let failed = |source: io::Error| NftError::new("list the tables of bridges and devices", source);
+    let ours = |table: &Vec<u8>| {
+        let name = find(table, 1).unwrap_or_default();
+        [TABLE, untracked::TABLE].iter().any(|own| name.strip_suffix(&[0]) == Some(own.as_bytes()))
+    };
     let mut socket = Socket::open()?;
-    for family in FAMILIES {
+    for family in FAMILIES.into_iter().take(if bridges_show_packets { FAMILIES.len() } else { 2 }) {
         match socket.dump(&Message::nft_of(family, kind::GET_TABLE, 0)) {
-            Ok(tables) if tables.is_empty() => {}
+            Ok(tables) if tables.iter().all(ours) => {}
             Ok(_) => return Ok(true),
             // The kernel has no nftables, so nobody has tables.
             Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => {}
