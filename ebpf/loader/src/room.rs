@@ -145,17 +145,16 @@ impl Room {
         let mut run = Range { start: 0, len: 0 };
         for (at, place) in wanted {
             let former = known(at);
-            let id = match former {
-                Some(id) => id,
-                None => {
-                    if run.len == 0 {
-                        run = self.take_backends(memory, missing, now)?;
-                    }
-                    missing -= 1;
-                    run.len -= 1;
-                    run.start += 1;
-                    run.start - 1
+            let id = if let Some(id) = former {
+                id
+            } else {
+                if run.len == 0 {
+                    run = self.take_backends(memory, missing, now)?;
                 }
+                missing -= 1;
+                run.len -= 1;
+                run.start += 1;
+                run.start - 1
             };
             prepared.order.push(PreparedBackend { at: *at, id, place: *place, fresh: former.is_none() });
         }

@@ -290,7 +290,9 @@ pub(crate) fn sums_of_array<V: aya::Pod + Default>(
         let (read, next) = lookup_batch(map, position, (&mut keys, &mut values), CHUNK)?;
         for (key, each) in keys.iter().zip(values.chunks(cpus.max(1))).take(read) {
             if let Some(sum) = sums.get_mut(*key as usize) {
-                each.iter().for_each(|one| add(sum, one));
+                for one in each {
+                    add(sum, one);
+                }
             }
         }
         position = next;
