@@ -166,6 +166,7 @@ pub struct ProxySection {
     #[serde(default)]
     pub xdp: XdpMode,
     /// Whether pods of this node hand their packets straight to each other.
+    #[serde(default)]
     pub pod_shortcut: ShortcutMode,
     /// Address of kube-proxy's health server.
     #[serde(default = "any_address")]
