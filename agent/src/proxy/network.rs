@@ -147,9 +147,9 @@ impl Kernel {
         let mut links: Vec<LinkFacts> = links.iter().map(link_facts).collect();
         // Where the kernel does not tell, packets may wait or be filtered anywhere.
         let queued = self.queued().await;
-        links.iter_mut().for_each(|link| {
+        for link in &mut links {
             link.plain &= queued.as_ref().is_ok_and(|queued| !queued.contains(&link.index));
-        });
+        }
         Ok(Machine {
             peers: self.peers_of(&links).await,
             links,

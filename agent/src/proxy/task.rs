@@ -127,6 +127,7 @@ impl Proxy {
     }
 
     /// Runs until cancelled.
+    #[allow(clippy::too_many_lines, reason = "one loop with an arm for each thing that can happen")]
     pub(super) async fn serve(
         mut self,
         services: impl Stream<Item = Seen<ServiceFacts>>,
