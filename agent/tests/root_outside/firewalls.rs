@@ -130,7 +130,7 @@ fn a_flood_of_first_packets_is_no_connection_to_anybody() -> Result<()> {
         let batch = move || {
             let frames = (sent..sent + LEAST / 4).map(|n| {
                 let [_, a, b, c] = n.to_be_bytes();
-                let client = SocketAddr::new([198, 18 | a & 1, b, c].into(), 1024 + u16::from(a));
+                let client = SocketAddr::new([198, 18 + a % 2, b, c].into(), 1024 + u16::from(a));
                 frame(client, at("203.0.113.1:30001"), Carried::Tcp(SYN), b"")
             });
             send_frames("eth0", frames)
