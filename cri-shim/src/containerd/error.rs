@@ -87,11 +87,12 @@ impl ContainerdError {
         matches!(self, Self::Call { status, .. } if status.message().contains("ttrpc: closed"))
     }
 
-    /// A pod's shim was just ending when containerd asked it for another container: nothing was made, and the next try
-    /// finds it gone and starts another.
+    /// A pod's shim was just ending when containerd asked it for another container, or when its successor wanted to take its
+    /// socket away: nothing was made, and the next try finds it gone and starts another.
     pub fn is_shim_gone_at_start(&self) -> bool {
+        const ENDING: [&str; 2] = ["connect: ", "remove pre-existing socket: "];
         matches!(self, Self::Call { status, .. } if status.message().contains("failed to start shim")
-            && status.message().contains("connect: "))
+            && ENDING.iter().any(|step| status.message().contains(step)))
     }
 
     /// containerd (or the shim behind it) could not be reached: worth another try later.
@@ -120,5 +121,26 @@ pub fn gone<T>(result: Result<T, ContainerdError>) -> Result<(), ContainerdError
     match result {
         Err(error) if !error.is_not_found() => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shim_that_was_just_ending_is_known_by_containerds_words() {
+        let told = |message: &str| ContainerdError::Call {
+            call: "Tasks.Create",
+            object: "c1".to_owned(),
+            status: Box::new(tonic::Status::unknown(message)),
+        };
+        for step in [
+            "start failed: io.containerd.runc.v2: remove pre-existing socket: remove /run/containerd/s/3e: no such file or directory: exit status 1",
+            "start failed: dial unix /run/containerd/s/3e: connect: connection refused",
+        ] {
+            assert!(told(&format!("failed to start shim: {step}")).is_shim_gone_at_start(), "{step}");
+        }
+        assert!(!told("failed to start shim: fork/exec: no such file or directory").is_shim_gone_at_start());
     }
 }
