@@ -14,6 +14,7 @@ pub mod contracts;
 pub mod cpus;
 pub mod devices;
 pub mod events;
+mod files;
 pub mod host;
 pub mod host_ports;
 pub mod network;

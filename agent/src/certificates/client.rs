@@ -6,7 +6,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 
 use anyhow::Context as _;
 use base64::Engine as _;
@@ -19,12 +18,10 @@ use kube::{Client, Config};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::follow::{self, Seen};
 use super::store::{Pair, Store};
-use super::{changed, directory, files};
+use super::{directory, files};
 use crate::config::AgentConfig;
-
-/// Files are written one after the other: they are read together.
-const SETTLE: Duration = Duration::from_millis(200);
 
 /// How the agent proves to the API server who it is. Clones share it.
 #[derive(Clone)]
@@ -33,6 +30,8 @@ pub struct Credentials {
     /// Whether the agent renews its own certificate; it is then kept there.
     own: Option<Store>,
     inner: Arc<RwLock<Client>>,
+    /// What the files held before they were loaded.
+    seen: Seen,
 }
 
 impl Credentials {
@@ -40,8 +39,9 @@ impl Credentials {
     pub async fn load(config: &AgentConfig) -> anyhow::Result<Self> {
         let kubeconfig = config.keelson.kubeconfig.clone();
         let own = renews(config).then(|| client_store(config));
+        let seen = Seen::of(&files_of(&kubeconfig, own.as_ref()));
         let client = build(&kubeconfig, own.as_ref()).await?;
-        Ok(Self { kubeconfig, own, inner: Arc::new(RwLock::new(client)) })
+        Ok(Self { kubeconfig, own, inner: Arc::new(RwLock::new(client)), seen })
     }
 
     /// The client for everybody.
@@ -70,47 +70,20 @@ impl Credentials {
         pem.map(|pem| Pair::parse(&pem)).transpose()
     }
 
-    /// Uses what the files hold whenever they change, until `cancel`.
+    /// Uses what the files hold whenever they change, until `cancel`
     pub async fn follow(self, cancel: CancellationToken) {
-        let mut known = self.content();
-        loop {
-            let files = self.files();
-            // Cancel-safe: a token, and a watch that is made anew.
-            tokio::select! {
-                () = cancel.cancelled() => return,
-                seen = changed(&files) => if !seen {
-                    return cancel.cancelled().await;
-                },
+        let reload = async || match self.reload().await {
+            Ok(()) => {
+                info!(kubeconfig = %self.kubeconfig.display(), "credentials for the API server read again");
+                true
             }
-            tokio::time::sleep(SETTLE).await;
-            let now = self.content();
-            if now == known {
-                continue;
+            Err(error) => {
+                warn!("the former credentials for the API server stay: {error:#}");
+                false
             }
-            match self.reload().await {
-                Ok(()) => {
-                    info!(kubeconfig = %self.kubeconfig.display(), "credentials for the API server read again");
-                    known = now;
-                }
-                Err(error) => warn!("the former credentials for the API server stay: {error:#}"),
-            }
-        }
-    }
-
-    /// The files that the client is made of.
-    fn files(&self) -> Vec<PathBuf> {
-        let mut files = vec![self.kubeconfig.clone()];
-        files.extend(self.own.as_ref().map(Store::current_path));
-        if let Ok(kubeconfig) = read_kubeconfig(&self.kubeconfig) {
-            let user = user_of(&kubeconfig);
-            files.extend([user.client_certificate, user.client_key].into_iter().flatten().map(PathBuf::from));
-        }
-        files.retain(|file| file.parent().is_some_and(Path::exists));
-        files
-    }
-
-    fn content(&self) -> Vec<Option<String>> {
-        self.files().iter().map(|file| files::read(file).ok().flatten()).collect()
+        };
+        follow::follow(|| files_of(&self.kubeconfig, self.own.as_ref()), self.seen.clone(), reload, cancel)
+            .await;
     }
 }
 
@@ -150,6 +123,18 @@ pub(super) fn client_store(config: &AgentConfig) -> Store {
 /// The newest own certificate, while it is valid.
 pub(super) fn usable(store: &Store) -> Option<Pair> {
     store.current().filter(|pair| pair.validity.holds(jiff::Timestamp::now()))
+}
+
+/// The files that a client is made of.
+fn files_of(path: &Path, own: Option<&Store>) -> Vec<PathBuf> {
+    let mut files = vec![path.to_owned()];
+    files.extend(own.map(Store::current_path));
+    if let Ok(kubeconfig) = read_kubeconfig(path) {
+        let user = user_of(&kubeconfig);
+        files.extend([user.client_certificate, user.client_key].into_iter().flatten().map(PathBuf::from));
+    }
+    files.retain(|file| file.parent().is_some_and(Path::exists));
+    files
 }
 
 /// A kubeconfig file, with its paths made absolute.

@@ -12,10 +12,7 @@ pub(crate) fn write_private(path: &Path, text: &str) -> io::Result<()> {
     }
     let temporary = path.with_extension("tmp");
     // One left behind may have another mode.
-    match std::fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    crate::files::remove(&temporary)?;
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;

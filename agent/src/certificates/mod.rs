@@ -6,19 +6,17 @@
 mod bootstrap;
 mod client;
 mod files;
+mod follow;
 mod renewal;
 mod request;
 mod self_signed;
 mod store;
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use futures::FutureExt as _;
-use futures::StreamExt as _;
 use futures::future::BoxFuture;
-use inotify::{Inotify, WatchMask};
 use kube::Client;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -30,9 +28,6 @@ pub use self::renewal::client as renew_client;
 
 use crate::config::AgentConfig;
 use crate::server::Serving;
-
-/// Files of a pair are written one after the other: they are read together.
-const SETTLE: Duration = Duration::from_millis(200);
 
 /// A certificate to serve, and what keeps it up to date.
 pub struct Served {
@@ -69,48 +64,32 @@ pub fn serving(config: &AgentConfig, client: &Client, cancel: &CancellationToken
         let cancel = cancel.clone();
         return Ok(Served { certificate, follow: async move { cancel.cancelled().await }.boxed() });
     }
+    let seen = follow::Seen::of(&[cert.clone(), key.clone()]);
     let certificate = Serving::from_files(&cert, &key).context("the serving certificate cannot be used")?;
-    let follow = follow_files(certificate.clone(), cert, key, cancel.clone()).boxed();
+    let follow = follow_files(certificate.clone(), cert, key, seen, cancel.clone()).boxed();
     Ok(Served { certificate, follow })
 }
 
 /// Serves what the files hold whenever they change, until `cancel`.
-async fn follow_files(certificate: Serving, cert: PathBuf, key: PathBuf, cancel: CancellationToken) {
-    loop {
-        let files = [cert.clone(), key.clone()];
-        let changed = changed(&files);
-        // Cancel-safe: a token, and a watch that is made anew.
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            changed = changed => if !changed {
-                return cancel.cancelled().await;
-            },
+async fn follow_files(
+    certificate: Serving,
+    cert: PathBuf,
+    key: PathBuf,
+    seen: follow::Seen,
+    cancel: CancellationToken,
+) {
+    let files = || vec![cert.clone(), key.clone()];
+    let reload = async || match certificate.reload(&cert, &key) {
+        Ok(()) => {
+            info!(file = %cert.display(), "serving certificate read again");
+            true
         }
-        tokio::time::sleep(SETTLE).await;
-        match certificate.reload(&cert, &key) {
-            Ok(()) => info!(file = %cert.display(), "serving certificate read again"),
-            Err(error) => warn!("the former serving certificate stays: {error:#}"),
-        }
-    }
-}
-
-/// Waits until something happens in the files' directories; false where that cannot be seen.
-async fn changed(files: &[PathBuf]) -> bool {
-    let watch = || -> std::io::Result<_> {
-        let inotify = Inotify::init()?;
-        let mask = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::CREATE;
-        for directory in files.iter().filter_map(|file| file.parent()) {
-            inotify.watches().add(directory, mask)?;
-        }
-        inotify.into_event_stream([0; 4096])
-    };
-    match watch() {
-        Ok(mut events) => events.next().await.is_some(),
         Err(error) => {
-            warn!(%error, "changes of certificates' files are not seen");
+            warn!("the former serving certificate stays: {error:#}");
             false
         }
-    }
+    };
+    follow::follow(files, seen, reload, cancel).await;
 }
 
 #[cfg(test)]

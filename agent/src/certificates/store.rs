@@ -15,6 +15,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::files;
+use crate::files::remove;
 
 /// Where the pairs of one purpose are.
 #[derive(Debug, Clone)]
@@ -124,13 +125,6 @@ impl Store {
             }
         }
         Ok(())
-    }
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }
 

@@ -87,10 +87,7 @@ pub(super) fn remove_sockets(directory: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
         if entry.file_type()?.is_socket() {
-            match std::fs::remove_file(entry.path()) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+            crate::files::remove(&entry.path())?;
         }
     }
     Ok(())

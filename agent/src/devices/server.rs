@@ -45,10 +45,7 @@ fn listen(socket: &Path) -> io::Result<UnixListener> {
     if let Some(directory) = socket.parent() {
         std::fs::create_dir_all(directory)?;
     }
-    match std::fs::remove_file(socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    crate::files::remove(socket)?;
     UnixListener::bind(socket)
 }
 

@@ -12,6 +12,7 @@ use futures::future::BoxFuture;
 use tracing::warn;
 
 use crate::contracts::{LogLink, LogLinks};
+use crate::files::remove;
 
 /// The longest file name; a longer link name is cut before the container id, as upstream does.
 const MAX_NAME: usize = 251;
@@ -75,13 +76,6 @@ fn sweep(dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
 
 fn blocking<'a>(

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::config::LogRotationConfig;
+use crate::files::remove;
 use crate::pods::directory::PodDirectory;
 use crate::runtime::cri::{Cri, CriError};
 
@@ -165,13 +166,6 @@ fn compress(dir: &Path, plain: &str) -> io::Result<()> {
             remove(&unfinished)?;
             Err(error)
         }
-    }
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }
 

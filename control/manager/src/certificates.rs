@@ -36,8 +36,6 @@ use crate::{
 
 /// Valid from a little earlier, so that a clock that is behind accepts it.
 const BACKDATE_SECONDS: i64 = 300;
-/// When to look again at a request whose node is not known yet, should its event get lost.
-const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// The authority that signs.
 pub(crate) struct Signer {
@@ -167,44 +165,33 @@ async fn reconcile(context: &Context, signer: &Signer, key: &Key) -> Result<Opti
         return Ok(until_forgotten);
     }
     if is_pending(&request) {
-        return Ok(match approve(context, &api, key, &request).await? {
-            Answer::Later => Some(LOOK_AGAIN),
-            Answer::Done => until_forgotten,
-        });
-    }
-    if is_to_be_signed(&request) {
+        approve(context, &api, key, &request).await?;
+    } else if is_to_be_signed(&request) {
         issue(&api, signer, key, &request).await?;
     }
     Ok(until_forgotten)
 }
 
-enum Answer {
-    Done,
-    Later,
-}
-
+/// Approves a request that may be; one that waits for its node comes again with the node's next change.
 async fn approve(
     context: &Context,
     api: &Api<CertificateSigningRequest>,
     key: &Key,
     request: &CertificateSigningRequest,
-) -> Result<Answer, WriteError> {
+) -> Result<(), WriteError> {
     // What cannot be read is for people to look at; it fails when somebody approves it.
-    let Ok(Body { subject, .. }) = read(&request.spec.request) else { return Ok(Answer::Done) };
+    let Ok(Body { subject, .. }) = read(&request.spec.request) else { return Ok(()) };
     let node = node_of(&subject).and_then(|name| context.nodes.get(&Key::new("", name)));
     match judge(request, &subject, node.as_deref()) {
-        Verdict::Leave => Ok(Answer::Done),
-        Verdict::Wait(why) => {
-            tracing::info!(request = %key, %why, "certificate request waits");
-            Ok(Answer::Later)
-        }
+        Verdict::Leave => {}
+        Verdict::Wait(why) => tracing::info!(request = %key, %why, "certificate request waits"),
         Verdict::Approve(message) => {
             let approved = condition("Approved", "AutoApproved", message);
             write(api, "approval", key, request, Some(approved), None).await?;
             tracing::info!(request = %key, subject = %subject.common_name, "certificate request approved");
-            Ok(Answer::Done)
         }
     }
+    Ok(())
 }
 
 async fn issue(

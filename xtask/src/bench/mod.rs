@@ -2,6 +2,7 @@
 
 mod cni;
 mod cri;
+mod interrupt;
 mod lb;
 mod machine;
 mod node;

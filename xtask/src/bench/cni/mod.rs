@@ -62,6 +62,8 @@ struct Report {
 }
 
 const PEER: &str = "/usr/lib/cni";
+/// Where a run keeps its things, followed by its process's number.
+const PLACE: &str = "/tmp/kbench-cni-";
 
 /// Builds, measures, prints, and saves the report.
 pub(crate) fn run(layout: &Layout, arguments: &Arguments) -> Result<()> {
@@ -76,13 +78,36 @@ pub(crate) fn run(layout: &Layout, arguments: &Arguments) -> Result<()> {
     if !arguments.no_build {
         step("building keelson-cni", || crate::binaries::build_only(&layout.repo, &["keelson-cni"]))?;
     }
-    let dir = PathBuf::from(format!("/tmp/kbench-cni-{}", std::process::id()));
+    super::interrupt::watch()?;
+    remove_leftovers().context("removing what a run that was ended left")?;
+    let dir = PathBuf::from(format!("{PLACE}{}", std::process::id()));
     std::fs::create_dir_all(&dir)?;
     let result = measure(layout, arguments, &dir);
     std::fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))?;
     let report = result?;
     report.print();
     super::save(layout, "cni", &report)
+}
+
+/// Removes the places of runs that are no more: each holds mounted network namespaces.
+fn remove_leftovers() -> Result<()> {
+    let place = Path::new(PLACE);
+    let (Some(parent), Some(prefix)) = (place.parent(), place.file_name().and_then(|name| name.to_str()))
+    else {
+        return Ok(());
+    };
+    for entry in std::fs::read_dir(parent)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(prefix)?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            for side in ["ours", "peer"] {
+                Side::remove_namespaces(&entry.path().join(side));
+            }
+            std::fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn measure(layout: &Layout, arguments: &Arguments, dir: &Path) -> Result<Report> {

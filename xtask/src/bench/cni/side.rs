@@ -65,6 +65,14 @@ impl Side {
         Ok(Self { name, bin: bin.to_owned(), main, ipam, dir: dir.to_owned(), host, next: AtomicU32::new(0) })
     }
 
+    /// Removes the namespaces of a side in `dir`.
+    pub(super) fn remove_namespaces(dir: &Path) {
+        for entry in std::fs::read_dir(dir.join("netns")).into_iter().flatten().flatten() {
+            // The directory is removed next, which tells what stays.
+            netns::remove(&entry.path()).ok();
+        }
+    }
+
     /// A pod's namespace.
     pub(super) fn pod(&self) -> Result<Pod> {
         let id = format!("bench-{}", self.next.fetch_add(1, Ordering::Relaxed));
@@ -92,6 +100,7 @@ impl Side {
     }
 
     fn begin(&self, program: &str, verb: &str, id: &str, netns: &Path, config: &Value) -> Result<Running> {
+        crate::bench::interrupt::check()?;
         let begun = Instant::now();
         let mut child = Command::new(self.bin.join(program))
             .env_clear()
@@ -152,10 +161,7 @@ impl Side {
 
 impl Drop for Side {
     fn drop(&mut self) {
-        for entry in std::fs::read_dir(self.dir.join("netns")).into_iter().flatten().flatten() {
-            // The directory is removed next, which tells what stays.
-            netns::remove(&entry.path()).ok();
-        }
+        Self::remove_namespaces(&self.dir);
     }
 }
 

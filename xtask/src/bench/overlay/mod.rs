@@ -115,6 +115,7 @@ struct Report {
 
 /// Measures and reports, between two nodes that run, or that are brought up for it and taken down after it.
 pub(crate) fn run(layout: &Layout, arguments: &Arguments) -> Result<()> {
+    super::interrupt::watch()?;
     if layout.nodes().len() >= 2 {
         return measure(layout, arguments);
     }
@@ -156,6 +157,7 @@ fn measure(layout: &Layout, arguments: &Arguments) -> Result<()> {
     let mut lines = Vec::new();
     for (what, unit, kind) in kinds {
         let measure = |index: usize| {
+            super::interrupt::check()?;
             let path: &Way = &paths[index];
             let value = server.measure(one, path.to, kind, arguments.millis());
             value.with_context(|| format!("{what} over {}", path.name))
