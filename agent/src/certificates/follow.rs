@@ -37,10 +37,10 @@ impl Seen {
 
 /// Calls `reload` whenever `files` hold something else than `seen`, until `cancel`. What `reload` refuses is tried again with
 /// the next change.
-pub(super) async fn follow(
+pub(super) async fn follow<R: Future<Output = bool>>(
     files: impl Fn() -> Vec<PathBuf>,
     mut seen: Seen,
-    mut reload: impl AsyncFnMut() -> bool,
+    reload: impl Fn() -> R,
     cancel: CancellationToken,
 ) {
     loop {

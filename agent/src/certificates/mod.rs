@@ -79,15 +79,13 @@ async fn follow_files(
     cancel: CancellationToken,
 ) {
     let files = || vec![cert.clone(), key.clone()];
-    let reload = async || match certificate.reload(&cert, &key) {
-        Ok(()) => {
-            info!(file = %cert.display(), "serving certificate read again");
-            true
+    let reload = || {
+        let read = certificate.reload(&cert, &key);
+        match &read {
+            Ok(()) => info!(file = %cert.display(), "serving certificate read again"),
+            Err(error) => warn!("the former serving certificate stays: {error:#}"),
         }
-        Err(error) => {
-            warn!("the former serving certificate stays: {error:#}");
-            false
-        }
+        std::future::ready(read.is_ok())
     };
     follow::follow(files, seen, reload, cancel).await;
 }
