@@ -3,9 +3,9 @@
 //! Every running process is waited for by one task each; containerd's event stream says the same and adds OOM kills.
 //! Whoever is first counts, the other is no news.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use containerd_client::types::v1::{Process, Status};
 use cri_shim_api::v1::ContainerEventType;
@@ -31,10 +31,29 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 const TOLD_PATIENCE: Duration = Duration::from_millis(500);
 /// Exit status of a process that SIGKILL ended.
 const KILLED: u32 = 137;
+/// How long the kernel may take to tell that a cgroup was removed; what it told besides was a kill.
+const REMOVAL_PATIENCE: Duration = Duration::from_millis(100);
+/// Between two looks for that.
+const REMOVAL_PAUSE: Duration = Duration::from_millis(5);
 
 /// How long what is left of a container waits for requests to be served first: containerd, its shim and the kernel have more
 /// to do for it than for most requests.
 pub(crate) const REST: Duration = Duration::from_millis(25);
+
+/// Whether a container's watch, where it has one, was told of a kill before its cgroup went. Blocks.
+fn watched_kill(container: &Container, patience: Duration) -> bool {
+    let mut watch = container.oom_watch.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(watch) = watch.as_mut() else { return false };
+    let end = Instant::now() + patience;
+    while watch.kills().is_ok() {
+        let told = watch.told.load(Ordering::Acquire);
+        if told || Instant::now() >= end {
+            return told;
+        }
+        std::thread::sleep(REMOVAL_PAUSE);
+    }
+    false
+}
 
 impl Runtime {
     /// Waits for the container's first process in a task of its own, unless one does so already.
@@ -177,11 +196,22 @@ impl Runtime {
         if let (Some(known), Some(now)) = (&mut known, now) {
             **known = now;
         }
-        let counted = self.hierarchies.oom_kills(&cgroup) > 0 || (grew && !self.hierarchies.exists(&cgroup));
+        let exists = self.hierarchies.exists(&cgroup);
+        let counted = self.hierarchies.oom_kills(&cgroup) > 0
+            || (!exists && (grew || watched_kill(container, REMOVAL_PATIENCE)));
         if counted {
             container.out_of_memory.store(true, Ordering::Release);
         }
         container.out_of_memory.load(Ordering::Acquire)
+    }
+
+    /// Watches a container for kills by the memory limit, where systemd takes its cgroup away, and with it the only count,
+    /// and a shim of containerd may begin to watch too late.
+    pub(crate) fn watch_kills(&self, container: &Container) {
+        if self.cgroup_driver == Driver::Systemd {
+            let watch = self.hierarchies.watch_kills(&container.record.with(|record| record.cgroup.clone()));
+            *container.oom_watch.lock().unwrap_or_else(PoisonError::into_inner) = watch;
+        }
     }
 
     /// Whether systemd has taken the container's cgroup away, and with it, in version 1, the count of kills.

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use containerd_client::types::Mount;
 use cri_shim_core::record::{ContainerPhase, ContainerRecord, SandboxPhase, SandboxRecord};
+use cri_shim_runtime::cgroup::OomWatch;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
@@ -106,6 +107,8 @@ pub struct Container {
     pub watched: AtomicBool,
     /// Whether the kernel reported an OOM kill in it.
     pub out_of_memory: AtomicBool,
+    /// Tells of OOM kills after its cgroup is gone, where nothing else does.
+    pub(crate) oom_watch: Mutex<Option<OomWatch>>,
     /// What reads its output while it runs.
     pub pump: Mutex<Option<LogPump>>,
     /// Keeps standard input open between two clients that attach.
@@ -183,6 +186,7 @@ impl Container {
             task_deleted: AtomicBool::default(),
             watched: AtomicBool::default(),
             out_of_memory: AtomicBool::default(),
+            oom_watch: Mutex::default(),
             pump: Mutex::default(),
             stdin: Mutex::default(),
             rootfs: Mutex::default(),

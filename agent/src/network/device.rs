@@ -72,6 +72,23 @@ async fn find(kernel: &Kernel, name: &str) -> Result<Option<LinkMessage>> {
     Ok(kernel.links().await?.into_iter().find(|link| link.attributes.iter().any(is_it)))
 }
 
+/// The name of a VXLAN device with this identifier.
+fn same_vni(links: &[LinkMessage], vni: u32) -> Option<String> {
+    let has_vni = |info: &LinkInfo| match info {
+        LinkInfo::Data(InfoData::Vxlan(data)) => data.contains(&InfoVxlan::Id(vni)),
+        _ => false,
+    };
+    let is_it = |attribute: &LinkAttribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.iter().any(has_vni),
+        _ => false,
+    };
+    let link = links.iter().find(|link| link.attributes.iter().any(is_it))?;
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    })
+}
+
 async fn create(kernel: &Kernel, wanted: &Vxlan) -> Result<u32> {
     let mut builder = LinkVxlan::new(&wanted.name, wanted.vni)
         .port(wanted.port)
@@ -86,11 +103,14 @@ async fn create(kernel: &Kernel, wanted: &Vxlan) -> Result<u32> {
         IpAddr::V6(v6) => builder.local6(v6),
     };
     match kernel.handle.link().add(builder.build()).execute().await {
-        Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == EXISTS => bail!(
-            "another VXLAN device of this host uses VNI {} and port {}: set keelson.network.vni or port, or remove it",
-            wanted.vni,
-            wanted.port
-        ),
+        Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == EXISTS => {
+            let (vni, port) = (wanted.vni, wanted.port);
+            let other = same_vni(&kernel.links().await?, vni).unwrap_or_else(|| "unknown".to_owned());
+            bail!(
+                "another VXLAN device of this host ({other}) uses VNI {vni} and port {port}: set keelson.network.vni or port, or \
+                 remove it"
+            )
+        }
         made => made.with_context(|| format!("make the tunnel device {}", wanted.name))?,
     }
     let link = find(kernel, &wanted.name).await?.context("the tunnel device vanished")?;

@@ -3,10 +3,10 @@
 //! Routes of ours carry a protocol number of their own, by which stale ones of an earlier run are found; neighbours and
 //! FDB entries are those of the tunnel device. Other routes are read for the path's MTU and never changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use agent_core::overlay::{Action, Entries, Hop, Mac, Range};
+use agent_core::overlay::{Action, Entries, Hop, Host, Mac, Range};
 use anyhow::{Context, Result};
 use futures::{Stream, StreamExt, TryStreamExt};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
@@ -337,6 +337,26 @@ fn own_address(message: &AddressMessage) -> Option<IpAddr> {
         })
     };
     pick(true).or_else(|| pick(false))
+}
+
+/// What is not the overlay's; but a route that it had, and that somebody has led elsewhere, is its own.
+pub(super) fn others(routes: &[Route], underlay: u32, had: &Entries) -> Host {
+    let mut host = Host::default();
+    let is_ours = |route: &Route| route.protocol == PROTOCOL;
+    let ours: BTreeSet<Range> =
+        routes.iter().filter(|route| is_ours(route)).map(|it| it.destination).collect();
+    for route in routes.iter().filter(|route| !is_ours(route)) {
+        let Hop { via, device, .. } = route.hop;
+        if device == underlay && !via.is_unspecified() {
+            host.gateways.insert(via);
+        }
+        if !ours.contains(&route.destination) && !had.routes.contains_key(&route.destination) {
+            let via = if via.is_unspecified() { String::new() } else { format!(" via {via}") };
+            let words = format!("of protocol {}{via}, interface {device}", u8::from(route.protocol));
+            host.routes.insert(route.destination, words);
+        }
+    }
+    host
 }
 
 /// The MTU that routes state for the path to an address; 0 where none does.

@@ -286,6 +286,8 @@ struct Overlay {
     /// As of the last pass; `None` before the first that worked.
     place: Option<Place>,
     entries: Entries,
+    /// Pod ranges of peers to which somebody else has a route.
+    refused: BTreeSet<Range>,
     /// What the peers of the encrypted tunnel were to be in the last pass.
     keys: Option<Arc<wireguard::Peers>>,
     /// What the underlay's interface carries, as of the last pass.
@@ -314,6 +316,7 @@ impl Overlay {
             paths,
             place: None,
             entries: Entries::default(),
+            refused: BTreeSet::new(),
             keys: None,
             alone: false,
             problems: BTreeSet::new(),
@@ -333,6 +336,7 @@ impl Overlay {
             Change::Route { destination, ours: false } => destination.is_some_and(|range| {
                 range.prefix() == 0
                     || self.entries.routes.contains_key(&range)
+                    || self.refused.contains(&range)
                     || place.subnets.contains(&range)
                     || self.entries.forwards.values().any(|peer| range.contains(*peer))
                     || self.targets.borrow().are_in(&range)
@@ -474,8 +478,10 @@ impl Overlay {
     /// Makes the entries what they should be; an entry that the kernel refuses holds up no other.
     async fn converge(&mut self, wires: &Wires, node: Option<&Node>, peers: &Peers) -> Result<()> {
         let Some(place) = &self.place else { return Ok(()) };
-        let (mut wanted, problems) = desired(place, peers.values());
         let routes = self.kernel.routes().await?;
+        // A route that was ours comes back, also where somebody has led it elsewhere.
+        let host = kernel::others(&routes, place.underlay, &self.entries);
+        let (mut wanted, problems) = desired(place, &host, peers.values());
         path::narrow(place, &mut wanted, &routes, &self.paths.borrow(), peers);
         let targets = path::Targets::of(place, peers, &routes, self.config.port, self.underlay_mtu);
         self.targets.send_if_modified(|current| {
@@ -510,6 +516,13 @@ impl Overlay {
             info!(changes = actions.len(), routes = wanted.routes.len(), "overlay brought up to date");
         }
         self.entries = wanted;
+        self.refused = problems
+            .iter()
+            .filter_map(|problem| match problem {
+                Problem::OtherRoute { range, .. } => Some(*range),
+                _ => None,
+            })
+            .collect();
         self.tell(wires, node, problems.into_iter().collect());
         failure.map_or(Ok(()), Err)
     }

@@ -251,6 +251,38 @@ fn another_address_or_device_of_a_peer_replaces_the_one_before() {
     eventually("with its entries", || is(mac, first));
 }
 
+#[test]
+fn routes_of_others_stay_and_a_range_waits_for_its_place() {
+    let lab = Lab::new(1, "mode: vxlan", false);
+    let node = &lab.nodes[0];
+    ip(&node.netns, &["route", "add", "172.30.0.0/24", "via", "192.0.2.254", "proto", "static"]);
+    let routes = || {
+        let all = ip(&node.netns, &["route", "show"]);
+        all.lines().filter(|line| !line.contains("proto 76")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = routes();
+    let peers = [("held", "172.30.0.0/24"), ("taker", "192.0.2.0/24"), ("good", "10.244.50.0/24")];
+    for (number, (name, range)) in (50..).zip(peers) {
+        let address = IpAddr::from([192, 0, 2, number]);
+        lab.api.add_silent_node(name, range, address);
+        lab.api.publish_tunnel(name, address, &format!("02:00:00:00:50:{number:02}"));
+    }
+    eventually("the peer that takes nothing", || lab::expect(&entries(node), "10.244.50.0/24 via"));
+    assert_eq!(routes(), before);
+    let now = entries(node);
+    assert!(!now.contains("172.30.0.0") && !now.contains("192.0.2.0/24"), "{now}");
+    ip(&node.netns, &["route", "del", "172.30.0.0/24"]);
+    eventually("the peer whose range is free now", || lab::expect(&entries(node), "172.30.0.0/24 via"));
+    // Once it is the overlay's, it is defended.
+    ip(&node.netns, &["route", "replace", "172.30.0.0/24", "via", "192.0.2.254", "proto", "static"]);
+    eventually("the overlay's route again", || lab::expect(&entries(node), "172.30.0.0/24 via"));
+    lab.api.remove_node("held");
+    eventually("nothing of a node that left", || {
+        let now = entries(node);
+        if now.contains("172.30.0.0") { Err(now) } else { Ok(()) }
+    });
+}
+
 /// Moves node 2 behind a router, which is the fabric, whose link to it carries less than its interface says.
 fn put_behind_a_router(lab: &Lab, mtu: &str) {
     let (fabric, near, far) = (&lab.fabric, &lab.nodes[0], &lab.nodes[1]);

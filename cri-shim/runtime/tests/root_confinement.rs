@@ -3,6 +3,8 @@
 mod support;
 
 use std::io::{Read, Write};
+use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use cri_shim_runtime::wait::reap;
 use cri_shim_runtime::{Created, Exec, Stdio, WindowSize, sealed};
@@ -86,6 +88,38 @@ fn the_memory_limit_kills_and_is_told() {
     let stats = running.container.stats().unwrap();
     assert_eq!(stats.memory_limit, Some(33_554_432));
     assert!(stats.oom_kills.unwrap() > 0 && stats.memory_peak.unwrap() > 16_777_216);
+}
+
+#[test]
+fn in_version_1_a_kill_is_told_after_its_cgroup_is_gone() {
+    if !Path::new("/sys/fs/cgroup/memory").is_dir() {
+        // Version 2 counts in the cgroup above, too.
+        return;
+    }
+    let ended = |by_limit: bool| {
+        let bundle = Bundle::new();
+        let words = ["sh", "-c", "read x; dd if=/dev/zero of=/dev/null bs=200M count=1"];
+        let mut value = plain(&words, &unique());
+        value["linux"]["resources"]["memory"] = json!({"limit": 33_554_432, "swap": 33_554_432});
+        let (reader, writer) = std::io::pipe().unwrap();
+        let stdio = Stdio::Fds { stdin: Some(reader.into()), stdout: None, stderr: None };
+        let running = start(&bundle, &value, stdio);
+        let watch = running.container.oom_watch().unwrap();
+        if !by_limit {
+            running.container.kill(9).unwrap();
+        }
+        drop(writer);
+        reap(&running.pidfd, true).unwrap();
+        running.container.delete(support::PATIENCE).unwrap();
+        watch
+    };
+    let (mut other, mut limited) = (ended(false), ended(true));
+    wait_until("the kill is told", || {
+        assert_eq!(limited.kills().unwrap(), None);
+        limited.told.load(Ordering::Acquire)
+    });
+    assert_eq!(other.kills().unwrap(), None);
+    assert!(!other.told.load(Ordering::Acquire));
 }
 
 #[test]

@@ -99,6 +99,9 @@ impl Runtime {
         container.record.change(|record| record.started(pid, clock::now()));
         self.save(&container.record).await?;
         reached(Step::ContainerRunning);
+        if !own_shim {
+            self.watch_kills(container);
+        }
         stage("task_start", self.client.start_task(&record.id, "")).await?;
         reached(Step::ContainerStarted);
         Ok(())

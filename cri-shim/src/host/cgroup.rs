@@ -8,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use cri_shim_core::stats::{self, CgroupDetails, CgroupUsage};
+use cri_shim_runtime::cgroup::{OomWatch, Paths};
 
 /// The version 2 tree that is mounted beside version 1 controllers, as the name of a controller.
 const UNIFIED: &str = "unified";
@@ -92,6 +93,14 @@ impl Hierarchies {
             Self::V1(_) => stats::oom_kills(&self.read("memory", &directory, "memory.oom_control")),
             Self::V2(_) => stats::oom_kills(&self.read("", &directory, "memory.events")),
         }
+    }
+
+    /// Watches for kills for memory in a cgroup of version 1, whose count goes with it.
+    pub fn watch_kills(&self, cgroup: &str) -> Option<OomWatch> {
+        let Self::V1(controllers) = self else { return None };
+        let memory = controllers.get("memory")?.join(directory(cgroup));
+        let v1 = BTreeMap::from([("memory".to_owned(), memory)]);
+        Paths { v1, ..Paths::default() }.oom_watch().ok()
     }
 
     /// Whether a file exists in the root of a controller.

@@ -1,10 +1,10 @@
 //! The kernel entries that lead to every peer: one route per pod range, one neighbour per range and one FDB entry per
 //! node behind a tunnel, a plain route where no tunnel is needed; a key with its ranges behind an encrypted tunnel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::node::{Mode, PUBLIC_KEY, Peer, VTEP_MAC};
+use super::node::{ADDRESSES, Mode, PUBLIC_KEY, Peer, VTEP_MAC};
 use super::range::{Mac, Range};
 
 /// What this node is and has.
@@ -28,6 +28,15 @@ pub struct Place {
     pub tunnel: Option<Tunnel>,
     /// Its own public key, in mode `wireguard`.
     pub public_key: Option<String>,
+}
+
+/// What this machine has that is not the overlay's, and that no entry of the overlay may take away.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Host {
+    /// Routes of others, and what they are in words.
+    pub routes: BTreeMap<Range, String>,
+    /// Gateways of others' routes on the underlay.
+    pub gateways: BTreeSet<IpAddr>,
 }
 
 /// The tunnel device.
@@ -113,7 +122,63 @@ pub enum Problem {
         /// Its address.
         address: IpAddr,
     },
-    /// Two nodes claim the same addresses; the first by name keeps them.
+    /// It publishes something that cannot be used.
+    #[error("node {node} publishes {what} {text:?}, which cannot be used: {expected} is expected")]
+    Unreadable {
+        /// Peer.
+        node: String,
+        /// Annotation.
+        what: &'static str,
+        /// Its value, or the part of it.
+        text: String,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// An address at which no other node can take packets.
+    #[error("node {node} has the address {address}, which {why}: nothing is sent there")]
+    Address {
+        /// Peer.
+        node: String,
+        /// The address.
+        address: IpAddr,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Two nodes have one address. Packets for both go there: the object of one may be a remnant.
+    #[error("node {node} has the address {address}, as node {holder} has: one of them does not answer there")]
+    SameAddress {
+        /// The younger peer.
+        node: String,
+        /// The address.
+        address: IpAddr,
+        /// The older one.
+        holder: String,
+    },
+    /// This machine has a route of its own to the same range.
+    #[error(
+        "node {node} has the pod range {range}, to which this node has a route already ({route}): that route stays, and the range is left out"
+    )]
+    OtherRoute {
+        /// Peer.
+        node: String,
+        /// Its range.
+        range: Range,
+        /// The route in words.
+        route: String,
+    },
+    /// What leads to the nodes themselves would be led into the overlay.
+    #[error(
+        "node {node} has the pod range {range}, which holds {what}: it is left out, as the nodes would lose each other"
+    )]
+    Holds {
+        /// Peer.
+        node: String,
+        /// Its range.
+        range: Range,
+        /// What the range holds.
+        what: String,
+    },
+    /// Two nodes claim the same addresses; the older one keeps them.
     #[error("node {node} has the pod range {range}, which overlaps {other} of node {holder}: it is left out")]
     Overlap {
         /// Peer that is left out.
@@ -125,7 +190,7 @@ pub enum Problem {
         /// Who has it.
         holder: String,
     },
-    /// Two nodes publish the same device; the first by name keeps it.
+    /// Two nodes publish the same device; the older one keeps it.
     #[error(
         "node {node} publishes the hardware address {mac}, which is that of node {holder}: it is left out"
     )]
@@ -137,7 +202,7 @@ pub enum Problem {
         /// Who has it.
         holder: String,
     },
-    /// Two nodes publish the same key; the first by name keeps it.
+    /// Two nodes publish the same key; the older one keeps it.
     #[error("node {node} publishes the WireGuard key of node {holder}: it is left out")]
     SameKey {
         /// Peer that is left out.
@@ -147,11 +212,16 @@ pub enum Problem {
     },
 }
 
-/// The entries for all peers, and what is wrong with those that have none.
-pub fn desired<'p>(place: &Place, peers: impl IntoIterator<Item = &'p Peer>) -> (Entries, Vec<Problem>) {
+/// The entries for all peers, and what is wrong with those that have none. Nothing of the host's is taken away. Of two that
+/// claim the same the older one keeps it, so that no newcomer takes what pods use.
+pub fn desired<'p>(
+    place: &Place,
+    host: &Host,
+    peers: impl IntoIterator<Item = &'p Peer>,
+) -> (Entries, Vec<Problem>) {
     let mut peers: Vec<&Peer> = peers.into_iter().filter(|peer| peer.name != place.node).collect();
-    peers.sort_by(|a, b| a.name.cmp(&b.name));
-    let mut draft = Draft::new(place);
+    peers.sort_by(|a, b| (a.since, &a.name).cmp(&(b.since, &b.name)));
+    let mut draft = Draft::new(place, host);
     for peer in peers {
         if let Err(problem) = draft.add(peer) {
             draft.problems.push(problem);
@@ -162,6 +232,9 @@ pub fn desired<'p>(place: &Place, peers: impl IntoIterator<Item = &'p Peer>) -> 
 
 struct Draft<'p> {
     place: &'p Place,
+    host: &'p Host,
+    /// Where nodes take packets.
+    nodes: BTreeMap<IpAddr, String>,
     entries: Entries,
     problems: Vec<Problem>,
     holders: BTreeMap<Range, String>,
@@ -170,11 +243,13 @@ struct Draft<'p> {
 }
 
 impl<'p> Draft<'p> {
-    fn new(place: &'p Place) -> Self {
+    fn new(place: &'p Place, host: &'p Host) -> Self {
         let holders = place.ranges.iter().map(|range| (*range, place.node.clone())).collect();
         let keys = place.public_key.iter().map(|key| (key.clone(), place.node.clone())).collect();
         Self {
             place,
+            host,
+            nodes: BTreeMap::from([(place.address, place.node.clone())]),
             entries: Entries::default(),
             problems: Vec::new(),
             holders,
@@ -186,9 +261,11 @@ impl<'p> Draft<'p> {
     /// A peer without pod ranges or address has nothing to reach yet; that is no problem.
     fn add(&mut self, peer: &Peer) -> Result<(), Problem> {
         let place = self.place;
-        if peer.ranges.is_empty() || peer.addresses.is_empty() {
+        let addresses = self.usable_addresses(peer);
+        if peer.ranges.is_empty() || addresses.is_empty() {
             return Ok(());
         }
+        let peer = &Peer { addresses, ..peer.clone() };
         if let Some(theirs) = peer.mode.as_ref().filter(|theirs| **theirs != place.mode.to_string()) {
             return Err(Problem::OtherMode {
                 node: peer.name.clone(),
@@ -207,6 +284,55 @@ impl<'p> Draft<'p> {
         }
         let address = peer.address_like(place.address).ok_or_else(|| no_address(peer, place.address))?;
         self.through(peer, address, tunnel)
+    }
+
+    /// The peer's addresses at which it can be; the others become problems.
+    fn usable_addresses(&mut self, peer: &Peer) -> Vec<IpAddr> {
+        let node = || peer.name.clone();
+        for (what, text) in peer.unreadable.iter().filter(|(what, _)| *what == ADDRESSES) {
+            let (text, expected) = (text.clone(), "an IP address");
+            self.problems.push(Problem::Unreadable { node: node(), what, text, expected });
+        }
+        let mut usable = Vec::new();
+        for address in &peer.addresses {
+            if let Some(why) = self.unusable(*address) {
+                self.problems.push(Problem::Address { node: node(), address: *address, why });
+                continue;
+            }
+            usable.push(*address);
+            match self.nodes.get(address) {
+                Some(holder) => {
+                    let (address, holder) = (*address, holder.clone());
+                    self.problems.push(Problem::SameAddress { node: node(), address, holder });
+                }
+                None => drop(self.nodes.insert(*address, node())),
+            }
+        }
+        usable
+    }
+
+    fn unusable(&self, address: IpAddr) -> Option<String> {
+        let broadcast = address == IpAddr::from([255; 4]);
+        if address.is_unspecified() || address.is_loopback() || address.is_multicast() || broadcast {
+            return Some("is no address of one machine".to_owned());
+        }
+        if address == self.place.address {
+            return Some("is this node's own".to_owned());
+        }
+        let (range, holder) = self.holders.iter().find(|(range, _)| range.contains(address))?;
+        Some(format!("lies in the pod range {range} of node {holder}"))
+    }
+
+    /// What the nodes need to reach each other, and the range would take away.
+    fn held(&self, range: &Range) -> Option<String> {
+        let node = self.nodes.iter().find(|(address, _)| range.contains(**address));
+        let node = node.map(|(address, name)| format!("{address}, the address of node {name}"));
+        let gateway = || self.host.gateways.iter().find(|gateway| range.contains(**gateway));
+        let covers = |subnet: &&Range| range.contains(subnet.network()) && range.prefix() <= subnet.prefix();
+        node.or_else(|| gateway().map(|gateway| format!("the gateway {gateway}"))).or_else(|| {
+            let subnet = self.place.subnets.iter().find(covers)?;
+            Some(format!("{subnet}, the subnet of the underlay interface"))
+        })
     }
 
     /// The peer's own address in a subnet of the underlay, of the range's family.
@@ -232,7 +358,16 @@ impl<'p> Draft<'p> {
     }
 
     fn through(&mut self, peer: &Peer, address: IpAddr, tunnel: Tunnel) -> Result<(), Problem> {
-        let unpublished = || Problem::Unpublished { node: peer.name.clone(), what: VTEP_MAC };
+        let unpublished = || {
+            let node = peer.name.clone();
+            match peer.unreadable.iter().find(|(what, _)| *what == VTEP_MAC) {
+                Some((what, text)) => {
+                    let expected = "a hardware address of one interface such as 02:00:00:00:00:01";
+                    Problem::Unreadable { node, what, text: text.clone(), expected }
+                }
+                None => Problem::Unpublished { node, what: VTEP_MAC },
+            }
+        };
         let mac = peer.mac.ok_or_else(unpublished)?;
         if let Some(holder) = self.macs.get(&mac) {
             return Err(Problem::SameMac { node: peer.name.clone(), mac, holder: holder.clone() });
@@ -276,21 +411,28 @@ impl<'p> Draft<'p> {
         self.entries.routes.insert(range, hop);
     }
 
-    /// The peer's ranges that nobody else has; the others become problems.
+    /// The peer's ranges that nobody else has, and that take nothing away; the others become problems.
     fn free(&mut self, peer: &Peer) -> Vec<Range> {
         let mut free = Vec::new();
         for range in &peer.ranges {
-            match self.holders.iter().find(|(held, _)| held.overlaps(range)) {
-                Some((other, holder)) => self.problems.push(Problem::Overlap {
-                    node: peer.name.clone(),
-                    range: *range,
-                    other: *other,
-                    holder: holder.clone(),
-                }),
+            match self.conflict(&peer.name, *range) {
+                Some(problem) => self.problems.push(problem),
                 None => free.push(*range),
             }
         }
         free
+    }
+
+    fn conflict(&self, node: &str, range: Range) -> Option<Problem> {
+        let node = node.to_owned();
+        if let Some((other, holder)) = self.holders.iter().find(|(held, _)| held.overlaps(&range)) {
+            return Some(Problem::Overlap { node, range, other: *other, holder: holder.clone() });
+        }
+        if let Some(what) = self.held(&range) {
+            return Some(Problem::Holds { node, range, what });
+        }
+        let route = self.host.routes.get(&range)?.clone();
+        Some(Problem::OtherRoute { node, range, route })
     }
 }
 

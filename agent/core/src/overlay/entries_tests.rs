@@ -2,6 +2,10 @@
 
 use super::*;
 
+fn desired<'p>(place: &Place, peers: impl IntoIterator<Item = &'p Peer>) -> (Entries, Vec<Problem>) {
+    super::desired(place, &Host::default(), peers)
+}
+
 fn range(text: &str) -> Range {
     text.parse().unwrap()
 }
@@ -32,6 +36,8 @@ fn key(letter: char) -> String {
 fn peer(number: u8, ranges: &[&str], addresses: &[&str]) -> Peer {
     Peer {
         name: format!("n{number}"),
+        since: Some(i64::from(number)),
+        unreadable: Vec::new(),
         ranges: ranges.iter().map(|text| range(text)).collect(),
         addresses: addresses.iter().map(|text| address(text)).collect(),
         mode: None,
@@ -110,14 +116,86 @@ fn what_cannot_be_reached_is_told() {
 }
 
 #[test]
-fn of_two_that_claim_the_same_the_first_by_name_keeps_it() {
+fn of_two_that_claim_the_same_the_older_one_keeps_it() {
     let one = peer(1, &["10.244.1.0/24"], &["192.0.2.2"]);
-    let two = Peer { name: "n2".to_owned(), addresses: vec![address("192.0.2.3")], ..one.clone() };
+    let since = Some(2);
+    let two = Peer { name: "n0".to_owned(), since, addresses: vec![address("192.0.2.3")], ..one.clone() };
     let (entries, problems) = desired(&place(Mode::Vxlan), [&two, &one]);
     assert_eq!(entries.forwards[&Mac([2, 0, 0, 0, 0, 1])], address("192.0.2.2"));
-    assert!(matches!(&problems[..], [Problem::SameMac { node, .. }] if node == "n2"), "{problems:?}");
+    assert!(matches!(&problems[..], [Problem::SameMac { node, .. }] if node == "n0"), "{problems:?}");
     let (_, problems) = desired(&place(Mode::HostGw), [&two, &one]);
-    assert!(matches!(&problems[..], [Problem::Overlap { node, .. }] if node == "n2"), "{problems:?}");
+    assert!(matches!(&problems[..], [Problem::Overlap { node, .. }] if node == "n0"), "{problems:?}");
+}
+
+#[test]
+fn addresses_that_no_other_machine_has_are_told_and_not_used() {
+    let told = |peers: &[Peer]| {
+        let (entries, problems) = desired(&place(Mode::Vxlan), peers);
+        (entries, problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+    };
+    for (wrong, word) in [
+        ("0.0.0.0", "of one machine"),
+        ("127.0.0.1", "of one machine"),
+        ("224.0.0.1", "of one machine"),
+        ("255.255.255.255", "of one machine"),
+        ("192.0.2.1", "this node's own"),
+        ("10.244.0.7", "the pod range 10.244.0.0/24 of node a"),
+    ] {
+        let (entries, words) = told(&[peer(1, &["10.244.1.0/24"], &[wrong])]);
+        assert_eq!(entries, Entries::default(), "{wrong}");
+        assert!(words.contains(word), "{words}");
+    }
+    // The remnant of a node that has another name now must not cut it off.
+    let both = [peer(1, &["10.244.1.0/24"], &["192.0.2.2"]), peer(2, &["10.244.2.0/24"], &["192.0.2.2"])];
+    let (entries, words) = told(&both);
+    assert_eq!(entries.routes.len(), 2);
+    assert!(words.contains("as node n1 has"), "{words}");
+    let unreadable = vec![(ADDRESSES, "all".to_owned()), (VTEP_MAC, "zz".to_owned())];
+    let (entries, words) =
+        told(&[Peer { mac: None, unreadable, ..peer(1, &["10.244.1.0/24"], &["192.0.2.2"]) }]);
+    assert_eq!(entries, Entries::default());
+    assert!(words.contains("\"all\"") && words.contains("\"zz\""), "{words}");
+}
+
+#[test]
+fn a_range_takes_no_route_of_the_host_and_no_node_away() {
+    let host = Host {
+        routes: BTreeMap::from([(range("172.30.0.0/24"), "proto static".to_owned())]),
+        gateways: BTreeSet::from([address("192.0.2.254")]),
+    };
+    let told = |peers: &[Peer]| {
+        let (entries, problems) = super::desired(&place(Mode::Vxlan), &host, peers);
+        let words: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        (entries.routes.into_keys().collect::<Vec<_>>(), words.join("; "))
+    };
+    for (wrong, word) in [
+        ("172.30.0.0/24", "proto static"),
+        ("192.0.2.0/24", "192.0.2.1, the address of node a"),
+        ("192.0.2.2/31", "192.0.2.2, the address of node n1"),
+        ("192.0.2.252/30", "the gateway 192.0.2.254"),
+        ("2001:db8::/32", "2001:db8::/64, the subnet of the underlay"),
+    ] {
+        let (routes, words) = told(&[peer(1, &[wrong, "10.244.1.0/24"], &["192.0.2.2"])]);
+        assert_eq!(routes, [range("10.244.1.0/24")], "{wrong}");
+        assert!(words.contains(word), "{wrong}: {words}");
+    }
+    // A part of the subnet that no machine uses is as good as any range.
+    assert_eq!(told(&[peer(1, &["192.0.2.128/26"], &["192.0.2.2"])]).0.len(), 1);
+    // An older node keeps its address, a younger one is refused the range, and the other way around.
+    let (routes, words) =
+        told(&[peer(1, &["10.244.1.0/24"], &["10.9.0.7"]), peer(2, &["10.9.0.0/24"], &["192.0.2.3"])]);
+    assert_eq!(
+        (routes, words.contains("address of node n1")),
+        (vec![range("10.244.1.0/24")], true),
+        "{words}"
+    );
+    let (routes, words) =
+        told(&[peer(2, &["10.244.1.0/24"], &["10.9.0.7"]), peer(1, &["10.9.0.0/24"], &["192.0.2.3"])]);
+    assert_eq!(
+        (routes, words.contains("pod range 10.9.0.0/24")),
+        (vec![range("10.9.0.0/24")], true),
+        "{words}"
+    );
 }
 
 #[test]

@@ -12,7 +12,7 @@ pub mod node;
 pub mod plan;
 pub mod range;
 
-pub use entries::{Entries, Hop, KeyHolder, Place, Problem, Tunnel, desired};
+pub use entries::{Entries, Hop, Host, KeyHolder, Place, Problem, Tunnel, desired};
 pub use node::{Mode, Peer, pod_ranges};
 pub use plan::{Action, plan};
 pub use range::{Mac, Range};

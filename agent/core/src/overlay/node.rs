@@ -47,6 +47,8 @@ impl fmt::Display for Mode {
 pub struct Peer {
     /// Node name.
     pub name: String,
+    /// When its object was made, in seconds since 1970; of two that claim the same, the older one keeps it.
+    pub since: Option<i64>,
     /// Its pods' addresses, one range per family.
     pub ranges: Vec<Range>,
     /// Where it takes packets: what it publishes, else its InternalIPs.
@@ -55,20 +57,33 @@ pub struct Peer {
     pub mode: Option<String>,
     /// Hardware address of its VXLAN device.
     pub mac: Option<Mac>,
+    /// Annotations that say something that cannot be used, with their values.
+    pub unreadable: Vec<(&'static str, String)>,
     /// WireGuard public key, base64.
     pub public_key: Option<String>,
 }
 
 impl Peer {
-    /// Reads a Node object; what cannot be read counts as not said.
+    /// Reads a Node object; what cannot be read counts as not said, and is kept to be told.
     pub fn of(node: &Node) -> Self {
         let annotation = |name: &str| node.metadata.annotations.as_ref().and_then(|all| all.get(name));
+        let published = annotation(ADDRESSES).map(|text| parse_addresses(text));
+        let mac = annotation(VTEP_MAC).map(|text| text.parse::<Mac>().map_err(|_why| text.clone()));
+        let mut unreadable = Vec::new();
+        if let Some((_, junk)) = &published {
+            unreadable.extend(junk.iter().map(|text| (ADDRESSES, text.clone())));
+        }
+        if let Some(Err(text)) = &mac {
+            unreadable.push((VTEP_MAC, text.clone()));
+        }
         Self {
             name: node.metadata.name.clone().unwrap_or_default(),
+            since: node.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
             ranges: pod_ranges(node),
-            addresses: annotation(ADDRESSES).map_or_else(|| internal_ips(node), |text| parse_addresses(text)),
+            addresses: published.map_or_else(|| internal_ips(node), |(addresses, _)| addresses),
             mode: annotation(MODE).cloned(),
-            mac: annotation(VTEP_MAC).and_then(|text| text.parse().ok()),
+            mac: mac.and_then(Result::ok),
+            unreadable,
             public_key: annotation(PUBLIC_KEY).cloned(),
         }
     }
@@ -79,8 +94,16 @@ impl Peer {
     }
 }
 
-fn parse_addresses(text: &str) -> Vec<IpAddr> {
-    text.split(',').filter_map(|part| part.trim().parse().ok()).collect()
+/// The addresses, and the parts that are none.
+fn parse_addresses(text: &str) -> (Vec<IpAddr>, Vec<String>) {
+    let mut found = (Vec::new(), Vec::new());
+    for part in text.split(',').map(str::trim) {
+        match part.parse() {
+            Ok(address) => found.0.push(address),
+            Err(_) => found.1.push(part.to_owned()),
+        }
+    }
+    found
 }
 
 /// `spec.podCIDRs`, or the single `spec.podCIDR`; what is not a range is left out.
@@ -127,11 +150,14 @@ mod tests {
             "the InternalIP where nothing is published"
         );
         assert_eq!(peer.mac, Some(Mac([2, 0, 0, 0, 0, 10])));
-        object["metadata"]["annotations"][ADDRESSES] = json!("192.0.2.9, 2001:db8::1");
+        assert_eq!((peer.since, peer.unreadable.len()), (None, 0));
+        object["metadata"]["annotations"][ADDRESSES] = json!("192.0.2.9, 2001:db8::1,all");
+        object["metadata"]["creationTimestamp"] = json!("1970-01-01T00:01:00Z");
         object["metadata"]["annotations"][VTEP_MAC] = json!("nonsense");
         let peer = read(&object);
         let v6: IpAddr = "2001:db8::1".parse().unwrap();
         assert_eq!(peer.address_like(v6), Some(v6));
-        assert_eq!(peer.mac, None);
+        assert_eq!((peer.mac, peer.since), (None, Some(60)));
+        assert_eq!(peer.unreadable, [(ADDRESSES, "all".to_owned()), (VTEP_MAC, "nonsense".to_owned())]);
     }
 }

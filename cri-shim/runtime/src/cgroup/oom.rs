@@ -21,6 +21,8 @@ pub struct OomWatch {
     /// The file with the line `oom_kill N`.
     file: PathBuf,
     version1: bool,
+    /// Version 1: how often it was told. The removal of the cgroup is told the same way, once, and some time later.
+    times: u64,
     /// Version 1: whether the limit was said to be reached, in this cgroup or one above it. That comes before the kill;
     /// when the killed process has ended, systemd may have removed the cgroup and its count already.
     pub told: Arc<AtomicBool>,
@@ -47,7 +49,7 @@ impl Paths {
             Ok(notify)
         };
         let fd = watch().map_err(Error::step(format!("watch {}", file.display())))?;
-        Ok(OomWatch { fd, file, version1: false, told: Arc::default() })
+        Ok(OomWatch { fd, file, version1: false, times: 0, told: Arc::default() })
     }
 }
 
@@ -57,7 +59,7 @@ fn version1(directory: &Path) -> io::Result<OomWatch> {
     let control = std::fs::File::open(&file)?;
     let line = format!("{} {}", fd.as_raw_fd(), control.as_raw_fd());
     std::fs::write(directory.join("cgroup.event_control"), line)?;
-    Ok(OomWatch { fd, file, version1: true, told: Arc::default() })
+    Ok(OomWatch { fd, file, version1: true, times: 0, told: Arc::default() })
 }
 
 impl OomWatch {
@@ -75,9 +77,11 @@ impl OomWatch {
             Err(error) if super::gone(&error) => None,
             Err(error) => return Err(Error::step(format!("read {}", self.file.display()))(error)),
         };
-        // The removal of the cgroup is told the same way, once.
-        let told = news.first_chunk().map_or(0, |sum| u64::from_ne_bytes(*sum));
-        if self.version1 && length == 8 && told > u64::from(kills.is_none()) {
+        if self.version1 && length == 8 {
+            let since = news.first_chunk().map_or(0, |sum| u64::from_ne_bytes(*sum));
+            self.times = self.times.saturating_add(since);
+        }
+        if self.times > u64::from(kills.is_none()) {
             self.told.store(true, Ordering::Release);
         }
         Ok(kills)
