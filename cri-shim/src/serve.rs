@@ -1,5 +1,7 @@
 //! Builds the parts, joins them, serves the socket, and drains on SIGTERM or SIGINT. Containers are left running.
 
+use std::collections::BTreeSet;
+use std::fs::File;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -11,6 +13,8 @@ use cri_shim_api::v1::image_service_server::ImageServiceServer;
 use cri_shim_api::v1::runtime_service_server::RuntimeServiceServer;
 use cri_shim_streaming::server::Server;
 use futures::StreamExt;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -46,6 +50,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let cancel = CancellationToken::new();
     // Bound first: a second server on the same socket must not touch anything.
     let listener = listen(&config.listen).await?;
+    let _claimed = claim(&config).await?;
     let client = Client::new(&config.containerd_socket, &config.containerd_namespace)?;
     let images = ImageStore::new(client.clone(), config.image_places(), config.images.clone());
     let executor = Executor::new(client.clone(), &config.state_dir);
@@ -146,6 +151,41 @@ async fn listen(path: &Path) -> anyhow::Result<UnixListener> {
         tokio::time::sleep(PREDECESSOR_PAUSE).await;
     }
     bind(path)
+}
+
+/// Holds the directories as long as what is returned lives: two servers with the same ones, on two sockets, would take each
+/// other's pods and pulls for their own.
+async fn claim(config: &Config) -> anyhow::Result<Vec<Flock<File>>> {
+    let mut claimed = Vec::new();
+    let mut seen = BTreeSet::new();
+    for (field, directory) in [("stateDir", &config.state_dir), ("rootDir", &config.root_dir)] {
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("{field}: cannot make {}", directory.display()))?;
+        if !seen.insert(directory.canonicalize()?) {
+            continue;
+        }
+        let path = directory.join("lock");
+        let begun = tokio::time::Instant::now();
+        let mut file = File::options().create(true).append(true).open(&path)?;
+        let lock = loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => break lock,
+                // As with the socket: a process that a killed server was making.
+                Err((same, Errno::EAGAIN)) if begun.elapsed() < PREDECESSOR_PATIENCE => {
+                    file = same;
+                    tokio::time::sleep(PREDECESSOR_PAUSE).await;
+                }
+                Err((_, Errno::EAGAIN)) => {
+                    anyhow::bail!("{field}: another server works with {}", directory.display())
+                }
+                Err((_, error)) => {
+                    return Err(error).with_context(|| format!("{field}: cannot lock {}", path.display()));
+                }
+            }
+        };
+        claimed.push(lock);
+    }
+    Ok(claimed)
 }
 
 /// Listens on a socket that only root may use, in place of one that nobody listens on any more.

@@ -66,6 +66,26 @@ async fn a_pod_lives_and_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_second_server_with_the_same_directories_is_refused() {
+    let cri = Cri::start().await;
+    let text = std::fs::read_to_string(cri.dir().join("cri.yaml")).unwrap();
+    let other = cri.dir().join("other.yaml");
+    let second = || {
+        let program = env!("CARGO_BIN_EXE_keelson-cri");
+        let output = std::process::Command::new(program).arg("--config").arg(&other).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    std::fs::write(&other, text.replace("cri.sock", "other.sock").replace("metrics.sock", "m.sock")).unwrap();
+    let told = second();
+    assert!(told.contains("stateDir: another server works with"), "{told}");
+    std::fs::write(&other, std::fs::read_to_string(&other).unwrap().replace("cri/state", "cri/state2"))
+        .unwrap();
+    let told = second();
+    assert!(told.contains("rootDir: another server works with"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn ends_are_told_with_their_reason() {
     let cri = Cri::start().await;
     let pod = cri.pod("ends");

@@ -3,6 +3,7 @@
 mod support;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use keelson_cri::containerd::Client;
 use keelson_cri::images::auth::Credentials;
@@ -75,6 +76,23 @@ fn config() -> serde_json::Value {
 
 fn names(image: &Image) -> (&[String], &[String]) {
     (&image.repo_tags, &image.repo_digests)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_that_are_not_compressed_are_pulled() {
+    let fixture = Fixture::start().await;
+    let layers: Vec<_> = layers()
+        .into_iter()
+        .map(|tar| {
+            let digest = digest(&tar);
+            ("application/vnd.oci.image.layer.v1.tar", tar, digest)
+        })
+        .collect();
+    let id = fixture.registry.push_blobs("library/plain", "1", &layers);
+    let pull = fixture.store.pull("plain:1", None);
+    let image = tokio::time::timeout(Duration::from_secs(60), pull).await.expect("answered").expect("pulled");
+    assert_eq!(image.id, id);
+    assert_eq!(fixture.rootfs_files(), [PathBuf::from("first"), PathBuf::from("second")]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

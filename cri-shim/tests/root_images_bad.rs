@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::{ListContentRequest, ListRequest, ListStatusesRequest};
@@ -335,4 +337,33 @@ async fn registries_that_misbehave_are_named_and_given_up() {
     fixture.refuses(&impatient, "flipped", "demo:1", Code::DataLoss, &["it sent other content", &blob]).await;
     registry.replace_blob("library/demo", &blob, gzip(&first));
     fixture.store(impatient).pull("demo:1", None).await.expect("and now it is fine");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_that_wait_for_their_turn_do_not_excuse_those_that_stall() {
+    let fixture = Fixture::start().await;
+    let registry = &fixture.registry;
+    let layers: Vec<Vec<u8>> =
+        (0..5).map(|number| layer(&[(format!("file{number}").as_str(), b"x", 0o644)])).collect();
+    registry.push("library/wide", "1", &layers, json!({}), false);
+    for layer in &layers {
+        registry.fault(&digest(&gzip(layer)), Fault::Stall, 1000);
+    }
+    let settings = Settings {
+        progress_deadline_seconds: 3,
+        parallel_layers: 2,
+        parallel_transfers: 3,
+        ..Settings::default()
+    };
+    let store = fixture.store(settings);
+    // The second one waits for what the first one holds; neither is excused by the other for ever.
+    registry.push("library/other", "1", &layers[1..], json!({"User": "1"}), false);
+    let both = async { tokio::join!(store.pull("wide:1", None), store.pull("other:1", None)) };
+    let (wide, other) = tokio::time::timeout(Duration::from_secs(60), both).await.expect("both are given up");
+    for result in [wide, other] {
+        let status = service::status(&result.expect_err("stalled"));
+        assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+    }
+    registry.heal();
+    store.pull("wide:1", None).await.expect("and now it is fine");
 }

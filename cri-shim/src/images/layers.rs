@@ -112,7 +112,8 @@ impl Job {
     async fn run(self, layer: Layer, below: Below, done: oneshot::Sender<()>) -> Result<(), PullError> {
         let (session, snapshotter) = (&self.shared.session, &self.shared.snapshotter);
         // Chains are locked from the top down only by tasks that hold no transfer, so nobody waits in a circle.
-        let _one_unpacker = self.progress.patiently(self.shared.locks.lock(&layer.chain_id)).await;
+        let chain = format!("chain {}", layer.chain_id);
+        let _one_unpacker = self.progress.in_turn(self.shared.locks.lock(&chain)).await;
         if unpack::is_unpacked(session, snapshotter, &layer.chain_id).await? {
             done.send(()).ok();
             self.download(&layer).await?;
@@ -197,8 +198,8 @@ impl Job {
 
     /// Waits until a layer may be read and unpacked: threads are few, and other work needs them too.
     async fn turn(&self) -> (Permit<'_>, Permit<'_>) {
-        let own = self.progress.patiently(self.transfers.acquire()).await;
-        (own, self.progress.patiently(self.shared.transfers.acquire()).await)
+        let own = self.progress.in_turn(self.transfers.acquire()).await;
+        (own, self.progress.in_turn(self.shared.transfers.acquire()).await)
     }
 
     async fn download(&self, layer: &Layer) -> Result<(), PullError> {
@@ -214,8 +215,10 @@ impl Job {
     async fn fetch(&self, layer: &Layer, staged: Option<&Staged>) -> Result<Option<Feed>, PullError> {
         let Source::Registry(registry) = &self.source else { return Ok(None) };
         let digest = layer.digest();
-        let _one_writer = self.progress.patiently(self.shared.locks.lock(&digest)).await;
+        // Named apart from chains: the chain of a bottom layer that is not compressed has its blob's digest.
+        let _one_writer = self.progress.in_turn(self.shared.locks.lock(&format!("blob {digest}"))).await;
         let _turn = self.turn().await;
+        let _under_way = self.progress.transferring();
         let mut feed = staged.map(|staged| self.feed(layer, staged));
         let mut failures = FetchError::nobody();
         for host in 0..registry.host_count() {

@@ -35,6 +35,18 @@ struct Counts {
     bytes: AtomicU64,
     layers: AtomicU64,
     layers_done: AtomicU64,
+    /// Transfers from a registry under way.
+    transfers: AtomicU64,
+}
+
+/// A transfer from a registry under way.
+#[derive(Debug)]
+pub struct Transferring(Progress);
+
+impl Drop for Transferring {
+    fn drop(&mut self) {
+        self.0.0.transfers.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Default for Progress {
@@ -46,6 +58,7 @@ impl Default for Progress {
             bytes: AtomicU64::default(),
             layers: AtomicU64::default(),
             layers_done: AtomicU64::default(),
+            transfers: AtomicU64::default(),
         }))
     }
 }
@@ -86,6 +99,27 @@ impl Progress {
             // Cancel-safe: the work stays pinned here while the time runs out.
             match tokio::time::timeout(PATIENCE, &mut work).await {
                 Ok(done) => return done,
+                Err(_) => self.tick(),
+            }
+        }
+    }
+
+    /// Counts a transfer until what is returned is dropped.
+    pub fn transferring(&self) -> Transferring {
+        self.0.transfers.fetch_add(1, Ordering::Relaxed);
+        self.tick();
+        Transferring(self.clone())
+    }
+
+    /// Waits for what others hold: another pull, or another layer of this one. While transfers of this pull are under way, it
+    /// is they that have to come on; else it stands still for as long as they do, and is told of by its own deadline.
+    pub async fn in_turn<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            // Cancel-safe: the work stays pinned here while the time runs out.
+            match tokio::time::timeout(PATIENCE, &mut work).await {
+                Ok(done) => return done,
+                Err(_) if self.0.transfers.load(Ordering::Relaxed) > 0 => {}
                 Err(_) => self.tick(),
             }
         }
