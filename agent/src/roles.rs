@@ -21,7 +21,7 @@ use crate::config::{AgentConfig, EvictionConfig, ImageGcConfig, LogRotationConfi
 use crate::contracts::{NodeFacts, ObjectSource, PodLookup, RuntimeHealth};
 use crate::cpus::Cpus;
 use crate::devices::Devices;
-use crate::events::{self, EventRecorder};
+use crate::events::{self, EventRecorder, EventType};
 use crate::observability::{self, Observed};
 use crate::pods::context::{PodContext, STATUS_WRITES};
 use crate::pods::directory::PodDirectory;
@@ -234,8 +234,10 @@ fn start_proxy(
             // Host ports are for clients outside as well: the seam leaves them to nftables.
             requests.close();
         }
+        let (recorder, object) = (events.clone(), node.clone());
         let run = proxy::run(client.clone(), proxy, node, events.clone(), requests, roles.cancel.clone());
-        roles.optional("service proxy", run);
+        let tell = move |problem| tell_node(recorder, object, "ServiceProxyFailed", problem);
+        roles.optional_told("service proxy", run, tell);
     }
     Ok(())
 }
@@ -412,6 +414,20 @@ pub async fn verify_services(config: &AgentConfig, pin_dir: &std::path::Path) ->
     proxy::show::verify(pin_dir, client, &proxy, zone).await
 }
 
+/// An Event on the node, as soon as it has registered: people look there before they look into the log.
+async fn tell_node(
+    events: EventRecorder,
+    mut node: watch::Receiver<Option<Arc<Node>>>,
+    reason: &'static str,
+    problem: String,
+) {
+    if let Ok(node) = node.wait_for(Option::is_some).await
+        && let Some(node) = node.as_deref()
+    {
+        events.node(node, EventType::Warning, reason, problem);
+    }
+}
+
 /// The tasks of the agent.
 struct Roles {
     tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
@@ -440,10 +456,25 @@ impl Roles {
         name: &'static str,
         role: impl Future<Output = anyhow::Result<()>> + Send + 'static,
     ) {
+        self.optional_told(name, role, |_problem| std::future::pending());
+    }
+
+    /// The same, and `tell` says it elsewhere too.
+    fn optional_told<T: Future<Output = ()> + Send>(
+        &mut self,
+        name: &'static str,
+        role: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+        tell: impl FnOnce(String) -> T + Send + 'static,
+    ) {
         let cancel = self.cancel.clone();
         self.endless(name, async move {
             if let Err(problem) = role.await {
                 error!("{name} is off: {problem:#}");
+                // Cancel-safe: what is not told by then nobody waits for.
+                tokio::select! {
+                    () = cancel.cancelled() => return,
+                    () = tell(format!("{name} is off: {problem:#}")) => {}
+                }
                 cancel.cancelled().await;
             }
         });
