@@ -132,6 +132,28 @@ pub trait ObjectSource: Send + Sync + 'static {
         namespace: &'a str,
         name: &'a str,
     ) -> BoxFuture<'a, Result<Option<Arc<Secret>>, SourceError>>;
+
+    /// The pod depends on these too, beside what its spec names: it is woken when one of them changes, as far as the API
+    /// server lets a node watch it.
+    fn depend(&self, _pod_uid: &str, _on: &[Dependency]) {}
+
+    /// Wakes the pods that depend on something that is no object of the API.
+    fn tell(&self, _changed: &Dependency) {}
+}
+
+/// What a pod's volumes depend on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Dependency {
+    /// A PersistentVolumeClaim, by namespace and name.
+    Claim(String, String),
+    /// A PersistentVolume.
+    Volume(String),
+    /// A VolumeAttachment.
+    Attachment(String),
+    /// The CSIDriver object of a driver.
+    Driver(String),
+    /// The driver itself, on this node.
+    Plugin(String),
 }
 
 /// An object could not be read from the API server.
@@ -160,20 +182,111 @@ pub struct HostPath {
 /// What [`VolumeManager::mount_all`] made.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MountedVolumes {
-    /// By volume name.
+    /// By volume name. Of a volume that is a device, the device.
     pub volumes: HashMap<String, HostPath>,
     /// When to call again even if nothing changes (service account tokens).
     pub refresh_at: Option<jiff::Timestamp>,
+    /// What happened beside.
+    pub events: Vec<VolumeEvent>,
 }
 
-/// One volume could not be set up or torn down; the text goes into the `FailedMount` event.
-#[derive(Debug, thiserror::Error)]
-#[error("MountVolume.SetUp failed for volume {volume:?} : {message}")]
+/// Something to tell of a pod's volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeEvent {
+    /// A problem.
+    pub is_warning: bool,
+    /// As upstream names it.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+impl VolumeEvent {
+    /// Something good.
+    pub fn normal(reason: &'static str, message: String) -> Self {
+        Self { is_warning: false, reason, message }
+    }
+
+    /// A problem.
+    pub fn warning(reason: &'static str, message: String) -> Self {
+        Self { is_warning: true, reason, message }
+    }
+}
+
+/// What was being done with a volume, as upstream names it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum VolumeStep {
+    /// The pod gets a directory.
+    #[default]
+    SetUp,
+    /// The node gets a file system.
+    MountDevice,
+    /// It is to be attached to the node.
+    Attach,
+    /// Its attachment is looked at.
+    WaitForAttach,
+    /// The node gets a device.
+    SetUpDevice,
+    /// The pod gets a device.
+    MapPodDevice,
+    /// A directory is taken away.
+    TearDown,
+    /// A device is taken away.
+    UnmapDevice,
+}
+
+impl VolumeStep {
+    /// Upstream's name of the operation.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::SetUp => "MountVolume.SetUp",
+            Self::MountDevice => "MountVolume.MountDevice",
+            Self::Attach => "AttachVolume.Attach",
+            Self::WaitForAttach => "MountVolume.WaitForAttach",
+            Self::SetUpDevice => "MapVolume.SetUpDevice",
+            Self::MapPodDevice => "MapVolume.MapPodDevice",
+            Self::TearDown => "UnmountVolume.TearDown",
+            Self::UnmapDevice => "UnmapVolume.UnmapPodDevice",
+        }
+    }
+
+    /// Reason of the event.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::SetUp | Self::MountDevice | Self::WaitForAttach | Self::TearDown => "FailedMount",
+            Self::Attach => "FailedAttachVolume",
+            Self::SetUpDevice | Self::MapPodDevice | Self::UnmapDevice => "FailedMapVolume",
+        }
+    }
+}
+
+/// One volume could not be set up or torn down; the text goes into the event.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{} failed for volume {volume:?} : {message}", step.words())]
 pub struct VolumeError {
     /// Volume name (or a path, in teardown).
     pub volume: String,
+    /// What was being done.
+    pub step: VolumeStep,
     /// What went wrong, as upstream words it: `configmap "x" not found`.
     pub message: String,
+    /// Nothing is wrong yet: it is waited for somebody.
+    pub waits: bool,
+}
+
+/// What a volume holds, as its driver tells.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VolumeFigures {
+    /// The pod's name of the volume.
+    pub name: String,
+    /// Namespace and name of its claim.
+    pub claim: Option<(String, String)>,
+    /// In all, left, in use.
+    pub bytes: Option<(i64, i64, i64)>,
+    /// The same of inodes.
+    pub inodes: Option<(i64, i64, i64)>,
+    /// Whether something is wrong with it, and what.
+    pub abnormal: Option<(bool, String)>,
 }
 
 /// Facts that a volume's content may need and the pod object does not carry.
@@ -206,6 +319,11 @@ pub trait VolumeManager: Send + Sync + 'static {
     /// Unmounts and removes all of `<rootDir>/pods/<uid>` (also `etc-hosts` and `containers/`, which the pod loop
     /// writes there). Idempotent.
     fn teardown<'a>(&'a self, pod_uid: &'a str) -> BoxFuture<'a, Result<(), VolumeError>>;
+
+    /// Figures of those of the pod's volumes whose drivers tell them.
+    fn figures<'a>(&'a self, _pod_uid: &'a str) -> BoxFuture<'a, Vec<VolumeFigures>> {
+        Box::pin(std::future::ready(Vec::new()))
+    }
 
     /// Uids with a directory below `<rootDir>/pods`; the caller tears down those that it does not know.
     fn on_disk(&self) -> BoxFuture<'_, Result<Vec<String>, VolumeError>>;
@@ -313,6 +431,8 @@ pub struct NodeFacts {
     pub going_down: watch::Receiver<bool>,
     /// Devices of plugins.
     pub devices: watch::Receiver<Counts>,
+    /// Names of the volumes that must not be detached.
+    pub volumes_in_use: watch::Receiver<BTreeSet<String>>,
     /// What the network between nodes needs of pods, `None` until it is there; absent: there is none.
     pub overlay: Option<watch::Receiver<Option<network::State>>>,
 }

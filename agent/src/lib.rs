@@ -2,7 +2,7 @@
 //!
 //! How they connect: [`roles`] builds every part and joins their tasks. [`sources`] watch the API server; [`pods`] runs
 //! the `Desired/Observed → plan` loop of `agent_core` and acts through [`runtime`] (the CRI) and [`host`] (cgroups,
-//! volumes); [`probes`] and [`events`] hang off it. [`node`], [`server`], [`proxy`], [`network`] and [`host_ports`] run beside it and read
+//! volumes) and [`csi`] (volumes of drivers, which [`plugins`] finds); [`probes`] and [`events`] hang off it. [`node`], [`server`], [`proxy`], [`network`] and [`host_ports`] run beside it and read
 //! pods through [`contracts`], where the seams between all of them are. A library only so that root tests can drive parts;
 //! nobody else links it.
 
@@ -12,6 +12,7 @@ pub mod check;
 pub mod config;
 pub mod contracts;
 pub mod cpus;
+pub mod csi;
 pub mod devices;
 pub mod events;
 mod files;
@@ -20,6 +21,7 @@ pub mod host_ports;
 pub mod network;
 pub mod node;
 pub mod observability;
+pub mod plugins;
 pub mod pods;
 pub mod preflight;
 pub mod probes;

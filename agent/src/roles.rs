@@ -18,11 +18,13 @@ use tracing::{error, info};
 
 use crate::certificates::Credentials;
 use crate::config::{AgentConfig, EvictionConfig, ImageGcConfig, LogRotationConfig};
-use crate::contracts::{NodeFacts, ObjectSource, PodLookup, RuntimeHealth};
+use crate::contracts::{Host, NodeFacts, ObjectSource, PodLookup, RuntimeHealth};
 use crate::cpus::Cpus;
+use crate::csi::{Csi, CsiSettings};
 use crate::devices::Devices;
 use crate::events::{self, EventRecorder, EventType};
 use crate::observability::{self, Observed};
+use crate::plugins::Handlers;
 use crate::pods::context::{PodContext, STATUS_WRITES};
 use crate::pods::directory::PodDirectory;
 use crate::pods::manager::{self, Eviction, Inbox};
@@ -30,7 +32,7 @@ use crate::probes::Prober;
 use crate::probes::counters::ProbeCounters;
 use crate::runtime::images::Images;
 use crate::runtime::{cri, health};
-use crate::server::{self, ServerConfig};
+use crate::server::{self, DriverVolumes, ServerConfig};
 use crate::shutdown::{self, Shutdown};
 use crate::sources::mirrors::{self, Mirrors};
 use crate::sources::objects::Objects;
@@ -41,7 +43,7 @@ use crate::upkeep::eviction::{self, Evictor};
 use crate::upkeep::images::ImageGc;
 use crate::upkeep::limits::{self, Limits};
 use crate::upkeep::{self, logs};
-use crate::{certificates, host, host_ports, network, node, proxy, runtime, sources};
+use crate::{certificates, host, host_ports, network, node, plugins, proxy, runtime, sources};
 
 /// Pod events between watch and manager; a full queue holds the watch back.
 const POD_EVENTS: usize = 256;
@@ -66,12 +68,9 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     let (services, follow_services) = services(client.clone(), cancel.clone());
     let (counters, directory) = (Arc::new(ProbeCounters::default()), PodDirectory::default());
     let memory_capacity = memory_capacity().await;
-    let host = host::assemble(
-        &config,
-        Arc::new(objects.clone()) as Arc<dyn ObjectSource>,
-        client.clone(),
-        memory_capacity,
-    );
+    let source: Arc<dyn ObjectSource> = Arc::new(objects.clone());
+    let csi = csi(&config, &source, &client, &node);
+    let host = host::assemble(&config, source, client.clone(), csi.clone(), memory_capacity);
     host.cgroups.ensure_root().await.context("cgroups for pods cannot be made")?;
     let images = Images::new(cri.clone(), config.parallel_pulls());
     let (pressure_sender, pressures) = watch::channel(BTreeSet::new());
@@ -110,7 +109,7 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
         health::run(cri.clone(), health_sender, Arc::clone(&recheck), cancel.clone()),
     );
     let lookup: Arc<dyn PodLookup> = Arc::new(directory.clone());
-    start_kubelet_api(&mut roles, &config, &client, (&lookup, &cri), counters)?;
+    start_kubelet_api(&mut roles, &config, &client, (&lookup, &cri, &context.host), counters)?;
     start_credentials(&mut roles, &config, credentials);
     start_allocators(&mut roles, &context, &lookup);
     start_pods(&mut roles, &context, &directory, images, (pressure_sender, going_down_sender))?;
@@ -125,7 +124,9 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     roles.endless("events", events::run(client.clone(), node_name.clone(), facts, cancel.clone()));
     roles.endless("services", follow_services);
     roles.endless("node watch", sources::node::run(client.clone(), node_name, node_sender, cancel.clone()));
-    start_node(&mut roles, &context, lookup, recheck, &cancel)?;
+    let csi = csi.context("a node with an API server has volumes of drivers")?;
+    start_node(&mut roles, &context, (lookup, &csi), recheck, &cancel)?;
+    start_plugins(&mut roles, &config, csi);
     let requests = start_host_ports(&mut roles, &config)?;
     start_proxy(&mut roles, &config, &client, (node, requests), &recorder)?;
     info!(node = %config.keelson.node_name, cri = %config.container_runtime_endpoint, "agent started");
@@ -141,11 +142,32 @@ fn start_allocators(roles: &mut Roles, context: &PodContext, pods: &Arc<dyn PodL
     roles.optional("device plugins", context.devices.clone().run(root_dir, Arc::clone(pods), cancel));
 }
 
+/// Volumes of drivers; there are none without an API server.
+fn csi(
+    config: &AgentConfig,
+    objects: &Arc<dyn ObjectSource>,
+    client: &Client,
+    node: &watch::Receiver<Option<Arc<Node>>>,
+) -> Option<Csi> {
+    let settings = CsiSettings::new(&config.keelson.root_dir, &config.keelson.node_name);
+    let settings = CsiSettings { node: Some(node.clone()), ..settings };
+    (!config.is_standalone()).then(|| Csi::new(settings, Arc::clone(objects), client.clone()))
+}
+
+/// Takes plugins in that register by a socket.
+fn start_plugins(roles: &mut Roles, config: &AgentConfig, csi: Csi) {
+    let (cancel, handlers) = (roles.cancel.clone(), csi.clone());
+    roles.endless("CSI node", csi.announce(cancel.clone()));
+    let handlers: Handlers = Arc::new(vec![Arc::new(handlers)]);
+    let directory = plugins::directory(&config.keelson.root_dir);
+    roles.endless("plugins", plugins::run(directory, handlers, cancel));
+}
+
 /// The network between nodes and the Node object.
 fn start_node(
     roles: &mut Roles,
     context: &PodContext,
-    pods: Arc<dyn PodLookup>,
+    (pods, csi): (Arc<dyn PodLookup>, &Csi),
     recheck: Arc<Notify>,
     cancel: &CancellationToken,
 ) -> anyhow::Result<()> {
@@ -161,6 +183,7 @@ fn start_node(
         pressures: context.pressures.clone(),
         going_down: context.going_down.clone(),
         devices: context.devices.counts(),
+        volumes_in_use: csi.in_use(),
         overlay: start_network(roles, config, client, context.node.clone(), context.events.clone())?,
     };
     roles.start("node", node::run(client.clone(), Arc::clone(config), facts, cancel.clone()));
@@ -205,13 +228,14 @@ fn start_kubelet_api(
     roles: &mut Roles,
     config: &AgentConfig,
     client: &Client,
-    (lookup, cri): (&Arc<dyn PodLookup>, &cri::Cri),
+    (lookup, cri, host): (&Arc<dyn PodLookup>, &cri::Cri, &Host),
     probes: Arc<ProbeCounters>,
 ) -> anyhow::Result<()> {
     let serving = certificates::serving(config, client, &roles.cancel)?;
     roles.endless("serving certificate", serving.follow);
     let server = ServerConfig {
         images: Some(cri.clients().images),
+        volumes: DriverVolumes::new(Arc::clone(&host.volumes)),
         ..ServerConfig::new(config, serving.certificate, probes)
     };
     let api = server::serve(server, Arc::clone(lookup), cri.clients().runtime, roles.cancel.clone());

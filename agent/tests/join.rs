@@ -2,22 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "test helpers fail by panicking")]
 
+mod plane;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use control_manager::{ManagerConfig, SigningAuthority};
-use control_server::pki::{Authority, Identity, LeafRequest, Usage, render_kubeconfig};
-use control_server::{Credentials as ServerCredentials, Server, ServerConfig};
-use control_store::{RedbOptions, RedbStore, Store};
 use k8s_openapi::api::core::v1::{Node, Secret};
 use keelson_agent::certificates::{self, Credentials};
 use keelson_agent::config::AgentConfig;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Client, Config};
+use kube::{Api, Client};
 use rcgen::{CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -25,80 +22,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-/// Nothing here takes longer, on the slowest machine.
-const DEADLINE: Duration = Duration::from_secs(60);
-
-/// API server and controllers.
-struct ControlPlane {
-    authority: Authority,
-    endpoint: String,
-    admin: Client,
-    cancel: CancellationToken,
-    store: Arc<dyn Store>,
-    tasks: Vec<tokio::task::JoinHandle<()>>,
-}
-
-fn issue(authority: &Authority, name: &str, group: &str, usage: Usage) -> Identity {
-    let request = LeafRequest {
-        common_name: name.to_owned(),
-        organization: Some(group.to_owned()),
-        usage,
-        names: vec!["127.0.0.1".to_owned()],
-    };
-    authority.issue(&request, jiff::Timestamp::now()).unwrap()
-}
-
-impl ControlPlane {
-    async fn start(directory: &Path) -> Self {
-        let authority = Authority::load_or_create(directory, jiff::Timestamp::now()).unwrap();
-        let store: Arc<dyn Store> =
-            Arc::new(RedbStore::open(&RedbOptions::new(directory.join("store.redb"))).unwrap());
-        let settings = ServerConfig {
-            listen: "127.0.0.1:0".parse().unwrap(),
-            advertise_address: "10.0.0.1".parse().unwrap(),
-            service_range: "10.96.0.0/12".parse().unwrap(),
-            node_ports: 30000..=32767,
-        };
-        let credentials = ServerCredentials {
-            authority_pem: authority.certificate_pem().to_owned(),
-            serving: issue(&authority, "kube-apiserver", "none", Usage::Server),
-            kubelet_client: issue(&authority, "kubelet-client", "none", Usage::Client),
-            service_account_key_pem: KeyPair::generate().unwrap().serialize_pem(),
-        };
-        let server = Server::start(settings, &credentials, Arc::clone(&store)).await.unwrap();
-        let endpoint = format!("https://127.0.0.1:{}", server.local_address().port());
-        let cancel = CancellationToken::new();
-        let stop = cancel.clone();
-        let serving = tokio::spawn(async move { server.run(stop).await.unwrap() });
-        let identity = issue(&authority, "admin", "system:masters", Usage::Client);
-        let kubeconfig = render_kubeconfig("c", &endpoint, authority.certificate_pem(), "admin", &identity);
-        let admin = client(&Kubeconfig::from_yaml(&kubeconfig).unwrap()).await;
-        let manager = ManagerConfig {
-            signing: Some(SigningAuthority {
-                certificate_pem: authority.identity().certificate_pem.clone(),
-                key_pem: authority.identity().key_pem.clone(),
-            }),
-            ..ManagerConfig::default()
-        };
-        let (controlled, stop) = (admin.clone(), cancel.clone());
-        let managing =
-            tokio::spawn(async move { control_manager::run(controlled, manager, stop).await.unwrap() });
-        Self { authority, endpoint, admin, cancel, store, tasks: vec![serving, managing] }
-    }
-
-    async fn stop(self) {
-        self.cancel.cancel();
-        for task in self.tasks {
-            task.await.unwrap();
-        }
-        self.store.close().await;
-    }
-}
-
-async fn client(kubeconfig: &Kubeconfig) -> Client {
-    let config = Config::from_custom_kubeconfig(kubeconfig.clone(), &KubeConfigOptions::default()).await;
-    Client::try_from(config.unwrap()).unwrap()
-}
+use plane::{ControlPlane, DEADLINE, eventually};
 
 /// The agent's configuration and its bootstrap kubeconfig.
 fn agent_files(directory: &Path, plane: &ControlPlane) -> AgentConfig {
@@ -140,14 +64,6 @@ async fn add_token(admin: &Client) {
         secrets.create(&PostParams::default(), &secret).await.is_ok()
     })
     .await;
-}
-
-async fn eventually<F: Future<Output = bool>>(what: &str, look: impl Fn() -> F) {
-    let begin = Instant::now();
-    while !look().await {
-        assert!(begin.elapsed() < DEADLINE, "not in time: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// Days that the first certificate of a file is still valid.

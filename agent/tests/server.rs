@@ -123,6 +123,7 @@ impl Bench {
             pods_cgroup: "/kubepods".to_owned(),
             runtime_socket: dir.path().join("cri.sock"),
             images: None,
+            volumes: keelson_agent::server::DriverVolumes::default(),
             configz: json!({"kubeletconfig": {}}),
             debugging,
             probes: Arc::default(),

@@ -1,75 +1,18 @@
 //! Serves the registration of plugins and the pod-resources API on Unix sockets.
 
 use std::convert::Infallible;
-use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use anyhow::Context as _;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use prost::Message;
-use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
-use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
-use tonic::server::{Grpc, NamedService};
-use tonic::{Request, Response, Status};
-use tonic_prost::ProstCodec;
+use tonic::server::NamedService;
 
 use super::wire::{self, Empty, GetRequest, GetResponse, PodResourcesList, RegisterRequest};
 use super::{Devices, pod_resources};
 use crate::contracts::PodLookup;
-
-/// Serves on `socket`, which is made anew, until `cancel`.
-pub(super) async fn serve<S>(socket: &Path, service: S, cancel: CancellationToken) -> anyhow::Result<()>
-where
-    S: tower::Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
-        + NamedService
-        + Clone
-        + Send
-        + Sync
-        + 'static,
-    S::Future: Send + 'static,
-{
-    let listener = listen(socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
-    tonic::transport::Server::builder()
-        .add_service(service)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), cancel.cancelled_owned())
-        .await
-        .with_context(|| format!("cannot serve on {}", socket.display()))
-}
-
-fn listen(socket: &Path) -> io::Result<UnixListener> {
-    if let Some(directory) = socket.parent() {
-        std::fs::create_dir_all(directory)?;
-    }
-    crate::files::remove(socket)?;
-    UnixListener::bind(socket)
-}
-
-/// Answers one call with a function.
-pub(super) async fn unary<Q, A, F>(
-    request: http::Request<Body>,
-    answer: impl FnOnce(Q) -> F + Clone + Send + 'static,
-) -> http::Response<Body>
-where
-    Q: Message + Default + Send + Sync + 'static,
-    A: Message + Default + Send + Sync + 'static,
-    F: Future<Output = Result<A, Status>> + Send + 'static,
-{
-    let service = tower::service_fn(move |request: Request<Q>| {
-        let answer = answer.clone();
-        async move { answer(request.into_inner()).await.map(Response::new) }
-    });
-    Grpc::new(ProstCodec::<A, Q>::default()).unary(service, request).await
-}
-
-/// The answer to a method that is not served.
-pub(super) fn unimplemented() -> http::Response<Body> {
-    Status::unimplemented("the method is not served here").into_http()
-}
+pub(super) use crate::plugins::socket::{answer as unary, serve, unimplemented};
 
 /// `v1beta1.Registration`.
 #[derive(Clone)]

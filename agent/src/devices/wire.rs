@@ -1,18 +1,12 @@
-//! Messages of the device plugin API v1beta1 and the pod-resources API v1, and how they are called.
+//! Messages of the device plugin API v1beta1 and the pod-resources API v1.
 //!
 //! Facts: k8s.io/kubelet `pkg/apis/deviceplugin/v1beta1` and `pkg/apis/podresources/v1`. Field numbers are the contract.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
-use std::time::Duration;
 
-use http::uri::PathAndQuery;
-use hyper_util::rt::TokioIo;
 use prost::Message;
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status, Streaming};
-use tonic_prost::ProstCodec;
+
+pub(super) use crate::plugins::socket::{channel, stream, unary};
 
 /// Version that plugins must speak.
 pub(super) const VERSION: &str = "v1beta1";
@@ -217,58 +211,4 @@ pub(super) struct AllocatableResponse {
     pub(super) devices: Vec<ContainerDevices>,
     #[prost(int64, repeated, tag = "2")]
     pub(super) cpu_ids: Vec<i64>,
-}
-
-/// A channel to a socket; connects on the first call.
-pub(super) fn channel(socket: PathBuf) -> Channel {
-    Endpoint::from_static("http://plugin.invalid").connect_with_connector_lazy(tower::service_fn(move |_| {
-        let socket = socket.clone();
-        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-    }))
-}
-
-/// One call with a deadline.
-pub(super) async fn unary<Q, A>(
-    channel: &Channel,
-    path: &'static str,
-    request: Q,
-    deadline: Duration,
-) -> Result<A, Status>
-where
-    Q: Message + Send + Sync + 'static,
-    A: Message + Default + Send + Sync + 'static,
-{
-    let mut grpc = tonic::client::Grpc::new(channel.clone());
-    let call = async {
-        grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-        let codec = ProstCodec::<Q, A>::default();
-        grpc.unary(Request::new(request), PathAndQuery::from_static(path), codec).await
-    };
-    match tokio::time::timeout(deadline, call).await {
-        Ok(answer) => answer.map(tonic::Response::into_inner),
-        Err(_elapsed) => Err(Status::deadline_exceeded(format!("no answer within {} s", deadline.as_secs()))),
-    }
-}
-
-/// A stream of answers; its beginning has a deadline.
-pub(super) async fn stream<Q, A>(
-    channel: &Channel,
-    path: &'static str,
-    request: Q,
-    deadline: Duration,
-) -> Result<Streaming<A>, Status>
-where
-    Q: Message + Send + Sync + 'static,
-    A: Message + Default + Send + Sync + 'static,
-{
-    let mut grpc = tonic::client::Grpc::new(channel.clone());
-    let call = async {
-        grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-        let codec = ProstCodec::<Q, A>::default();
-        grpc.server_streaming(Request::new(request), PathAndQuery::from_static(path), codec).await
-    };
-    match tokio::time::timeout(deadline, call).await {
-        Ok(answer) => answer.map(tonic::Response::into_inner),
-        Err(_elapsed) => Err(Status::deadline_exceeded(format!("no answer within {} s", deadline.as_secs()))),
-    }
 }

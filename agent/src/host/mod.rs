@@ -8,7 +8,7 @@ pub mod cgroups;
 pub(crate) mod descriptors;
 pub mod log_links;
 pub mod memory;
-mod mount_table;
+pub(crate) mod mount_table;
 pub mod stall;
 pub mod stats;
 mod sys;
@@ -23,15 +23,26 @@ use kube::Client;
 
 use crate::config::AgentConfig;
 use crate::contracts::{Host, ObjectSource};
+use crate::csi::Csi;
 
 /// Everything of this module that the pod loop needs, for this configuration.
 ///
 /// `memory` is the node's, in bytes.
-pub fn assemble(config: &AgentConfig, objects: Arc<dyn ObjectSource>, client: Client, memory: u64) -> Host {
+pub fn assemble(
+    config: &AgentConfig,
+    objects: Arc<dyn ObjectSource>,
+    client: Client,
+    csi: Option<Csi>,
+    memory: u64,
+) -> Host {
     let left = memory.saturating_sub(config.reserved("memory"));
     let pods_memory = Some(left).filter(|left| *left > 0 && config.enforces_pods());
+    let volumes = volumes::Volumes::new(&config.keelson.root_dir, objects, client);
     Host {
-        volumes: Arc::new(volumes::Volumes::new(&config.keelson.root_dir, objects, client)),
+        volumes: Arc::new(match csi {
+            Some(csi) => volumes.with_csi(csi),
+            None => volumes,
+        }),
         cgroups: Arc::new(cgroups::Cgroups::new(&config.cgroup_root).with_pods_memory(pods_memory)),
         log_links: Arc::new(log_links::Links::new(&config.keelson.container_log_links_dir)),
     }

@@ -7,32 +7,43 @@ use std::path::{Path, PathBuf};
 
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Mount {
+pub(crate) struct Mount {
     /// Directory of the file system that is shown.
-    pub(super) root: PathBuf,
+    pub(crate) root: PathBuf,
     /// Where.
-    pub(super) point: PathBuf,
+    pub(crate) point: PathBuf,
     /// Type.
-    pub(super) fs_type: String,
+    pub(crate) fs_type: String,
     /// Options of the file system.
-    pub(super) super_options: String,
+    pub(crate) super_options: String,
 }
 
 /// Every mount, in order.
-pub(super) fn read() -> io::Result<Vec<Mount>> {
+pub(crate) fn read() -> io::Result<Vec<Mount>> {
     Ok(parse(&std::fs::read_to_string("/proc/self/mountinfo")?))
 }
 
 /// Mount points at or below `dir`, the newest first: the order to unmount in.
-pub(super) fn below(dir: &Path) -> io::Result<Vec<PathBuf>> {
+pub(crate) fn below(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mounts = read()?.into_iter().map(|mount| mount.point);
     let mut inside: Vec<PathBuf> = mounts.filter(|point| point.starts_with(dir)).collect();
     inside.reverse();
     Ok(inside)
 }
 
+/// Whether something is mounted at `path`. What is mounted there is not asked: it may never answer.
+pub(crate) fn is_mount_point(path: &Path) -> io::Result<bool> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(true) };
+    // The table holds real paths.
+    let real = match parent.canonicalize() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        parent => parent?.join(name),
+    };
+    Ok(read()?.iter().any(|mount| mount.point == real))
+}
+
 /// Lines that do not have the documented form (proc(5)) are skipped.
-pub(super) fn parse(text: &str) -> Vec<Mount> {
+pub(crate) fn parse(text: &str) -> Vec<Mount> {
     text.lines().filter_map(parse_line).collect()
 }
 

@@ -14,7 +14,7 @@ mod register;
 mod report;
 mod status;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -86,6 +86,7 @@ pub async fn run_alone(
         machine: &machine,
         figures: &figures,
         devices: &BTreeMap::new(),
+        volumes_in_use: &BTreeSet::new(),
         runtime_version: &health.borrow().version,
         images: &[],
         conditions: Vec::new(),

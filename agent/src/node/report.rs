@@ -60,6 +60,7 @@ pub(super) async fn run(
             Ok(()) = reporter.facts.node.changed() => {}
             Ok(()) = reporter.facts.pressures.changed() => {}
             Ok(()) = reporter.facts.devices.changed() => {}
+            Ok(()) = reporter.facts.volumes_in_use.changed() => {}
             Ok(()) = reporter.facts.going_down.changed() => {}
             else => return Ok(()),
         }
@@ -105,12 +106,14 @@ impl Reporter {
         let pressures = self.facts.pressures.borrow_and_update().clone();
         let going_down = *self.facts.going_down.borrow_and_update();
         let devices = self.facts.devices.borrow_and_update().clone();
+        let volumes_in_use = self.facts.volumes_in_use.borrow_and_update().clone();
         let conditions = conditions(&pressures, (&health, going_down), &before, Timestamp::now());
         let desired = status::desired(Inputs {
             config: &self.config,
             machine: &self.machine,
             figures: &figures,
             devices: &devices,
+            volumes_in_use: &volumes_in_use,
             runtime_version: &health.version,
             images: &self.images,
             conditions: conditions.clone(),

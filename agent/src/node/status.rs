@@ -1,6 +1,6 @@
 //! The node's status, and whether it must be written. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use agent_core::eviction::Signal;
 use cri_shim_api::v1::Image;
@@ -24,6 +24,7 @@ pub(super) struct Inputs<'a> {
     pub(super) machine: &'a Machine,
     pub(super) figures: &'a NodeFigures,
     pub(super) devices: &'a Counts,
+    pub(super) volumes_in_use: &'a BTreeSet<String>,
     pub(super) runtime_version: &'a str,
     pub(super) images: &'a [Image],
     pub(super) conditions: Vec<NodeCondition>,
@@ -70,6 +71,8 @@ pub(super) fn desired(inputs: Inputs<'_>) -> NodeStatus {
         }),
         images: Some(images(inputs.images, inputs.config.node_status_max_images)),
         node_info: Some(inputs.machine.info.node_info(inputs.runtime_version)),
+        // Also an empty list: a merge would leave the old one.
+        volumes_in_use: Some(inputs.volumes_in_use.iter().cloned().collect()),
         ..NodeStatus::default()
     }
 }
@@ -91,6 +94,8 @@ pub(super) fn differs(desired: &NodeStatus, current: &NodeStatus) -> bool {
         && desired.daemon_endpoints == current.daemon_endpoints
         && desired.images.as_deref().unwrap_or_default() == current.images.as_deref().unwrap_or_default()
         && desired.node_info == current.node_info
+        && desired.volumes_in_use.as_deref().unwrap_or_default()
+            == current.volumes_in_use.as_deref().unwrap_or_default()
         && conditions(desired) == conditions(current);
     !is_same
 }
@@ -187,6 +192,7 @@ mod tests {
             machine: &machine,
             figures: &figures,
             devices,
+            volumes_in_use: &BTreeSet::new(),
             runtime_version: "containerd://1.6",
             images,
             conditions,

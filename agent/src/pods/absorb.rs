@@ -8,12 +8,12 @@ use agent_core::plan::PodAction;
 use agent_core::probe::ProbeKind;
 use agent_core::resize::Applied;
 use jiff::{SignedDuration, Timestamp};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::start::StartError;
 use super::steps::Outcome;
 use super::worker::Worker;
-use crate::contracts::MountedVolumes;
+use crate::contracts::{MountedVolumes, VolumeError};
 use crate::events::EventType;
 use crate::probes::ProbeReport;
 use crate::runtime::cri::CriError;
@@ -22,8 +22,9 @@ use crate::runtime::images::{ImageError, ReadyImage};
 /// Pauses after a step that has to be tried again.
 const FIRST_HOLD: SignedDuration = SignedDuration::from_millis(250);
 const LONGEST_HOLD: SignedDuration = SignedDuration::from_secs(10);
-/// Pause after volumes could not be mounted; a change of what they need ends it.
-const MOUNT_RETRY: SignedDuration = SignedDuration::from_secs(2);
+/// Pauses after volumes could not be mounted, growing; a change of what they need ends them.
+const FIRST_MOUNT_RETRY: SignedDuration = SignedDuration::from_secs(1);
+const LONGEST_MOUNT_RETRY: SignedDuration = SignedDuration::from_secs(30);
 /// Pause after a sandbox could not be made.
 const SANDBOX_RETRY: SignedDuration = SignedDuration::from_secs(2);
 
@@ -112,21 +113,37 @@ impl Worker {
         self.holds.insert(action.key(), (failures + 1, now + pause));
     }
 
-    fn absorb_volumes(&mut self, result: Result<MountedVolumes, String>, now: Timestamp) {
+    fn absorb_volumes(&mut self, result: Result<MountedVolumes, VolumeError>, now: Timestamp) {
         match result {
             Ok(mounted) => {
                 self.memory.volumes = Progress::Done;
                 self.mount_problem = None;
+                self.mount_failures = 0;
                 self.volumes = Arc::new(mounted.volumes);
                 self.refresh_volumes_at = mounted.refresh_at;
+                for event in mounted.events {
+                    let kind = if event.is_warning { EventType::Warning } else { EventType::Normal };
+                    self.event(None, kind, event.reason, &event.message);
+                }
             }
-            Err(message) => {
-                self.memory.volumes = Progress::Failed { retry_at: now + MOUNT_RETRY };
+            Err(error) if error.waits => {
+                debug!(pod = %self.desired.described(), %error, "volumes wait");
+                self.memory.volumes = Progress::Failed { retry_at: now + FIRST_MOUNT_RETRY };
+            }
+            Err(error) => {
+                let pause = FIRST_MOUNT_RETRY.saturating_mul(1 << self.mount_failures.min(6));
+                self.mount_failures += 1;
+                let retry_at = now + pause.min(LONGEST_MOUNT_RETRY);
+                self.memory.volumes = Progress::Failed { retry_at };
+                let message = error.to_string();
                 if self.mount_problem.as_ref() != Some(&message) {
-                    self.event(None, EventType::Warning, "FailedMount", &message);
+                    self.event(None, EventType::Warning, error.step.reason(), &message);
                     self.mount_problem = Some(message);
                 }
             }
+        }
+        if std::mem::take(&mut self.volumes_outdated) {
+            self.memory.volumes = Progress::Todo;
         }
     }
 

@@ -10,7 +10,7 @@ use agent_core::env::{self, EnvInput, ProcessEnv};
 use agent_core::identity::hosts_file;
 use agent_core::qos::ContainerCgroup;
 use cri_shim_api::v1;
-use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
+use k8s_openapi::api::core::v1::{Container, Pod, VolumeDevice, VolumeMount};
 
 use super::steps::{StepInput, find};
 use crate::contracts::{LogLink, ObjectSource as _};
@@ -142,7 +142,8 @@ async fn configure(
 ) -> Result<v1::ContainerConfig, StartError> {
     let context = &input.context;
     let mut process = environment(input, container).await?;
-    let allocation = context.devices.allocate(&input.pod, container).await.map_err(StartError::config)?;
+    let mut allocation = context.devices.allocate(&input.pod, container).await.map_err(StartError::config)?;
+    allocation.devices.extend(block_devices(input, container)?);
     // What the pod says itself counts.
     for (name, value) in &allocation.variables {
         if !process.variables.iter().any(|(known, _)| known == name) {
@@ -236,6 +237,25 @@ async fn mounts(
         resolved.insert(index, ResolvedMount::path(path, volume.read_only));
     }
     Ok(resolved)
+}
+
+/// Volumes that the container has as devices: path in the container, path on the node, permissions.
+fn block_devices(
+    input: &StepInput,
+    container: &Container,
+) -> Result<Vec<(String, String, String)>, StartError> {
+    let device = |wanted: &VolumeDevice| {
+        let volume = input.volumes.get(&wanted.name).ok_or_else(|| {
+            StartError::config(format!(
+                "cannot find volume {:?} to pass into container {:?}",
+                wanted.name, container.name
+            ))
+        })?;
+        let permissions = if volume.read_only { "r" } else { "mrw" };
+        let path = volume.path.to_string_lossy().into_owned();
+        Ok((wanted.device_path.clone(), path, permissions.to_owned()))
+    };
+    container.volume_devices.iter().flatten().map(device).collect()
 }
 
 /// The mount's `subPath`, variables put in.

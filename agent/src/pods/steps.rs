@@ -15,7 +15,7 @@ use super::context::PodContext;
 use super::status_sync::{self, Written};
 use super::{kill, start};
 use crate::chain::chain;
-use crate::contracts::{HostPath, MountedVolumes, ObjectSource as _, VolumeContext};
+use crate::contracts::{HostPath, MountedVolumes, ObjectSource as _, VolumeContext, VolumeError};
 use crate::events::EventType;
 use crate::runtime::auth::credentials;
 use crate::runtime::container_config::resources;
@@ -38,7 +38,7 @@ pub(super) enum Outcome {
     /// Done; or failed in a way that only means: later again.
     Plain(Result<(), StepError>),
     /// Volumes are mounted.
-    Volumes(Result<MountedVolumes, String>),
+    Volumes(Result<MountedVolumes, VolumeError>),
     /// A sandbox was made, or why not.
     Sandbox(Result<(), CriError>),
     /// The image is there, or why not.
@@ -178,13 +178,13 @@ async fn room_for(context: &PodContext, id: &str, limit: u64) -> Result<(), Step
     }
 }
 
-async fn mount_volumes(input: &StepInput) -> Result<MountedVolumes, String> {
+async fn mount_volumes(input: &StepInput) -> Result<MountedVolumes, VolumeError> {
     let context = &input.context;
     let volume_context = VolumeContext {
         node_name: context.config.keelson.node_name.clone(),
         allocatable: context.allocatable().into_iter().map(|(name, quantity)| (name, quantity.0)).collect(),
     };
-    context.host.volumes.mount_all(&input.pod, &volume_context).await.map_err(|error| error.to_string())
+    context.host.volumes.mount_all(&input.pod, &volume_context).await
 }
 
 async fn create_sandbox(input: &StepInput, attempt: u32) -> Result<(), CriError> {

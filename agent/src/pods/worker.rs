@@ -62,6 +62,9 @@ pub(super) struct Worker {
     pub(super) volumes: Arc<HashMap<String, HostPath>>,
     pub(super) refresh_volumes_at: Option<Timestamp>,
     pub(super) mount_problem: Option<String>,
+    pub(super) mount_failures: u32,
+    /// Something that the volumes depend on changed while they were set up.
+    pub(super) volumes_outdated: bool,
     pub(super) image_users: Arc<HashMap<String, ImageUser>>,
     pub(super) probes: ProbeSet,
     reports: mpsc::Receiver<ProbeReport>,
@@ -122,6 +125,8 @@ impl Worker {
             volumes: Arc::default(),
             refresh_volumes_at: None,
             mount_problem: None,
+            mount_failures: 0,
+            volumes_outdated: false,
             image_users: Arc::default(),
             tasks: JoinSet::new(),
             running: HashMap::new(),
@@ -360,6 +365,7 @@ impl Worker {
         if signals.objects != self.seen_objects {
             self.seen_objects = signals.objects;
             self.memory.volumes = Progress::Todo;
+            self.volumes_outdated = self.memory.busy.contains(&StepKey::Volumes);
             for memory in self.memory.containers.values_mut() {
                 memory.start_failure = None;
             }

@@ -9,6 +9,7 @@
 mod auth;
 mod cadvisor;
 mod certificate;
+mod driver_volumes;
 mod logs;
 mod metrics;
 mod pod_summary;
@@ -40,6 +41,7 @@ use tracing::{debug, info, warn};
 
 use self::auth::Identity;
 pub use self::certificate::Serving;
+pub use self::driver_volumes::DriverVolumes;
 use self::routes::Api;
 use crate::config::AgentConfig;
 use crate::contracts::PodLookup;
@@ -71,6 +73,8 @@ pub struct ServerConfig {
     pub runtime_socket: PathBuf,
     /// Where the runtime's images are asked for.
     pub images: Option<ImageServiceClient<Channel>>,
+    /// Volumes of drivers.
+    pub volumes: DriverVolumes,
     /// Answer to `/configz`.
     pub configz: Value,
     /// Logs, exec and their like are served.
@@ -92,6 +96,7 @@ impl ServerConfig {
             pods_cgroup: config.pods_cgroup(),
             runtime_socket: config.runtime_socket(),
             images: None,
+            volumes: DriverVolumes::default(),
             configz: configz(config),
             debugging: config.enable_debugging_handlers,
             probes,

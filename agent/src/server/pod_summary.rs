@@ -8,10 +8,12 @@ use cri_shim_api::v1::{
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::driver_volumes;
 use super::sizes::{PodSizes, VolumeSize};
 use super::summary::{
     ContainerFigures, POD_NAME, POD_NAMESPACE, POD_UID, container_summary, number, timed, used_on_node,
 };
+use crate::contracts::VolumeFigures;
 use crate::host::stats::FsFigures;
 use crate::host::usage::TreeUse;
 
@@ -29,6 +31,8 @@ pub(super) struct PodFigures {
 pub(super) struct PodContext<'a> {
     pub(super) start_times: &'a BTreeMap<(String, String), Timestamp>,
     pub(super) sizes: &'a BTreeMap<String, PodSizes>,
+    /// Of drivers.
+    pub(super) volumes: &'a BTreeMap<String, Vec<VolumeFigures>>,
     pub(super) node_fs: &'a FsFigures,
     pub(super) now: Timestamp,
 }
@@ -118,7 +122,10 @@ pub(super) fn pod_summary(pod: &PodFigures, context: &PodContext<'_>) -> Value {
     }
     if let Some(sizes) = sizes {
         summary["ephemeral-storage"] = used_on_node(&ephemeral(pod, sizes), context.node_fs, now);
-        summary["volume"] = sizes.volumes.iter().map(|volume| volume_summary(volume, now)).collect();
+        let of_drivers = context.volumes.get(&pod.uid).into_iter().flatten();
+        let own = sizes.volumes.iter().map(|volume| volume_summary(volume, now));
+        let all = own.chain(of_drivers.map(|volume| driver_volumes::summary(volume, now)));
+        summary["volume"] = all.collect();
     }
     summary
 }
@@ -207,8 +214,12 @@ mod tests {
 
     fn shown(pod: &PodFigures, sizes: &BTreeMap<String, PodSizes>) -> Value {
         let node_fs = FsFigures { capacity: 1 << 30, available: 1 << 20, ..FsFigures::default() };
-        let (start_times, now) = (BTreeMap::new(), Timestamp::UNIX_EPOCH);
-        pod_summary(pod, &PodContext { start_times: &start_times, sizes, node_fs: &node_fs, now })
+        let (start_times, volumes) = (BTreeMap::new(), BTreeMap::new());
+        let now = Timestamp::UNIX_EPOCH;
+        pod_summary(
+            pod,
+            &PodContext { start_times: &start_times, sizes, volumes: &volumes, node_fs: &node_fs, now },
+        )
     }
 
     #[test]

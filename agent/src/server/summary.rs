@@ -141,7 +141,7 @@ pub(super) async fn answer(api: &Api) -> Reply {
         Err(error) => return reply::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     };
     let known = api.state.pods();
-    let sizes = api.sizes.of(&known, &api.config).await;
+    let (sizes, volumes) = tokio::join!(api.sizes.of(&known, &api.config), api.config.volumes.of(&known));
     let image_fs = image_fs(api).await;
     let now = Timestamp::now();
     let nano_cores = api.sampler.rate(Instant::now(), node.cpu_used);
@@ -152,7 +152,13 @@ pub(super) async fn answer(api: &Api) -> Reply {
         node_object["runtime"]["containerFs"] = fs_summary(fs, now);
     }
     node_object["systemContainers"] = system_containers(api, node.boot_time, now).await.into();
-    let context = PodContext { start_times: &start_times, sizes: &sizes, node_fs: &node.node_fs, now };
+    let context = PodContext {
+        start_times: &start_times,
+        sizes: &sizes,
+        volumes: &volumes,
+        node_fs: &node.node_fs,
+        now,
+    };
     let pods: Vec<Value> = pods.iter().map(|pod| pod_summary(pod, &context)).collect();
     reply::json(&json!({"node": node_object, "pods": pods}))
 }

@@ -1,7 +1,9 @@
-//! ConfigMaps and Secrets that pods use: one watch per object while a pod is interested in it.
+//! Objects that pods use: one watch per object while a pod is interested in it.
 //!
-//! A pod's loop registers what its spec names and is woken when one of them changes. Reads are answered from the watch
-//! once it has spoken, and wait for it (with a deadline) before that.
+//! A pod's loop registers what its spec names and is woken when one of them changes. Reads of ConfigMaps and Secrets are
+//! answered from the watch once it has spoken, and wait for it (with a deadline) before that. Of claims, volumes, attachments
+//! and CSIDrivers, which a volume turns out to depend on, only changes are told: whoever is woken reads anew. An API server
+//! that does not let a node watch these tells nothing; then the pod's own retries find out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -10,8 +12,8 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _};
-use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
@@ -20,12 +22,15 @@ use tokio::task::AbortHandle;
 use tracing::debug;
 
 use super::Reconnect;
-use crate::contracts::{ObjectSource, SourceError};
+use crate::contracts::{Dependency, ObjectSource, SourceError};
 
 /// How long a read waits for the first answer.
 const READ_DEADLINE: Duration = Duration::from_secs(10);
 
-/// What names an object: `configmap` or `secret`, namespace, name.
+/// Pause before a watch is tried again that the API server does not allow.
+const FORBIDDEN_PAUSE: Duration = Duration::from_secs(600);
+
+/// What names an object: kind, namespace (empty for none), name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ObjectKey {
     kind: Kind,
@@ -37,6 +42,26 @@ pub struct ObjectKey {
 enum Kind {
     ConfigMap,
     Secret,
+    Claim,
+    Volume,
+    Attachment,
+    Driver,
+    /// No object: a driver on this node.
+    Plugin,
+}
+
+impl Kind {
+    fn word(self) -> &'static str {
+        match self {
+            Self::ConfigMap => "configmap",
+            Self::Secret => "secret",
+            Self::Claim => "persistentvolumeclaim",
+            Self::Volume => "persistentvolume",
+            Self::Attachment => "volumeattachment",
+            Self::Driver => "csidriver",
+            Self::Plugin => "csi driver",
+        }
+    }
 }
 
 /// Woken when an object that the pod uses changed. Must not block.
@@ -47,13 +72,24 @@ pub type Wake = Arc<dyn Fn() + Send + Sync>;
 pub struct Objects {
     client: Client,
     entries: Arc<Mutex<BTreeMap<ObjectKey, Entry>>>,
+    pods: Arc<Mutex<BTreeMap<String, Interest>>>,
+}
+
+/// A pod that is interested in objects.
+struct Interest {
+    wake: Wake,
+    /// What it turned out to depend on, beside what its spec names.
+    beside: BTreeSet<ObjectKey>,
 }
 
 struct Entry {
     state: watch::Receiver<State>,
-    interested: Arc<Mutex<BTreeMap<String, Wake>>>,
-    task: AbortHandle,
+    interested: Interested,
+    /// `None` where nothing is watched.
+    task: Option<AbortHandle>,
 }
+
+type Interested = Arc<Mutex<BTreeMap<String, Wake>>>;
 
 /// Where a watched object stands.
 #[derive(Debug, Clone, Default)]
@@ -65,16 +101,38 @@ enum State {
     Missing,
     ConfigMap(Arc<ConfigMap>),
     Secret(Arc<Secret>),
+    /// It is there; what it says is read by whoever is woken.
+    Seen,
 }
 
 impl Objects {
     /// An empty set.
     pub fn new(client: Client) -> Self {
-        Self { client, entries: Arc::default() }
+        Self { client, entries: Arc::default(), pods: Arc::default() }
     }
 
-    /// Declares all objects that the pod `uid` uses now; watches start and stop accordingly.
+    /// Declares all objects that the spec of the pod `uid` names now; watches start and stop accordingly.
     pub fn register(&self, uid: &str, keys: &BTreeSet<ObjectKey>, wake: &Wake) {
+        let all = {
+            let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+            let interest = pods
+                .entry(uid.to_owned())
+                .or_insert_with(|| Interest { wake: Arc::clone(wake), beside: BTreeSet::new() });
+            interest.wake = Arc::clone(wake);
+            keys.union(&interest.beside).cloned().collect()
+        };
+        self.watch_only(uid, &all, wake);
+    }
+
+    /// The pod is gone.
+    pub fn release(&self, uid: &str) {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        let wake: Wake = Arc::new(|| ());
+        self.watch_only(uid, &BTreeSet::new(), &wake);
+    }
+
+    /// Watches these for the pod and nothing else.
+    fn watch_only(&self, uid: &str, keys: &BTreeSet<ObjectKey>, wake: &Wake) {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         for key in keys {
             let entry = entries.entry(key.clone()).or_insert_with(|| self.start(key));
@@ -86,51 +144,70 @@ impl Objects {
             if !keys.contains(key) {
                 interested.remove(uid);
             }
-            if interested.is_empty() {
-                entry.task.abort();
+            if interested.is_empty()
+                && let Some(task) = &entry.task
+            {
+                task.abort();
             }
             !interested.is_empty()
         });
     }
 
-    /// The pod is gone.
-    pub fn release(&self, uid: &str) {
-        let wake: Wake = Arc::new(|| ());
-        self.register(uid, &BTreeSet::new(), &wake);
+    /// Watches these for the pod too, if it is registered.
+    fn watch_beside(&self, uid: &str, keys: Vec<ObjectKey>) {
+        let wake = {
+            let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(interest) = pods.get_mut(uid) else { return };
+            interest.beside.extend(keys.iter().cloned());
+            Arc::clone(&interest.wake)
+        };
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        for key in keys {
+            let entry = entries.entry(key.clone()).or_insert_with(|| self.start(&key));
+            let mut interested = entry.interested.lock().unwrap_or_else(PoisonError::into_inner);
+            interested.insert(uid.to_owned(), Arc::clone(&wake));
+        }
     }
 
     fn start(&self, key: &ObjectKey) -> Entry {
         let (sender, state) = watch::channel(State::Unknown);
-        let interested: Arc<Mutex<BTreeMap<String, Wake>>> = Arc::default();
-        let namespace = key.namespace.clone();
-        let name = key.name.clone();
+        let interested: Interested = Arc::default();
+        let (namespace, name) = (key.namespace.clone(), key.name.clone());
         let client = self.client.clone();
         let users = Arc::clone(&interested);
         let task = match key.kind {
-            Kind::ConfigMap => tokio::spawn(follow::<ConfigMap>(
-                Api::namespaced(client, &namespace),
-                name,
-                sender,
-                users,
-                State::ConfigMap,
-            )),
-            Kind::Secret => tokio::spawn(follow::<Secret>(
-                Api::namespaced(client, &namespace),
-                name,
-                sender,
-                users,
-                State::Secret,
-            )),
+            Kind::ConfigMap => {
+                let api: Api<ConfigMap> = Api::namespaced(client, &namespace);
+                Some(tokio::spawn(follow(api, name, sender, users, Some(State::ConfigMap))))
+            }
+            Kind::Secret => {
+                let api: Api<Secret> = Api::namespaced(client, &namespace);
+                Some(tokio::spawn(follow(api, name, sender, users, Some(State::Secret))))
+            }
+            Kind::Claim => {
+                let api: Api<PersistentVolumeClaim> = Api::namespaced(client, &namespace);
+                Some(tokio::spawn(follow(api, name, sender, users, None)))
+            }
+            Kind::Volume => {
+                let api: Api<PersistentVolume> = Api::all(client);
+                Some(tokio::spawn(follow(api, name, sender, users, None)))
+            }
+            Kind::Attachment => {
+                let api: Api<VolumeAttachment> = Api::all(client);
+                Some(tokio::spawn(follow(api, name, sender, users, None)))
+            }
+            Kind::Driver => {
+                let api: Api<CSIDriver> = Api::all(client);
+                Some(tokio::spawn(follow(api, name, sender, users, None)))
+            }
+            Kind::Plugin => None,
         };
-        Entry { state, interested, task: task.abort_handle() }
+        Entry { state, interested, task: task.map(|task| task.abort_handle()) }
     }
 
     async fn read(&self, key: ObjectKey) -> Result<State, SourceError> {
         let error = |message: String| SourceError {
-            kind: match key.kind {
-                Kind::ConfigMap => "configmap",
-                Kind::Secret => "secret",
-            },
+            kind: key.kind.word(),
             namespace: key.namespace.clone(),
             name: key.name.clone(),
             message,
@@ -174,6 +251,8 @@ impl Objects {
                 let api: Api<Secret> = Api::namespaced(self.client.clone(), &key.namespace);
                 api.get_opt(&key.name).await?.map_or(State::Missing, |found| State::Secret(Arc::new(found)))
             }
+            // Only changes of these are told.
+            Kind::Claim | Kind::Volume | Kind::Attachment | Kind::Driver | Kind::Plugin => State::Seen,
         })
     }
 }
@@ -206,25 +285,49 @@ impl ObjectSource for Objects {
         }
         .boxed()
     }
+
+    fn depend(&self, pod_uid: &str, on: &[Dependency]) {
+        self.watch_beside(pod_uid, on.iter().map(key_of).collect());
+    }
+
+    fn tell(&self, changed: &Dependency) {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = entries.get(&key_of(changed)) {
+            let interested = entry.interested.lock().unwrap_or_else(PoisonError::into_inner);
+            interested.values().for_each(|wake| wake());
+        }
+    }
+}
+
+fn key_of(dependency: &Dependency) -> ObjectKey {
+    match dependency {
+        Dependency::Claim(namespace, name) => key(Kind::Claim, namespace, name),
+        Dependency::Volume(name) => key(Kind::Volume, "", name),
+        Dependency::Attachment(name) => key(Kind::Attachment, "", name),
+        Dependency::Driver(name) => key(Kind::Driver, "", name),
+        Dependency::Plugin(name) => key(Kind::Plugin, "", name),
+    }
 }
 
 fn key(kind: Kind, namespace: &str, name: &str) -> ObjectKey {
     ObjectKey { kind, namespace: namespace.to_owned(), name: name.to_owned() }
 }
 
-/// Follows one object; wakes the interested pods at each change after the first state.
+/// Follows one object; wakes the interested pods at each change after the first state. Where nothing is kept of the object,
+/// the first state is a change too: whoever read it may have done so before.
 async fn follow<K>(
     api: Api<K>,
     name: String,
     state: watch::Sender<State>,
-    interested: Arc<Mutex<BTreeMap<String, Wake>>>,
-    wrap: fn(Arc<K>) -> State,
+    interested: Interested,
+    keep: Option<fn(Arc<K>) -> State>,
 ) where
-    K: Resource<Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Send + 'static,
+    K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
     K::DynamicType: Default,
 {
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let mut stream = std::pin::pin!(watcher(api, config).backoff(Reconnect::default()));
+    let wrap = |object: K| keep.map_or(State::Seen, |keep| keep(Arc::new(object)));
     let mut listed = None;
     while let Some(event) = stream.next().await {
         let next = match event {
@@ -236,10 +339,8 @@ async fn follow<K>(
                 listed = Some(object);
                 continue;
             }
-            Ok(watcher::Event::InitDone) => {
-                listed.take().map_or(State::Missing, |object| wrap(Arc::new(object)))
-            }
-            Ok(watcher::Event::Apply(object)) => wrap(Arc::new(object)),
+            Ok(watcher::Event::InitDone) => listed.take().map_or(State::Missing, wrap),
+            Ok(watcher::Event::Apply(object)) => wrap(object),
             Ok(watcher::Event::Delete(_)) => State::Missing,
             Err(error) => {
                 debug!(%name, %error, "watch of an object interrupted");
@@ -250,15 +351,28 @@ async fn follow<K>(
                     }
                     first
                 });
+                if keep.is_none() && is_forbidden(&error) {
+                    tokio::time::sleep(FORBIDDEN_PAUSE).await;
+                }
                 continue;
             }
         };
         let first = matches!(state.send_replace(next), State::Unknown);
-        if !first {
+        if !first || keep.is_none() {
             let interested = interested.lock().unwrap_or_else(PoisonError::into_inner);
             interested.values().for_each(|wake| wake());
         }
     }
+}
+
+/// Whether the API server does not allow the watch: asking again soon is of no use.
+fn is_forbidden(error: &watcher::Error) -> bool {
+    let source = match error {
+        watcher::Error::InitialListFailed(source) | watcher::Error::WatchStartFailed(source) => source,
+        watcher::Error::WatchError(status) => return status.code == 403,
+        watcher::Error::WatchFailed(_) | watcher::Error::NoResourceVersion => return false,
+    };
+    matches!(source, kube::Error::Api(status) if status.code == 403)
 }
 
 /// Every ConfigMap and Secret that the pod's variables, volumes and pulls name.
@@ -284,6 +398,9 @@ pub fn keys_of(pod: &Pod) -> BTreeSet<ObjectKey> {
     for volume in spec.volumes.iter().flatten() {
         add(Kind::ConfigMap, volume.config_map.as_ref().map(|source| source.name.as_str()));
         add(Kind::Secret, volume.secret.as_ref().and_then(|source| source.secret_name.as_deref()));
+        let claim = volume.persistent_volume_claim.as_ref().map(|source| source.claim_name.clone());
+        let made_for_it = volume.ephemeral.as_ref().map(|_| claim_of_ephemeral(pod, &volume.name));
+        add(Kind::Claim, claim.or(made_for_it).as_deref());
         let projected = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
         for source in projected {
             add(Kind::ConfigMap, source.config_map.as_ref().map(|source| source.name.as_str()));
@@ -291,4 +408,9 @@ pub fn keys_of(pod: &Pod) -> BTreeSet<ObjectKey> {
         }
     }
     keys
+}
+
+/// Name of the claim that is made for an `ephemeral` volume of the pod.
+pub(crate) fn claim_of_ephemeral(pod: &Pod, volume: &str) -> String {
+    format!("{}-{volume}", pod.metadata.name.as_deref().unwrap_or_default())
 }

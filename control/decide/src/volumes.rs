@@ -11,10 +11,13 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::{
     api::{
-        core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod},
+        core::v1::{Node, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimTemplate, Pod},
         storage::v1::StorageClass,
     },
-    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
+    apimachinery::pkg::{
+        api::resource::Quantity,
+        apis::meta::v1::{ObjectMeta, OwnerReference},
+    },
 };
 
 use crate::{object, quantity, selector};
@@ -120,9 +123,49 @@ fn is_claimed(volume: &PersistentVolume) -> bool {
 }
 
 /// Names of the claims that a pod uses.
-pub fn claims_of(pod: &Pod) -> impl Iterator<Item = &str> {
+pub fn claims_of(pod: &Pod) -> impl Iterator<Item = String> {
     let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    volumes.filter_map(|volume| Some(volume.persistent_volume_claim.as_ref()?.claim_name.as_str()))
+    volumes.filter_map(|volume| {
+        let named = volume.persistent_volume_claim.as_ref().map(|source| source.claim_name.clone());
+        named.or_else(|| volume.ephemeral.as_ref().map(|_| ephemeral_claim(pod, &volume.name)))
+    })
+}
+
+/// A pod's volumes whose claims are made for it: name and template.
+pub fn ephemeral_volumes(pod: &Pod) -> impl Iterator<Item = (&str, &PersistentVolumeClaimTemplate)> {
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    volumes.filter_map(|volume| {
+        Some((volume.name.as_str(), volume.ephemeral.as_ref()?.volume_claim_template.as_ref()?))
+    })
+}
+
+fn ephemeral_claim(pod: &Pod, volume: &str) -> String {
+    format!("{}-{volume}", object::name(&pod.metadata))
+}
+
+/// The claim of a pod's ephemeral volume. The pod owns it.
+pub fn claim_for(pod: &Pod, volume: &str, template: &PersistentVolumeClaimTemplate) -> PersistentVolumeClaim {
+    let of_template = template.metadata.as_ref();
+    let owner = OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "Pod".to_owned(),
+        name: object::name(&pod.metadata).to_owned(),
+        uid: pod.metadata.uid.clone().unwrap_or_default(),
+        controller: Some(true),
+        block_owner_deletion: Some(true),
+    };
+    PersistentVolumeClaim {
+        metadata: ObjectMeta {
+            name: Some(ephemeral_claim(pod, volume)),
+            namespace: pod.metadata.namespace.clone(),
+            labels: of_template.and_then(|meta| meta.labels.clone()),
+            annotations: of_template.and_then(|meta| meta.annotations.clone()),
+            owner_references: Some(vec![owner]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(template.spec.clone()),
+        status: None,
+    }
 }
 
 fn uses(pod: &Pod, claim: &str) -> bool {

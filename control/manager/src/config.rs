@@ -41,13 +41,15 @@ pub enum Controller {
     Certificates,
     /// Claims → volumes.
     Volumes,
+    /// Ephemeral volumes of pods → claims.
+    EphemeralVolumes,
     /// Pods → nodes.
     Scheduler,
 }
 
 impl Controller {
     /// All of them.
-    pub const ALL: [Controller; 16] = [
+    pub const ALL: [Controller; 17] = [
         Controller::Scheduler,
         Controller::Deployment,
         Controller::ReplicaSet,
@@ -64,6 +66,7 @@ impl Controller {
         Controller::EventTtl,
         Controller::Certificates,
         Controller::Volumes,
+        Controller::EphemeralVolumes,
     ];
 
     /// The name in logs, metrics and events, as upstream spells it.
@@ -84,6 +87,7 @@ impl Controller {
             Controller::EventTtl => "event-ttl-controller",
             Controller::Certificates => "certificatesigningrequest-controller",
             Controller::Volumes => "persistentvolume-controller",
+            Controller::EphemeralVolumes => "ephemeral-volume-controller",
             Controller::Scheduler => "default-scheduler",
         }
     }

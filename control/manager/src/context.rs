@@ -107,8 +107,10 @@ impl Context {
         if self.config.runs(Controller::Certificates) {
             self.inform(&self.certificate_requests, slim::whole, None);
         }
-        if self.config.runs(Controller::Volumes) {
+        if self.config.runs(Controller::Volumes) || self.config.runs(Controller::EphemeralVolumes) {
             self.inform(&self.claims, slim::whole, None);
+        }
+        if self.config.runs(Controller::Volumes) {
             self.inform(&self.volumes, slim::whole, None);
             self.inform(&self.storage_classes, slim::whole, None);
         }

@@ -16,6 +16,7 @@ mod context;
 mod deployment;
 mod endpoints;
 mod endpointslice;
+mod ephemeral;
 mod event_ttl;
 mod events;
 mod garbage_collector;
@@ -81,6 +82,7 @@ pub async fn run(
                 }
             }
             Controller::Volumes => volumes::start(&context),
+            Controller::EphemeralVolumes => ephemeral::start(&context),
             Controller::Scheduler => scheduler::start(&context),
         }
     }

@@ -66,7 +66,8 @@ pub(crate) fn pod(pod: &mut Pod) {
 }
 
 fn claims_only(volumes: Vec<Volume>) -> Vec<Volume> {
-    volumes.into_iter().filter(|volume| volume.persistent_volume_claim.is_some()).collect()
+    let is_claim = |volume: &Volume| volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some();
+    volumes.into_iter().filter(is_claim).collect()
 }
 
 fn container(container: Container) -> Container {

@@ -106,7 +106,7 @@ fn watch_the_rest(context: &Context, queue: &Arc<Queue<Work>>) {
     context.pods.on_change(move |change| {
         let namespace = change.key().namespace;
         for name in change.states().flat_map(|pod| claims_of(pod)) {
-            let key = Key::new(&namespace, name);
+            let key = Key::new(&namespace, &name);
             let concerns = |claim: &PersistentVolumeClaim| {
                 is_being_deleted(&claim.metadata) || volume_of(claim).is_none()
             };

@@ -1,12 +1,13 @@
-//! Volumes by claim: the directory that a PersistentVolumeClaim leads to.
+//! Volumes by claim: what a PersistentVolumeClaim leads to.
 //!
-//! Input: the claim's name, the API server. Output: the path of a `hostPath` or `local` PersistentVolume. What a claim led to is
-//! kept in the pod's directory: neither changes while the pod lives, and containers start again without an API server.
+//! Input: the claim's name, the API server. Output: the path of a `hostPath` or `local` PersistentVolume, or a driver's volume. What a
+//! claim led to is kept in the pod's directory: it does not change while the pod lives, and containers start again without an
+//! API server.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{HostPathVolumeSource, PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::core::v1::{HostPathVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::{Api, Client};
 use serde::{Deserialize, Serialize};
 
@@ -17,12 +18,22 @@ const DEADLINE: Duration = Duration::from_secs(10);
 
 /// What a claim leads to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Found {
+#[serde(untagged)]
+pub(super) enum Found {
+    /// A directory of the node.
+    Path(FoundPath),
+    /// A driver's volume: its PersistentVolume, and whether it is a device.
+    Csi { volume: String, block: bool },
+}
+
+/// A directory of the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct FoundPath {
     path: String,
     kind: Option<String>,
 }
 
-impl Found {
+impl FoundPath {
     /// Checks that it is there; a `hostPath` that may be made is made. Blocks.
     pub(super) fn check(&self) -> Result<PathBuf, String> {
         host_path::check(&HostPathVolumeSource { path: self.path.clone(), type_: self.kind.clone() })?;
@@ -30,36 +41,56 @@ impl Found {
     }
 }
 
-/// What the claim leads to: as written down for this pod, else as the API server says.
-pub(super) async fn find(
-    client: &Client,
-    (namespace, claim): (&str, &str),
-    pod_dir: &Path,
-    volume: &str,
-) -> Result<Found, String> {
-    let record = pod_dir.join("claims").join(format!("{volume}.json"));
-    if let Some(found) =
-        tokio::fs::read(&record).await.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok())
-    {
-        return Ok(found);
-    }
-    let found = ask(client, namespace, claim).await?;
-    let text = serde_json::to_string(&found).map_err(|error| error.to_string())?;
-    let kept = tokio::task::spawn_blocking(move || crate::certificates::write_private(&record, &text)).await;
-    kept.map_err(|error| error.to_string())?
-        .map_err(|error| format!("the claim cannot be written down: {error}"))?;
-    Ok(found)
+/// A claim with the volume that it is bound to.
+pub(super) struct Bound {
+    pub(super) claim: PersistentVolumeClaim,
+    pub(super) volume: PersistentVolume,
 }
 
-async fn ask(client: &Client, namespace: &str, name: &str) -> Result<Found, String> {
+fn record(pod_dir: &Path, volume: &str) -> PathBuf {
+    pod_dir.join("claims").join(format!("{volume}.json"))
+}
+
+/// What the claim led to, as written down for this pod.
+pub(super) async fn recall(pod_dir: &Path, volume: &str) -> Option<Found> {
+    let bytes = tokio::fs::read(record(pod_dir, volume)).await.ok()?;
+    serde_json::from_slice(&bytes).ok()
+}
+
+/// Writes down what the claim leads to.
+pub(super) async fn note(pod_dir: &Path, volume: &str, found: &Found) -> Result<(), String> {
+    let record = record(pod_dir, volume);
+    let text = serde_json::to_string(found).map_err(|error| error.to_string())?;
+    let kept = tokio::task::spawn_blocking(move || crate::certificates::write_private(&record, &text)).await;
+    kept.map_err(|error| error.to_string())?
+        .map_err(|error| format!("the claim cannot be written down: {error}"))
+}
+
+/// The claim and its volume, as the API server has them. A claim that was made for one pod is nobody else's: `maker` is that pod.
+pub(super) async fn ask(
+    client: &Client,
+    (namespace, name): (&str, &str),
+    maker: Option<&Pod>,
+) -> Result<Bound, String> {
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
     let claim = within(claims.get_opt(name)).await?;
     let claim = claim.ok_or_else(|| format!("persistentvolumeclaim \"{name}\" not found"))?;
+    if let Some(pod) = maker {
+        let owners = claim.metadata.owner_references.iter().flatten();
+        let mut controllers = owners.filter(|owner| owner.controller.unwrap_or(false));
+        if !controllers.any(|owner| Some(&owner.uid) == pod.metadata.uid.as_ref()) {
+            let pod = pod.metadata.name.as_deref().unwrap_or_default();
+            return Err(format!(
+                "PVC {namespace}/{name} was not created for pod {namespace}/{pod} (pod is not owner)"
+            ));
+        }
+    }
     let volume = volume_of(&claim)?;
     let volumes: Api<PersistentVolume> = Api::all(client.clone());
     let found = within(volumes.get_opt(volume)).await?;
     let found = found.ok_or_else(|| format!("persistentvolume \"{volume}\" not found"))?;
-    source_of(&claim, &found)
+    belongs(&claim, &found)?;
+    Ok(Bound { claim, volume: found })
 }
 
 async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, String> {
@@ -80,27 +111,35 @@ fn volume_of(claim: &PersistentVolumeClaim) -> Result<&str, String> {
     if !bound || volume.is_empty() {
         return Err(format!("persistentvolumeclaim \"{name}\" is not bound"));
     }
-    if claim.spec.as_ref().and_then(|spec| spec.volume_mode.as_deref()) == Some("Block") {
-        return Err(format!("persistentvolumeclaim \"{name}\" is a block device, which is not supported"));
-    }
     Ok(volume)
 }
 
-/// The directory of a volume that belongs to the claim.
-fn source_of(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Result<Found, String> {
+/// Whether the volume is the claim's.
+fn belongs(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Result<(), String> {
     let (name, spec) = (volume.metadata.name.as_deref().unwrap_or_default(), volume.spec.as_ref());
     let owner = spec.and_then(|spec| spec.claim_ref.as_ref()).and_then(|owner| owner.uid.as_deref());
     if owner.is_none() || owner != claim.metadata.uid.as_deref() {
         return Err(format!("persistentvolume \"{name}\" is bound to another claim"));
     }
+    Ok(())
+}
+
+/// The directory of a volume that is one of the node's.
+pub(super) fn path_of(volume: &PersistentVolume) -> Result<FoundPath, String> {
+    let (name, spec) = (volume.metadata.name.as_deref().unwrap_or_default(), volume.spec.as_ref());
+    if spec.and_then(|spec| spec.volume_mode.as_deref()) == Some("Block") {
+        return Err(format!(
+            "persistentvolume \"{name}\" is a block device, which is supported for CSI volumes only"
+        ));
+    }
     if let Some(source) = spec.and_then(|spec| spec.host_path.as_ref()) {
-        return Ok(Found { path: source.path.clone(), kind: source.type_.clone() });
+        return Ok(FoundPath { path: source.path.clone(), kind: source.type_.clone() });
     }
     match spec.and_then(|spec| spec.local.as_ref()) {
         // It must be there: what belongs on another disk must not land on this one.
-        Some(source) => Ok(Found { path: source.path.clone(), kind: Some("Directory".to_owned()) }),
+        Some(source) => Ok(FoundPath { path: source.path.clone(), kind: Some("Directory".to_owned()) }),
         None => Err(format!(
-            "persistentvolume \"{name}\" is neither hostPath nor local: no volume plugin matched"
+            "persistentvolume \"{name}\" is neither CSI, hostPath nor local: no volume plugin matched"
         )),
     }
 }
@@ -130,28 +169,28 @@ mod tests {
     fn a_bound_claim_leads_to_its_directory_and_to_no_other() {
         assert_eq!(volume_of(&claim("Bound")), Ok("pv"));
         assert!(volume_of(&claim("Pending")).unwrap_err().contains("is not bound"));
-        let found = |uid: &str, source: Value| source_of(&claim("Bound"), &volume(uid, &source));
-        let host = found("u1", json!({"hostPath": {"path": "/d", "type": "DirectoryOrCreate"}})).unwrap();
+        let found = |source: Value| path_of(&volume("u1", &source));
+        let host = found(json!({"hostPath": {"path": "/d", "type": "DirectoryOrCreate"}})).unwrap();
         assert_eq!((host.path.as_str(), host.kind.as_deref()), ("/d", Some("DirectoryOrCreate")));
-        let local = found("u1", json!({"local": {"path": "/mnt/d"}})).unwrap();
+        let local = found(json!({"local": {"path": "/mnt/d"}})).unwrap();
         assert_eq!(local.kind.as_deref(), Some("Directory"));
-        assert!(found("u2", json!({"hostPath": {"path": "/d"}})).unwrap_err().contains("another claim"));
         assert!(
-            found("u1", json!({"nfs": {"path": "/d", "server": "s"}}))
+            found(json!({"nfs": {"path": "/d", "server": "s"}}))
                 .unwrap_err()
-                .contains("no volume plugin")
+                .contains("no volume plugin matched")
         );
+        let block = json!({"local": {"path": "/dev/x"}, "volumeMode": "Block"});
+        assert!(found(block).unwrap_err().contains("is a block device"));
+        let foreign = volume("u2", &json!({"hostPath": {"path": "/d"}}));
+        assert!(belongs(&claim("Bound"), &foreign).unwrap_err().contains("another claim"));
     }
 
-    #[tokio::test]
-    async fn what_was_written_down_needs_no_api_server() {
-        let directory = tempfile::tempdir().unwrap();
-        std::fs::create_dir(directory.path().join("claims")).unwrap();
-        let known = Found { path: "/d".to_owned(), kind: None };
-        let record = directory.path().join("claims/data.json");
-        std::fs::write(record, serde_json::to_string(&known).unwrap()).unwrap();
-        let client = crate::sources::offline::client();
-        assert_eq!(find(&client, ("d", "c"), directory.path(), "data").await, Ok(known));
-        assert!(find(&client, ("d", "c"), directory.path(), "other").await.is_err());
+    #[test]
+    fn records_of_earlier_agents_are_read() {
+        let found: Found = serde_json::from_str(r#"{"path":"/d","kind":null}"#).unwrap();
+        assert!(matches!(found, Found::Path(found) if found.path == "/d"));
+        let csi = Found::Csi { volume: "pv".to_owned(), block: true };
+        let text = serde_json::to_string(&csi).unwrap();
+        assert_eq!(serde_json::from_str::<Found>(&text).unwrap(), csi);
     }
 }

@@ -1,4 +1,4 @@
-//! Volumes of pods below `<rootDir>/pods/<uid>/volumes`.
+//! Volumes of pods below `<rootDir>/pods/<uid>/volumes`. Those of drivers are [`crate::csi`]'s.
 //!
 //! Input: the pod object, ConfigMaps, Secrets and tokens. Output: directories, tmpfs mounts and files, at the paths
 //! where upstream's kubelet has them. Set-up is idempotent and also the update: the pod loop calls it again whenever
@@ -10,12 +10,12 @@ mod claim;
 mod content;
 mod empty_dir;
 mod host_path;
-mod ownership;
+pub(crate) mod ownership;
 mod select;
 mod sub_path;
 mod teardown;
 mod tmpfs;
-mod tokens;
+pub(crate) mod tokens;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,13 +23,20 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use k8s_openapi::api::core::v1::{Pod, PodSpec, Volume};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, PodSpec, Volume};
 use kube::Client;
+use tracing::debug;
 
+use self::claim::Found;
 use self::content::{Content, Inputs};
 use self::ownership::Ownership;
 use self::tokens::Tokens;
-use crate::contracts::{HostPath, MountedVolumes, ObjectSource, VolumeContext, VolumeError, VolumeManager};
+use crate::contracts::{
+    Dependency, HostPath, MountedVolumes, ObjectSource, VolumeContext, VolumeError, VolumeFigures,
+    VolumeManager, VolumeStep,
+};
+use crate::csi::{Csi, CsiVolume, MountOrder};
+use crate::sources::objects::claim_of_ephemeral;
 
 /// The volumes of one kubelet root directory.
 pub struct Volumes {
@@ -37,12 +44,19 @@ pub struct Volumes {
     objects: Arc<dyn ObjectSource>,
     tokens: Tokens,
     client: Client,
+    csi: Option<Csi>,
 }
 
 impl Volumes {
     /// Volumes below `<root_dir>/pods`; `objects` gives ConfigMaps and Secrets, `client` requests tokens and reads claims.
     pub fn new(root_dir: &Path, objects: Arc<dyn ObjectSource>, client: Client) -> Self {
-        Self { pods_dir: root_dir.join("pods"), objects, tokens: Tokens::new(client.clone()), client }
+        let tokens = Tokens::new(client.clone());
+        Self { pods_dir: root_dir.join("pods"), objects, tokens, client, csi: None }
+    }
+
+    /// With volumes of drivers.
+    pub fn with_csi(self, csi: Csi) -> Self {
+        Self { csi: Some(csi), ..self }
     }
 
     fn pod_dir(&self, uid: &str) -> PathBuf {
@@ -61,7 +75,7 @@ impl Volumes {
         let mut mounted = MountedVolumes::default();
         // Image volumes are mounted by the runtime, out of what it has pulled.
         for volume in spec.volumes.iter().flatten().filter(|volume| volume.image.is_none()) {
-            let path = self.set_up(pod, spec, volume, context, &mut mounted.refresh_at).await?;
+            let path = self.set_up(pod, spec, volume, context, &mut mounted).await?;
             mounted.volumes.insert(volume.name.clone(), path);
         }
         Ok(mounted)
@@ -73,7 +87,7 @@ impl Volumes {
         spec: &PodSpec,
         volume: &Volume,
         context: &VolumeContext,
-        refresh_at: &mut Option<jiff::Timestamp>,
+        mounted: &mut MountedVolumes,
     ) -> Result<HostPath, VolumeError> {
         let name = volume.name.as_str();
         let ownership = Ownership::of(spec);
@@ -91,15 +105,16 @@ impl Volumes {
             return Ok(HostPath { path, read_only: false });
         }
         if let Some(source) = &volume.persistent_volume_claim {
-            let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-            let pod_dir = self.pod_dir(pod.metadata.uid.as_deref().unwrap_or_default());
-            if !is_file_name(name) {
-                return Err(failed(name, "invalid volume name".to_owned()));
-            }
-            let found = claim::find(&self.client, (namespace, &source.claim_name), &pod_dir, name).await;
-            let found = found.map_err(|message| failed(name, message))?;
-            let path = blocking(name, move || found.check()).await?;
-            return Ok(HostPath { path, read_only: source.read_only.unwrap_or(false) });
+            let read_only = source.read_only.unwrap_or(false);
+            return self.set_up_claim(pod, name, (&source.claim_name, read_only, None), mounted).await;
+        }
+        if volume.ephemeral.is_some() {
+            let claim = claim_of_ephemeral(pod, name);
+            return self.set_up_claim(pod, name, (&claim, false, Some(pod)), mounted).await;
+        }
+        if let Some(source) = &volume.csi {
+            let inline = CsiVolume::inline(pod, name, source);
+            return self.set_up_csi(pod, name, (inline, None), mounted).await;
         }
         let Some((plugin, in_memory)) = content::plugin(volume) else {
             return Err(failed(name, "no volume plugin matched".to_owned()));
@@ -107,10 +122,88 @@ impl Volumes {
         let path = self.volume_dir(pod, plugin, name)?;
         let inputs = Inputs { pod, spec, context, objects: self.objects.as_ref(), tokens: &self.tokens };
         let content = content::of(volume, &inputs).await.map_err(|message| failed(name, message))?;
-        *refresh_at = [*refresh_at, content.refresh_at].into_iter().flatten().min();
+        mounted.refresh_at = [mounted.refresh_at, content.refresh_at].into_iter().flatten().min();
         let dir = path.clone();
         blocking(name, move || write(&dir, in_memory, &content, ownership)).await?;
         Ok(HostPath { path, read_only: true })
+    }
+
+    /// What a claim leads to; `maker` is the pod that the claim was made for, if it was.
+    async fn set_up_claim(
+        &self,
+        pod: &Pod,
+        name: &str,
+        (claim, read_only, maker): (&str, bool, Option<&Pod>),
+        mounted: &mut MountedVolumes,
+    ) -> Result<HostPath, VolumeError> {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let pod_dir = self.pod_dir(uid);
+        if !is_file_name(name) {
+            return Err(failed(name, "invalid volume name".to_owned()));
+        }
+        let known = claim::recall(&pod_dir, name).await;
+        if let Some(Found::Path(found)) = known {
+            let path = blocking(name, move || found.check()).await?;
+            return Ok(HostPath { path, read_only });
+        }
+        let bound = match (claim::ask(&self.client, (namespace, claim), maker).await, &known, &self.csi) {
+            (Ok(bound), ..) => bound,
+            // A pod that has its volume goes on without the API server.
+            (Err(problem), Some(Found::Csi { volume, block }), Some(csi))
+                if csi.is_published(uid, volume, *block).await =>
+            {
+                debug!(volume = %name, %problem, "claim not read");
+                return Ok(HostPath { path: csi.path(uid, volume, *block), read_only });
+            }
+            (Err(problem), ..) => return Err(failed(name, problem)),
+        };
+        let volume = CsiVolume::of_persistent(&bound.volume, read_only);
+        let Some(volume) = volume else {
+            let found = claim::path_of(&bound.volume).map_err(|problem| failed(name, problem))?;
+            let noted = claim::note(&pod_dir, name, &Found::Path(found.clone())).await;
+            noted.map_err(|problem| failed(name, problem))?;
+            let path = blocking(name, move || found.check()).await?;
+            return Ok(HostPath { path, read_only });
+        };
+        let volume_name = bound.volume.metadata.name.clone().unwrap_or_default();
+        self.objects.depend(uid, &[Dependency::Volume(volume_name.clone())]);
+        let block = bound.volume.spec.as_ref().and_then(|spec| spec.volume_mode.as_deref()) == Some("Block");
+        check_use(pod, name, block).map_err(|problem| failed(name, problem))?;
+        let found = Found::Csi { volume: volume_name, block };
+        if known.as_ref() != Some(&found) {
+            let noted = claim::note(&pod_dir, name, &found).await;
+            noted.map_err(|problem| failed(name, problem))?;
+        }
+        self.set_up_csi(pod, name, (volume, Some(&bound.claim)), mounted).await
+    }
+
+    /// A driver's volume.
+    async fn set_up_csi(
+        &self,
+        pod: &Pod,
+        name: &str,
+        (volume, claim): (CsiVolume, Option<&PersistentVolumeClaim>),
+        mounted: &mut MountedVolumes,
+    ) -> Result<HostPath, VolumeError> {
+        let Some(csi) = &self.csi else {
+            return Err(failed(name, "no volume plugin matched".to_owned()));
+        };
+        let security = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+        let policy = security.and_then(|security| security.fs_group_change_policy.as_deref());
+        let read_only = volume.is_read_only();
+        let order = MountOrder {
+            pod,
+            name,
+            volume,
+            claim,
+            group: pod.spec.as_ref().and_then(|spec| Ownership::of(spec).group),
+            group_always: policy != Some("OnRootMismatch"),
+        };
+        let done = csi.mount(&order).await?;
+        mounted.refresh_at = [mounted.refresh_at, done.refresh_at].into_iter().flatten().min();
+        mounted.events.extend(done.events);
+        Ok(HostPath { path: done.path, read_only })
     }
 
     /// `<pod>/volumes/kubernetes.io~<plugin>/<name>`.
@@ -148,9 +241,23 @@ impl VolumeManager for Volumes {
                 return Err(failed(pod_uid, "invalid pod uid".to_owned()));
             }
             self.tokens.forget(pod_uid);
+            // Drivers first: what they made is theirs to undo.
+            if let Some(csi) = &self.csi {
+                csi.tear_down(pod_uid).await?;
+            }
             let dir = self.pod_dir(pod_uid);
             let shown = dir.display().to_string();
             blocking(&shown, move || teardown::remove(&dir).map_err(|error| error.to_string())).await
+        }
+        .boxed()
+    }
+
+    fn figures<'a>(&'a self, pod_uid: &'a str) -> BoxFuture<'a, Vec<VolumeFigures>> {
+        async move {
+            match &self.csi {
+                Some(csi) => csi.stats(pod_uid).await,
+                None => Vec::new(),
+            }
         }
         .boxed()
     }
@@ -198,13 +305,32 @@ fn list(dir: &Path) -> io::Result<Vec<String>> {
     entries.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned())).collect()
 }
 
+/// A device is passed to containers, a file system is mounted into them.
+fn check_use(pod: &Pod, name: &str, block: bool) -> Result<(), String> {
+    let spec = pod.spec.as_ref();
+    let mut containers =
+        spec.into_iter().flat_map(agent_core::model::containers).map(|entry| entry.container);
+    let (mode, list) = if block { ("Block", "volumeMounts") } else { ("Filesystem", "volumeDevices") };
+    let wrong = containers.any(|container| {
+        if block {
+            container.volume_mounts.iter().flatten().any(|mount| mount.name == name)
+        } else {
+            container.volume_devices.iter().flatten().any(|device| device.name == name)
+        }
+    });
+    if wrong {
+        return Err(format!("volume {name} has volumeMode {mode}, but is specified in {list}"));
+    }
+    Ok(())
+}
+
 /// Uids and volume names become path components.
-fn is_file_name(text: &str) -> bool {
+pub(crate) fn is_file_name(text: &str) -> bool {
     !text.is_empty() && text != "." && text != ".." && !text.contains('/')
 }
 
 fn failed(volume: &str, message: String) -> VolumeError {
-    VolumeError { volume: volume.to_owned(), message }
+    VolumeError { volume: volume.to_owned(), step: VolumeStep::SetUp, message, waits: false }
 }
 
 async fn blocking<T: Send + 'static>(

@@ -15,9 +15,9 @@ const READ_ONLY: u32 = 0o440;
 
 /// The part of a pod's security context that volumes follow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Ownership {
+pub(crate) struct Ownership {
     /// `securityContext.fsGroup`.
-    pub(super) group: Option<u32>,
+    pub(crate) group: Option<u32>,
 }
 
 impl Ownership {
@@ -39,13 +39,21 @@ impl Ownership {
 
     /// Gives a directory tree that pods write to the group, as `fsGroupChangePolicy: OnRootMismatch` does: a tree
     /// whose root is right already is not walked again.
-    pub(super) fn claim(self, root: &Path) -> io::Result<()> {
+    pub(crate) fn claim(self, root: &Path) -> io::Result<()> {
         let Some(group) = self.group else { return Ok(()) };
         let metadata = std::fs::metadata(root)?;
         let wanted = READ_WRITE | GROUP_EXEC | SETGID;
         if metadata.gid() == group && metadata.mode() & wanted == wanted {
             return Ok(());
         }
+        self.claim_all(root)
+    }
+
+    /// The same, whatever the root looks like: `fsGroupChangePolicy: Always`.
+    pub(crate) fn claim_all(self, root: &Path) -> io::Result<()> {
+        let Some(group) = self.group else { return Ok(()) };
+        let metadata = std::fs::metadata(root)?;
+        let wanted = READ_WRITE | GROUP_EXEC | SETGID;
         claim_below(root, group)?;
         // Last, so that a walk that was cut short is repeated.
         chown(root, None, Some(group))?;

@@ -22,45 +22,46 @@ const RETRY: SignedDuration = SignedDuration::from_secs(60);
 
 /// What a token is for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct TokenKey {
+pub(crate) struct TokenKey {
     /// Pod that it is bound to.
-    pub(super) pod_uid: String,
+    pub(crate) pod_uid: String,
     /// That pod's name.
-    pub(super) pod_name: String,
+    pub(crate) pod_name: String,
     /// Namespace of both.
-    pub(super) namespace: String,
+    pub(crate) namespace: String,
     /// Whose token.
-    pub(super) service_account: String,
+    pub(crate) service_account: String,
     /// For whom; absent: the API server.
-    pub(super) audience: Option<String>,
+    pub(crate) audience: Option<String>,
     /// Lifetime asked for.
-    pub(super) expiration_seconds: i64,
+    pub(crate) expiration_seconds: i64,
 }
 
 /// A token in use.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Token {
+pub(crate) struct Token {
     /// The token itself.
-    pub(super) text: String,
+    pub(crate) text: String,
     /// When to ask for the next.
-    pub(super) refresh_at: Timestamp,
-    expires_at: Timestamp,
+    pub(crate) refresh_at: Timestamp,
+    /// When it stops to be good.
+    pub(crate) expires_at: Timestamp,
 }
 
 /// The tokens of this node's pods.
-pub(super) struct Tokens {
+pub(crate) struct Tokens {
     client: Client,
     kept: Mutex<HashMap<TokenKey, Token>>,
 }
 
 impl Tokens {
     /// Requests through `client`.
-    pub(super) fn new(client: Client) -> Self {
+    pub(crate) fn new(client: Client) -> Self {
         Self { client, kept: Mutex::default() }
     }
 
     /// The kept token, or a new one when it is due. A failed refresh is an error only once the old one has expired.
-    pub(super) async fn get(&self, key: &TokenKey) -> Result<Token, String> {
+    pub(crate) async fn get(&self, key: &TokenKey) -> Result<Token, String> {
         let now = Timestamp::now();
         let kept = self.kept().get(key).cloned();
         if let Some(token) = kept.as_ref().filter(|token| now < token.refresh_at) {
@@ -79,7 +80,7 @@ impl Tokens {
     }
 
     /// Drops a pod's tokens.
-    pub(super) fn forget(&self, pod_uid: &str) {
+    pub(crate) fn forget(&self, pod_uid: &str) {
         self.kept().retain(|key, _| key.pod_uid != pod_uid);
     }
 

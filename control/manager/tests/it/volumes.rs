@@ -1,9 +1,9 @@
 //! Claims get volumes, and keep them while they are used.
 
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::core::v1::{Event, PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::{
     Api,
-    api::{DeleteParams, PostParams},
+    api::{DeleteParams, ListParams, PostParams},
 };
 use serde_json::json;
 
@@ -11,6 +11,64 @@ use crate::harness::{Cluster, eventually};
 
 fn phase(object: Option<&str>) -> &str {
     object.unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ephemeral_volume_gets_a_claim_that_goes_with_its_pod() {
+    let cluster = Cluster::start().await;
+    let (pods, claims) = (cluster.api::<Pod>("default"), cluster.api::<PersistentVolumeClaim>("default"));
+    let template = json!({"metadata": {"labels": {"for": "scratch"}}, "spec": {"accessModes": ["ReadWriteOnce"],
+        "storageClassName": "none", "resources": {"requests": {"storage": "1Gi"}}}});
+    let pod = |name: &str| -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"name": name},
+            "spec": {"containers": [{"name": "c", "image": "i"}], "nodeName": "nowhere",
+                "volumes": [{"name": "scratch", "ephemeral": {"volumeClaimTemplate": template}}]},
+        }))
+        .expect("is a pod")
+    };
+    // Somebody else's claim has the name that a pod needs.
+    let foreign: PersistentVolumeClaim = serde_json::from_value(json!({
+        "metadata": {"name": "late-scratch"}, "spec": template["spec"],
+    }))
+    .expect("is a claim");
+    claims.create(&PostParams::default(), &foreign).await.expect("creates");
+    for name in ["web", "late"] {
+        eventually("the namespace takes the pod", || async {
+            pods.create(&PostParams::default(), &pod(name)).await.map_err(|error| error.to_string())
+        })
+        .await;
+    }
+    let claim = eventually("the claim", || async {
+        let claim = claims.get_opt("web-scratch").await.map_err(|error| error.to_string())?;
+        claim.ok_or_else(|| "not there".to_owned())
+    })
+    .await;
+    let owner = claim.metadata.owner_references.expect("has an owner").remove(0);
+    let web = pods.get("web").await.expect("is there");
+    assert_eq!((owner.controller, Some(owner.uid)), (Some(true), web.metadata.uid));
+    assert_eq!(claim.metadata.labels.expect("of the template")["for"], "scratch");
+    let events = cluster.api::<Event>("default");
+    eventually("the other pod is told", || async {
+        let all = events.list(&ListParams::default()).await.map_err(|error| error.to_string())?;
+        let told = all.items.iter().filter_map(|event| event.message.as_deref());
+        let is_told = told.into_iter().any(|text| {
+            text == "ephemeral volume scratch: PVC default/late-scratch was not created for pod default/late (pod is not owner)"
+        });
+        if is_told { Ok(()) } else { Err(format!("{:?}", all.items.len())) }
+    })
+    .await;
+    let at_once = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+    pods.delete("web", &at_once).await.expect("deletes");
+    eventually("the claim to be gone", || async {
+        match claims.get_opt("web-scratch").await.map_err(|error| error.to_string())? {
+            None => Ok(()),
+            Some(claim) => Err(format!("{claim:?}")),
+        }
+    })
+    .await;
+    assert!(claims.get("late-scratch").await.is_ok(), "is nobody's but its maker's");
+    cluster.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
