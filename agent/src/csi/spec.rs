@@ -135,6 +135,7 @@ fn secret(reference: &SecretReference) -> SecretName {
 
 /// What a CSIDriver says of its driver, or what counts where there is none.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a field of its own in the object")]
 pub(super) struct DriverRules {
     pub(super) attach_required: bool,
     pub(super) pod_info: bool,
