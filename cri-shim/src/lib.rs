@@ -1,6 +1,6 @@
 //! `keelson-cri`: CRI v1 on containerd. The executable is `main.rs`; everything it does is here, so that tests reach it too.
 //!
-//! In reading order: [`config`]; [`runtime`] (what every operation works with) over [`state`], [`journal`], [`steps`] and
+//! In reading order: [`config`]; [`runtime`] (what every operation works with) over [`state`], [`journal`], [`keyed`], [`steps`] and
 //! [`containerd`]; [`sandbox`] and [`container`] (the operations), [`exits`] and [`recovery`] (what happens by itself),
 //! [`handlers`], [`network`], [`logs`], [`stats`], [`host`]; [`images`], [`exec`] with [`attach`]; [`service`], [`status`], [`info`] and [`checkpoint`] (gRPC), [`telemetry`]
 //! (what can be seen of it), [`serve`].
@@ -27,6 +27,7 @@ pub mod host;
 pub mod images;
 pub mod info;
 pub mod journal;
+pub mod keyed;
 pub mod logs;
 pub mod network;
 pub mod recovery;

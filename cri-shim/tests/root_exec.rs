@@ -118,6 +118,21 @@ async fn exec_sync_gives_output_codes_and_real_deadlines() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn many_commands_at_once_do_not_lock_each_other_up() {
+    let (cri, _, id) = pod("sleep 3600").await;
+    let mut all = tokio::task::JoinSet::new();
+    for _ in 0..60 {
+        let (mut runtime, cmd) = (cri.runtime(), words(&["/bin/sh", "-c", "echo x; sleep 0.2"]));
+        let request = v1::ExecSyncRequest { container_id: id.clone(), cmd, timeout: 60 };
+        all.spawn(async move { runtime.exec_sync(request).await });
+    }
+    while let Some(done) = all.join_next().await {
+        let done = done.expect("no panic").expect("in time").into_inner();
+        assert_eq!((done.stdout.as_slice(), done.exit_code), (&b"x\n"[..], 0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn exec_streams_input_output_size_and_code() {
     let (cri, _, id) = pod("sleep 3600").await;
     let mut socket = exec(&cri, &id, &["/bin/sh", "-c", "cat; echo err >&2; exit 4"], false).await;

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::containerd::Client;
+use crate::keyed::KeyedLocks;
 
 pub use self::direct::OwnShim;
 pub use self::error::ExecError;
@@ -34,6 +35,8 @@ pub struct Executor {
     client: Client,
     dir: PathBuf,
     names: Arc<Names>,
+    /// Pods in which a command is being started.
+    starting: Arc<KeyedLocks>,
 }
 
 /// Ids of exec processes: those of this run of the program begin alike.
@@ -47,7 +50,7 @@ impl Executor {
     pub fn new(client: Client, state_dir: &Path) -> Self {
         let random = getrandom::u64().unwrap_or_else(|_none| crate::clock::now().unsigned_abs());
         let names = Names { run: format!("{random:016x}-"), next: AtomicU64::new(0) };
-        Self { client, dir: state_dir.join("exec"), names: Arc::new(names) }
+        Self { client, dir: state_dir.join("exec"), names: Arc::new(names), starting: Arc::default() }
     }
 
     fn next_id(&self) -> String {

@@ -3,12 +3,14 @@
 //! Input: a container and a command. Output: the process's streams and its exit. It inherits the container's user,
 //! environment, capabilities and limits.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use cri_shim_core::oci::SANDBOX_ID_ANNOTATION;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::io::AsyncReadExt;
@@ -51,8 +53,11 @@ impl ExecProcess {
         stdin: bool,
         terminal: bool,
     ) -> Result<(Self, Ends), ExecError> {
-        let Executor { client, dir, .. } = executor;
-        let process = process_spec(client, container, command, terminal).await?;
+        let Executor { client, dir, starting, .. } = executor;
+        let (process, pod) = process_spec(client, container, command, terminal).await?;
+        // The shims of runc and crun start one at a time anyway, under a lock that they also need to tell of ends. With many in
+        // line for it ends pile up, and from the thirty-third on each is waited for a second.
+        let turn = starting.lock(&pod).await;
         let exec = executor.next_id();
         let wanted = Wanted { stdin, stderr: !terminal };
         let (fifos, ends) = Fifos::create(dir, container, &exec, wanted)?;
@@ -63,7 +68,9 @@ impl ExecProcess {
             terminal,
         };
         client.exec_task(container, &exec, process, stdio).await?;
-        match client.start_task(container, &exec).await {
+        let started = client.start_task(container, &exec).await;
+        drop(turn);
+        match started {
             Ok(pid) => {
                 let (client, container) = (client.clone(), container.to_owned());
                 Ok((Self { client, container, exec, pid, _fifos: fifos }, ends))
@@ -204,21 +211,31 @@ pub async fn read_piece(pipe: &mut pipe::Receiver, moved: &Moved) -> Option<byte
     }
 }
 
-/// The container's own process with another command.
+/// The container's own process with another command; and the pod, whose containers share a shim.
 async fn process_spec(
     client: &Client,
     container: &str,
     command: &[String],
     terminal: bool,
-) -> Result<Vec<u8>, ExecError> {
+) -> Result<(Vec<u8>, String), ExecError> {
     if command.is_empty() {
         return Err(ExecError::NoCommand);
     }
     let record = client.container(container).await?;
     let record = record.ok_or_else(|| ExecError::NotFound(container.to_owned()))?;
     let spec = record.spec.map(|spec| spec.value).unwrap_or_default();
-    adapt(&spec, command, terminal)
-        .map_err(|source| ExecError::Spec { container: container.to_owned(), source })
+    let failed = |source| ExecError::Spec { container: container.to_owned(), source };
+    let pod = pod_of(&spec).map_err(failed)?.unwrap_or_else(|| container.to_owned());
+    Ok((adapt(&spec, command, terminal).map_err(failed)?, pod))
+}
+
+fn pod_of(spec: &[u8]) -> Result<Option<String>, serde_json::Error> {
+    #[derive(serde::Deserialize)]
+    struct Spec {
+        #[serde(default)]
+        annotations: HashMap<String, String>,
+    }
+    Ok(serde_json::from_slice::<Spec>(spec)?.annotations.remove(SANDBOX_ID_ANNOTATION))
 }
 
 fn adapt(spec: &[u8], command: &[String], terminal: bool) -> Result<Vec<u8>, serde_json::Error> {

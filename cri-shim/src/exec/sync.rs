@@ -18,6 +18,9 @@ use crate::telemetry::stage;
 /// Most bytes kept of each stream.
 pub const MAX_OUTPUT: usize = 16 << 20;
 
+/// How much longer than its limit a command may take to be started, or to be ended.
+const START_PATIENCE: Duration = Duration::from_secs(3);
+
 /// How long output may stand still after the process's end, while something it started holds the stream open.
 const QUIET: Duration = Duration::from_millis(250);
 
@@ -46,10 +49,26 @@ impl Executor {
         // The work is a task of its own, so that a caller who gives up leaves nobody to clean up but it.
         let abandoned = CancellationToken::new();
         let guard = abandoned.clone().drop_guard();
+        let shown = command.join(" ");
         let (executor, container, command) = (self.clone(), container.to_owned(), command.to_vec());
         let work = async move { executor.run(&container, &command, limit, abandoned).await };
         // What it logs belongs to the request.
-        let result = tokio::spawn(work.in_current_span()).await?;
+        let work = tokio::spawn(work.in_current_span());
+        // A command that waits for its turn, or for a shim, to be started has no process to end yet. It is ended once it has.
+        let too_late = async {
+            match limit {
+                Some(limit) => tokio::time::sleep(limit + START_PATIENCE).await,
+                None => std::future::pending().await,
+            }
+        };
+        // Cancel-safe: the work goes on without us.
+        let result = tokio::select! {
+            result = work => result?,
+            () = too_late => {
+                let after = limit.unwrap_or_default();
+                return Err(ExecError::Timeout { command: shown, after });
+            }
+        };
         drop(guard.disarm());
         result
     }
@@ -62,8 +81,8 @@ impl Executor {
         abandoned: CancellationToken,
     ) -> Result<ExecOutput, ExecError> {
         let begun = tokio::time::Instant::now();
-        let started = stage("exec_start", ExecProcess::start(self, container, command, false, false)).await;
-        let (process, ends) = started?;
+        let starting = stage("exec_start", ExecProcess::start(self, container, command, false, false));
+        let (process, ends) = starting.await?;
         let moved = Moved::default();
         let stdout = collect(ends.stdout, moved.clone());
         let stderr = ends.stderr.map(|pipe| collect(pipe, moved.clone()));

@@ -18,7 +18,6 @@ pub mod fetch_error;
 pub mod hostclient;
 pub mod hosts;
 pub mod import;
-pub mod keyed;
 pub mod known;
 pub mod layers;
 pub mod manifest;

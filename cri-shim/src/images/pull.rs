@@ -13,7 +13,6 @@ use tokio_util::task::TaskTracker;
 
 use super::content;
 use super::hosts::HostsError;
-use super::keyed::KeyedLocks;
 use super::layers;
 use super::manifest::{self, ManifestError, Parsed};
 use super::progress::{Progress, Pulls};
@@ -23,6 +22,7 @@ use super::registry::{Document, FetchError, Registry};
 use super::session::{CallError, Session};
 use super::settings::Settings;
 use super::unpack::UnpackError;
+use crate::keyed::KeyedLocks;
 
 /// How long threads that unpack may take to end after a failure; what they still hold goes with the lease's expiry.
 const END_PATIENCE: Duration = Duration::from_secs(60);

@@ -19,7 +19,6 @@ use tracing::Instrument;
 
 use super::auth::Credentials;
 use super::hosts;
-use super::keyed::KeyedLocks;
 use super::known::{Changes, Known};
 use super::layers;
 use super::mount::MountError;
@@ -32,6 +31,7 @@ use super::session::{CallError, Session};
 use super::settings::{Places, Settings};
 use super::unpack;
 use crate::containerd::Client;
+use crate::keyed::KeyedLocks;
 use crate::telemetry::stage;
 
 /// How long the removal of an image waits for containers that are being removed.

@@ -90,33 +90,29 @@ impl Runtime {
             }
             let all: Vec<SandboxRecord> = self.owed.lock().values().cloned().collect();
             let mut paid = false;
+            let mut left = None;
             for record in &all {
-                paid |= self.pay_detachment(record).await;
+                match self.pay_detachment(record).await {
+                    Ok(()) => paid = true,
+                    Err(error) => left = left.or(Some((&record.id, error))),
+                }
+            }
+            if let Some((sandbox, error)) = left {
+                let owed = self.owed.count();
+                tracing::warn!(sandbox, owed, error = %chain(&error), "sandboxes are still not detached");
             }
             pause = if paid { PAUSES.0 } else { (pause * 2).min(PAUSES.1) };
         }
     }
 
-    /// Tries one; says whether it is done.
-    async fn pay_detachment(&self, record: &SandboxRecord) -> bool {
-        let detached = match self.network.detach(record).await {
-            Ok(()) => {
-                let (journal, id) = (self.journal.clone(), record.id.clone());
-                blocking(move || journal.remove::<DetachmentRecord>(&id)).await
-            }
-            Err(error) => Err(error),
-        };
-        match detached {
-            Ok(()) => {
-                self.owed.lock().remove(&record.id);
-                tracing::info!(sandbox = record.id, "detached at last");
-                true
-            }
-            Err(error) => {
-                tracing::warn!(sandbox = record.id, error = %chain(&error), "still not detached");
-                false
-            }
-        }
+    /// Tries one.
+    async fn pay_detachment(&self, record: &SandboxRecord) -> Result<(), RuntimeError> {
+        self.network.detach(record).await?;
+        let (journal, id) = (self.journal.clone(), record.id.clone());
+        blocking(move || journal.remove::<DetachmentRecord>(&id)).await?;
+        self.owed.lock().remove(&record.id);
+        tracing::info!(sandbox = record.id, "detached at last");
+        Ok(())
     }
 }
 

@@ -163,6 +163,12 @@ impl Runtime {
         let attach = async {
             let Some(list) = &network else { return Ok(Vec::new()) };
             let addresses = self.network.attach(list, record).await;
+            if let Err(RuntimeError::Network { source, .. }) = &addresses
+                && source.ran_nothing()
+            {
+                // Nobody gave it anything: nothing is owed when it is taken back.
+                sandbox.record.change(|record| record.network.clear());
+            }
             reached(Step::SandboxAttached);
             addresses
         };

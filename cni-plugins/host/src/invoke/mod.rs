@@ -104,11 +104,29 @@ pub enum InvokeError {
     },
 }
 
+impl InvokeError {
+    /// Whether an ADD that failed so ran no plugin, so that nothing is to be deleted.
+    pub fn ran_nothing(&self) -> bool {
+        match self {
+            Self::InvalidArgument { .. } => true,
+            Self::Plugin { command, source, .. } => {
+                *command == "ADD" && matches!(source, PluginError::NotFound { .. })
+            }
+            Self::Cache { .. } | Self::CachedConfig { .. } => false,
+        }
+    }
+}
+
 impl Invoker {
     /// Attaches: ADD through the chain. On failure everything is deleted again (best effort, bounded
-    /// by the same deadlines) before the first error is returned.
+    /// by the same deadlines) before the first error is returned. No plugin is run when one of them is missing: see
+    /// [`InvokeError::ran_nothing`].
     pub async fn add(&self, list: &NetworkConfigList, rt: &RuntimeArgs) -> Result<CniResult, InvokeError> {
         check_args(rt)?;
+        for plugin in &list.plugins {
+            find_plugin(&self.bin_dirs, &plugin.kind)
+                .map_err(|missing| plugin_error("ADD", list, plugin, missing))?;
+        }
         match self.add_chain(list, rt).await {
             Ok(result) => Ok(result),
             Err(error) => {

@@ -126,6 +126,13 @@ async fn a_missing_plugin_and_bad_arguments_are_named() {
     let error = bench.invoker.status(&two_plugins()).await.unwrap_err();
     let source = std::error::Error::source(&error).unwrap().to_string();
     assert!(source.starts_with("failed to find plugin \"a\" in path ["), "{source}");
+    // Not even the first one runs while the second is missing.
+    bench.plugin("a", GOOD);
+    let error = bench.invoker.add(&two_plugins(), &args()).await.unwrap_err();
+    assert!(error.ran_nothing(), "{error}");
+    assert_eq!(bench.log(), Vec::<String>::new());
+    bench.plugin("b", "exit 1");
+    assert!(!bench.invoker.add(&two_plugins(), &args()).await.unwrap_err().ran_nothing());
     let bad = RuntimeArgs { container_id: "../x".to_owned(), ..args() };
     let error = bench.invoker.add(&two_plugins(), &bad).await.unwrap_err();
     assert_eq!(error.to_string(), "invalid container id \"../x\"");
