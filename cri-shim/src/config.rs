@@ -201,6 +201,18 @@ impl Config {
         for (field, path) in absolute.into_iter().chain(cdi).chain(metrics) {
             anyhow::ensure!(path.is_absolute(), "{field}: {} is not an absolute path", path.display());
         }
+        let namespace = &config.containerd_namespace;
+        // As containerd has it: words of letters and digits with single marks between them.
+        let words = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        let ends = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+        let bytes = namespace.as_bytes();
+        anyhow::ensure!(
+            bytes.len() <= 76
+                && bytes.iter().copied().all(words)
+                && ends(bytes.first())
+                && ends(bytes.last()),
+            "containerdNamespace: {namespace:?} is not made of letters and digits with '-', '_' or '.' between them, 76 at most"
+        );
         if let Some(shim) = &config.shim_binary {
             anyhow::ensure!(shim.is_absolute(), "shimBinary: {} is not an absolute path", shim.display());
         }
@@ -258,6 +270,7 @@ cgroupDriver: cgroupfs
     fn a_wrong_field_is_named() {
         let cases = [
             (GOOD.replace("netnsDir", "netnsdir"), "netnsdir"),
+            (format!("{GOOD}containerdNamespace: a/b"), "containerdNamespace"),
             (GOOD.replace("binDir", "bindir"), "bindir"),
             (GOOD.replace("/run/k/net.d", "net.d"), "cni.confDir"),
             (GOOD.replace("builtin", "k8s.gcr.io/pause:3.6"), "pauseImage"),

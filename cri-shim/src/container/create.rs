@@ -4,7 +4,7 @@
 //! everything that can be refused is looked at, the specification is written down, and the rest is made behind the answer:
 //! what operates on the container waits for it, and after a crash its start does it.
 
-use std::path::Path;
+use std::path::{Component, Path};
 use std::sync::Arc;
 
 use containerd_client::types::Mount;
@@ -128,10 +128,16 @@ impl Runtime {
             (record.config.log_directory.clone(), self.cgroup(record.cgroup_parent(), id.as_str()))
         });
         let cgroup = cgroup?.directory;
+        if Path::new(&config.log_path).components().any(|part| part == Component::ParentDir) {
+            let problem = format!("{:?} leads out of the pod's log_directory", config.log_path);
+            return Err(RuntimeError::Invalid { field: "log_path", problem });
+        }
         let log_path = if log_directory.is_empty() || config.log_path.is_empty() {
             String::new()
         } else {
-            Path::new(&log_directory).join(&config.log_path).to_string_lossy().into_owned()
+            // Joined as containerd does: also one that begins with a slash is below the directory.
+            let below = config.log_path.trim_start_matches('/');
+            Path::new(&log_directory).join(below).to_string_lossy().into_owned()
         };
         let defaults = image_defaults(image);
         Ok(ContainerRecord {

@@ -119,6 +119,17 @@ impl FetchError {
         self.answers.iter().any(|(_, error)| other(error))
     }
 
+    /// A host sent more than is taken.
+    pub fn is_too_long(&self) -> bool {
+        self.answers.iter().any(|(_, error)| matches!(error, HostError::TooLong))
+    }
+
+    /// Hosts were only reached to be sent somewhere else, or their settings in `hosts.toml` cannot be used.
+    pub fn is_misconfigured(&self) -> bool {
+        let wrong = |error: &HostError| matches!(error, HostError::Redirect(_) | HostError::Configuration(_));
+        !self.answers.is_empty() && self.answers.iter().all(|(_, error)| wrong(error))
+    }
+
     /// A transfer that broke off, as opposed to one that was answered.
     pub fn is_worth_another_try(&self) -> bool {
         let broken = |error: &HostError| match error {

@@ -160,6 +160,8 @@ fn pull_code(error: &PullError) -> Code {
             source if source.is_not_found() => Code::NotFound,
             source if source.is_denied() => Code::PermissionDenied,
             source if source.is_other_content() => Code::DataLoss,
+            source if source.is_too_long() => Code::ResourceExhausted,
+            source if source.is_misconfigured() => Code::FailedPrecondition,
             // Not `Unavailable`: to a gRPC client that would mean that this server is away.
             _ => Code::Unknown,
         },
