@@ -4,6 +4,7 @@
 //! plugin itself ([`Call::parse`]).
 
 mod blame;
+mod keys;
 
 use std::{env, io::Read, path::PathBuf};
 
@@ -15,12 +16,14 @@ use cni_plugins_types::{
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use crate::failure::Failure;
+use crate::{failure::Failure, plugins::Plugin};
 
 /// Bound of the object on standard input; a GC list for thousands of pods fits many times.
 const MAX_INPUT: u64 = 16 << 20;
 /// Bound of a network's name and of a container id: both become part of one file name.
 const MAX_NAME: usize = 100;
+/// Keys whose values are objects.
+const SECTIONS: [&str; 3] = ["runtimeConfig", "ipam", "dns"];
 /// Bound of a container id.
 const MAX_CONTAINER_ID: usize = 128;
 
@@ -110,12 +113,13 @@ impl RawCall {
             // Runtimes of before 0.4.0 send nothing.
             return Ok(Self { command, config: Value::Null });
         }
-        let config: Value = serde_json::from_slice(&input).map_err(|error| {
+        let mut config: Value = serde_json::from_slice(&input).map_err(|error| {
             Failure::new(ErrorCode::Decode, format!("cannot decode the configuration: {error}"))
         })?;
         if !config.is_object() {
             return Err(Failure::new(ErrorCode::Decode, "the configuration is not a JSON object"));
         }
+        keys::fold(&mut config);
         Ok(Self { command, config })
     }
 
@@ -158,7 +162,7 @@ impl Call {
     pub(crate) fn parse<T: DeserializeOwned>(&self) -> Result<T, Failure> {
         serde_json::from_value(self.config.clone()).map_err(|error| {
             let field = blame::field::<T>(&self.config, &error.to_string());
-            Failure::config(format!("invalid configuration of network {:?}: {field}{error}", self.network))
+            Failure::config(format!("{field}{error} (in the configuration of network {:?})", self.network))
         })
     }
 
@@ -201,9 +205,11 @@ impl Call {
                 Failure::new(ErrorCode::IncompatibleVersion, format!("prevResult: {error}"))
             })?;
         }
-        CniResult::from_value(value.clone(), self.cni_version)
-            .map(Some)
-            .map_err(|error| Failure::new(ErrorCode::Decode, format!("cannot decode prevResult: {error}")))
+        CniResult::from_value(value.clone(), self.cni_version).map(Some).map_err(|error| {
+            let field = blame::field::<CniResult>(value, &error.to_string());
+            let field = if field.is_empty() { ": ".to_owned() } else { format!(".{field}") };
+            Failure::new(ErrorCode::Decode, format!("prevResult{field}{error}"))
+        })
     }
 
     /// The result of the plugins before, which this plugin cannot do without.
@@ -251,6 +257,7 @@ impl Call {
                 self.network
             )));
         }
+        self.check_sections()?;
         if matches!(self.command, Command::Gc | Command::Status) {
             return Ok(());
         }
@@ -268,6 +275,29 @@ impl Call {
         }
         if self.netns.as_os_str().is_empty() && self.command != Command::Del {
             return Err(Failure::environment("CNI_NETNS is missing"));
+        }
+        Ok(())
+    }
+}
+
+impl Call {
+    /// What every plugin's object may have.
+    fn check_sections(&self) -> Result<(), Failure> {
+        for key in SECTIONS {
+            if self.config.get(key).is_some_and(|section| !section.is_object()) {
+                return Err(Failure::config(format!("{key}: is not an object")));
+            }
+        }
+        // A DEL must not fail for what an ADD of an earlier version took.
+        let ipam = &self.config["ipam"];
+        let ours = ipam["type"].as_str().is_some_and(|kind| Plugin::named(kind).is_some());
+        let data_dir = ("ipam.dataDir", ipam.get("dataDir").filter(|_| ours));
+        let own = ["stateDir", "logFile"].map(|key| (key, self.config.get(key)));
+        for (key, value) in own.into_iter().chain([data_dir]).filter(|_| self.command != Command::Del) {
+            let path = value.and_then(Value::as_str).unwrap_or_default();
+            if !path.is_empty() && !path.starts_with('/') {
+                return Err(Failure::config(format!("{key}: {path:?} is not an absolute path")));
+            }
         }
         Ok(())
     }

@@ -21,8 +21,10 @@ use crate::{
     state,
 };
 
+/// The name by which containerd calls the plugin that brings `lo` up.
+const LOOPBACK: &str = "loopback";
 const USAGE: &str = "usage:
-  keelson-cni install DIR        make the plugins' links in DIR
+  keelson-cni install DIR        make the plugins' links in DIR, and loopback where there is none
   keelson-cni leases [OPTIONS]   print the addresses in use, one JSON object a line
   keelson-cni cleanup [OPTIONS]  remove interfaces, bridges, addresses, state and logs of the plugins, and the network
                                  between nodes (stop the agent first: it makes that again)
@@ -160,13 +162,23 @@ impl Places {
 fn install(dir: &Path) -> io::Result<()> {
     let executable = std::env::current_exe()?;
     fs::create_dir_all(dir).map_err(|error| about(dir, &error))?;
-    for plugin in Plugin::ALL {
-        let temporary = dir.join(format!(".{}.{}", plugin.name(), std::process::id()));
+    // Where another plugin of that name is, containerd has what it needs.
+    let others = dir.join(LOOPBACK).symlink_metadata().is_ok() && !is_own_loopback(dir);
+    let names = Plugin::ALL.map(Plugin::name).into_iter();
+    for name in names.chain((!others).then_some(LOOPBACK)) {
+        let temporary = dir.join(format!(".{name}.{}", std::process::id()));
         symlink(&executable, &temporary).map_err(|error| about(&temporary, &error))?;
-        let link = dir.join(plugin.name());
+        let link = dir.join(name);
         fs::rename(&temporary, &link).map_err(|error| about(&link, &error))?;
     }
     Ok(())
+}
+
+/// Whether `loopback` is a link to where our own plugins' links lead.
+fn is_own_loopback(dir: &Path) -> bool {
+    let own = Plugin::Loopback.name();
+    fs::read_link(dir.join(LOOPBACK))
+        .is_ok_and(|target| fs::read_link(dir.join(own)).is_ok_and(|ours| ours == target))
 }
 
 fn leases(places: &Places) -> io::Result<()> {
@@ -246,8 +258,10 @@ fn uninstall(places: &Places) -> io::Result<()> {
         fs::remove_file(path).map_err(|error| about(path, &error))?;
         say(&path.display())?;
     }
-    for plugin in Plugin::ALL {
-        let link = places.bin_dir.join(plugin.name());
+    // Told by the others' target, so before they go.
+    let loopback = is_own_loopback(&places.bin_dir).then_some(LOOPBACK);
+    for name in loopback.into_iter().chain(Plugin::ALL.map(Plugin::name)) {
+        let link = places.bin_dir.join(name);
         if fs::read_link(&link).is_ok() {
             fs::remove_file(&link).map_err(|error| about(&link, &error))?;
             say(&link.display())?;

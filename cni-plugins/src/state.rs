@@ -27,7 +27,8 @@ pub(crate) struct StateDir(PathBuf);
 impl StateDir {
     /// The directory for `plugin`; it need not be there.
     pub(crate) fn of(call: &Call, plugin: &str) -> Result<Self, Failure> {
-        let base = call.config.get("stateDir").and_then(Value::as_str).unwrap_or(DEFAULT_DIR);
+        let given = call.config.get("stateDir").and_then(Value::as_str).filter(|dir| !dir.is_empty());
+        let base = given.unwrap_or(DEFAULT_DIR);
         Ok(Self(Path::new(base).join(plugin).join(netns::own_identity()?.to_string())))
     }
 

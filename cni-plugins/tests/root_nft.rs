@@ -90,6 +90,81 @@ fn masquerade_is_checked_collected_and_taken_over() {
     assert_eq!(refused["code"], 102, "{refused}");
 }
 
+/// Names of the chains that hold exclusions.
+fn exclusions(ground: &Ground) -> Vec<String> {
+    let text = ground.inside(&ground.host, "nft list chains inet");
+    let names = text.lines().filter_map(|line| line.trim().strip_prefix("chain "));
+    names
+        .filter(|name| name.starts_with("masq"))
+        .map(|name| name.split(' ').next().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn exclusions_go_with_the_last_pod_that_has_them() {
+    let ground = Ground::new();
+    let (first, second, killed) = (ground.pod("c1"), ground.pod("c2"), ground.pod("c3"));
+    let chain = masquerade(&ground, &["10.0.0.0/8"]);
+    ground.add(&chain, &first);
+    ground.add(&chain, &second);
+    let both = exclusions(&ground);
+    assert_eq!(both.len(), 2, "one of each family: {both:?}");
+    ground.del(&chain, &first);
+    assert_eq!(exclusions(&ground), both, "the other pod has lost its exclusions");
+    // An edited list has other chains, which go by themselves.
+    let edited = masquerade(&ground, &["10.0.0.0/8", "172.16.0.0/12"]);
+    ground.add(&edited, &killed);
+    assert_eq!(exclusions(&ground).len(), 3, "IPv6 has the same exclusions in both");
+    ground.gc(&edited, &[&second]);
+    assert_eq!(exclusions(&ground), both);
+    ground.del(&chain, &second);
+    assert_eq!(exclusions(&ground), Vec::<String>::new());
+    // What an earlier version left.
+    ground.inside(&ground.host, "nft add chain inet keelson_cni masq4_0123456789abcdef");
+    ground.gc(&chain, &[]);
+    assert_eq!(exclusions(&ground), Vec::<String>::new());
+    assert_eq!(ground.records(), Vec::<String>::new());
+}
+
+#[test]
+fn masquerade_flushed_by_others_comes_back_with_gc() {
+    let ground = Ground::new();
+    let node = ground.outside();
+    let (pod, stale) = (ground.pod("c1"), ground.pod("c2"));
+    for chain in [masquerade(&ground, &[]), {
+        let mut bridge = ground.bridge();
+        bridge["ipMasq"] = json!(true);
+        vec![bridge]
+    }] {
+        let result = ground.add(&chain, &pod);
+        ground.add(&chain, &stale);
+        ground.inside(&ground.host, "nft flush ruleset");
+        ground.gc(&chain, &[&pod]);
+        assert_eq!(seen(&pod.netns, &node, 7000, at("192.0.2.2", 7000)), ip("192.0.2.1"));
+        assert_eq!(seen(&pod.netns, &node, 7000, at("2001:db8::2", 7000)), ip("2001:db8::1"));
+        let last = chain.last().unwrap();
+        ground.ask(&ground::with_result(last, &result), "CHECK", Some(&pod)).unwrap();
+        let held = BTreeMap::from([("masq4".to_owned(), 1), ("masq6".to_owned(), 1)]);
+        assert_eq!(ground.elements(), held, "the stale pod's are not brought back");
+        assert_eq!(ground.records().len(), 1, "nor is its record kept: {:?}", ground.records());
+        ground.del(&chain, &pod);
+        ground.del(&chain, &stale);
+        assert_eq!(ground.records(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn keys_in_any_case_map_ports() {
+    let ground = Ground::new();
+    let node = ground.outside();
+    let pod = ground.pod("c1");
+    // As containerd writes them.
+    let chain =
+        ports(&ground, &json!([{"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""}]));
+    ground.add(&chain, &pod);
+    assert_eq!(seen(&node, &pod.netns, 80, at("192.0.2.1", 8080)), ip("192.0.2.2"));
+}
+
 #[test]
 fn a_bad_exception_is_named() {
     let ground = Ground::new();

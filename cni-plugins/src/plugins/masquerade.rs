@@ -2,16 +2,21 @@
 //! addresses, whose result it hands on; `keelson-bridge` uses the same for its key `ipMasq`.
 //!
 //! `ipMasqExcept` lists destinations that see the pod's own address (pod networks of other nodes, peered networks). The
-//! kernel's table is the only state; its elements name their owner.
+//! elements of the kernel's table name their owner. What a pod is to have is recorded before, so that GC can bring it back
+//! when somebody else has flushed the rules.
 
-use cni_plugins_host::nft::{self, Owner, masquerade};
+use cni_plugins_host::nft::{
+    self, Owner,
+    masquerade::{self, Wanted},
+};
 use cni_plugins_types::{CniResult, ErrorCode, IpNet};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
-    call::{Call, Command},
+    call::{Attachment, Call, Command},
     failure::Failure,
+    state::StateDir,
 };
 
 /// The object on standard input.
@@ -24,6 +29,18 @@ struct MasqueradeConfig {
     /// Nothing in it is for this plugin; that it is an object is checked all the same.
     #[serde(default, rename = "runtimeConfig")]
     _runtime_config: Map<String, Value>,
+}
+
+/// Directory of the records.
+const PLUGIN: &str = "masquerade";
+
+/// What a pod is to have.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    /// Its addresses, with their subnets' prefixes.
+    addresses: Vec<IpNet>,
+    /// Destinations that see them.
+    except: Vec<IpNet>,
 }
 
 /// Carries out one call.
@@ -48,13 +65,18 @@ pub(crate) fn run(call: &Call) -> Result<Option<CniResult>, Failure> {
 
 /// Masquerades the addresses of the call's pod. May be repeated.
 pub(crate) fn attach(call: &Call, addresses: &[IpNet], except: &[IpNet]) -> Result<(), Failure> {
-    Ok(masquerade::add(&owner(call), addresses, except)?)
+    let records = StateDir::of(call, PLUGIN)?;
+    records.write(call, &Record { addresses: addresses.to_vec(), except: except.to_vec() })?;
+    masquerade::add(&owner(call), addresses, except).map_err(|error| {
+        let undone = detach(call).err().map(|failure| failure.to_string());
+        Failure::from(error).with_undo_failures(&undone.into_iter().collect::<Vec<_>>())
+    })
 }
 
-/// Ends it; nothing to end is success.
+/// Ends it; nothing to end is success. The record goes last, so that a killed call is told by it.
 pub(crate) fn detach(call: &Call) -> Result<(), Failure> {
     masquerade::remove(&owner(call))?;
-    Ok(())
+    StateDir::of(call, PLUGIN)?.remove(&call.network, &Attachment::of(call))
 }
 
 /// Whether it is as [`attach`] left it.
@@ -69,12 +91,31 @@ pub(crate) fn check(call: &Call, addresses: &[IpNet], except: &[IpNet]) -> Resul
     )))
 }
 
-/// Ends what no valid attachment of the network explains.
+/// Ends what no valid attachment of the network explains, and brings back what the others have lost.
 pub(crate) fn collect(call: &Call) -> Result<(), Failure> {
-    let valid: Vec<(String, String)> =
-        call.valid_attachments()?.into_iter().map(|one| (one.container_id, one.ifname)).collect();
-    masquerade::gc(&call.network, &valid)?;
-    Ok(())
+    let valid = call.valid_attachments()?;
+    let records = StateDir::of(call, PLUGIN)?;
+    let recorded = records.list(&call.network)?;
+    let pairs: Vec<(String, String)> =
+        valid.iter().map(|one| (one.container_id.clone(), one.ifname.clone())).collect();
+    masquerade::gc(&call.network, &pairs)?;
+    let (kept, stale): (Vec<Attachment>, Vec<Attachment>) =
+        recorded.into_iter().partition(|one| valid.contains(one));
+    let mut wanted = Vec::new();
+    for attachment in &kept {
+        let Some(record) = records.read::<Record>(&call.network, attachment)? else { continue };
+        wanted.push(Wanted {
+            owner: Owner {
+                network: &call.network,
+                container_id: &attachment.container_id,
+                ifname: &attachment.ifname,
+            },
+            addresses: record.addresses,
+            except: record.except,
+        });
+    }
+    masquerade::restore(&wanted)?;
+    stale.iter().try_for_each(|attachment| records.remove(&call.network, attachment))
 }
 
 /// Whether the kernel could do it.

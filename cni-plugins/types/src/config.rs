@@ -146,7 +146,7 @@ impl NetworkConfigList {
 impl PluginConfig {
     fn new(network: &str, index: usize, raw: Map<String, Value>) -> Result<Self, ConfigError> {
         let kind = raw.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
-        if kind.is_empty() || kind.contains('/') || kind == "." || kind == ".." {
+        if !is_plugin_type(&kind) {
             return Err(ConfigError::PluginType { network: network.to_owned(), index, kind });
         }
         let capabilities = match raw.get("capabilities") {
@@ -178,7 +178,19 @@ pub fn is_interface_name(text: &str) -> bool {
         && text.len() <= 15
         && text != "."
         && text != ".."
-        && !text.contains(|c: char| c == '/' || c == ':' || c.is_whitespace())
+        // Names of directories of sysctls that hold for all links, and for links to come.
+        && text != "all"
+        && text != "default"
+        // The kernel replaces `%d` by a number.
+        && !text.contains(|c: char| matches!(c, '/' | ':' | '%') || c.is_whitespace() || c.is_control())
+}
+
+/// Whether `text` may be a plugin's type: the name of a file in a directory of plugins, never a path out of it.
+pub fn is_plugin_type(text: &str) -> bool {
+    !text.is_empty()
+        && text != "."
+        && text != ".."
+        && !text.contains(|c: char| matches!(c, '/' | '\\') || c.is_control())
 }
 
 #[cfg(test)]
@@ -202,6 +214,26 @@ mod tests {
         let second = list.plugin_input(&list.plugins[1], &args, Some(&CniResult::default()));
         assert_eq!(second["runtimeConfig"], json!({"portMappings": [{"hostPort": 80}]}));
         assert_eq!(second["prevResult"]["cniVersion"], "1.1.0");
+    }
+
+    #[test]
+    fn names_that_the_kernel_would_change_are_no_interface_names() {
+        for name in ["eth0", "veth94ba9041008", "br-1.7", "a_b"] {
+            assert!(is_interface_name(name), "{name}");
+        }
+        let bad =
+            ["", ".", "..", "eth%d", "a%", "all", "default", "a/b", "a:1", "a b", "a\0", "sixteen-letters-"];
+        for name in bad {
+            assert!(!is_interface_name(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_type_is_no_path() {
+        assert!(is_plugin_type("host-local") && is_plugin_type("my.plugin"));
+        for kind in ["", ".", "..", "/bin/true", "../bin/x", "a\\b", "a\0"] {
+            assert!(!is_plugin_type(kind), "{kind}");
+        }
     }
 
     #[test]

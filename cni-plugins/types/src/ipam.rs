@@ -220,6 +220,8 @@ impl Range {
             ("unspecified", network.is_unspecified()),
             ("loopback", network.is_loopback()),
             ("multicast", network.is_multicast()),
+            // Of which an interface would get what no IPv4 host reaches.
+            ("IPv4-mapped", matches!(network, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some())),
         ];
         if let Some((kind, _)) = kinds.into_iter().find(|(_, is)| *is) {
             return Err(RangeError::NoHosts(subnet, kind));

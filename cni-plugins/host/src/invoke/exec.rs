@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use cni_plugins_types::CniError;
+use cni_plugins_types::{CniError, config::is_plugin_type};
 use nix::{
     sys::signal::{Signal, killpg},
     unistd::Pid,
@@ -30,6 +30,9 @@ const MAX_STDERR_SHOWN: usize = 2048;
 /// Why a plugin call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum PluginError {
+    /// The type is not the name of a file in a directory of plugins.
+    #[error("invalid plugin type {0:?}: expected the name of an executable in CNI_PATH")]
+    Type(String),
     /// No such executable.
     #[error("failed to find plugin {kind:?} in path [{dirs}]")]
     NotFound {
@@ -74,8 +77,11 @@ pub enum PluginError {
     Output(#[source] serde_json::Error),
 }
 
-/// Searches the executable of a plugin type.
+/// Searches the executable of a plugin type. A type that is a path is refused: it would run whatever is there.
 pub fn find_plugin(dirs: &[PathBuf], kind: &str) -> Result<PathBuf, PluginError> {
+    if !is_plugin_type(kind) {
+        return Err(PluginError::Type(kind.to_owned()));
+    }
     let is_executable = |path: &Path| {
         path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
     };

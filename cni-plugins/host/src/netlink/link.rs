@@ -41,6 +41,7 @@ const QUEUES: u32 = 1;
 const RTEXT_FILTER_SKIP_STATS: u32 = 8;
 
 const IFF_UP: u32 = 1;
+const IFF_LOOPBACK: u32 = 8;
 const IFF_PROMISC: u32 = 0x100;
 const IFF_ALLMULTI: u32 = 0x200;
 
@@ -58,6 +59,8 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether it leads to this host only.
+    pub loopback: bool,
     /// Whether it is set to receive every packet.
     pub promiscuous: bool,
     /// Whether it is set to receive every multicast packet.
@@ -314,6 +317,7 @@ impl Link {
         let mut link = Link {
             index: u32_at(body, 4)?,
             up: flags & IFF_UP != 0,
+            loopback: flags & IFF_LOOPBACK != 0,
             promiscuous: flags & IFF_PROMISC != 0,
             all_multicast: flags & IFF_ALLMULTI != 0,
             ..Link::default()

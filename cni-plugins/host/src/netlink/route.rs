@@ -22,7 +22,10 @@ const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
 const RTA_METRICS: u16 = 8;
+const RTA_MULTIPATH: u16 = 9;
 const RTA_TABLE: u16 = 15;
+/// The answer is the route of the table, not what became of it for one destination.
+const RTM_F_FIB_MATCH: u32 = 0x2000;
 const RTAX_MTU: u16 = 2;
 const RTAX_ADVMSS: u16 = 8;
 const RT_TABLE_MAIN: u8 = 254;
@@ -46,6 +49,8 @@ pub struct RouteEntry {
     pub table: u32,
     /// Who made it, as a number.
     pub protocol: u8,
+    /// Metric; of several routes to one destination the least counts.
+    pub priority: u32,
 }
 
 impl Step {
@@ -113,6 +118,42 @@ impl Netlink {
         }
     }
 
+    /// Indices of the links that the default routes of a family leave through, the most preferred first.
+    ///
+    /// The kernel is asked which of its routes leads to somewhere outside (documentation addresses; nothing is sent). Only
+    /// where that is not the default route, as those addresses are blocked here or this host's own, all routes are looked
+    /// through.
+    pub fn default_links(&self, v6: bool) -> Result<Vec<u32>, NetlinkError> {
+        let outside: IpAddr = if v6 {
+            [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1].into()
+        } else {
+            [192, 0, 2, 1].into()
+        };
+        let bits = if v6 { 128 } else { 32 };
+        let flags = RTM_F_FIB_MATCH.to_ne_bytes();
+        let header = [family(outside), bits, 0, 0, 0, 0, 0, 0, flags[0], flags[1], flags[2], flags[3]];
+        let request = Message::new(RTM_GETROUTE, 0).header(&header).attr(RTA_DST, &octets(outside));
+        match self.run(vec![Step::new("find the default route", request)]) {
+            Ok(answers) => {
+                let found = answers.iter().flatten().find_map(|body| read(body));
+                if let Some(link) =
+                    found.filter(|found| found.dst.prefix_len() == 0).and_then(|found| found.link)
+                {
+                    return Ok(vec![link]);
+                }
+            }
+            // No route at all leads there, so there is no default route.
+            Err(error) if error.is(Errno::ENETUNREACH) => return Ok(Vec::new()),
+            // A filter made of routes answers with whatever it is told to.
+            Err(_) => {}
+        }
+        let mut all: Vec<RouteEntry> =
+            self.routes(v6)?.into_iter().filter(|route| route.dst.prefix_len() == 0).collect();
+        // Other tables are for some packets only.
+        all.sort_by_key(|route| (route.table != u32::from(RT_TABLE_MAIN), route.priority));
+        Ok(all.into_iter().filter_map(|route| route.link).collect())
+    }
+
     /// Every unicast route of one family.
     pub fn routes(&self, v6: bool) -> Result<Vec<RouteEntry>, NetlinkError> {
         let family = if v6 { 10 } else { 2 };
@@ -154,15 +195,25 @@ fn read(body: &[u8]) -> Option<RouteEntry> {
     let prefix_len = *body.get(1)?;
     let mut dst: IpAddr = if *body.first()? == 2 { [0; 4].into() } else { [0; 16].into() };
     let mut table = u32::from(*body.get(4)?);
-    let (mut gateway, mut link) = (None, None);
+    let (mut gateway, mut link, mut priority) = (None, None, 0);
     for (kind, payload) in attributes(body.get(12..)?) {
         match kind {
             RTA_DST => dst = address_from(payload)?,
             RTA_GATEWAY => gateway = address_from(payload),
             RTA_OIF => link = u32_at(payload, 0),
+            RTA_PRIORITY => priority = u32_at(payload, 0)?,
+            // Of several next hops the first stands for all.
+            RTA_MULTIPATH => link = link.or(u32_at(payload, 4)),
             RTA_TABLE => table = u32_at(payload, 0)?,
             _ => {}
         }
     }
-    Some(RouteEntry { dst: IpNet::new(dst, prefix_len)?, gateway, link, table, protocol: *body.get(5)? })
+    Some(RouteEntry {
+        dst: IpNet::new(dst, prefix_len)?,
+        gateway,
+        link,
+        table,
+        protocol: *body.get(5)?,
+        priority,
+    })
 }

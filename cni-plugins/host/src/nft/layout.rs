@@ -158,6 +158,13 @@ pub(super) fn new_chain(name: &str) -> Message {
     message
 }
 
+/// Deletes a chain and its rules; the kernel refuses it while a map leads there.
+pub(super) fn delete_chain(name: &str) -> Message {
+    let mut message = Message::nft(kind::DEL_CHAIN, 0);
+    message.body.text(1, TABLE).text(3, name);
+    message
+}
+
 /// Takes a chain's rules away.
 pub(super) fn flush_chain(name: &str) -> Message {
     let mut message = Message::nft(kind::DEL_RULE, 0);

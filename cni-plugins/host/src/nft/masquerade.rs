@@ -1,7 +1,8 @@
 //! Masquerade of what pods send to the outside: one map element per pod address, whose verdict is the chain with the
 //! exclusions of the pod's network.
 //!
-//! A chain's name tells its content, so it never changes: pods of an edited network use another one.
+//! A chain's name tells its content, so it never changes: pods of an edited network use another one, and a chain goes with
+//! the last pod that used it.
 
 use std::{collections::BTreeSet, io, net::IpAddr};
 
@@ -37,6 +38,12 @@ pub fn add(owner: &Owner<'_>, addresses: &[IpNet], except: &[IpNet]) -> Result<(
         };
         let fresh = elements(flag::CREATE | flag::EXCL);
         let mut outcome = socket.commit(&fresh);
+        if outcome.as_ref().is_err_and(is_absent) {
+            // The first pod with these exclusions: the table is there in most cases.
+            let mut all: Vec<Message> = chains.iter().flat_map(Chain::messages).collect();
+            all.extend(fresh.iter().cloned());
+            outcome = socket.commit(&all);
+        }
         if outcome.as_ref().is_err_and(is_absent) {
             let mut all = layout::messages();
             all.extend(chains.iter().flat_map(Chain::messages));
@@ -81,8 +88,35 @@ pub fn check(owner: &Owner<'_>, addresses: &[IpNet], except: &[IpNet]) -> Result
     }))
 }
 
-/// Ends the masquerade of a network's attachments other than the valid ones (container id, interface); tells of how many
-/// addresses.
+/// What an attachment is to have.
+#[derive(Debug, Clone)]
+pub struct Wanted<'a> {
+    /// The attachment.
+    pub owner: Owner<'a>,
+    /// Its addresses.
+    pub addresses: Vec<IpNet>,
+    /// Destinations that see them.
+    pub except: Vec<IpNet>,
+}
+
+/// Brings back what somebody else took away, as `nft flush ruleset` does. An address that has an element stays as it is: it
+/// may have been given to another.
+pub fn restore(all: &[Wanted<'_>]) -> Result<(), NftError> {
+    let held: BTreeSet<IpAddr> = open()
+        .and_then(|mut socket| list(&mut socket))
+        .map_err(|source| NftError::new("list masqueraded addresses", source))?
+        .into_iter()
+        .map(|element| element.address)
+        .collect();
+    all.iter().try_for_each(|one| {
+        let is_lost = |address: &&IpNet| !held.contains(&address.addr());
+        let lost: Vec<IpNet> = one.addresses.iter().filter(is_lost).copied().collect();
+        add(&one.owner, &lost, &one.except)
+    })
+}
+
+/// Ends the masquerade of a network's attachments other than the valid ones (container id, interface), and takes away every
+/// chain that nothing leads to; tells of how many addresses.
 pub fn gc(network: &str, valid: &[(String, String)]) -> Result<usize, NftError> {
     let prefix = network_prefix(network);
     let kept: BTreeSet<String> = valid
@@ -90,6 +124,7 @@ pub fn gc(network: &str, valid: &[(String, String)]) -> Result<usize, NftError> 
         .map(|(container_id, ifname)| Owner { network, container_id, ifname }.comment())
         .collect();
     remove_those(|element| element.comment.starts_with(&prefix) && !kept.contains(&element.comment))
+        .and_then(|count| remove_unused_chains().map(|()| count))
         .map_err(|source| NftError::new("end stale masquerades", source))
 }
 
@@ -157,20 +192,64 @@ fn open() -> io::Result<Socket> {
     Socket::open().map_err(|error| error.source)
 }
 
+/// Removes elements, and in the same transaction the chains that only they led to.
 fn remove_those(is_meant: impl Fn(&Element) -> bool) -> io::Result<usize> {
     let mut socket = open()?;
     loop {
-        let meant: Vec<Message> =
-            list(&mut socket)?.iter().filter(|one| is_meant(one)).map(Element::delete).collect();
+        let (meant, rest): (Vec<Element>, Vec<Element>) =
+            list(&mut socket)?.into_iter().partition(|one| is_meant(one));
         if meant.is_empty() {
             return Ok(0);
         }
-        match socket.commit(&meant) {
+        let elements: Vec<Message> = meant.iter().map(Element::delete).collect();
+        let used: BTreeSet<&str> = rest.iter().map(|one| one.chain.as_str()).collect();
+        let chains: BTreeSet<&str> = meant.iter().map(|one| one.chain.as_str()).collect();
+        let mut all = elements.clone();
+        all.extend(chains.difference(&used).map(|chain| layout::delete_chain(chain)));
+        let outcome = match socket.commit(&all) {
+            // Another pod has come to use one of them in between.
+            Err(error) if is_in_use(&error) => socket.commit(&elements),
+            other => other,
+        };
+        match outcome {
             // Somebody else took one of them away in between.
             Err(error) if is_absent(&error) => {}
             other => return other.map(|()| meant.len()),
         }
     }
+}
+
+/// Removes the chains of exclusions that no element leads to: a killed call, or an earlier version, left them.
+fn remove_unused_chains() -> io::Result<()> {
+    let mut socket = open()?;
+    let used: BTreeSet<String> = list(&mut socket)?.into_iter().map(|one| one.chain).collect();
+    let objects = socket.dump(&Message::nft(kind::GET_CHAIN, 0))?;
+    let unused: Vec<String> = objects
+        .iter()
+        .filter(|object| find(object, 1).map(comment::text).as_deref() == Some(TABLE))
+        .filter_map(|object| find(object, 3).map(comment::text))
+        .filter(|name| is_of_exclusions(name) && !used.contains(name))
+        .collect();
+    for name in unused {
+        match socket.commit(&[layout::delete_chain(&name)]) {
+            // Used again, or gone, in between.
+            Err(error) if is_in_use(&error) || is_absent(&error) => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// Whether a chain has a name such as [`Chain::of`] gives.
+fn is_of_exclusions(name: &str) -> bool {
+    [Family::V4, Family::V6].into_iter().any(|family| {
+        let rest = name.strip_prefix(layout::masquerade_map(family)).and_then(|rest| rest.strip_prefix('_'));
+        rest.is_some_and(|hash| hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    })
+}
+
+fn is_in_use(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::EBUSY as i32)
 }
 
 /// All elements of both maps; none when the table is not there.
@@ -246,6 +325,10 @@ mod tests {
         assert_eq!(one.name, same.name);
         assert_ne!(one.name, other.name);
         assert!(one.name.len() < 32);
+        assert!(is_of_exclusions(&one.name) && is_of_exclusions(&other.name));
+        assert!(
+            !is_of_exclusions("masq4") && !is_of_exclusions("masq4_mine") && !is_of_exclusions("postrouting")
+        );
         let shown = shown(&one.except);
         assert_eq!(shown, "10.0.0.0/8, 10.1.2.0/24, 169.254.0.0/16, 224.0.0.0/4");
     }

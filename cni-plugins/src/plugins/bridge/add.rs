@@ -1,6 +1,6 @@
 //! ADD: addresses, bridge, veth pair, addresses and routes in the pod; taken back when a step fails.
 
-use std::{fs::File, net::IpAddr, os::fd::AsRawFd};
+use std::{fs::File, os::fd::AsRawFd};
 
 use cni_plugins_host::{
     netlink::{Link, LinkChange, LinkRef, Netlink, NetlinkError, PortOptions, Step, VethPair, format_mac},
@@ -18,11 +18,6 @@ use crate::{call::Call, failure::Failure, plugins::masquerade};
 
 /// MTU where the host has no default route.
 const FALLBACK_MTU: u32 = 1500;
-/// Somewhere outside (documentation addresses): which link packets to there take is asked, none is sent.
-const OUTSIDE: [IpAddr; 2] = [
-    IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)),
-    IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
-];
 /// The VLAN that every port of a bridge is in from the start.
 const DEFAULT_VLAN: u16 = 1;
 
@@ -196,12 +191,13 @@ impl<'a> Attachment<'a> {
         if self.config.mtu != 0 {
             return Ok(self.config.mtu);
         }
-        for outside in OUTSIDE {
-            if let Some(index) = self.host.link_towards(outside)?
-                && bridge.is_none_or(|bridge| bridge.index != index)
-                && let Some(link) = self.host.link_by_index(index)?
-            {
-                return Ok(link.mtu.min(65_535));
+        for v6 in [false, true] {
+            for index in self.host.default_links(v6)? {
+                if bridge.is_none_or(|bridge| bridge.index != index)
+                    && let Some(link) = self.host.link_by_index(index)?.filter(|link| !link.loopback)
+                {
+                    return Ok(link.mtu.min(65_535));
+                }
             }
         }
         Ok(FALLBACK_MTU)

@@ -1,7 +1,11 @@
 //! The configuration of `keelson-bridge`; the keys are those of the reference plugin bridge, and `mode`.
 
 use cni_plugins_host::netlink::{VlanRange, parse_mac};
-use cni_plugins_types::{IpNet, config::is_interface_name, result::Dns};
+use cni_plugins_types::{
+    IpNet,
+    config::{is_interface_name, is_plugin_type},
+    result::Dns,
+};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -71,6 +75,9 @@ pub(super) struct BridgeConfig {
     /// Whether what pods send to the outside gets the node's address.
     #[serde(default)]
     pub(super) ip_masq: bool,
+    /// `nftables`, where it is given.
+    #[serde(default)]
+    ip_masq_backend: Option<String>,
     /// Destinations outside that see the pod's own address.
     #[serde(default)]
     pub(super) ip_masq_except: Vec<IpNet>,
@@ -141,6 +148,15 @@ impl BridgeConfig {
             return Err(Failure::config(format!("vlan: {} is not between 0 and 4094", self.vlan)));
         }
         self.trunk()?;
+        if self.hairpin_mode && self.promisc_mode {
+            return Err(Failure::config("promiscMode: with hairpinMode a pod would get its packets twice"));
+        }
+        if let Some(backend) = self.ip_masq_backend.as_deref().filter(|backend| *backend != "nftables") {
+            return Err(Failure::unsupported("ipMasqBackend", &backend, "only nftables is"));
+        }
+        if let Some(ipam) = self.ipam.as_ref().filter(|ipam| !is_plugin_type(&ipam.kind)) {
+            return Err(Failure::config(format!("ipam.type: {:?} is not a plugin's name", ipam.kind)));
+        }
         if self.ip_masq && self.ipam.is_none() {
             return Err(Failure::config("ipMasq: needs addresses; there is no ipam"));
         }
@@ -150,16 +166,18 @@ impl BridgeConfig {
             ));
         }
         if self.mode == Mode::Routed {
+            let given = |is: bool| is.then(|| "true".to_owned());
             let bridge_only = [
-                ("hairpinMode", self.hairpin_mode),
-                ("promiscMode", self.promisc_mode),
-                ("portIsolation", self.port_isolation),
-                ("macspoofchk", self.macspoofchk),
-                ("vlan", self.separates_vlans()),
-                ("disableContainerInterface", self.disable_container_interface),
+                ("hairpinMode", given(self.hairpin_mode)),
+                ("promiscMode", given(self.promisc_mode)),
+                ("portIsolation", given(self.port_isolation)),
+                ("macspoofchk", given(self.macspoofchk)),
+                ("vlan", self.untagged().map(|vlan| vlan.to_string())),
+                ("vlanTrunk", (!self.vlan_trunk.is_empty()).then(|| "a list of VLANs".to_owned())),
+                ("disableContainerInterface", given(self.disable_container_interface)),
             ];
-            if let Some((key, _)) = bridge_only.into_iter().find(|(_, is_set)| *is_set) {
-                return Err(Failure::unsupported(key, &true, "mode \"routed\" has no bridge"));
+            if let Some((key, value)) = bridge_only.into_iter().find_map(|(key, value)| Some((key, value?))) {
+                return Err(Failure::unsupported(key, &value, "mode \"routed\" has no bridge"));
             }
             if self.ipam.is_none() {
                 return Err(Failure::config("ipam: mode \"routed\" needs addresses"));
@@ -258,6 +276,24 @@ mod tests {
         check(
             r#"{"mode":"routed","portIsolation":true}"#,
             "portIsolation: true is not supported: mode \"routed\" has no bridge (CNI error code 2)",
+        );
+        check(
+            r#"{"mode":"routed","vlan":3}"#,
+            "vlan: 3 is not supported: mode \"routed\" has no bridge (CNI error code 2)",
+        );
+        check(r#"{"bridge":"b%d"}"#, r#"bridge: "b%d" is not an interface name (CNI error code 7)"#);
+        check(
+            r#"{"hairpinMode":true,"promiscMode":true}"#,
+            "promiscMode: with hairpinMode a pod would get its packets twice (CNI error code 7)",
+        );
+        check(
+            r#"{"ipMasqBackend":"iptables"}"#,
+            "ipMasqBackend: iptables is not supported: only nftables is (CNI error code 2)",
+        );
+        check(r#"{"ipMasqBackend":"nftables"}"#, "ok");
+        check(
+            r#"{"ipam":{"type":"../bin/true"}}"#,
+            r#"ipam.type: "../bin/true" is not a plugin's name (CNI error code 7)"#,
         );
         check(
             r#"{"disableContainerInterface":true,"ipam":{"type":"x"}}"#,

@@ -187,7 +187,8 @@ fn owner(call: &Call) -> Owner {
 }
 
 fn data_dir(config: &IpamConfig, network: &str) -> PathBuf {
-    Path::new(config.data_dir.as_deref().unwrap_or(DEFAULT_DATA_DIR)).join(network)
+    let given = config.data_dir.as_deref().filter(|dir| !dir.is_empty());
+    Path::new(given.unwrap_or(DEFAULT_DATA_DIR)).join(network)
 }
 
 /// Addresses asked for, with or without prefix.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use cni_plugins_host::overlay::{self, OverlayError, State, StateError};
-use cni_plugins_types::{ErrorCode, IpNet};
+use cni_plugins_types::{ErrorCode, IpNet, config::is_plugin_type};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -64,7 +64,7 @@ impl VxlanConfig {
             return Err(Failure::config(format!("ipam.{key}: follows from podCIDRs in overlayFile")));
         }
         let kind = config.kind();
-        if kind.is_empty() || kind.contains('/') || kind == Plugin::Vxlan.name() {
+        if !is_plugin_type(kind) || kind == Plugin::Vxlan.name() {
             return Err(Failure::config(format!("delegate.type: {kind:?} is no plugin to delegate to")));
         }
         if config.ip_masq && !config.is_ours() {
@@ -128,7 +128,9 @@ impl VxlanConfig {
         let mut object = Map::from_iter([("isDefaultGateway".to_owned(), true.into())]);
         if self.delegate.get("mode").is_none_or(|mode| mode != "routed") {
             object.insert("bridge".to_owned(), BRIDGE.into());
-            object.insert("hairpinMode".to_owned(), true.into());
+            // The two do not go together.
+            let promiscuous = self.delegate.get("promiscMode").is_some_and(|is| is == true);
+            object.insert("hairpinMode".to_owned(), (!promiscuous).into());
         }
         object
     }

@@ -64,6 +64,7 @@ fn subnets_without_hosts_are_named() {
         ("127.0.0.0/8", "loopback"),
         ("224.0.0.0/24", "multicast"),
         ("ff02::/64", "multicast"),
+        ("::ffff:10.0.0.0/120", "IPv4-mapped"),
     ] {
         let error = refused(&format!(r#"{{"subnet":"{subnet}"}}"#));
         assert!(error.contains(&format!("subnet {subnet} has {kind} addresses")), "{error}");
