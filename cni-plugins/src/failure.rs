@@ -102,6 +102,20 @@ impl Failure {
         serde_json::to_value(&error).unwrap_or_default()
     }
 
+    /// A failed call of another plugin, `section` being where the configuration names it. A code that it told is passed on.
+    pub(crate) fn of_plugin(section: &str, kind: &str, error: PluginError) -> Self {
+        let failure = match error {
+            PluginError::Reported { error, .. } => Self(*error),
+            error @ PluginError::Output(_) => Self::new(ErrorCode::Decode, chain(&error)),
+            error @ PluginError::Type(_) => Self::config(chain(&error)),
+            error @ (PluginError::NotFound { .. }
+            | PluginError::Run { .. }
+            | PluginError::Deadline { .. }
+            | PluginError::Failed { .. }) => Self::internal(&error),
+        };
+        Self(CniError { msg: format!("{section}: {kind}: {}", failure.0.msg), ..failure.0 })
+    }
+
     fn internal(error: &dyn Error) -> Self {
         Self::new(ErrorCode::INTERNAL, chain(error))
     }
@@ -163,15 +177,6 @@ impl From<AllocateError> for Failure {
             AllocateError::Outside(_) => ErrorCode::InvalidConfig,
         };
         Self::new(code, error.to_string())
-    }
-}
-
-impl From<PluginError> for Failure {
-    fn from(error: PluginError) -> Self {
-        match error {
-            PluginError::Reported { error, .. } => Self(*error),
-            other => Self::internal(&other),
-        }
     }
 }
 

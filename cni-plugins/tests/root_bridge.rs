@@ -354,6 +354,71 @@ fn another_address_on_the_bridge_is_kept_unless_forced() {
 }
 
 #[test]
+fn a_forced_address_of_the_same_subnet_stays() {
+    let lab = Lab::new();
+    let ranges = |gateway: &str| json!([[{"subnet": "10.99.0.0/24", "gateway": gateway}]]);
+    let first = lab.list_of(&[lab.bridge(&ranges("10.99.0.1"))]);
+    let mut forced = lab.bridge(&ranges("10.99.0.254"));
+    forced["forceAddress"] = true.into();
+    let forced = lab.list_of(&[forced]);
+    let (one, two) = (lab.pod(), lab.pod());
+    lab.add_to(&first, &one).unwrap();
+    let result = lab.add_to(&forced, &two).unwrap();
+    lab.check(&forced, &two).unwrap();
+    assert_reachable(&two.netns, &lab.host, "10.99.0.254".parse().unwrap());
+    assert_reachable(&lab.host, &two.netns, address(&result, 0));
+}
+
+#[test]
+fn a_bridge_without_gateway_has_a_hardware_address_of_its_own() {
+    let macs = [(), ()].map(|()| {
+        let lab = Lab::new();
+        let mut plugin = lab.bridge(&json!([[{"subnet": "10.99.0.0/24"}]]));
+        plugin["isGateway"] = false.into();
+        plugin["isDefaultGateway"] = false.into();
+        lab.add_to(&lab.list_of(&[plugin]), &lab.pod()).unwrap();
+        let links = lab.links();
+        links.into_iter().find(|link| link.name == BRIDGE).unwrap().mac
+    });
+    assert_ne!(macs[0], macs[1]);
+}
+
+#[test]
+fn the_mtu_is_that_of_the_default_route_whatever_else_is_routed() {
+    let lab = Lab::new();
+    let ip = |line: &str| {
+        let run = || std::process::Command::new("ip").args(line.split(' ')).status().unwrap().success();
+        assert!(netns::run_in(&lab.host, run).unwrap(), "{line}");
+    };
+    let mut plugin = lab.bridge(&json!([[{"subnet": "10.99.0.0/24"}]]));
+    plugin["mtu"] = 0.into();
+    let list = lab.list_of(&[plugin]);
+    let mtu = || {
+        let pod = lab.pod();
+        let result = lab.add_to(&list, &pod).unwrap();
+        result.interfaces[2].mtu
+    };
+    // Documentation addresses are this host's own, and blocked.
+    ip("link set lo up");
+    ip("addr add 192.0.2.1/32 dev lo");
+    assert_eq!(mtu(), Some(1500), "without a default route");
+    ip("link add up0 mtu 1380 type veth peer name up1");
+    ip("link set up0 up");
+    ip("addr add 198.51.100.2/24 dev up0");
+    ip("route add default via 198.51.100.1 metric 10");
+    assert_eq!(mtu(), Some(1380));
+    ip("addr del 192.0.2.1/32 dev lo");
+    assert_eq!(mtu(), Some(1380));
+    for kind in ["blackhole", "prohibit", "unreachable"] {
+        ip(&format!("route add {kind} 192.0.2.0/24"));
+        assert_eq!(mtu(), Some(1380), "{kind}");
+        ip(&format!("route del {kind} 192.0.2.0/24"));
+    }
+    ip("route add blackhole default metric 5");
+    assert_eq!(mtu(), Some(1380), "behind a blackhole");
+}
+
+#[test]
 fn addresses_are_usable_at_once_without_duplicate_detection() {
     let lab = Lab::new();
     for detect in [false, true] {

@@ -317,15 +317,29 @@ fn bad_input_gets_the_right_code_and_names_the_field() {
         (&with("ipam", json!({"type": "no-such-plugin"})), 7, "ipam.type"),
         (&with("ipam", json!({"subnet": "10.99.0.0/24"})), 7, "ipam.type"),
         (&ipam_with("subnet", "10.99.0.0/33".into()), 7, "ipam.subnet: "),
-        (&ipam_with("subnet", "10.99.0.0/31".into()), 7, "subnet 10.99.0.0/31 is too small"),
-        (&ipam_with("gateway", "10.98.0.1".into()), 7, "gateway 10.98.0.1"),
+        (&ipam_with("subnet", "10.99.0.0/31".into()), 7, "ipam.subnet: 10.99.0.0/31 is too small"),
+        (&ipam_with("gateway", "10.98.0.1".into()), 7, "ipam.gateway: 10.98.0.1"),
+        (&ipam_with("subnet", "::ffff:10.99.0.0/120".into()), 7, "ipam.subnet: ::ffff:10.99.0.0/120"),
+        (&ipam_with("type", "/bin/true".into()), 7, "ipam.type: \"/bin/true\""),
+        (&ipam_with("type", "../bin/keelson-ipam".into()), 7, "ipam.type: \"../bin/keelson-ipam\""),
+        (&ipam_with("dataDir", "relative".into()), 7, "ipam.dataDir: \"relative\""),
+        (&with("stateDir", "run".into()), 7, "stateDir: \"run\""),
+        (&with("bridge", "o4b%d".into()), 7, "bridge: \"o4b%d\""),
+        (&with("ipMasqBackend", "iptables".into()), 2, "ipMasqBackend: iptables"),
+        (&with("runtimeConfig", json!([])), 7, "runtimeConfig: "),
+        (
+            &with("runtimeConfig", json!({"ips": ["1.1.1.1"]})),
+            7,
+            "runtimeConfig.ips: requested IP address 1.1.1.1",
+        ),
         (&ipam_with("ranges", json!([[{"subnet": "10.99.0.0/16"}]])), 7, "overlap"),
         (&ipam_with("resolvConf", "/nonexistent".into()), 7, "ipam.resolvConf"),
         (&ipam_with("routes", json!([{"dst": "0.0.0.0/0", "gw": "nowhere"}])), 7, "ipam.routes[0].gw: "),
         (&with("runtimeConfig", json!({"mac": "01:00:00:00:00:01"})), 7, "runtimeConfig.mac"),
         (&with("runtimeConfig", json!({"ips": ["10.99.0"]})), 7, "runtimeConfig.ips"),
         (&with("prevResult", json!({"cniVersion": "8.0.0"})), 1, "prevResult"),
-        (&with("prevResult", json!({"ips": 7})), 6, "prevResult"),
+        (&with("prevResult", json!({"ips": 7})), 6, "prevResult.ips: "),
+        (&with("prevResult", json!({"ips": [{"address": "x"}]})), 6, "prevResult.ips[0].address: "),
     ];
     let environment = [
         ("CNI_COMMAND", "ADD"),
@@ -343,6 +357,8 @@ fn bad_input_gets_the_right_code_and_names_the_field() {
         ("CNI_CONTAINERID", "../x", 4, "CNI_CONTAINERID"),
         ("CNI_IFNAME", "", 4, "CNI_IFNAME"),
         ("CNI_IFNAME", "sixteen-letters!", 4, "CNI_IFNAME"),
+        ("CNI_IFNAME", "eth%d", 4, "CNI_IFNAME"),
+        ("CNI_IFNAME", "all", 4, "CNI_IFNAME"),
         ("CNI_NETNS", "", 4, "CNI_NETNS"),
         ("CNI_NETNS", "/nonexistent", 3, "/nonexistent"),
         ("CNI_NETNS", "/proc/self/ns/uts", 3, "is not a network namespace"),
@@ -366,7 +382,52 @@ fn bad_input_gets_the_right_code_and_names_the_field() {
     assert!(links_in(&pod.netns).is_empty());
     let log = fs::read_to_string(lab.path("cni.log")).unwrap();
     assert!(log.contains("keelson-bridge ADD network=testnet container=container0 interface=eth0"), "{log}");
-    assert!(log.contains("failed: ipam: subnet 10.99.0.0/31 is too small"), "{log}");
+    assert!(log.contains("failed: ipam.subnet: 10.99.0.0/31 is too small"), "{log}");
+}
+
+#[test]
+fn loopback_is_installed_where_there_is_none_and_taken_away_where_it_is_ours() {
+    let dir = tempfile::tempdir().unwrap();
+    let keelson = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_keelson-cni")).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let netns = netns::create_named(&dir.path().join("netns"), "empty").unwrap();
+    let uninstall = |bin: &str| {
+        let own = [path("none"), path("data"), path("state"), path("log")];
+        netns::run_in(&netns, || {
+            keelson(&[
+                "uninstall",
+                "--bin-dir",
+                bin,
+                "--conf-dir",
+                &own[0],
+                "--data-dir",
+                &own[1],
+                "--state-dir",
+                &own[2],
+                "--log-file",
+                &own[3],
+            ]);
+        })
+        .unwrap();
+    };
+    let empty = path("empty-bin");
+    keelson(&["install", &empty]);
+    keelson(&["install", &empty]);
+    let loopback = Path::new(&empty).join("loopback");
+    assert_eq!(fs::read_link(&loopback).unwrap(), Path::new(env!("CARGO_BIN_EXE_keelson-cni")));
+    uninstall(&empty);
+    assert_eq!(fs::read_dir(&empty).unwrap().count(), 0);
+    let used = path("used-bin");
+    fs::create_dir(&used).unwrap();
+    fs::write(Path::new(&used).join("loopback"), "another's").unwrap();
+    keelson(&["install", &used]);
+    uninstall(&used);
+    assert_eq!(fs::read_to_string(Path::new(&used).join("loopback")).unwrap(), "another's");
+    assert_eq!(fs::read_dir(&used).unwrap().count(), 1);
+    netns::remove(&netns).unwrap();
 }
 
 #[test]

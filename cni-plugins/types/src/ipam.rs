@@ -126,19 +126,19 @@ pub enum RangeError {
     #[error("ipam: no ranges are configured: give ranges, subnet or addresses")]
     Empty,
     /// The subnet leaves no room for a gateway and one pod.
-    #[error("ipam: subnet {0} is too small to allocate from")]
+    #[error("subnet: {0} is too small to allocate from")]
     TooSmall(IpNet),
     /// `subnet` has host bits.
-    #[error("ipam: subnet {0} is not a network address; did you mean {1}?")]
+    #[error("subnet: {0} is not a network address; did you mean {1}?")]
     HostBits(IpNet, IpNet),
     /// No interface can have addresses of the subnet.
-    #[error("ipam: subnet {0} has {1} addresses, which no pod can have")]
+    #[error("subnet: {0} has {1} addresses, which no pod can have")]
     NoHosts(IpNet, &'static str),
     /// The gateway is the subnet's broadcast address.
-    #[error("ipam: gateway {0} is the broadcast address of subnet {1}")]
+    #[error("gateway: {0} is the broadcast address of subnet {1}")]
     Broadcast(IpAddr, IpNet),
     /// `rangeStart`, `rangeEnd` or `gateway` is outside, or start is after end.
-    #[error("ipam: {field} {addr} is not usable in subnet {subnet}")]
+    #[error("{field}: {addr} is not usable in subnet {subnet}")]
     Outside {
         /// The offending key.
         field: &'static str,
@@ -150,6 +150,14 @@ pub enum RangeError {
     /// Two ranges share addresses, or a set mixes families.
     #[error("ipam: subnets {0} and {1} overlap or are of different families in one set of ranges")]
     Conflict(IpNet, IpNet),
+    /// A range of a configuration cannot be.
+    #[error("{at}.{source}")]
+    At {
+        /// Where it is, `ipam.ranges[0][1]`.
+        at: String,
+        /// What is wrong with it; begins with its key.
+        source: Box<RangeError>,
+    },
 }
 
 /// An address chosen from a set.
@@ -185,10 +193,12 @@ impl IpamConfig {
             gateway: self.gateway,
             exclude: Vec::new(),
         });
-        let short = short.iter().map(std::slice::from_ref);
+        let short = short.iter().map(|config| ("ipam".to_owned(), std::slice::from_ref(config)));
+        let listed = self.ranges.iter().enumerate();
+        let listed = listed.map(|(index, set)| (format!("ipam.ranges[{index}]"), set.as_slice()));
         let sets: Vec<RangeSet> = short
-            .chain(self.ranges.iter().map(Vec::as_slice))
-            .map(|configs| RangeSet::new(configs, &self.exclude))
+            .chain(listed)
+            .map(|(at, configs)| RangeSet::new(&at, configs, &self.exclude))
             .collect::<Result<_, _>>()?;
         if sets.is_empty() && self.addresses.is_empty() {
             return Err(RangeError::Empty);
@@ -291,9 +301,14 @@ impl Range {
 }
 
 impl RangeSet {
-    /// Checks the ranges of one set; `exclude` holds for all of them.
-    pub fn new(configs: &[RangeConfig], exclude: &[Exclusion]) -> Result<Self, RangeError> {
-        let mut ranges: Vec<Range> = configs.iter().map(Range::new).collect::<Result<_, _>>()?;
+    /// Checks the ranges of one set; `exclude` holds for all of them. `at` is where the set is: `ipam` for the short form,
+    /// which is no list, else `ipam.ranges[0]`.
+    fn new(at: &str, configs: &[RangeConfig], exclude: &[Exclusion]) -> Result<Self, RangeError> {
+        let checked = configs.iter().enumerate().map(|(index, config)| {
+            let at = || if at.ends_with(']') { format!("{at}[{index}]") } else { at.to_owned() };
+            Range::new(config).map_err(|source| RangeError::At { at: at(), source: Box::new(source) })
+        });
+        let mut ranges: Vec<Range> = checked.collect::<Result<_, _>>()?;
         for range in &mut ranges {
             range.exclude.extend_from_slice(exclude);
         }

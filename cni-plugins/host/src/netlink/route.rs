@@ -6,7 +6,7 @@ use cni_plugins_types::{IpNet, Route};
 use nix::errno::Errno;
 
 use super::{
-    Netlink, NetlinkError, Step, address_from,
+    Link, Netlink, NetlinkError, Step, address_from,
     codec::{Message, attributes, u32_at},
     family, octets,
 };
@@ -54,9 +54,9 @@ pub struct RouteEntry {
 }
 
 impl Step {
-    /// Adds a route through link `index`; `gateway` absent means directly connected. One that is there
+    /// Adds a route through a link; `gateway` absent means directly connected. One that is there
     /// already is tolerated.
-    pub fn add_route(index: u32, route: &Route, gateway: Option<IpAddr>) -> Self {
+    pub fn add_route(link: &Link, route: &Route, gateway: Option<IpAddr>) -> Self {
         let scope = match (route.scope, gateway) {
             (Some(scope), _) => scope,
             (None, Some(_)) => RT_SCOPE_UNIVERSE,
@@ -65,7 +65,7 @@ impl Step {
         let metrics = [(RTAX_MTU, route.mtu), (RTAX_ADVMSS, route.advmss)];
         let has_metrics = metrics.iter().any(|(_, value)| value.is_some()).then_some(metrics);
         let message = message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, route, (RTPROT_BOOT, scope))
-            .u32(RTA_OIF, index)
+            .u32(RTA_OIF, link.index)
             .when(gateway, |message, gateway| message.attr(RTA_GATEWAY, &octets(gateway)))
             .when(has_metrics, |message, metrics| {
                 message.nested(RTA_METRICS, |list| {
@@ -75,7 +75,7 @@ impl Step {
                 })
             });
         let via = gateway.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
-        Step::new(format!("add route to {}{via} through link {index}", route.dst), message)
+        Step::new(format!("add route to {}{via} through {}", route.dst, link.name), message)
             .tolerating(Errno::EEXIST)
     }
 

@@ -72,7 +72,9 @@ pub(super) fn prepare_bridge(
     result: &CniResult,
 ) -> Result<Link, Failure> {
     let gateways = gateways(result);
-    let mac = names::mac_for(gateways.first().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpNet::addr));
+    // Of a bridge that is nobody's gateway another host of the segment may have a counterpart with the same addresses.
+    let gateway = gateways.first().filter(|_| config.is_gateway());
+    let mac = gateway.map_or_else(names::random_mac, |gateway| names::mac_for(gateway.addr()));
     let v6 = result.addresses_in_sandbox().any(|addr| addr.is_ipv6());
     let bridge = ensure_bridge(config, host, mac, v6)?;
     if !config.is_gateway() {
@@ -240,8 +242,10 @@ fn ensure_vlan_port(config: &BridgeConfig, host: &Netlink, bridge: &Link, vlan: 
 /// Another address of the same subnet on the bridge means that two configurations claim it.
 fn only_address(config: &BridgeConfig, host: &Netlink, index: u32, gateway: IpNet) -> Result<(), Failure> {
     let others = host.addresses(index)?;
-    let others = others.into_iter().filter(|other| *other != gateway && other.overlaps(&gateway));
-    for other in others {
+    let others: Vec<IpNet> =
+        others.into_iter().filter(|other| *other != gateway && other.overlaps(&gateway)).collect();
+    for other in &others {
+        let other = *other;
         if other.addr() == gateway.addr() || config.force_address {
             host.run(vec![Step::delete_address(index, other)])?;
         } else {
@@ -251,6 +255,10 @@ fn only_address(config: &BridgeConfig, host: &Netlink, index: u32, gateway: IpNe
                 config.bridge
             )));
         }
+    }
+    if !others.is_empty() {
+        // It may have been a secondary address of one of those, with which the kernel takes it away.
+        host.run(vec![Step::add_address(index, gateway, false)])?;
     }
     Ok(())
 }

@@ -38,8 +38,8 @@ pub(super) fn delegate(call: &Call, config: &BridgeConfig) -> Result<Option<CniR
         return plugins::ipam::run(call);
     }
     require(call, config)?;
-    let output =
-        invoke::delegate(&call.path, &ipam.kind, call.command.as_str(), &call.config, &[], DEADLINE)?;
+    let output = invoke::delegate(&call.path, &ipam.kind, call.command.as_str(), &call.config, &[], DEADLINE)
+        .map_err(|error| Failure::of_plugin("ipam", &ipam.kind, error))?;
     if call.command != Command::Add {
         return Ok(None);
     }

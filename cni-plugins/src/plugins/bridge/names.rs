@@ -1,6 +1,10 @@
 //! Names computed from an attachment, so that it can be found again without stored state.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    hash::{BuildHasher, Hasher, RandomState},
+    net::IpAddr,
+};
 
 use cni_plugins_host::netlink::Link;
 use cni_plugins_types::{CniResult, config::is_name};
@@ -89,6 +93,13 @@ pub(super) fn mac_for(addr: IpAddr) -> [u8; 6] {
     [0x0a, 0x58, last[0], last[1], last[2], last[3]]
 }
 
+/// A locally administered hardware address that nobody else has.
+pub(super) fn random_mac() -> [u8; 6] {
+    // Seeded by the kernel's random numbers.
+    let bytes = RandomState::new().build_hasher().finish().to_be_bytes();
+    [bytes[0] & 0xfc | 2, bytes[1], bytes[2], bytes[3], bytes[4], bytes[5]]
+}
+
 /// FNV-1a, 64 bits: short, stable across builds (names must survive an upgrade), no secret involved.
 struct Fnv1a(u64);
 
@@ -148,5 +159,7 @@ mod tests {
         let mac = mac_for("10.244.0.2".parse().unwrap());
         assert_eq!(mac, [0x0a, 0x58, 10, 244, 0, 2]);
         assert_eq!(mac_for("fd00::2".parse().unwrap())[0] & 3, 2);
+        assert_eq!(random_mac()[0] & 3, 2);
+        assert_ne!(random_mac(), random_mac());
     }
 }

@@ -48,10 +48,10 @@ pub(super) fn configure(
     if config.mode == Mode::Routed {
         // The gateway is in no subnet of the pod's: a route of its own leads to it.
         let gateways = result.ips.iter().filter_map(|ip| ip.gateway);
-        steps.extend(gateways.map(|gateway| Step::add_route(link.index, &Route::to(single(gateway)), None)));
+        steps.extend(gateways.map(|gateway| Step::add_route(&link, &Route::to(single(gateway)), None)));
     }
     for route in &result.routes {
-        steps.push(Step::add_route(link.index, route, next_hop(result, route)));
+        steps.push(Step::add_route(&link, route, next_hop(result, route)));
     }
     pod.run(steps).map_err(refused)?;
     match requested_mac {

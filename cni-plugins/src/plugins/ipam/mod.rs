@@ -78,7 +78,8 @@ fn add(call: &Call, config: &Input, dir: &Path) -> Result<CniResult, Failure> {
     let sets = config.ipam.range_sets()?;
     check_routes(&config.ipam)?;
     let dns = dns(&config.ipam)?;
-    let wanted = requested(call, &config.runtime_config)?;
+    let asked = requested(call, &config.runtime_config)?;
+    let wanted: Vec<IpAddr> = asked.iter().map(|(_, addr)| *addr).collect();
     let owner = owner(call);
     let pod = if config.ipam.sticky { call.pod().unwrap_or_default() } else { String::new() };
     let netns = call.netns.to_string_lossy();
@@ -100,7 +101,7 @@ fn add(call: &Call, config: &Input, dir: &Path) -> Result<CniResult, Failure> {
         }
         taken => taken,
     };
-    let (given, changes) = taken.map_err(|error| exhausted_of(error, &call.network))?;
+    let (given, changes) = taken.map_err(|error| refused(error, &call.network, &asked))?;
     store.commit(&changes)?;
     let ips = given
         .into_iter()
@@ -129,13 +130,17 @@ fn may_live(lease: &Lease) -> bool {
     lease.netns.is_empty() || path.starts_with("/proc") || netns::is_netns(path)
 }
 
-fn exhausted_of(error: AllocateError, network: &str) -> Failure {
-    let is_exhausted = matches!(error, AllocateError::Exhausted(_));
+/// Says which network is full, and by which field an address was asked for.
+fn refused(error: AllocateError, network: &str, asked: &[(&str, IpAddr)]) -> Failure {
+    let field_of = |addr: IpAddr| asked.iter().find(|(_, one)| *one == addr).map(|(field, _)| *field);
+    let about = match &error {
+        AllocateError::Exhausted(_) => format!("network {network:?}"),
+        AllocateError::NotAvailable(addr) | AllocateError::Outside(addr) => {
+            field_of(*addr).unwrap_or("ipam.addresses").to_owned()
+        }
+    };
     let failure = Failure::from(error);
-    if is_exhausted {
-        return Failure::new(failure.code(), format!("network {network:?}: {}", failure.message()));
-    }
-    failure
+    Failure::new(failure.code(), format!("{about}: {}", failure.message()))
 }
 
 /// Records changes, unless nothing was ever allocated here.
@@ -191,20 +196,20 @@ fn data_dir(config: &IpamConfig, network: &str) -> PathBuf {
     Path::new(given.unwrap_or(DEFAULT_DATA_DIR)).join(network)
 }
 
-/// Addresses asked for, with or without prefix.
-fn requested(call: &Call, runtime: &RuntimeConfig) -> Result<Vec<IpAddr>, Failure> {
-    let mut texts: Vec<(&str, &str)> = Vec::new();
+/// Addresses asked for, with or without prefix, and the field that each is in.
+fn requested(call: &Call, runtime: &RuntimeConfig) -> Result<Vec<(&'static str, IpAddr)>, Failure> {
+    let mut texts: Vec<(&'static str, &str)> = Vec::new();
     texts.extend(call.arg("IP").map(|text| ("CNI_ARGS IP", text)));
     texts.extend(runtime.ips.iter().map(|text| ("runtimeConfig.ips", text.as_str())));
     let conventional = call.cni_arg("ips").and_then(serde_json::Value::as_array).into_iter().flatten();
     texts.extend(conventional.filter_map(serde_json::Value::as_str).map(|text| ("args.cni.ips", text)));
     let split = texts.iter().flat_map(|(field, list)| list.split(',').map(move |text| (field, text.trim())));
-    let mut wanted: Vec<IpAddr> = Vec::new();
+    let mut wanted: Vec<(&'static str, IpAddr)> = Vec::new();
     for (field, text) in split.filter(|(_, text)| !text.is_empty()) {
         let addr = text.parse().ok().or_else(|| text.parse::<IpNet>().ok().map(|net| net.addr()));
         let addr = addr.ok_or_else(|| Failure::config(format!("{field}: {text:?} is not an IP address")))?;
-        if !wanted.contains(&addr) {
-            wanted.push(addr);
+        if wanted.iter().all(|(_, one)| *one != addr) {
+            wanted.push((field, addr));
         }
     }
     Ok(wanted)

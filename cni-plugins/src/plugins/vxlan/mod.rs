@@ -200,7 +200,7 @@ fn execute(
         Err(invoke::PluginError::NotFound { .. }) => {
             return Err(no_plugin(kind));
         }
-        output => output?,
+        output => output.map_err(|error| Failure::of_plugin("delegate", kind, error))?,
     };
     let Some(value) = output.filter(|_| command == Command::Add) else { return Ok(None) };
     CniResult::from_value(value, call.cni_version).map(Some).map_err(|error| {

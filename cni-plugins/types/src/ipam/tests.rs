@@ -67,10 +67,10 @@ fn subnets_without_hosts_are_named() {
         ("::ffff:10.0.0.0/120", "IPv4-mapped"),
     ] {
         let error = refused(&format!(r#"{{"subnet":"{subnet}"}}"#));
-        assert!(error.contains(&format!("subnet {subnet} has {kind} addresses")), "{error}");
+        assert!(error.contains(&format!("ipam.subnet: {subnet} has {kind} addresses")), "{error}");
     }
     let error = refused(r#"{"subnet":"10.0.0.0/24","gateway":"10.0.0.255"}"#);
-    assert!(error.contains("gateway 10.0.0.255 is the broadcast address"), "{error}");
+    assert!(error.contains("ipam.gateway: 10.0.0.255 is the broadcast address"), "{error}");
 }
 
 #[test]
@@ -89,12 +89,16 @@ fn bad_ranges_are_named() {
         (r#"{"ranges":[[]]}"#, "ipam: no ranges are configured: give ranges, subnet or addresses"),
         (
             r#"{"subnet":"10.0.0.7/24"}"#,
-            "ipam: subnet 10.0.0.7/24 is not a network address; did you mean 10.0.0.0/24?",
+            "ipam.subnet: 10.0.0.7/24 is not a network address; did you mean 10.0.0.0/24?",
         ),
-        (r#"{"subnet":"10.0.0.0/31"}"#, "ipam: subnet 10.0.0.0/31 is too small to allocate from"),
+        (r#"{"subnet":"10.0.0.0/31"}"#, "ipam.subnet: 10.0.0.0/31 is too small to allocate from"),
         (
             r#"{"subnet":"10.0.0.0/24","rangeStart":"10.0.1.1"}"#,
-            "ipam: rangeStart 10.0.1.1 is not usable in subnet 10.0.0.0/24",
+            "ipam.rangeStart: 10.0.1.1 is not usable in subnet 10.0.0.0/24",
+        ),
+        (
+            r#"{"ranges":[[{"subnet":"10.0.0.0/24"}],[{"subnet":"10.1.0.0/24"},{"subnet":"10.2.0.0/32"}]]}"#,
+            "ipam.ranges[1][1].subnet: 10.2.0.0/32 is too small to allocate from",
         ),
         (
             r#"{"ranges":[[{"subnet":"10.0.0.0/24"}],[{"subnet":"10.0.0.0/16"}]]}"#,

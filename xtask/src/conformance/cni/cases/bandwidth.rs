@@ -13,7 +13,12 @@ pub(super) fn cases(kind: Kind) -> Vec<Case<T>> {
     let refused = group(kind, "limits refused");
     vec![
         check(area, "both directions are shaped after ADD and not after DEL", shaped),
-        check(area, "the capability bandwidth gives the rates", capability),
+        check(area, "the capability bandwidth gives the rates", |t| {
+            capability(t, ["ingressRate", "ingressBurst", "egressRate", "egressBurst"])
+        }),
+        check(area, "the same with capitals, as containerd writes them", |t| {
+            capability(t, ["IngressRate", "IngressBurst", "EgressRate", "EgressBurst"])
+        }),
         check(area, "CHECK sees a removed shaper", check_damage),
         check(refused, "a burst without rate", |t| bad(t, &json!({"egressBurst": 8000}))),
         check(refused, "a negative rate", |t| bad(t, &json!({"ingressRate": -8000, "ingressBurst": 8000}))),
@@ -48,12 +53,11 @@ fn shaped(t: &T) -> Result<()> {
     t.gone(|| Ok(shapers(t, &pod)? == before), "shapers are left")
 }
 
-fn capability(t: &T) -> Result<()> {
+fn capability(t: &T, keys: [&str; 4]) -> Result<()> {
     let (pod, config) = ready(t)?;
     let mut config = plain(config);
-    config["runtimeConfig"] = json!({"bandwidth": {
-        "ingressRate": 1_000_000, "ingressBurst": 1_000_000, "egressRate": 2_000_000, "egressBurst": 2_000_000,
-    }});
+    let rates = keys.into_iter().zip([1_000_000, 1_000_000, 2_000_000, 2_000_000]);
+    config["runtimeConfig"]["bandwidth"] = rates.map(|(key, bits)| (key.to_owned(), json!(bits))).collect();
     t.add(&pod, &config)?;
     let shown = shapers(t, &pod)?.join("\n");
     ensure!(

@@ -34,6 +34,7 @@ pub(super) fn cases(kind: Kind) -> Vec<Case<T>> {
         }),
         check(area, "a route that the kernel refuses: all is taken back", half_way),
         check(area, "a pod that has the interface: IPAM is given back what it gave", taken_back),
+        check(area, "a type that is a path: refused, and nothing is run", type_is_path),
         check(area, "a failing DEL of IPAM is an error, and the pair is gone all the same", del_fails),
     ]
 }
@@ -127,6 +128,16 @@ fn taken_back(t: &T) -> Result<()> {
     t.ask("ADD", &pod, &fake.config(t))?.refused_somehow()?;
     ensure!(fake.calls("ADD") == fake.calls("DEL"), "an address is held: {:?}", fake.log());
     Ok(())
+}
+
+fn type_is_path(t: &T) -> Result<()> {
+    let fake = Fake::new(t)?;
+    let mut config = fake.config(t);
+    let kind = config["ipam"]["type"].as_str().unwrap_or_default().to_owned();
+    config["ipam"]["type"] = format!("./{kind}").into();
+    t.ask("ADD", &t.pod()?, &config)?.refused_somehow()?;
+    ensure!(fake.calls("ADD") == 0, "the plugin was run by a path: {:?}", fake.log());
+    t.gone(|| Ok(t.pairs()?.is_empty()), "a pair is left")
 }
 
 fn del_fails(t: &T) -> Result<()> {

@@ -24,7 +24,8 @@ pub(super) fn cases(kind: Kind) -> Vec<Case<T>> {
         check(add, "the configured gateway is told", gateway),
         check(add, "an address asked for by CNI_ARGS", by_args),
         check(add, "an address asked for by the capability ips", by_capability),
-        check(add, "ranges given by the capability ipRanges", by_ranges),
+        check(add, "ranges given by the capability ipRanges", |t| by_ranges(t, "subnet")),
+        check(add, "the same with capitals, as containerd writes them", |t| by_ranges(t, "Subnet")),
         check(add, "IPv6 subnets of 64 bits", ipv6),
         check(add, "an address given back is free again", freed),
         check(add, "thirty at once get different addresses", thirty),
@@ -167,8 +168,8 @@ fn by_capability(t: &T) -> Result<()> {
     Ok(())
 }
 
-fn by_ranges(t: &T) -> Result<()> {
-    let mut config = with(&t.config(), "runtimeConfig", json!({"ipRanges": [[{"subnet": "10.95.0.0/30"}]]}));
+fn by_ranges(t: &T, key: &str) -> Result<()> {
+    let mut config = with(&t.config(), "runtimeConfig", json!({"ipRanges": [[{key: "10.95.0.0/30"}]]}));
     if let Some(ipam) = config["ipam"].as_object_mut() {
         ipam.remove("ranges");
     }

@@ -32,6 +32,7 @@ pub(super) fn cases(kind: Kind) -> Vec<Case<T>> {
         check(area, "hostIP 0.0.0.0 and empty are every address", any_ip),
         check(area, "hostPort 0 maps nothing", port_zero),
         check(area, "protocol in capitals and protocol missing", protocol_words),
+        check(area, "keys with capitals, as containerd writes them", capitals),
         check(area, "DEL closes the port", del_closes),
         check(area, "DEL of one pod keeps the other's ports", del_keeps),
         check(area, "UDP: a flow that was open before ADD reaches the pod", udp_stale_before),
@@ -250,6 +251,16 @@ fn protocol_words(t: &T) -> Result<()> {
     let _server = Server::start(&pod.netns, ANY4, 80)?;
     seen_by(&node, at(NODE4, 8080)?)?;
     seen_by(&node, at(NODE4, 8081)?).map(drop)
+}
+
+/// containerd's structures carry no JSON names; the reference plugins' decoder takes keys in any case.
+fn capitals(t: &T) -> Result<()> {
+    let list = json!([{"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""}]);
+    let (pod, config) = pod(t, &list)?;
+    let node = outside(t)?;
+    t.add(&pod, &config)?;
+    let _server = Server::start(&pod.netns, ANY4, 80)?;
+    seen_by(&node, at(NODE4, 8080)?).map(drop)
 }
 
 fn del_closes(t: &T) -> Result<()> {
