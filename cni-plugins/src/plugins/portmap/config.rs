@@ -171,6 +171,9 @@ impl PortMapping {
             "" => None,
             text => Some(text.parse().map_err(|error| format!("hostIP {text:?}: {error}"))?),
         };
+        if let Some(group) = address.filter(IpAddr::is_multicast) {
+            return Err(format!("hostIP {group} is a multicast address, which no host has"));
+        }
         let only_v4 = address.filter(IpAddr::is_unspecified).map(|any| any.is_ipv4());
         let host_ip = address.filter(|address| !address.is_unspecified());
         Ok(Some(Entry { protocol, host_ip, only_v4, host_port, container_port, count }))
@@ -232,6 +235,10 @@ mod tests {
             (json!({"hostPort": 80}), "portMappings[0]: containerPort 0"),
             (json!({"hostPort": 80, "containerPort": 80, "protocol": "icmp"}), "protocol \"icmp\""),
             (json!({"hostPort": 80, "containerPort": 80, "hostIP": "x"}), "hostIP \"x\""),
+            (
+                json!({"hostPort": 80, "containerPort": 80, "hostIP": "224.0.0.1"}),
+                "hostIP 224.0.0.1 is a multicast",
+            ),
             (json!({"hostPort": 65000, "containerPort": 80, "range": 600}), "range 600"),
         ];
         for (entry, message) in cases {

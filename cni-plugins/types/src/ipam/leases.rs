@@ -26,6 +26,8 @@ use super::{AllocateError, Allocation, RangeSet, StaticAddress};
 
 /// First word of the log.
 const MAGIC: &str = "keelson-ipam 1";
+/// How the first lines of all formats begin.
+const FAMILY: &str = "keelson-ipam ";
 /// Stands for an absent field.
 const NONE: &str = "-";
 /// How many of the addresses given last are known: one per set is enough.
@@ -113,11 +115,17 @@ pub struct BadLine {
 }
 
 impl Leases {
-    /// Reads a log. An empty one is of another boot.
+    /// Reads a log. An empty one is of another boot; one of another format is refused.
     pub fn load(text: &str, boot_id: &str) -> Result<Loaded, BadLine> {
         let complete = text.rfind('\n').map_or(0, |end| end + 1);
         let mut lines = text[..complete].lines();
-        let stale = lines.next() != Some(header(boot_id).as_str());
+        let first = lines.next();
+        let stale = first != Some(header(boot_id).as_str());
+        // Of another version of this program: what it says may hold for pods that run. Whatever else is there was left by a
+        // crash of the machine, which is why nothing is synced.
+        if let Some(first) = first.filter(|line| line.starts_with(FAMILY) && !line.starts_with(&header(""))) {
+            return Err(BadLine { line: 1, text: first.to_owned() });
+        }
         let mut leases = Leases::default();
         for (index, line) in lines.enumerate() {
             leases.lines += 1;

@@ -145,6 +145,15 @@ fn a_line_nobody_writes_is_named() {
 }
 
 #[test]
+fn another_format_is_refused_and_a_crashs_rubbish_is_not() {
+    let text = format!("{FAMILY}10 {BOOT}\n+ c1 eth0 - - 10.0.0.2\n");
+    assert_eq!(Leases::load(&text, BOOT).unwrap_err().line, 1);
+    for left in ["", "\0\0\0\n", "rubbish\n", &text[..5]] {
+        assert!(Leases::load(left, BOOT).unwrap().stale, "{left:?}");
+    }
+}
+
+#[test]
 fn a_word_that_would_break_a_later_snapshot_is_not_taken() {
     // At a line's end a carriage return is no part of the line, so it must not stand for a pod in the middle of one.
     let text = format!("{MAGIC} {BOOT}\n+ c1 eth0 /n \r 10.0.0.2\n- c1 eth0\n");
