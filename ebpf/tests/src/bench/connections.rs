@@ -216,38 +216,20 @@ fn measure_work(
     order.extend(ways.iter().map(|way| (way.cgroup.clone(), way.target(port))));
     // A call is so short that a block needs more of them.
     let count = if work == Work::Calls { options.block * 10 } else { options.block };
-    let Race { all, rounds, precise } =
-        race(&mut ground.dialler, &order, (work, count), options.precision, options.limit)?;
-    let figure = |index: usize| all[index].figure((index > 0).then_some(&all[0]));
-    let peers = ways.iter().enumerate().map(|(index, way)| (way.name.clone(), figure(index + 3)));
-    Ok(WorkReport {
-        work,
-        rounds,
-        precise,
-        direct: figure(0),
-        ours: figure(1),
-        control: figure(2),
-        peers: peers.collect(),
-    })
+    let names = ways.iter().map(|way| way.name.clone());
+    race(&mut ground.dialler, &order, names, (work, count), (options.precision, options.limit))
 }
 
-/// Rounds over ways of forwarding, of which the first is what the others are measured by.
-pub(super) struct Race {
-    /// A series for each way.
-    pub(super) all: Vec<Series>,
-    pub(super) rounds: usize,
-    /// Whether the ratio of the second way became as narrow as asked for.
-    pub(super) precise: bool,
-}
-
-/// Works off block after block, each way from its cgroup to its target, there and back.
+/// Works off block after block, each way from its cgroup to its target, there and back: the direct way, ours, the direct
+/// one again, and those of the peers of these names. Ends when our ratio's interval is as narrow as this, or the time is
+/// up.
 pub(super) fn race(
     dialler: &mut Client,
     order: &[(PathBuf, SocketAddrV4)],
+    peers: impl Iterator<Item = String>,
     (work, count): (Work, u32),
-    precision: f64,
-    limit: Duration,
-) -> Result<Race> {
+    (precision, limit): (f64, Duration),
+) -> Result<WorkReport> {
     let mut block = |index: usize, count: u32| -> Result<Block> {
         let (cgroup, target) = &order[index];
         dialler.live_in(cgroup)?;
@@ -271,7 +253,16 @@ pub(super) fn race(
         rounds += 1;
         precise = all[1].ratio_to(&all[0]).is_some_and(|ratio: Interval| ratio.half_width() <= precision);
     }
-    Ok(Race { all, rounds, precise })
+    let figure = |index: usize| all[index].figure((index > 0).then_some(&all[0]));
+    Ok(WorkReport {
+        work,
+        rounds,
+        precise,
+        direct: figure(0),
+        ours: figure(1),
+        control: figure(2),
+        peers: (3..).zip(peers).map(|(index, name)| (name, figure(index))).collect(),
+    })
 }
 
 /// Mean run time of the connect hook over a block, by the kernel's own clock.

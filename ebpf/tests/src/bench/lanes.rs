@@ -130,8 +130,11 @@ impl Lane {
 
     /// Both services.
     pub(super) fn tested(&self) -> Vec<Tested> {
-        let both =
-            [Port::Echo, Port::Byte].map(|port| Tested { vip: self.vip(port), backend: self.direct(port) });
+        let both = [Port::Echo, Port::Byte].map(|port| Tested {
+            vip: self.vip(port),
+            backend: self.direct(port),
+            node_port: None,
+        });
         both.to_vec()
     }
 }

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use ebpf_common::Protocol;
 use ebpf_loader::ServiceTable;
 
-use crate::tables::{key, service};
+use crate::tables::{key, service, with_node_port};
 
 /// Where the services under test are, and who answers.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +14,8 @@ pub struct Tested {
     pub vip: SocketAddrV4,
     /// Who answers.
     pub backend: SocketAddrV4,
+    /// The same on this address and port of the node, for clients outside.
+    pub node_port: Option<SocketAddrV4>,
 }
 
 /// All services of one measurement.
@@ -36,6 +38,8 @@ pub struct SceneService {
     pub vip: SocketAddrV4,
     /// Who answers.
     pub endpoints: Vec<SocketAddrV4>,
+    /// The same on this address and port of the node, for clients outside.
+    pub node_port: Option<SocketAddrV4>,
 }
 
 impl Scene {
@@ -53,6 +57,7 @@ impl Scene {
             number,
             vip: tested.vip,
             endpoints: vec![tested.backend],
+            node_port: tested.node_port,
         });
         others.chain(tested)
     }
@@ -74,6 +79,7 @@ impl Scene {
             number,
             vip: SocketAddrV4::new(Ipv4Addr::from(0x0a61_0000 + number), 80),
             endpoints: (0..self.endpoints).map(endpoint).collect(),
+            node_port: None,
         }
     }
 
@@ -83,7 +89,12 @@ impl Scene {
         let entry = |one: SceneService| {
             let backends: Vec<_> = one.endpoints.into_iter().map(Into::into).collect();
             let name = key(&format!("bench/service-{:06}:{}/TCP/IPv4", one.number, one.vip.port()));
-            (name, service(Protocol::Tcp, &[one.vip.into()], &backends))
+            let desired = service(Protocol::Tcp, &[one.vip.into()], &backends);
+            let desired = match one.node_port {
+                Some(at) => with_node_port(desired, at.port(), Protocol::Tcp),
+                None => desired,
+            };
+            (name, desired)
         };
         self.services().map(entry).collect()
     }
@@ -95,8 +106,11 @@ mod tests {
 
     #[test]
     fn tested_services_come_last_and_count() {
-        let tested =
-            Tested { vip: "10.96.0.10:80".parse().unwrap(), backend: "10.1.2.2:8080".parse().unwrap() };
+        let tested = Tested {
+            vip: "10.96.0.10:80".parse().unwrap(),
+            backend: "10.1.2.2:8080".parse().unwrap(),
+            node_port: None,
+        };
         let scene = Scene::new(10, 3, vec![tested]);
         let all: Vec<SceneService> = scene.services().collect();
         assert_eq!(all.len(), 10);

@@ -12,14 +12,12 @@ use std::{net::SocketAddrV4, time::Duration};
 use anyhow::{Result, ensure};
 use ebpf_common::Protocol;
 use ebpf_loader::{PodPort, ServiceTable};
-use serde::Serialize;
 
 use super::{
     client::Work,
-    connections::{Race, race},
+    connections::{WorkReport, race},
     lanes::{CLIENT_POD, Ground, Port, SERVER_POD},
     namespaces::Namespace,
-    statistics::Figure,
 };
 use crate::{
     arena::Arena,
@@ -37,25 +35,8 @@ pub struct Options {
     pub block: u32,
 }
 
-/// One kind of work.
-#[derive(Clone, Debug, Serialize)]
-pub struct Report {
-    /// Which.
-    pub work: Work,
-    /// Rounds that were measured.
-    pub rounds: usize,
-    /// Whether our interval became as narrow as asked for.
-    pub precise: bool,
-    /// Straight to the pod, over the plain bridge.
-    pub direct: Figure,
-    /// Through the ClusterIP, with the short way.
-    pub ours: Figure,
-    /// Over the plain bridge once more.
-    pub control: Figure,
-}
-
-/// Measures both kinds. Needs root, and a kernel with TCX.
-pub fn measure(options: &Options) -> Result<Vec<Report>> {
+/// Measures both kinds: "direct" is over the plain bridge, "ours" through the ClusterIP. Needs root, and a kernel with TCX.
+pub fn measure(options: &Options) -> Result<Vec<WorkReport>> {
     let arena = Arena::enter(&[])?;
     let mut ground = Ground::new(&arena)?;
     let plain = Namespace::start(None)?;
@@ -84,17 +65,9 @@ pub fn measure(options: &Options) -> Result<Vec<Report>> {
         let direct = (ground.plain.clone(), at(plain_server, port));
         let ours = (ground.served.clone(), vip(port));
         let order = [direct.clone(), ours, direct];
-        let Race { all, rounds, precise } =
-            race(&mut ground.dialler, &order, (work, options.block), options.precision, options.limit)?;
-        let figure = |index: usize| all[index].figure((index > 0).then_some(&all[0]));
-        reports.push(Report {
-            work,
-            rounds,
-            precise,
-            direct: figure(0),
-            ours: figure(1),
-            control: figure(2),
-        });
+        let until = (options.precision, options.limit);
+        let (peers, task) = (std::iter::empty(), (work, options.block));
+        reports.push(race(&mut ground.dialler, &order, peers, task, until)?);
     }
     Ok(reports)
 }

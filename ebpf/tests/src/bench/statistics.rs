@@ -99,7 +99,7 @@ pub(super) fn p99(values: &[f64]) -> f64 {
 }
 
 /// Mean of logarithms and its 95 % interval, back on the ratio's scale.
-fn interval(logs: &[f64]) -> Option<Interval> {
+pub(super) fn interval(logs: &[f64]) -> Option<Interval> {
     if logs.len() < 2 {
         return None;
     }

@@ -1,5 +1,5 @@
-//! `lb-bench connections|pods|packets|programming|soak …`: measures, prints one JSON document, and tells on standard error how far it
-//! is. `cargo xtask bench lb` builds, runs and draws it.
+//! `lb-bench connections|pods|packets|rates|programming|soak …`: measures, prints one JSON document, and tells on standard
+//! error how far it is. `cargo xtask bench lb` builds, runs and draws it.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -14,7 +14,7 @@ use ebpf_tests::bench::{
     client, connections, packets,
     peers::{self, Peer},
     programming::{self, Size},
-    shortcut, soak,
+    rates, shortcut, soak,
 };
 
 #[derive(Parser)]
@@ -58,6 +58,18 @@ enum What {
         /// Single runs of each kind.
         #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u16).range(1..=30_000))]
         runs: u16,
+    },
+    /// How many packets from outside a NodePort forwards, and what one costs the processor.
+    Rates {
+        /// Rounds, two blocks of each way.
+        #[arg(long, default_value_t = 10)]
+        rounds: u32,
+        /// Milliseconds that a block shall take.
+        #[arg(long, default_value_t = 1000)]
+        block: u64,
+        /// Peers to measure; all that are known when not given, `none` for none.
+        #[arg(long, value_delimiter = ',')]
+        peer: Vec<String>,
     },
     /// Connections and requests between pods of one node, over those over a plain bridge.
     Pods {
@@ -155,6 +167,11 @@ fn main() -> Result<()> {
         What::Packets { services, endpoints, runs } => {
             let reports = packets::measure(&packets::Options { services, endpoints, runs })?;
             println!("{}", serde_json::to_string_pretty(&reports)?);
+        }
+        What::Rates { rounds, block, peer } => {
+            let (block, peers) = (Duration::from_millis(block), chosen(&peer)?);
+            let report = rates::measure(&rates::Options { rounds, block, peers })?;
+            println!("{}", serde_json::to_string_pretty(&report)?);
         }
         What::Programming { agent, sizes, changes, peer_seconds, peer } => {
             let peer_limit = Duration::from_secs(peer_seconds);

@@ -9,7 +9,7 @@ mod svg;
 use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
 
-use self::report::{Packets, Programming, Report, Soak, Way, Work};
+use self::report::{Packets, Programming, Rates, Report, Soak, Way, Work};
 use crate::cmd::{Cmd, step};
 use crate::paths::Layout;
 use crate::process::write_atomic;
@@ -53,7 +53,7 @@ enum Part {
     Connections,
     /// How long programming takes, and what it occupies.
     Programming,
-    /// What a packet from outside costs.
+    /// What a packet from outside costs, and how many of them are forwarded.
     Packets,
     /// What pods of one node gain by their short way.
     Pods,
@@ -107,6 +107,7 @@ pub(crate) fn run(layout: &Layout, arguments: &Arguments) -> Result<()> {
     }
     if arguments.does(Part::Packets) {
         report.packets = step("packets", || packets(layout, arguments))?;
+        report.rates = Some(step("rates of packets", || rates(layout, arguments))?);
     }
     if arguments.does(Part::Pods) {
         report.pods = step("pods of one node", || pods(layout, arguments))?;
@@ -146,6 +147,11 @@ fn pods(layout: &Layout, arguments: &Arguments) -> Result<Vec<Work>> {
 fn packets(layout: &Layout, arguments: &Arguments) -> Result<Vec<Packets>> {
     let runs = if arguments.quick { "1000" } else { "10000" };
     measured(layout, &["packets", "--services", arguments.services(), "--runs", runs])
+}
+
+fn rates(layout: &Layout, arguments: &Arguments) -> Result<Rates> {
+    let (rounds, block) = if arguments.quick { ("2", "100") } else { ("10", "1000") };
+    measured(layout, &["rates", "--rounds", rounds, "--block", block, "--peer", arguments.peers()])
 }
 
 fn programming(layout: &Layout, arguments: &Arguments) -> Result<Vec<Programming>> {

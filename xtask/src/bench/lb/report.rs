@@ -23,6 +23,8 @@ pub(super) struct Report {
     pub(super) programming: Vec<Programming>,
     /// What a packet from outside costs, by number of services.
     pub(super) packets: Vec<Packets>,
+    /// Packets from outside that a NodePort forwards.
+    pub(super) rates: Option<Rates>,
     /// Pods of one node, over a plain bridge.
     pub(super) pods: Vec<Work>,
     goals: Vec<Goal>,
@@ -146,6 +148,58 @@ pub(super) struct Packets {
     xdp_other_ns: Option<f64>,
 }
 
+/// What became of frames for a NodePort.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Rates {
+    rounds: u32,
+    ways: Vec<Rate>,
+}
+
+/// One way of forwarding them.
+#[derive(Debug, Deserialize, Serialize)]
+struct Rate {
+    name: String,
+    version: Option<String>,
+    absent: Option<String>,
+    per_sec: f64,
+    spread: (f64, f64),
+    cpu_ns: f64,
+    lost: f64,
+    over_iptables: Option<Interval>,
+}
+
+impl Rates {
+    fn table(&self) -> String {
+        let mut text = format!(
+            "\n  {:<16} {:>12} {:>22} {:>14} {:>7}  ÷ iptables [95 %]   ({} rounds; packets for a NodePort, one processor)\n",
+            "", "per s", "spread", "ns of the CPU", "lost", self.rounds
+        );
+        for way in &self.ways {
+            if let Some(why) = &way.absent {
+                // Writing to a String cannot fail, here and below.
+                writeln!(text, "  {:<16} absent: {why}", way.name).ok();
+                continue;
+            }
+            writeln!(
+                text,
+                "  {:<16} {:>12.0} {:>22} {:>14.0} {:>6.1}%  {}",
+                way.name,
+                way.per_sec,
+                format!("{:.0}..{:.0}", way.spread.0, way.spread.1),
+                way.cpu_ns,
+                way.lost * 100.0,
+                match way.over_iptables {
+                    Some(ratio) => interval(ratio),
+                    None if way.name == "iptables" => "1".to_owned(),
+                    None => "not measured".to_owned(),
+                },
+            )
+            .ok();
+        }
+        text
+    }
+}
+
 /// What a soak told.
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) struct Soak {
@@ -194,6 +248,7 @@ impl Report {
             connections: Vec::new(),
             programming: Vec::new(),
             packets: Vec::new(),
+            rates: None,
             pods: Vec::new(),
             goals: Vec::new(),
         })
@@ -225,6 +280,19 @@ impl Report {
                 what: format!("{} of pods of one node ÷ plain bridge reach 1.04", work.kind),
                 found: interval(ratio),
                 met: ratio.high >= 1.04 && ratio.high - ratio.low <= 2.0 * WIDEST,
+            });
+        }
+        for way in self.rates.iter().flat_map(|rates| &rates.ways) {
+            let goal = match way.name.as_str() {
+                "XDP" => 4.0,
+                "TCX" => 1.5,
+                _ => continue,
+            };
+            let Some(ratio) = way.over_iptables else { continue };
+            goals.push(Goal {
+                what: format!("packets per second, {} ÷ iptables reach {goal}", way.name),
+                found: interval(ratio),
+                met: ratio.mean >= goal,
             });
         }
         for size in &self.programming {
@@ -273,6 +341,9 @@ impl Report {
         }
         if !self.packets.is_empty() {
             print!("{}", packets_table(&self.packets));
+        }
+        if let Some(rates) = &self.rates {
+            print!("{}", rates.table());
         }
         println!();
         for goal in &self.goals {

@@ -114,6 +114,9 @@ fn changed(scene: &Scene, old: &SceneService, new: &SceneService) -> String {
 
 fn chains(text: &mut String, one: &SceneService) {
     writeln!(text, ":{} - [0:0]", service_chain(one)).ok();
+    if one.node_port.is_some() {
+        writeln!(text, ":{} - [0:0]", external_chain(one)).ok();
+    }
     for endpoint in &one.endpoints {
         writeln!(text, ":{} - [0:0]", endpoint_chain(one, *endpoint)).ok();
     }
@@ -141,6 +144,16 @@ fn rules(text: &mut String, one: &SceneService) {
         one.vip.port()
     )
     .ok();
+    if let Some(at) = one.node_port {
+        let (external, port) = (external_chain(one), at.port());
+        writeln!(
+            text,
+            "-A KUBE-NODEPORTS -m comment --comment \"{name}\" -m tcp -p tcp --dport {port} -j {external}\n\
+             -A {external} -m comment --comment \"masquerade traffic for {name} external destinations\" -j KUBE-MARK-MASQ\n\
+             -A {external} -j {chain}"
+        )
+        .ok();
+    }
     let count = one.endpoints.len();
     for (index, endpoint) in one.endpoints.iter().enumerate() {
         let comment = format!("-m comment --comment \"{name} -> {endpoint}\"");
@@ -163,6 +176,10 @@ fn name(one: &SceneService) -> String {
 
 fn service_chain(one: &SceneService) -> String {
     format!("KUBE-SVC-{:016}", one.number)
+}
+
+fn external_chain(one: &SceneService) -> String {
+    format!("KUBE-EXT-{:016}", one.number)
 }
 
 fn endpoint_chain(one: &SceneService, endpoint: SocketAddrV4) -> String {

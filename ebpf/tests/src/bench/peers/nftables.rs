@@ -91,6 +91,18 @@ fn whole(all: &[SceneService]) -> String {
         writeln!(text, "add element ip kube-proxy cluster-ips {{ {ip} }}").ok();
         let chain = service_chain(one);
         writeln!(text, "add element ip kube-proxy service-ips {{ {ip} . tcp . {port} : goto {chain} }}").ok();
+        if let Some(at) = one.node_port {
+            let (external, node, port) = (external_chain(one), at.ip(), at.port());
+            writeln!(
+                text,
+                "add chain ip kube-proxy {external}\n\
+                 add rule ip kube-proxy {external} jump mark-for-masquerade\n\
+                 add rule ip kube-proxy {external} goto {chain}\n\
+                 add element ip kube-proxy nodeport-ips {{ {node} }}\n\
+                 add element ip kube-proxy service-nodeports {{ tcp . {port} : goto {external} }}"
+            )
+            .ok();
+        }
     }
     text
 }
@@ -141,6 +153,10 @@ fn endpoint_rules(text: &mut String, one: &SceneService, endpoint: SocketAddrV4)
 
 fn service_chain(one: &SceneService) -> String {
     format!("service-{:08}-bench/service-{:06}/tcp/http", one.number, one.number)
+}
+
+fn external_chain(one: &SceneService) -> String {
+    format!("external-{:08}-bench/service-{:06}/tcp/http", one.number, one.number)
 }
 
 fn endpoint_chain(one: &SceneService, endpoint: SocketAddrV4) -> String {
