@@ -20,7 +20,7 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::Frame;
 use keelson_agent::{
-    config::{ProxySection, ShortcutMode, XdpMode},
+    config::{ForwardingMode, ProxySection, ShortcutMode, XdpMode},
     events::EventRecorder,
     proxy,
 };
@@ -134,6 +134,7 @@ fn section(arena: &Arena) -> ProxySection {
         serve_outside: true,
         xdp: XdpMode::default(),
         pod_shortcut: ShortcutMode::default(),
+        node_port_forwarding: ForwardingMode::default(),
         healthz_bind_address: [0, 0, 0, 0].into(),
         healthz_port: 10256,
         metrics_bind_address: [127, 0, 0, 1].into(),

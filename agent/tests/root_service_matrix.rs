@@ -2,8 +2,7 @@
 //! that is printed. Each row is one Service, each column one kind of client; a cell says who answers.
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    convert::Infallible,
+    collections::BTreeSet,
     io,
     net::{SocketAddr, UdpSocket},
     sync::Arc,
@@ -11,23 +10,22 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use bytes::Bytes;
 use ebpf_tests::{
     arena::{Arena, ip},
     places::{self, Place, SILENCE, forward},
     servers::{Server, ask_tcp},
     tables::at,
 };
-use http::{Request, Response};
-use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use keelson_agent::{
-    config::{ProxySection, ShortcutMode, XdpMode},
+    config::{ForwardingMode, ProxySection, ShortcutMode, XdpMode},
     events::EventRecorder,
     proxy,
 };
-use kube::client::Body;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
+
+#[path = "support/lists.rs"]
+mod lists;
 
 const DEADLINE: Duration = Duration::from_secs(90);
 /// Endpoints: one on this node, one elsewhere. Both are addresses of the test's namespace.
@@ -286,25 +284,6 @@ fn slice(index: usize, row: &Row, family: usize) -> Value {
     })
 }
 
-/// Lists what it was given; its watches tell nothing.
-fn client(services: Vec<Value>, slices: Vec<Value>) -> kube::Client {
-    type Answer = UnsyncBoxBody<Bytes, Infallible>;
-    let lists = Arc::new(HashMap::from([("services", services), ("endpointslices", slices)]));
-    let service = tower::service_fn(move |request: Request<Body>| {
-        let plural = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
-        let body: Answer = if request.uri().query().unwrap_or_default().contains("watch=true") {
-            StreamBody::new(futures::stream::pending()).boxed_unsync()
-        } else {
-            let items = lists.get(plural.as_str()).cloned().unwrap_or_default();
-            let meta = json!({"resourceVersion": "1"});
-            let list = json!({"kind": "List", "apiVersion": "v1", "metadata": meta, "items": items});
-            Full::from(list.to_string()).boxed_unsync()
-        };
-        async move { Ok::<_, Infallible>(Response::new(body)) }
-    });
-    kube::Client::new(service, "default")
-}
-
 fn ask(address: SocketAddr, udp: bool) -> io::Result<(String, SocketAddr)> {
     if !udp {
         return ask_tcp(address);
@@ -479,6 +458,7 @@ fn every_cell_of_the_semantics_matrix() -> Result<()> {
         serve_outside: true,
         xdp: XdpMode::default(),
         pod_shortcut: ShortcutMode::default(),
+        node_port_forwarding: ForwardingMode::default(),
         healthz_bind_address: [127, 0, 0, 1].into(),
         healthz_port: 10256,
         metrics_bind_address: [127, 0, 0, 1].into(),
@@ -492,7 +472,7 @@ fn every_cell_of_the_semantics_matrix() -> Result<()> {
     let (events, _facts) = EventRecorder::new();
     let cancel = CancellationToken::new();
     runtime.block_on(async {
-        let client = client(services, slices);
+        let client = lists::client([("services", services), ("endpointslices", slices)]);
         let (_, host_ports) = tokio::sync::mpsc::channel(1);
         let task = tokio::spawn(proxy::run(client, config, node, events, host_ports, cancel.clone()));
         let until = Instant::now() + DEADLINE;

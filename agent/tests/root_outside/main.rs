@@ -6,8 +6,7 @@
 //! ```
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    convert::Infallible,
+    collections::BTreeSet,
     io,
     net::SocketAddr,
     sync::Arc,
@@ -15,16 +14,13 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use bytes::Bytes;
 use ebpf_tests::{
     arena::{Arena, ip},
     places::{Place, SILENCE, forward},
     tables::at,
 };
-use http::{Request, Response};
-use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use keelson_agent::{
-    config::{ProxySection, ShortcutMode, XdpMode},
+    config::{ForwardingMode, ProxySection, ShortcutMode, XdpMode},
     events::EventRecorder,
     host_ports::{HostPort, HostPorts, HostProtocol, Request as HostPortRequest},
     proxy::{
@@ -32,12 +28,13 @@ use keelson_agent::{
         show::{self, Output, Question},
     },
 };
-use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 mod firewalls;
+#[path = "../support/lists.rs"]
+mod lists;
 mod shortcut;
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -109,6 +106,7 @@ impl World {
             serve_outside: true,
             xdp: XdpMode::default(),
             pod_shortcut: ShortcutMode::default(),
+            node_port_forwarding: ForwardingMode::default(),
             healthz_bind_address: [127, 0, 0, 1].into(),
             healthz_port: 0,
             metrics_bind_address: [127, 0, 0, 1].into(),
@@ -169,25 +167,6 @@ fn slices(name: &str, near: bool, far: bool) -> Vec<Value> {
     vec![slice(0), slice(1)]
 }
 
-/// Lists what it was given; its watches tell nothing.
-fn client(services: Vec<Value>, slices: Vec<Value>) -> kube::Client {
-    type Answer = UnsyncBoxBody<Bytes, Infallible>;
-    let lists = Arc::new(HashMap::from([("services", services), ("endpointslices", slices)]));
-    let service = tower::service_fn(move |request: Request<Body>| {
-        let plural = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
-        let body: Answer = if request.uri().query().unwrap_or_default().contains("watch=true") {
-            StreamBody::new(futures::stream::pending()).boxed_unsync()
-        } else {
-            let items = lists.get(plural.as_str()).cloned().unwrap_or_default();
-            let meta = json!({"resourceVersion": "1"});
-            let list = json!({"kind": "List", "apiVersion": "v1", "metadata": meta, "items": items});
-            Full::from(list.to_string()).boxed_unsync()
-        };
-        async move { Ok::<_, Infallible>(Response::new(body)) }
-    });
-    kube::Client::new(service, "default")
-}
-
 /// An agent's proxy role in the calling thread's namespace, on a runtime of one thread.
 struct Agent {
     runtime: tokio::runtime::Runtime,
@@ -198,20 +177,31 @@ struct Agent {
 
 impl Agent {
     fn start(world: &World, services: Vec<Value>, slices: Vec<Value>) -> Result<Self> {
+        Self::with(&world.section(), services, slices, Vec::new())
+    }
+
+    fn with(
+        section: &ProxySection,
+        services: Vec<Value>,
+        slices: Vec<Value>,
+        nodes: Vec<Value>,
+    ) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let node = json!({
             "metadata": {"name": "node-1"},
             "spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd00:244:1::/64"]},
         });
         let node = tokio::sync::watch::channel(Some(Arc::new(serde_json::from_value(node)?))).1;
-        let config = proxy::ProxyConfig::new(&world.section(), "node-1", NODE[0].parse()?)?
+        let config = proxy::ProxyConfig::new(section, "node-1", NODE[0].parse()?)?
             .with_pod_devices(["tun".to_owned()]);
         let (events, _facts) = EventRecorder::new();
         let cancel = CancellationToken::new();
         let (host_ports, requests) = mpsc::channel(4);
         let task = {
             let _context = runtime.enter();
-            let run = proxy::run(client(services, slices), config, node, events, requests, cancel.clone());
+            let client =
+                lists::client([("services", services), ("endpointslices", slices), ("nodes", nodes)]);
+            let run = proxy::run(client, config, node, events, requests, cancel.clone());
             runtime.spawn(run)
         };
         let agent = Self { runtime, cancel, task, host_ports };
@@ -347,6 +337,48 @@ fn clients_outside_reach_pods_here_and_elsewhere() -> Result<()> {
     agent.stop()?;
     world.ask("203.0.113.1:30001", false)?.context("the data plane needs no agent")?;
     Ok(())
+}
+
+#[test]
+fn node_ports_are_answered_directly_where_node_and_service_want_that() -> Result<()> {
+    let world = World::make()?;
+    let objects = || -> (Vec<Value>, Vec<Value>) {
+        let mut services =
+            vec![service("far", 30002, &json!({"type": "NodePort"})), service("plain", 30003, &json!({}))];
+        services[0]["metadata"]["annotations"] = json!({"service.keelson.io/forwarding": "dsr"});
+        (services, [slices("far", false, true), slices("plain", false, true)].concat())
+    };
+    let node = |name: &str, addresses: [&str; 2]| {
+        let addresses = addresses.map(|address| json!({"type": "InternalIP", "address": address}));
+        json!({"metadata": {"name": name}, "status": {"addresses": addresses}})
+    };
+    let nodes = vec![node("node-1", NODE), node("node-2", ["203.0.113.9", "2001:db8::9"])];
+    let trace = |destination: &str| {
+        let (source, destination) = (CLIENT[0].to_owned(), destination.to_owned());
+        ask_maps(&world, &Question::Trace { source, destination, protocol: "TCP".to_owned() })
+    };
+    let shown = "with its own address, to one of\n  10.244.2.2:8080";
+    let hidden = "a client outside is connected to one of\n  10.244.2.2:8080";
+    let direct = ProxySection { node_port_forwarding: ForwardingMode::Dsr, ..world.section() };
+    let (services, slices) = objects();
+    let agent = Agent::with(&direct, services, slices, nodes)?;
+    agent.until("all nodes' addresses are known", || Ok(trace("203.0.113.1:30002")?.contains(shown)))?;
+    for (destination, part) in
+        [("203.0.113.9:30002", shown), ("203.0.113.1:30003", hidden), ("203.0.113.9:30003", "no service")]
+    {
+        let text = trace(destination)?;
+        ensure!(text.contains(part), "{destination}: {text}");
+    }
+    agent.stop()?;
+    // Switched off again, the node serves its own addresses as before, and others' not at all.
+    let (services, slices) = objects();
+    let agent = Agent::start(&world, services, slices)?;
+    agent.until("other nodes' addresses are forgotten", || {
+        Ok(trace("203.0.113.9:30002")?.contains("no service"))
+    })?;
+    let text = trace("203.0.113.1:30002")?;
+    ensure!(text.contains(hidden), "{text}");
+    agent.stop()
 }
 
 #[test]
