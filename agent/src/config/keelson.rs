@@ -168,6 +168,9 @@ pub struct ProxySection {
     /// Whether pods of this node hand their packets straight to each other.
     #[serde(default)]
     pub pod_shortcut: ShortcutMode,
+    /// How clients outside reach endpoints on other nodes through NodePorts, where a Service asks for direct answers.
+    #[serde(default)]
+    pub node_port_forwarding: ForwardingMode,
     /// Address of kube-proxy's health server.
     #[serde(default = "any_address")]
     pub healthz_bind_address: IpAddr,
@@ -180,6 +183,17 @@ pub struct ProxySection {
     /// Port of the proxy's metrics; 0 switches them off.
     #[serde(default = "default_proxy_metrics_port")]
     pub metrics_port: u16,
+}
+
+/// `keelson.proxy.nodePortForwarding`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ForwardingMode {
+    /// They are hidden behind the node that they dialled, by which the answers come back.
+    #[default]
+    Snat,
+    /// Endpoints of Services with `service.keelson.io/forwarding: dsr` answer them directly.
+    Dsr,
 }
 
 /// `keelson.proxy.podShortcut`.

@@ -30,8 +30,8 @@ use defaults::{
 };
 pub use duration::GoDuration;
 pub use keelson::{
-    CniConfig, KeelsonConfig, MasqueradeConfig, NetworkSection, ProxySection, ShortcutMode, UnderlaySection,
-    XdpMode,
+    CniConfig, ForwardingMode, KeelsonConfig, MasqueradeConfig, NetworkSection, ProxySection, ShortcutMode,
+    UnderlaySection, XdpMode,
 };
 pub use upkeep::{EvictionConfig, ImageGcConfig, LogRotationConfig};
 

@@ -88,6 +88,8 @@ pub(super) struct Catalog {
     zone: Option<String>,
     /// External IPs must not lie in here.
     service_ranges: Vec<Cidr>,
+    /// Services that ask for direct answers have them on NodePorts too.
+    direct_node_ports: bool,
     /// When the changes happened that are not handed out yet.
     triggers: Vec<jiff::Timestamp>,
 }
@@ -152,9 +154,9 @@ impl<F: Pack> Cache<F> {
 }
 
 impl Catalog {
-    /// Nothing known yet; external IPs within these ranges are refused.
-    pub(super) fn new(service_ranges: Vec<Cidr>) -> Self {
-        Self { service_ranges, ..Self::default() }
+    /// Nothing known yet; external IPs within these ranges are refused, and NodePorts may be answered directly or not.
+    pub(super) fn new(service_ranges: Vec<Cidr>, direct_node_ports: bool) -> Self {
+        Self { service_ranges, direct_node_ports, ..Self::default() }
     }
 
     /// Says in which zone this node is.
@@ -389,7 +391,7 @@ impl Catalog {
         source_ranges.dedup();
         let endpoints = endpoints(slices, port, family);
         DesiredService {
-            frontends: frontends(facts, port, family, &refused),
+            frontends: frontends(facts, port, family, &refused, self.direct_node_ports),
             backends: self.backends(&endpoints),
             affinity_secs: facts.affinity_secs,
             source_ranges,
@@ -526,6 +528,7 @@ fn frontends(
     port: &PortFacts,
     family: Family,
     refused: &[IpAddr],
+    direct_node_ports: bool,
 ) -> Vec<DesiredFrontend> {
     let policy = |local: bool| if local { Policy::Local } else { Policy::All };
     let (internal, external) = (policy(facts.internal_local), policy(facts.external_local));
@@ -539,7 +542,7 @@ fn frontends(
     }
     // Clients inside the cluster reach every endpoint here, whatever `externalTrafficPolicy` says.
     let ranged = !facts.source_ranges.is_empty();
-    // Policy Local keeps the client's address anyhow; other nodes know a node's own addresses as nothing of theirs.
+    // Policy Local keeps the client's address anyhow.
     let direct = facts.choices.direct && !facts.external_local;
     for ip in of_family(&facts.balancer_ips) {
         all.push(DesiredFrontend { external, ranged, direct, ..on(ip) });
@@ -549,7 +552,7 @@ fn frontends(
     }
     if let Some(number) = port.node_port {
         let node = DesiredFrontend::new(Listen::Node(family), number, port.protocol);
-        all.push(DesiredFrontend { external, ..node });
+        all.push(DesiredFrontend { external, direct: direct && direct_node_ports, ..node });
     }
     // The first of several frontends on one address wins: what the cluster chose before what the user did.
     let mut seen = BTreeSet::new();

@@ -6,6 +6,7 @@
 //! netlink links, routes ─ devices (pure) ────▶ packet programs on devices, rules that let their packets pass
 //! netlink links ─ shortcuts (pure) ──────────▶ programs on pods' links
 //! host ports ────────────────────────────────▶ frontends like a Service's
+//! Nodes ─ nodes ─────────────────────────────▶ addresses on which NodePorts are answered directly
 //! ```
 //! One task owns everything. The data plane keeps working while the agent is away; at start it is taken over, and
 //! nothing is removed from it before both watches have listed everything. What cannot be programmed becomes an Event
@@ -22,6 +23,7 @@ mod host_ports;
 mod metrics;
 mod network;
 mod node_ports;
+mod nodes;
 mod reports;
 mod routes;
 mod shortcuts;
@@ -51,7 +53,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{ProxySection, ShortcutMode, XdpMode},
+    config::{ForwardingMode, ProxySection, ShortcutMode, XdpMode},
     events::EventRecorder,
     host_ports::Request,
 };
@@ -86,6 +88,8 @@ pub struct ProxyConfig {
     serve_outside: bool,
     xdp: XdpMode,
     shortcut: ShortcutMode,
+    /// Whether Services that ask for direct answers have them on NodePorts too.
+    direct_node_ports: bool,
 }
 
 impl ProxyConfig {
@@ -107,6 +111,7 @@ impl ProxyConfig {
             serve_outside: section.serve_outside,
             xdp: section.xdp,
             shortcut: section.pod_shortcut,
+            direct_node_ports: section.node_port_forwarding == ForwardingMode::Dsr,
         })
     }
 
@@ -115,6 +120,11 @@ impl ProxyConfig {
     pub fn with_pod_devices(mut self, names: impl IntoIterator<Item = String>) -> Self {
         self.pod_devices.extend(names);
         self
+    }
+
+    /// What is known of services, which is nothing yet.
+    fn catalog(&self) -> Catalog {
+        Catalog::new(self.service_ranges.clone(), self.direct_node_ports)
     }
 
     /// Whether NodePorts answer on every address of the node.
@@ -153,10 +163,12 @@ pub async fn run(
     guard_ranges(&config, &mut reports).await;
     let node_name = config.node_name.clone();
     let services = watch(Api::<Service>::all(client.clone()), facts::service);
-    let slices = watch(Api::<EndpointSlice>::all(client), move |slice| facts::slice(slice, &node_name));
+    let slices =
+        watch(Api::<EndpointSlice>::all(client.clone()), move |slice| facts::slice(slice, &node_name));
+    let nodes = nodes::addresses(config.direct_node_ports.then_some(client));
     let proxy = Proxy::new(plane, config, reports, node, cancel);
     // Boxed: the data plane's handles make the future large.
-    Box::pin(proxy.serve(services, slices, host_ports)).await
+    Box::pin(proxy.serve(services, slices, nodes, host_ports)).await
 }
 
 /// Removes the data plane of an instance and the routes of its service ranges. For when the node is taken down; works
@@ -241,7 +253,7 @@ fn wanted(
     services: &[Service],
     slices: &[EndpointSlice],
 ) -> ServiceTable {
-    let mut catalog = Catalog::new(config.service_ranges.clone());
+    let mut catalog = config.catalog();
     catalog.set_zone(zone);
     for object in services {
         catalog.service(Seen::Changed(facts::object_name(object), facts::service(object)));

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -103,7 +103,7 @@ impl Proxy {
         let health = watch::Sender::new(ProxyHealth { last_updated: None, node_eligible: true });
         Self {
             plane,
-            catalog: Catalog::new(config.service_ranges.clone()),
+            catalog: config.catalog(),
             checks: HealthChecks::new(config.healthz.ip()),
             config,
             reports,
@@ -132,10 +132,12 @@ impl Proxy {
         mut self,
         services: impl Stream<Item = Seen<ServiceFacts>>,
         slices: impl Stream<Item = Seen<SliceFacts>>,
+        nodes: impl Stream<Item = BTreeSet<IpAddr>>,
         mut host_ports: mpsc::Receiver<Request>,
     ) -> Result<()> {
         let mut services = std::pin::pin!(services.ready_chunks(BATCH));
         let mut slices = std::pin::pin!(slices.ready_chunks(BATCH));
+        let mut nodes = std::pin::pin!(nodes);
         let drivers = match self.config.xdp {
             XdpMode::Off => false,
             XdpMode::Auto => network::has_drivers(),
@@ -154,8 +156,8 @@ impl Proxy {
             let later = Instant::now() + GIVE_UP;
             let (look, settle) = (self.look_at.unwrap_or(later), self.settle_at.unwrap_or(later));
             let audit = self.audit_at;
-            // All arms are cancel-safe: a token, channels, times, a descriptor, and three streams, whose items are lost in
-            // no await.
+            // All arms are cancel-safe: a token, channels, times, a descriptor, and four streams, whose items are lost in no
+            // await.
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
                 batch = services.next() => {
@@ -167,6 +169,13 @@ impl Proxy {
                     for seen in batch.context("the EndpointSlice watch ended")? {
                         self.catalog.slice(seen);
                     }
+                }
+                Some(nodes) = nodes.next() => {
+                    if let Err(error) = self.plane.share_node_ports(nodes) {
+                        let error = format!("{:#}", anyhow!(error));
+                        tracing::warn!(error, "NodePorts may not be answered directly");
+                    }
+                    continue;
                 }
                 change = kernel_changes.next() => {
                     change.context("the netlink socket closed")?;
@@ -370,6 +379,10 @@ impl Proxy {
 
     /// What follows every write: health ports, complaints, and sockets of endpoints that are gone.
     async fn finish(&mut self, touched: &[ObjectName], report: SyncReport) {
+        if let Err(error) = self.plane.make_room_for_affinity() {
+            let error = format!("{:#}", anyhow!(error));
+            tracing::warn!(error, "few clients stay with their endpoint: no room for session affinity");
+        }
         for name in touched {
             let port = self.catalog.health_check_port(name);
             let mut problems = self.catalog.problems(name);

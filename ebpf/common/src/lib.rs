@@ -4,7 +4,7 @@
 //! size asserted, so that both sides and every compiler agree on each byte. Change a layout and you must raise
 //! [`LAYOUT_VERSION`]: the loader then fills new maps and switches the programs over, instead of misreading old ones.
 //!
-//! How a lookup walks the maps: [`FrontendKey`] → [`FrontendValue`] → [`ServiceSlot`] → extent in the backend index
+//! How a lookup walks the maps: [`FrontendKey`] → [`FrontendWord`] → [`ServiceSlot`] → extent in the backend index
 //! ([`ExtentHeader`], then one word per backend id) → [`Backend`]. Everything a reader needs to be consistent lives
 //! behind the one 64-bit [`ServiceSlot`], which user space replaces with a single store.
 //!
@@ -29,18 +29,19 @@ pub use flow::{
 };
 pub use meta::{Meta, NodeAddressUse, NodePortBounds};
 pub use service::{
-    Backend, BackendStats, COUNTER_BLOCK, ExtentHeader, FrontendKey, FrontendValue, NAME_BYTES,
-    SLOTS_PER_WORD, ServiceName, ServiceSlot, ServiceStats, SourceRange, TABLE_SLOTS, counter_of,
+    Backend, BackendStats, COUNTER_BLOCK, ExtentHeader, FrontendKey, FrontendValue, FrontendWord, NAME_BYTES,
+    SHORT_NAME_BYTES, SLOTS_PER_WORD, ServiceName, ServiceSlot, ServiceStats, ShortName, SourceRange,
+    TABLE_SLOTS, counter_of,
 };
-pub use shortcut::LinkAddress;
+pub use shortcut::{LinkAddress, PodLink};
 pub use socket::{AffinityKey, AffinityValue, DATAGRAM_PEERS, DatagramPeers, Peer};
 
 /// Raised whenever a layout below, or the meaning of a field, changes.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Names of the maps, as they appear in the object and below `maps/` in the pin directory.
 pub mod map_names {
-    /// Hash: [`FrontendKey`](crate::FrontendKey) → [`FrontendValue`](crate::FrontendValue).
+    /// Hash: [`FrontendKey`](crate::FrontendKey) → [`FrontendWord`](crate::FrontendWord).
     pub const FRONTENDS: &str = "FRONTENDS";
     /// Memory-mapped array: service id → [`ServiceSlot`](crate::ServiceSlot).
     pub const SERVICES: &str = "SERVICES";
@@ -48,7 +49,7 @@ pub mod map_names {
     pub const EXTENTS: &str = "EXTENTS";
     /// Memory-mapped array: backend id → [`Backend`](crate::Backend).
     pub const BACKENDS: &str = "BACKENDS";
-    /// Hash: address of this node → [`NodeAddressUse`](crate::NodeAddressUse).
+    /// Hash: address of this node or another → [`NodeAddressUse`](crate::NodeAddressUse).
     pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
     /// Memory-mapped array of one [`NodePortBounds`](crate::NodePortBounds).
     pub const NODE_PORT_BOUNDS: &str = "NODE_PORT_BOUNDS";
@@ -58,8 +59,10 @@ pub mod map_names {
     pub const SERVICE_STATS: &str = "SERVICE_STATS";
     /// Memory-mapped array: [`counter_of`](crate::counter_of) a backend id → [`BackendStats`](crate::BackendStats).
     pub const BACKEND_STATS: &str = "BACKEND_STATS";
-    /// Hash: service id → [`ServiceName`](crate::ServiceName), for people only.
+    /// Memory-mapped array: service id → [`ShortName`](crate::ShortName), for people only.
     pub const NAMES: &str = "NAMES";
+    /// Hash: service id → [`ServiceName`](crate::ServiceName) of those that are too long for it.
+    pub const LONG_NAMES: &str = "LONG_NAMES";
     /// Trie: [`SourceRange`](crate::SourceRange) → 1.
     pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
     /// LRU hash: both directions of every established flow from outside, [`FlowKey`](crate::FlowKey) →
@@ -80,8 +83,8 @@ pub mod map_names {
     pub const DEVICES: &str = "DEVICES";
     /// Trie: [`WayKey`](crate::WayKey) → [`WayEntry`](crate::WayEntry).
     pub const WAYS: &str = "WAYS";
-    /// Hash: [`LinkAddress`](crate::LinkAddress) of a pod → index of the host's side of its link.
-    pub const SHORTCUTS: &str = "SHORTCUTS";
+    /// Hash: [`LinkAddress`](crate::LinkAddress) of a pod → [`PodLink`](crate::PodLink).
+    pub const POD_LINKS: &str = "POD_LINKS";
     /// Array of one number: nanoseconds of `CLOCK_MONOTONIC` until which the hash above holds true.
     pub const SHORTCUTS_END: &str = "SHORTCUTS_END";
     /// Socket storage of stream sockets: one [`Peer`](crate::Peer).
@@ -91,7 +94,7 @@ pub mod map_names {
     /// Array of one [`Meta`](crate::Meta).
     pub const META: &str = "META";
     /// All of the above.
-    pub const ALL: [&str; 24] = [
+    pub const ALL: [&str; 25] = [
         FRONTENDS,
         SERVICES,
         EXTENTS,
@@ -102,6 +105,7 @@ pub mod map_names {
         SERVICE_STATS,
         BACKEND_STATS,
         NAMES,
+        LONG_NAMES,
         SOURCE_RANGES,
         FLOWS,
         NEW_FLOWS,
@@ -111,7 +115,7 @@ pub mod map_names {
         NAT_CONFIG,
         DEVICES,
         WAYS,
-        SHORTCUTS,
+        POD_LINKS,
         SHORTCUTS_END,
         STREAM_PEER,
         DATAGRAM_PEER,
@@ -135,7 +139,7 @@ mod pod {
         NetAddr,
         NetPort,
         FrontendKey,
-        FrontendValue,
+        FrontendWord,
         ServiceSlot,
         ExtentHeader,
         Backend,
@@ -149,6 +153,7 @@ mod pod {
         NodeAddressUse,
         BackendStats,
         ServiceName,
+        ShortName,
         SourceRange,
         DeviceEntry,
         WayEntry,
@@ -159,5 +164,6 @@ mod pod {
         FragmentPorts,
         NatConfig,
         LinkAddress,
+        PodLink,
     );
 }

@@ -18,7 +18,7 @@ pub struct Meta {
     pub flows: u32,
 }
 
-/// What an address of this node is for; the value of the node-address map.
+/// What an address of this node, or of another one, is for; the value of the node-address map.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct NodeAddressUse(pub u32);
@@ -28,6 +28,9 @@ impl NodeAddressUse {
     pub const OWN: u32 = 1;
     /// NodePorts answer there.
     pub const NODE_PORTS: u32 = 2;
+    /// Every node knows it as a node's, this one's or another's: what is for a NodePort there may be sent on to the node
+    /// of an endpoint as it is, and may come from the node that it was sent to.
+    pub const SHARED: u32 = 4;
 }
 
 /// Lowest and highest NodePort in use, in one word: lets a connection to any other port skip the NodePort lookups.

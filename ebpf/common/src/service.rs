@@ -48,6 +48,45 @@ impl FrontendValue {
     pub const FLAG_DIRECT: u32 = 16;
 }
 
+/// A frontend's value as the map holds it: one word, which says itself to which key it belongs.
+///
+/// A kernel may give the memory of an element that was removed to another one at once, while a program still reads it
+/// (hashes without preallocation have an allocator of their own from 6.1 on). One load, and what it says of its key, tell
+/// the two apart. Bits 0..32 hold the service, 32..40 the flags, 40..64 what tells the key.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrontendWord(pub u64);
+
+impl FrontendWord {
+    /// The value of this key.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(key: &FrontendKey, value: FrontendValue) -> Self {
+        Self(value.service as u64 | (value.flags as u64 & 0xff) << 32 | (print(key) as u64) << 40)
+    }
+
+    /// The value, if it is this key's.
+    #[inline(always)]
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation, reason = "the parts of the word are what is asked for")]
+    pub const fn value_for(self, key: &FrontendKey) -> Option<FrontendValue> {
+        if (self.0 >> 40) as u32 == print(key) {
+            Some(FrontendValue { service: self.0 as u32, flags: (self.0 >> 32 & 0xff) as u32 })
+        } else {
+            None
+        }
+    }
+}
+
+/// A key in twenty-four bits.
+#[inline(always)]
+const fn print(key: &FrontendKey) -> u32 {
+    let [a, b, c, d] = key.addr.0;
+    let address = a ^ b.rotate_left(8) ^ c.rotate_left(16) ^ d;
+    let rest = key.port.0 as u32 | (key.proto as u32) << 16 | (key.scope as u32) << 24;
+    (address.wrapping_mul(0x9e37_79b1) ^ rest.wrapping_mul(0x85eb_ca6b)) >> 8
+}
+
 /// The one word that publishes a service: where its extent starts, and its affinity timeout.
 ///
 /// Bits 0..32 hold the offset of the extent in the backend index (0: no endpoints), bits 32..64 the ClientIP
@@ -221,6 +260,50 @@ pub const fn counter_of(backend: u32) -> u32 {
 /// Bytes of a service's name.
 pub const NAME_BYTES: usize = 160;
 
+/// Bytes of a name that needs no element of its own.
+pub const SHORT_NAME_BYTES: usize = 56;
+
+/// How names end; in a short one, a byte stands for each, by its place from 1 on.
+const ENDINGS: [&str; 6] = ["/TCP/IPv4", "/UDP/IPv4", "/SCTP/IPv4", "/TCP/IPv6", "/UDP/IPv6", "/SCTP/IPv6"];
+
+/// What people call a service, filled with zeros; for longer names [`Self::LONG`], and they stand in a hash.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShortName(pub [u8; SHORT_NAME_BYTES]);
+
+impl ShortName {
+    /// No name.
+    pub const NONE: Self = Self([0; SHORT_NAME_BYTES]);
+    /// The name stands in the hash of long names; no text has this byte.
+    pub const LONG: Self = Self([0xff; SHORT_NAME_BYTES]);
+
+    /// Packs a name; nothing for one that is too long, or has bytes that no name has.
+    #[must_use]
+    pub fn new(text: &str) -> Option<Self> {
+        if text.bytes().any(|byte| byte < b' ') {
+            return None;
+        }
+        let known = (1_u8..).zip(ENDINGS).find_map(|(code, ending)| Some((text.strip_suffix(ending)?, code)));
+        let (start, code) = known.unwrap_or((text, 0));
+        let mut bytes = [0; SHORT_NAME_BYTES];
+        bytes.get_mut(..start.len())?.copy_from_slice(start.as_bytes());
+        if code != 0 {
+            *bytes.get_mut(start.len())? = code;
+        }
+        Some(Self(bytes))
+    }
+
+    /// The name, in two parts; nothing where there is none, or something else than text.
+    #[must_use]
+    pub fn text(&self) -> Option<(&str, &'static str)> {
+        let len = self.0.iter().position(|byte| *byte < b' ').unwrap_or(SHORT_NAME_BYTES);
+        let code = usize::from(self.0.get(len).copied().unwrap_or_default());
+        let ending = code.checked_sub(1).and_then(|place| ENDINGS.get(place).copied()).unwrap_or_default();
+        let start = core::str::from_utf8(&self.0[..len]).ok()?;
+        (len + code > 0).then_some((start, ending))
+    }
+}
+
 /// What people call a service: `namespace/name:port/protocol/family`, cut and filled with zeros.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -264,6 +347,8 @@ impl SourceRange {
 
 const _: () = assert!(size_of::<FrontendKey>() == 20 && align_of::<FrontendKey>() == 4);
 const _: () = assert!(size_of::<FrontendValue>() == 8);
+const _: () = assert!(size_of::<FrontendWord>() == 8 && align_of::<FrontendWord>() == 8);
+const _: () = assert!(size_of::<ShortName>() == 56);
 const _: () = assert!(size_of::<ServiceSlot>() == 8 && align_of::<ServiceSlot>() == 8);
 const _: () = assert!(size_of::<ExtentHeader>() == 8 && align_of::<ExtentHeader>() == 8);
 // The kernel rounds array elements up to eight bytes; 24 keeps the mapped stride equal to the size.
@@ -271,3 +356,46 @@ const _: () = assert!(size_of::<Backend>() == 24 && align_of::<Backend>() == 4);
 const _: () = assert!(size_of::<ServiceStats>() == 88);
 const _: () = assert!(size_of::<BackendStats>() == 8);
 const _: () = assert!(size_of::<SourceRange>() == 20 && align_of::<SourceRange>() == 4);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frontends_word_answers_for_its_key_alone() {
+        let key = FrontendKey {
+            addr: NetAddr::from_v4_word(u32::from_ne_bytes([10, 96, 0, 1])),
+            port: NetPort::from_host(80),
+            proto: 6,
+            scope: FrontendKey::SCOPE_ADDRESS,
+        };
+        let value = FrontendValue { service: u32::MAX, flags: 0xff };
+        let word = FrontendWord::new(&key, value);
+        assert_eq!(word.value_for(&key), Some(value));
+        let mut others = [key; 8];
+        others[0].addr = NetAddr::from_v4_word(u32::from_ne_bytes([10, 96, 0, 2]));
+        others[1].port = NetPort::from_host(81);
+        others[2].proto = 17;
+        others[3].scope = FrontendKey::SCOPE_NODE;
+        (others[4].addr, others[4].port) = (others[0].addr, NetPort::from_host(83));
+        others[5].addr.0[0] = 1;
+        others[6].addr.0[1] = 1;
+        others[7].addr.0[2] = 1;
+        for other in others {
+            assert_eq!(word.value_for(&other), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn names_are_short_long_or_none() {
+        let name = ShortName::new("default/web:80/TCP/IPv4").unwrap();
+        assert_eq!(name.text(), Some(("default/web:80", "/TCP/IPv4")));
+        assert_eq!(ShortName::new("default/web:80/SCTP/IPv6").unwrap().text().unwrap().1, "/SCTP/IPv6");
+        let long = [b'x'; SHORT_NAME_BYTES + 1];
+        let longest = core::str::from_utf8(&long[1..]).unwrap();
+        assert_eq!(ShortName::new(longest).unwrap().text(), Some((longest, "")));
+        assert_eq!(ShortName::new(core::str::from_utf8(&long).unwrap()), None);
+        assert_eq!(ShortName::new("web\u{1}"), None, "a byte that stands for an ending");
+        assert_eq!((ShortName::NONE.text(), ShortName::LONG.text()), (None, None));
+    }
+}

@@ -6,19 +6,22 @@
 //!
 //! Reading order: [`table`] (what a caller wants), [`alloc`], [`memory`] (what can be written), [`known`] (what is
 //! remembered), [`services`] (what to write in which order; pure), [`room`], [`extent`], [`maglev`], [`restore`], then
-//! the adapters [`maps`], [`pins`], [`links`], [`probe`], [`sys`], and [`plane`], which joins them; [`heal`], [`flows`]
+//! [`addresses`], the adapters [`maps`], [`names`], [`layout`], [`pins`], [`links`], [`probe`], [`sys`], and [`plane`], which joins them; [`heal`], [`flows`]
 //! and [`view`] stand beside. Nothing here knows Kubernetes, and nothing here polls.
 
+mod addresses;
 mod alloc;
 mod devices;
 mod extent;
 mod flows;
 mod heal;
 mod known;
+mod layout;
 mod links;
 mod maglev;
 mod maps;
 mod memory;
+mod names;
 mod object;
 mod pins;
 mod plane;
@@ -35,13 +38,13 @@ mod view;
 pub use devices::{Device, PacketHook, Side};
 pub use flows::FlowStock;
 pub use heal::{Healed, reconnect_datagrams};
+#[doc(hidden)]
+pub use layout::pretend_layout;
 pub use links::{Attached, LinkError};
 pub use maps::MapsError;
 pub use memory::{Capacity, MemoryError};
 pub use object::is_built;
 pub use pins::{PinError, map_memory, unload};
-#[doc(hidden)]
-pub use plane::pretend_layout;
 pub use plane::{Config, DataPlane, OpenError, Usage, netns_cookie};
 pub use probe::{Feature, missing, probe};
 pub use report::{Refused, SyncReport};

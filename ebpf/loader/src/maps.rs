@@ -20,16 +20,18 @@ use aya::{
     },
 };
 use ebpf_common::{
-    Backend, BackendStats, FrontendKey, FrontendValue, Meta, NatConfig, NetAddr, NodeAddressUse,
-    NodePortBounds, ServiceName, ServiceSlot, ServiceStats, SourceRange, WayEntry, WayKey, counter_of,
-    map_names,
+    AffinityKey, AffinityValue, Backend, BackendStats, FrontendKey, FrontendValue, FrontendWord, Meta,
+    NatConfig, NetAddr, NodeAddressUse, NodePortBounds, ServiceSlot, ServiceStats, SourceRange, WayEntry,
+    WayKey, counter_of, map_names,
 };
 use thiserror::Error;
 
 use crate::{
+    addresses::Addresses,
     devices::DeviceMap,
     flows::FlowMap,
     memory::{Memory, MemoryError, Unwritten},
+    names::Names,
     shortcuts::ShortcutMap,
     sys,
     table::describe,
@@ -81,17 +83,18 @@ pub enum MapsError {
 
 /// The maps that user space writes or reads.
 pub(crate) struct Maps {
-    frontends: HashMap<MapData, FrontendKey, FrontendValue>,
+    frontends: HashMap<MapData, FrontendKey, FrontendWord>,
     node_addresses: HashMap<MapData, NetAddr, NodeAddressUse>,
     stats: PerCpuArray<MapData, ServiceStats>,
     backend_stats: Mapped<BackendStats>,
     signals: RingBuf<MapData>,
-    names: HashMap<MapData, u32, ServiceName>,
+    names: Names,
     ranges: LpmTrie<MapData, SourceRange, u32>,
     nat_config: Array<MapData, NatConfig>,
     pub(crate) devices: DeviceMap,
     pub(crate) flows: FlowMap,
     pub(crate) shortcuts: ShortcutMap,
+    affinity: HashMap<MapData, AffinityKey, AffinityValue>,
     shortcuts_end: Array<MapData, u64>,
     ways: LpmTrie<MapData, WayKey, WayEntry>,
     meta: Array<MapData, Meta>,
@@ -99,15 +102,8 @@ pub(crate) struct Maps {
     extents: Mapped<u64>,
     backends: Mapped<Backend>,
     node_ports: Mapped<NodePortBounds>,
-    /// Frontends and names to be written together.
-    collected: Option<Collected>,
-}
-
-/// What waits for a batch.
-#[derive(Default)]
-struct Collected {
-    frontends: Vec<(FrontendKey, FrontendValue)>,
-    names: Vec<(u32, ServiceName)>,
+    /// Frontends to be written together.
+    collected: Option<Vec<(FrontendKey, FrontendWord)>>,
 }
 
 impl Maps {
@@ -119,12 +115,13 @@ impl Maps {
             stats: take(object, map_names::SERVICE_STATS)?,
             backend_stats: Mapped::open(object, map_names::BACKEND_STATS)?,
             signals: take(object, map_names::FLOW_SIGNALS)?,
-            names: take(object, map_names::NAMES)?,
+            names: Names::take(object)?,
             ranges: take(object, map_names::SOURCE_RANGES)?,
             nat_config: take(object, map_names::NAT_CONFIG)?,
             devices: take(object, map_names::DEVICES)?,
             flows: take(object, map_names::FLOWS)?,
-            shortcuts: take(object, map_names::SHORTCUTS)?,
+            affinity: take(object, map_names::AFFINITY)?,
+            shortcuts: take(object, map_names::POD_LINKS)?,
             shortcuts_end: take(object, map_names::SHORTCUTS_END)?,
             ways: take(object, map_names::WAYS)?,
             meta: take(object, map_names::META)?,
@@ -139,7 +136,7 @@ impl Maps {
     /// Takes over what smaller maps of the same layout hold: every id stays what it is.
     pub(crate) fn copy_from(&mut self, dir: &Path) -> Result<(), MapsError> {
         let copy = |name: &'static str| move |source| MapsError::Copy { name, source };
-        for item in &pinned::<HashMap<_, FrontendKey, FrontendValue>>(dir, map_names::FRONTENDS)? {
+        for item in &pinned::<HashMap<_, FrontendKey, FrontendWord>>(dir, map_names::FRONTENDS)? {
             let (key, value) = item.map_err(copy(map_names::FRONTENDS))?;
             self.frontends.insert(key, value, 0).map_err(copy(map_names::FRONTENDS))?;
         }
@@ -147,10 +144,7 @@ impl Maps {
             let (key, value) = item.map_err(copy(map_names::NODE_ADDRESSES))?;
             self.node_addresses.insert(key, value, 0).map_err(copy(map_names::NODE_ADDRESSES))?;
         }
-        for item in &pinned::<HashMap<_, u32, ServiceName>>(dir, map_names::NAMES)? {
-            let (key, value) = item.map_err(copy(map_names::NAMES))?;
-            self.names.insert(key, value, 0).map_err(copy(map_names::NAMES))?;
-        }
+        self.names.copy_from(&Names::pinned(dir)?)?;
         for key in pinned::<LpmTrie<_, SourceRange, u32>>(dir, map_names::SOURCE_RANGES)?.keys() {
             let key = key.map_err(copy(map_names::SOURCE_RANGES))?;
             self.ranges.insert(&key, 1, 0).map_err(copy(map_names::SOURCE_RANGES))?;
@@ -200,28 +194,33 @@ impl Maps {
         self.shortcuts_end.set(0, until_ns, 0)
     }
 
+    /// Clients that there is room for in the map of affinity.
+    pub(crate) fn affinity_capacity(&self) -> u32 {
+        self.affinity.map().info().map_or(u32::MAX, |info| info.max_entries())
+    }
+
     /// Entries that there is room for in the map of flows.
     pub(crate) fn flow_capacity(&self) -> Option<u32> {
         self.flows.map().info().ok().map(|info| info.max_entries())
     }
 
-    /// Addresses of this node that programs know.
-    pub(crate) fn node_addresses(&self) -> Result<Vec<(NetAddr, NodeAddressUse)>, MapError> {
-        self.node_addresses.iter().collect()
-    }
-
-    /// Adds or changes an address of this node.
-    pub(crate) fn add_node_address(
-        &mut self,
-        address: NetAddr,
-        uses: NodeAddressUse,
-    ) -> Result<(), MapError> {
-        self.node_addresses.insert(address, uses, 0)
-    }
-
-    /// Removes an address of this node.
-    pub(crate) fn remove_node_address(&mut self, address: &NetAddr) -> Result<(), MapError> {
-        self.node_addresses.remove(address)
+    /// Makes the programs know what addresses are for.
+    pub(crate) fn replace_node_addresses(&mut self, addresses: &Addresses) -> Result<(), MapError> {
+        let present: BTreeMap<NetAddr, u32> = self
+            .node_addresses
+            .iter()
+            .map(|item| item.map(|(address, uses)| (address, uses.0)))
+            .collect::<Result<_, _>>()?;
+        let wanted = addresses.wanted(&present);
+        for (address, uses) in &wanted {
+            if present.get(address) != Some(uses) {
+                self.node_addresses.insert(address, NodeAddressUse(*uses), 0)?;
+            }
+        }
+        for address in present.keys().filter(|address| !wanted.contains_key(*address)) {
+            self.node_addresses.remove(address)?;
+        }
+        Ok(())
     }
 
     /// What wakes whoever makes room for flows.
@@ -292,12 +291,13 @@ impl Memory for Maps {
     }
 
     fn insert_frontend(&mut self, key: FrontendKey, value: FrontendValue) -> Result<(), MemoryError> {
+        let word = FrontendWord::new(&key, value);
         if let Some(collected) = &mut self.collected {
-            collected.frontends.push((key, value));
+            collected.push((key, word));
             return Ok(());
         }
         self.frontends
-            .insert(key, value, 0)
+            .insert(key, word, 0)
             .map_err(|source| MemoryError::WriteFrontend { frontend: describe(&key), source })
     }
 
@@ -307,54 +307,45 @@ impl Memory for Maps {
     }
 
     fn frontends(&self) -> Result<Vec<(FrontendKey, FrontendValue)>, MemoryError> {
-        self.frontends.iter().collect::<Result<_, _>>().map_err(MemoryError::ListFrontends)
+        let all = self.frontends.iter().filter_map(|item| match item {
+            // What says to be another one's was never written by us; its service is written anew.
+            Ok((key, word)) => word.value_for(&key).map(|value| Ok((key, value))),
+            Err(error) => Some(Err(error)),
+        });
+        all.collect::<Result<_, _>>().map_err(MemoryError::ListFrontends)
     }
 
     fn collect(&mut self) {
-        self.collected = Some(Collected::default());
+        self.collected = Some(Vec::new());
     }
 
     fn flush(&mut self) -> Vec<Unwritten> {
-        let Collected { frontends, names } = self.collected.take().unwrap_or_default();
-        let mut unwritten = Vec::new();
-        // Names first: they are for people, and a frontend makes a service known. Where the kernel does not take them
-        // together (before 5.6, or because it has no memory for one of them), each is tried.
-        if batch(self.names.map(), &names).is_err() {
-            for (service, name) in names {
-                if let Err(why) = self.write_name(service, name.text()) {
-                    unwritten.push(Unwritten { service, frontend: None, why });
-                }
-            }
+        let frontends = self.collected.take().unwrap_or_default();
+        // Where the kernel does not take them together (before 5.6, or because it has no memory for one of them), each is
+        // tried.
+        if batch(self.frontends.map(), &frontends).is_ok() {
+            return Vec::new();
         }
-        if batch(self.frontends.map(), &frontends).is_err() {
-            for (key, value) in frontends {
-                if let Err(why) = self.insert_frontend(key, value) {
-                    unwritten.push(Unwritten { service: value.service, frontend: Some(key), why });
-                }
-            }
-        }
-        unwritten
+        let each = frontends.into_iter().filter_map(|(frontend, word)| {
+            let value = word.value_for(&frontend)?;
+            let why = self.insert_frontend(frontend, value).err()?;
+            Some(Unwritten { service: value.service, frontend, why })
+        });
+        each.collect()
     }
 
     fn write_name(&mut self, service: u32, name: &str) -> Result<(), MemoryError> {
-        if let Some(collected) = &mut self.collected {
-            collected.names.push((service, ServiceName::new(name)));
-            return Ok(());
-        }
         let failed = |source| MemoryError::WriteService { what: "name", service, source };
-        self.names.insert(service, ServiceName::new(name), 0).map_err(failed)
+        self.names.write(service, name).map_err(failed)
     }
 
     fn remove_name(&mut self, service: u32) -> Result<(), MemoryError> {
         let failed = |source| MemoryError::WriteService { what: "name", service, source };
-        ignore_absent(self.names.remove(&service)).map_err(failed)
+        self.names.remove(service).map_err(failed)
     }
 
     fn name(&self, service: u32) -> Option<String> {
-        let waiting = self.collected.iter().flat_map(|collected| &collected.names);
-        let found = waiting.into_iter().find(|(id, _)| *id == service).map(|(_, name)| *name);
-        let name = found.or_else(|| self.names.get(&service, 0).ok())?;
-        Some(name.text().to_owned())
+        self.names.get(service)
     }
 
     fn insert_range(&mut self, service: u32, range: (NetAddr, u8)) -> Result<(), MemoryError> {
@@ -411,7 +402,7 @@ pub(crate) fn add(sum: &mut ServiceStats, cpu: &ServiceStats) {
 }
 
 /// Removing what is not there is done.
-fn ignore_absent(outcome: Result<(), MapError>) -> Result<(), MapError> {
+pub(crate) fn ignore_absent(outcome: Result<(), MapError>) -> Result<(), MapError> {
     match outcome {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -434,7 +425,10 @@ pub(crate) fn pinned<M: TryFrom<Map, Error = MapError>>(
     M::try_from(map).map_err(|source| MapsError::Kind { name, source })
 }
 
-fn take<M: TryFrom<Map, Error = MapError>>(object: &mut Ebpf, name: &'static str) -> Result<M, MapsError> {
+pub(crate) fn take<M: TryFrom<Map, Error = MapError>>(
+    object: &mut Ebpf,
+    name: &'static str,
+) -> Result<M, MapsError> {
     let map = object.take_map(name).ok_or(MapsError::Absent(name))?;
     M::try_from(map).map_err(|source| MapsError::Kind { name, source })
 }
@@ -452,7 +446,8 @@ pub(crate) struct Mapped<T> {
 unsafe impl<T: Send> Send for Mapped<T> {}
 
 impl<T: Copy + aya::Pod> Mapped<T> {
-    fn open(object: &mut Ebpf, name: &'static str) -> Result<Self, MapsError> {
+    /// Takes an array out of a loaded object.
+    pub(crate) fn open(object: &mut Ebpf, name: &'static str) -> Result<Self, MapsError> {
         let map = object.take_map(name).ok_or(MapsError::Absent(name))?;
         Self::of(&map, name)
     }
@@ -470,7 +465,7 @@ impl<T: Copy + aya::Pod> Mapped<T> {
     }
 
     /// Takes over the elements of a shorter array.
-    fn copy_from(&mut self, other: &Self) {
+    pub(crate) fn copy_from(&mut self, other: &Self) {
         for index in 0..other.len.min(self.len) {
             self.write(index, other.read(index));
         }
@@ -513,7 +508,7 @@ impl<T: Copy + aya::Pod> Mapped<T> {
         unsafe { self.element(index).cast::<AtomicU64>().as_ref() }
     }
 
-    fn write(&mut self, index: u32, value: T) {
+    pub(crate) fn write(&mut self, index: u32, value: T) {
         // SAFETY: the element lies within the mapping; readers reach it only through a word published later, or
         // tolerate a change of its flags.
         unsafe { self.element(index).write_volatile(value) };

@@ -111,8 +111,8 @@ pub enum MemoryError {
 pub(crate) struct Unwritten {
     /// Of which service.
     pub(crate) service: u32,
-    /// Which of its frontends; nothing where it is its name.
-    pub(crate) frontend: Option<FrontendKey>,
+    /// Which of its frontends.
+    pub(crate) frontend: FrontendKey,
     /// Why.
     pub(crate) why: MemoryError,
 }
@@ -137,7 +137,7 @@ pub(crate) trait Memory {
     fn remove_frontend(&mut self, key: FrontendKey) -> Result<(), MemoryError>;
     /// Lists all frontends.
     fn frontends(&self) -> Result<Vec<(FrontendKey, FrontendValue)>, MemoryError>;
-    /// Collects new frontends and names from now on, to be written together by [`Self::flush`]. Only while no program
+    /// Collects new frontends from now on, to be written together by [`Self::flush`]. Only while no program
     /// reads the maps.
     fn collect(&mut self) {}
     /// Writes what was collected; returns what the kernel did not take.

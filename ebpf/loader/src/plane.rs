@@ -10,17 +10,16 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{Array, MapData, MapError},
+    maps::{MapData, MapError},
 };
-use ebpf_common::{
-    COUNTER_BLOCK, LAYOUT_VERSION, Meta, NatConfig, NetAddr, NodeAddressUse, ServiceStats, WayEntry,
-    map_names,
-};
+use ebpf_common::{COUNTER_BLOCK, NatConfig, NetAddr, ServiceStats, WayEntry, map_names};
 use thiserror::Error;
 
 use crate::{
+    addresses::Addresses,
     devices::{self, Device, PacketHook, Side},
     flows::{self, FlowStock},
+    layout::{capacity_of, fits, meta, read_meta},
     links::{self, Attached, LinkError},
     maps::{Maps, MapsError},
     memory::{Capacity, MemoryError},
@@ -35,10 +34,12 @@ use crate::{
     table::{Change, DesiredService, DesiredWay, ServiceKey, ServiceTable},
 };
 
-/// Entries of the affinity map; the least recently used client loses its backend beyond that.
+/// Entries of the affinity map, once a service asks for affinity; the least recently used client loses its backend beyond
+/// that. Before, hardly any.
 const AFFINITY_ENTRIES: u32 = 16_384;
-/// Addresses a node may have.
-const NODE_ADDRESS_ENTRIES: u32 = 1024;
+const AFFINITY_AT_FIRST: u32 = 1024;
+/// Addresses that the nodes of a cluster may have.
+const NODE_ADDRESS_ENTRIES: u32 = 8192;
 /// Routes that are known.
 const WAY_ENTRIES: u32 = 16_384;
 /// Pods of this node that hand their packets to each other.
@@ -146,6 +147,7 @@ pub struct DataPlane {
     maps: Maps,
     services: Services,
     adopted: bool,
+    addresses: Addresses,
     /// The devices that are served.
     devices: Vec<Device>,
     flow_stock: FlowStock,
@@ -188,7 +190,7 @@ impl DataPlane {
             }
             None => start_maps(&pins, config.capacity)?,
         };
-        let mut object = load_object(&dir, config.capacity, flows::FEWEST, cookie)?;
+        let mut object = load_object(&dir, config.capacity, None, cookie)?;
         // Programs name their maps by descriptor until they are loaded, so they come before the maps are taken.
         links::load(&mut object)?;
         let external = devices::load(&mut object).map_err(|error| describe_chain(&error));
@@ -201,11 +203,23 @@ impl DataPlane {
             maps.write_meta(meta(config.capacity)).map_err(OpenError::Meta)?;
         }
         let services = Services::restore(&mut maps, config.capacity)?;
-        let devices = Vec::new();
+        let (devices, addresses) = (Vec::new(), Addresses::default());
         let capacity = maps.flow_capacity().unwrap_or(flows::FEWEST);
         let flow_stock = FlowStock { capacity, ..FlowStock::default() };
         let shortcuts = 0;
-        Ok(Self { config, pins, object, maps, services, adopted, devices, flow_stock, shortcuts, external })
+        Ok(Self {
+            config,
+            pins,
+            object,
+            maps,
+            services,
+            adopted,
+            addresses,
+            devices,
+            flow_stock,
+            shortcuts,
+            external,
+        })
     }
 
     /// Forgets connections of clients outside that are over at a moment of `CLOCK_MONOTONIC`, and makes room for more
@@ -238,28 +252,52 @@ impl DataPlane {
     /// Exchanges the map of flows for a larger one, and nothing else: programs that use it take over from those that
     /// use the present one, and what those still noted meanwhile follows. Before they are attached, nothing happens.
     pub fn grow_flows(&mut self, entries: u32) -> Result<(), OpenError> {
+        let copy =
+            |from: &Maps, to: &mut Maps| flows::copy(&from.flows, &mut to.flows).map_err(OpenError::Flows);
+        if let Some(former) = self.exchange(map_names::FLOWS, entries, copy)? {
+            copy(&former, &mut self.maps)?;
+            self.flow_stock.capacity = self.maps.flow_capacity().unwrap_or(entries);
+        }
+        Ok(())
+    }
+
+    /// Makes room for clients that stay with their endpoint, once a service asks for that; true where there was none
+    /// before. The same holds as for flows, but for the few clients that the small map knows: they are sent anew.
+    pub fn make_room_for_affinity(&mut self) -> Result<bool, OpenError> {
+        if !self.services.is_any_sticky() || self.maps.affinity_capacity() >= AFFINITY_ENTRIES {
+            return Ok(false);
+        }
+        Ok(self.exchange(map_names::AFFINITY, AFFINITY_ENTRIES, |_, _| Ok(()))?.is_some())
+    }
+
+    /// Has the programs use a map of another size in the place of one, filled from the former ones first; those are
+    /// returned. Nothing, where the programs are not attached yet.
+    fn exchange(
+        &mut self,
+        exchanged: &'static str,
+        entries: u32,
+        fill: impl FnOnce(&Maps, &mut Maps) -> Result<(), OpenError>,
+    ) -> Result<Option<Maps>, OpenError> {
         if !self.pins.maps().exists() {
-            return Ok(());
+            return Ok(None);
         }
         let cookie = netns_cookie().map_err(OpenError::Netns)?;
         let dir = self.pins.start_next_maps()?;
-        for name in map_names::ALL.into_iter().filter(|name| *name != map_names::FLOWS) {
+        for name in map_names::ALL.into_iter().filter(|name| *name != exchanged) {
             let pinned = MapData::from_pin(self.pins.maps().join(name));
             let again = pinned.map_err(|source| MapsError::Pinned { name, source })?;
             again.pin(dir.join(name)).map_err(|source| OpenError::Pin { name, source })?;
         }
-        let mut object = load_object(&dir, self.config.capacity, entries, cookie)?;
+        let mut object = load_object(&dir, self.config.capacity, Some((exchanged, entries)), cookie)?;
         links::load(&mut object)?;
         self.external = devices::load(&mut object).map_err(|error| describe_chain(&error));
         shortcuts::load(&mut object);
         let mut maps = Maps::take(&mut object)?;
-        flows::copy(&self.maps.flows, &mut maps.flows).map_err(OpenError::Flows)?;
+        fill(&self.maps, &mut maps)?;
         self.object = object;
         let former = std::mem::replace(&mut self.maps, maps);
         self.attach()?;
-        flows::copy(&former.flows, &mut self.maps.flows).map_err(OpenError::Flows)?;
-        self.flow_stock.capacity = self.maps.flow_capacity().unwrap_or(entries);
-        Ok(())
+        Ok(Some(former))
     }
 
     /// Moves everything to larger maps. Clients are served throughout: by the old maps until every hook runs on the
@@ -281,6 +319,7 @@ impl DataPlane {
         // What an earlier process left, and nobody has named yet, moves along.
         let report = larger.add_all(table, &BTreeSet::new());
         larger.devices.clone_from(&self.devices);
+        larger.addresses.clone_from(&self.addresses);
         larger.shortcuts = self.shortcuts;
         larger.attach()?;
         std::mem::swap(self, &mut larger);
@@ -334,22 +373,17 @@ impl DataPlane {
         own: &BTreeSet<IpAddr>,
         node_ports: &BTreeSet<IpAddr>,
     ) -> Result<(), MapError> {
-        let mut wanted: BTreeMap<NetAddr, u32> =
-            own.iter().map(|address| (NetAddr::from(*address), NodeAddressUse::OWN)).collect();
-        for address in node_ports {
-            *wanted.entry(NetAddr::from(*address)).or_default() |= NodeAddressUse::NODE_PORTS;
-        }
-        let present: BTreeMap<NetAddr, u32> =
-            self.maps.node_addresses()?.into_iter().map(|(address, uses)| (address, uses.0)).collect();
-        for (address, uses) in &wanted {
-            if present.get(address) != Some(uses) {
-                self.maps.add_node_address(*address, NodeAddressUse(*uses))?;
-            }
-        }
-        for address in present.keys().filter(|address| !wanted.contains_key(*address)) {
-            self.maps.remove_node_address(address)?;
-        }
-        Ok(())
+        self.addresses.own.clone_from(own);
+        self.addresses.node_ports.clone_from(node_ports);
+        self.maps.replace_node_addresses(&self.addresses)
+    }
+
+    /// Says which addresses all nodes have, so that packets for NodePorts whose endpoints answer directly can be sent on as
+    /// they are, and taken from other nodes; none where they are not. Before the first time it is as it was with the
+    /// process before.
+    pub fn share_node_ports(&mut self, nodes: BTreeSet<IpAddr>) -> Result<(), MapError> {
+        self.addresses.shared = Some(nodes);
+        self.maps.replace_node_addresses(&self.addresses)
     }
 
     /// Makes every hook run these programs on these maps, replacing an earlier process's programs in place.
@@ -491,49 +525,6 @@ fn describe_chain(error: &dyn std::error::Error) -> String {
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-fn meta(capacity: Capacity) -> Meta {
-    Meta {
-        layout_version: LAYOUT_VERSION,
-        frontends: capacity.frontends,
-        services: capacity.services,
-        backends: capacity.backends,
-        extent_words: capacity.extent_words,
-        flows: 0,
-    }
-}
-
-/// The sizes of maps of this layout; nothing for another layout.
-fn capacity_of(meta: &Meta) -> Option<Capacity> {
-    (meta.layout_version == LAYOUT_VERSION).then_some(Capacity {
-        frontends: meta.frontends,
-        services: meta.services,
-        backends: meta.backends,
-        extent_words: meta.extent_words,
-    })
-}
-
-/// Whether the maps in a directory are of this layout and not larger, so that what they hold can be copied.
-fn fits(dir: &Path, capacity: Capacity) -> bool {
-    read_meta(dir).and_then(|meta| capacity_of(&meta)).is_some_and(|old| capacity.holds(&old))
-}
-
-/// Makes the pinned maps look as if another version had made them, so that the next process moves everything to new
-/// ones: for tests of upgrades and downgrades.
-#[doc(hidden)]
-pub fn pretend_layout(pin_dir: &Path, version: u32) -> Result<(), OpenError> {
-    let dir = pin_dir.join("maps");
-    let name = map_names::META;
-    let mut map: Array<MapData, Meta> = crate::maps::pinned(&dir, name)?;
-    let meta = map.get(&0, 0).map_err(OpenError::Meta)?;
-    map.set(0, Meta { layout_version: version, ..meta }, 0).map_err(OpenError::Meta)
-}
-
-fn read_meta(dir: &Path) -> Option<Meta> {
-    let data = MapData::from_pin(dir.join(map_names::META)).ok()?;
-    let map = aya::maps::Map::from_map_data(data).ok()?;
-    Array::<MapData, Meta>::try_from(map).ok()?.get(&0, 0).ok()
-}
-
 /// Makes room for new maps. Maps whose size does not depend on the capacity are kept: socket storage where its layout
 /// is the same, so that open sockets still know whom they dialled; and, where ids stay what they are, affinity.
 fn start_maps(pins: &PinDir, capacity: Capacity) -> Result<PathBuf, OpenError> {
@@ -551,7 +542,7 @@ fn start_maps(pins: &PinDir, capacity: Capacity) -> Result<PathBuf, OpenError> {
         (map_names::NAT_CONFIG, size_of::<NatConfig>(), false),
         (map_names::DEVICES, size_of::<ebpf_common::DeviceEntry>(), false),
         (map_names::WAYS, size_of::<WayEntry>(), false),
-        (map_names::SHORTCUTS, size_of::<u32>(), false),
+        (map_names::POD_LINKS, size_of::<ebpf_common::PodLink>(), false),
         (map_names::SHORTCUTS_END, size_of::<u64>(), false),
     ] {
         let Ok(old) = MapData::from_pin(pins.maps().join(name)) else {
@@ -567,7 +558,13 @@ fn start_maps(pins: &PinDir, capacity: Capacity) -> Result<PathBuf, OpenError> {
     Ok(dir)
 }
 
-fn load_object(dir: &Path, capacity: Capacity, flows: u32, cookie: u64) -> Result<Ebpf, OpenError> {
+/// The object with its maps below a directory: those that are there, others made anew, one of them of another size.
+fn load_object(
+    dir: &Path,
+    capacity: Capacity,
+    other: Option<(&'static str, u32)>,
+    cookie: u64,
+) -> Result<Ebpf, OpenError> {
     let mut loader = EbpfLoader::new();
     for name in map_names::ALL {
         loader.map_pin_path(name, dir.join(name));
@@ -577,20 +574,22 @@ fn load_object(dir: &Path, capacity: Capacity, flows: u32, cookie: u64) -> Resul
         (map_names::SERVICES, capacity.services),
         (map_names::SERVICE_STATS, capacity.services),
         (map_names::NAMES, capacity.services),
+        (map_names::LONG_NAMES, capacity.services),
         (map_names::BACKEND_STATS, capacity.backends.next_multiple_of(COUNTER_BLOCK)),
         (map_names::SOURCE_RANGES, room::SOURCE_RANGES),
         (map_names::BACKENDS, capacity.backends),
         (map_names::EXTENTS, capacity.extent_words),
-        (map_names::AFFINITY, AFFINITY_ENTRIES),
-        (map_names::FLOWS, flows),
+        (map_names::AFFINITY, AFFINITY_AT_FIRST),
+        (map_names::FLOWS, flows::FEWEST),
         (map_names::NEW_FLOWS, NEW_FLOW_ENTRIES),
         (map_names::FRAGMENTS, FRAGMENT_ENTRIES),
         (map_names::NODE_ADDRESSES, NODE_ADDRESS_ENTRIES),
         (map_names::DEVICES, DEVICE_ENTRIES),
         (map_names::WAYS, WAY_ENTRIES),
-        (map_names::SHORTCUTS, SHORTCUT_ENTRIES),
+        (map_names::POD_LINKS, SHORTCUT_ENTRIES),
     ] {
-        loader.map_max_entries(name, entries);
+        let other = other.filter(|(other, _)| *other == name).map(|(_, entries)| entries);
+        loader.map_max_entries(name, other.unwrap_or(entries));
     }
     loader.override_global("HOST_NETNS_COOKIE", &cookie, true);
     loader.load(OBJECT).map_err(OpenError::Load)

@@ -36,6 +36,8 @@ pub(crate) struct Services {
     /// Services that were refused a frontend or room, with what they want; tried again when anything is freed.
     waiting: BTreeMap<ServiceKey, DesiredService>,
     freed: bool,
+    /// A service asked for session affinity.
+    sticky: bool,
     node_ports: BTreeMap<u16, usize>,
     retired_datagram: Vec<SocketAddr>,
     orphans: Orphans,
@@ -52,6 +54,7 @@ impl Services {
             owners: HashMap::new(),
             waiting: BTreeMap::new(),
             freed: false,
+            sticky: false,
             node_ports: BTreeMap::new(),
             retired_datagram: Vec::new(),
             orphans,
@@ -149,18 +152,10 @@ impl Services {
         let (key, desired): (&ServiceKey, &DesiredService) = (key.borrow(), desired.borrow());
         if let Some(known) = self.known.get_mut(key) {
             known.desired = 0;
-            match frontend {
-                Some(gone) => {
-                    known.frontends =
-                        known.frontends.iter().copied().filter(|(one, _)| *one != gone).collect();
-                    self.room.frontends_used = self.room.frontends_used.saturating_sub(1);
-                }
-                None => known.name = 0,
-            }
+            known.frontends = known.frontends.iter().copied().filter(|(one, _)| *one != frontend).collect();
+            self.room.frontends_used = self.room.frontends_used.saturating_sub(1);
         }
-        if let Some(gone) = frontend {
-            self.disown(&gone);
-        }
+        self.disown(&frontend);
         if self.waiting.insert(key.clone(), desired.clone()).is_none() {
             report.written = report.written.saturating_sub(1);
         }
@@ -205,6 +200,11 @@ impl Services {
     /// How many services, or parts of them, wait for room or for another service.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// Whether a service asked for session affinity.
+    pub(crate) fn is_any_sticky(&self) -> bool {
+        self.sticky
     }
 
     /// Services that wait, or parts of which wait, for room or for another service.
@@ -333,6 +333,7 @@ impl Services {
         frontends: &[(FrontendKey, u32)],
         now: Instant,
     ) -> Result<(), Refused> {
+        self.sticky |= desired.affinity_secs != 0;
         let added = frontends.iter().filter(|(frontend, _)| flags_of(&known.frontends, frontend).is_none());
         self.room.check_frontends(added.count())?;
         let wanted = by_address(&desired.backends);

@@ -18,7 +18,7 @@ use aya::{
     maps::{HashMap, MapData},
     programs::SchedClassifier,
 };
-use ebpf_common::LinkAddress;
+use ebpf_common::{LinkAddress, PodLink};
 
 use crate::{
     devices::{TCX_EGRESS, TCX_INGRESS, update},
@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// The hash of pods.
-pub(crate) type ShortcutMap = HashMap<MapData, LinkAddress, u32>;
+pub(crate) type ShortcutMap = HashMap<MapData, LinkAddress, PodLink>;
 
 /// How long what was written holds true without being written again.
 pub(crate) const TRUST: Duration = Duration::from_secs(90);
@@ -62,11 +62,11 @@ pub(crate) fn serve(object: &mut Ebpf, pins: &PinDir, map: &mut ShortcutMap, por
         None => BTreeMap::new(),
     };
     // What is gone or has moved first: nothing is to be sent there.
-    for (address, index) in map.iter().filter_map(Result::ok).collect::<Vec<_>>() {
-        if wanted.get(&address) != Some(&index)
+    for (address, link) in map.iter().filter_map(Result::ok).collect::<Vec<_>>() {
+        if wanted.get(&address).copied() != link.index_for(&address)
             && let Err(error) = map.remove(&address)
         {
-            tracing::warn!(index, %error, "packets may be handed to a pod that is gone");
+            tracing::warn!(?address, %error, "packets may be handed to a pod that is gone");
         }
     }
     for (pin, index) in pod_pins(&pins.links()) {
@@ -77,7 +77,8 @@ pub(crate) fn serve(object: &mut Ebpf, pins: &PinDir, map: &mut ShortcutMap, por
         }
     }
     let written = wanted.iter().filter(|(address, index)| {
-        map.get(address, 0).is_ok_and(|present| present == **index) || map.insert(*address, *index, 0).is_ok()
+        let link = PodLink::new(address, **index);
+        map.get(address, 0).is_ok_and(|present| present == link) || map.insert(*address, link, 0).is_ok()
     });
     written.count()
 }

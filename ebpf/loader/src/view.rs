@@ -11,14 +11,15 @@ use std::{
 
 use aya::maps::{HashMap, MapData, PerCpuArray};
 use ebpf_common::{
-    AffinityKey, AffinityValue, Backend, BackendStats, ExtentHeader, FrontendKey, FrontendValue, NetAddr,
-    NetPort, NodeAddressUse, NodePortBounds, Protocol, ServiceName, ServiceSlot, ServiceStats, counter_of,
-    map_names,
+    AffinityKey, AffinityValue, Backend, BackendStats, ExtentHeader, FrontendKey, FrontendValue,
+    FrontendWord, NetAddr, NetPort, NodeAddressUse, NodePortBounds, Protocol, ServiceSlot, ServiceStats,
+    counter_of, map_names,
 };
 use ebpf_packet::{Caller, Destination, Tables, Verdict, resolve};
 
 use crate::{
     maps::{Mapped, MapsError, add, pinned},
+    names::Names,
     table::{DesiredService, ServiceKey, ServiceTable, describe},
 };
 
@@ -28,7 +29,7 @@ pub use self::outside::{SeenDevice, SeenFlow};
 pub struct View {
     pin_dir: PathBuf,
     frontends: BTreeMap<FrontendKey, FrontendValue>,
-    names: BTreeMap<u32, String>,
+    names: Names,
     node_addresses: BTreeMap<NetAddr, NodeAddressUse>,
     slots: Mapped<ServiceSlot>,
     extents: Mapped<u64>,
@@ -108,15 +109,17 @@ impl View {
     pub fn open(pin_dir: &Path) -> Result<Self, MapsError> {
         let dir = dir(pin_dir);
         let copy = |name: &'static str| move |source| MapsError::Copy { name, source };
-        let frontends: HashMap<_, FrontendKey, FrontendValue> = pinned(&dir, map_names::FRONTENDS)?;
-        let names: HashMap<_, u32, ServiceName> = pinned(&dir, map_names::NAMES)?;
+        let frontends: HashMap<_, FrontendKey, FrontendWord> = pinned(&dir, map_names::FRONTENDS)?;
         let node_addresses: HashMap<_, NetAddr, NodeAddressUse> = pinned(&dir, map_names::NODE_ADDRESSES)?;
         let node_ports: Mapped<NodePortBounds> = Mapped::pinned(&dir, map_names::NODE_PORT_BOUNDS)?;
-        let names = names.iter().map(|item| item.map(|(id, name)| (id, name.text().to_owned())));
+        let frontends = frontends.iter().filter_map(|item| match item {
+            Ok((key, word)) => word.value_for(&key).map(|value| Ok((key, value))),
+            Err(error) => Some(Err(error)),
+        });
         let mut view = Self {
             pin_dir: pin_dir.to_owned(),
-            frontends: frontends.iter().collect::<Result<_, _>>().map_err(copy(map_names::FRONTENDS))?,
-            names: names.collect::<Result<_, _>>().map_err(copy(map_names::NAMES))?,
+            frontends: frontends.collect::<Result<_, _>>().map_err(copy(map_names::FRONTENDS))?,
+            names: Names::pinned(&dir)?,
             node_addresses: node_addresses
                 .iter()
                 .collect::<Result<_, _>>()
@@ -210,7 +213,7 @@ impl View {
     }
 
     fn name_of(&self, service: u32) -> String {
-        self.names.get(&service).cloned().unwrap_or_else(|| format!("service {service}"))
+        self.names.get(service).unwrap_or_else(|| format!("service {service}"))
     }
 
     fn service_of(&self, service: u32) -> SeenService {

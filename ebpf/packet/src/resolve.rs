@@ -177,7 +177,7 @@ fn find_frontend<T: Tables, C: Caller>(tables: &T, caller: &C, dst: &Destination
 
 /// Whether NodePorts answer on this address of the node.
 #[inline(always)]
-pub(crate) fn serves_node_ports<T: Tables>(tables: &T, addr: &NetAddr) -> bool {
+fn serves_node_ports<T: Tables>(tables: &T, addr: &NetAddr) -> bool {
     let asked = if !addr.is_loopback() {
         *addr
     } else if addr.is_v4() {

@@ -77,7 +77,8 @@ impl<const EARLY: bool> Flows for Machine<EARLY> {
         if headers.len > way.mtu || way.to == [0; 6] {
             return None;
         }
-        // SAFETY: elements of a hash without preallocation are freed only after a grace period.
+        // SAFETY: the memory stays an element's of this map as long as the program runs, as for `shortcut_to`; another
+        // device's flags would cost a frame.
         let entry = unsafe { DEVICES.get(way.device) }?;
         (entry.flags & DeviceEntry::FLAG_XDP != 0).then_some(Hop {
             device: way.device,
@@ -162,8 +163,8 @@ impl<const EARLY: bool> Flows for Machine<EARLY> {
         let of = |v4: NetAddr, v6: NetAddr| if backend.is_v4() { v4 } else { v6 };
         let mut tracked = false;
         if let Some(Way { device, .. }) = self.way(backend) {
-            // SAFETY: elements of a hash without preallocation are freed only after a grace period; the value is
-            // copied out at once.
+            // SAFETY: as above. Devices come and go so rarely that a program that met another one's address would cost one
+            // connection.
             if let Some(entry) = unsafe { DEVICES.get(device) } {
                 let flag =
                     if backend.is_v4() { DeviceEntry::FLAG_TRACKED_V4 } else { DeviceEntry::FLAG_TRACKED_V6 };

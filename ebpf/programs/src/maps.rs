@@ -11,15 +11,15 @@ use aya_ebpf::{
 };
 use ebpf_common::{
     AffinityKey, AffinityValue, Backend, BackendStats, DatagramPeers, DeviceEntry, FLOWS_PER_SIGNAL, FlowKey,
-    FlowValue, FragmentKey, FragmentPorts, FrontendKey, FrontendValue, LinkAddress, Meta, NatConfig, NetAddr,
-    NodeAddressUse, NodePortBounds, Peer, ServiceName, ServiceSlot, ServiceStats, SourceRange, WayEntry,
-    WayKey, counter_of,
+    FlowValue, FragmentKey, FragmentPorts, FrontendKey, FrontendValue, FrontendWord, LinkAddress, Meta,
+    NatConfig, NetAddr, NodeAddressUse, NodePortBounds, Peer, PodLink, ServiceName, ServiceSlot,
+    ServiceStats, ShortName, SourceRange, WayEntry, WayKey, counter_of,
 };
 use ebpf_packet::Tables;
 
 /// Written by the loader.
 #[map]
-static FRONTENDS: HashMap<FrontendKey, FrontendValue> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+static FRONTENDS: HashMap<FrontendKey, FrontendWord> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 /// Written by the loader, through its memory mapping.
 #[map]
 static SERVICES: Array<ServiceSlot> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -64,7 +64,7 @@ pub(crate) static DEVICES: HashMap<u32, DeviceEntry> = HashMap::with_max_entries
 pub(crate) static WAYS: LpmTrie<WayKey, WayEntry> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
 /// Written by the loader.
 #[map]
-static SHORTCUTS: HashMap<LinkAddress, u32> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+static POD_LINKS: HashMap<LinkAddress, PodLink> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 /// Written by the loader.
 #[map]
 static SHORTCUTS_END: Array<u64> = Array::with_max_entries(1, 0);
@@ -74,9 +74,12 @@ static SERVICE_STATS: PerCpuArray<ServiceStats> = PerCpuArray::with_max_entries(
 /// Written by the programs.
 #[map]
 static BACKEND_STATS: Array<BackendStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// Written by the loader, through its memory mapping; the programs only keep it alive.
+#[map]
+static NAMES: Array<ShortName> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// Written by the loader; the programs only keep it alive.
 #[map]
-static NAMES: HashMap<u32, ServiceName> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+static LONG_NAMES: HashMap<u32, ServiceName> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 /// Written by the loader.
 #[map]
 pub(crate) static SOURCE_RANGES: LpmTrie<SourceRange, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
@@ -103,9 +106,12 @@ pub(crate) fn host_netns_cookie() -> u64 {
 /// The host's side of the link of the pod that has this address.
 #[inline(always)]
 pub(crate) fn shortcut_to(address: &LinkAddress) -> Option<u32> {
-    // SAFETY: elements of a hash without preallocation are freed only after a grace period; the value is copied out at
-    // once.
-    unsafe { SHORTCUTS.get(address) }.copied()
+    let link = POD_LINKS.get_ptr(address)?;
+    // SAFETY: the memory of an element stays one of an element of this map as long as the program runs, which may be
+    // another pod's by now: the kernel's allocator for hashes without preallocation (6.1) gives it on at once, and lets it
+    // go only after a grace period. So it is read with one load, as it is written with one store, and says itself whose it
+    // is.
+    unsafe { core::ptr::read_volatile(link) }.index_for(address)
 }
 
 /// Until when those are true.
@@ -175,9 +181,19 @@ pub(crate) struct KernelTables;
 impl Tables for KernelTables {
     #[inline(always)]
     fn frontend(&self, key: &FrontendKey) -> Option<FrontendValue> {
-        // SAFETY: elements of a hash without preallocation are freed only after a grace period; the value is copied
-        // out at once.
-        unsafe { FRONTENDS.get(key) }.copied()
+        let mut attempt = 0;
+        while attempt < 2 {
+            let word = FRONTENDS.get_ptr(key)?;
+            // SAFETY: as for `shortcut_to`: the memory of some element of this map, read with one load, which says itself
+            // whose it is.
+            let found = unsafe { core::ptr::read_volatile(word) }.value_for(key);
+            if found.is_some() {
+                return found;
+            }
+            // The element was replaced, or removed, under our eyes.
+            attempt += 1;
+        }
+        None
     }
 
     #[inline(always)]
@@ -199,7 +215,7 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn node_address(&self, addr: &NetAddr) -> NodeAddressUse {
-        // SAFETY: as for frontends.
+        // SAFETY: as for frontends: at worst these are the uses that another address has just got.
         unsafe { NODE_ADDRESSES.get(addr) }.copied().unwrap_or_default()
     }
 
@@ -228,4 +244,6 @@ impl Tables for KernelTables {
 #[used]
 static KEEP_META: &Array<Meta> = &META;
 #[used]
-static KEEP_NAMES: &HashMap<u32, ServiceName> = &NAMES;
+static KEEP_NAMES: &Array<ShortName> = &NAMES;
+#[used]
+static KEEP_LONG_NAMES: &HashMap<u32, ServiceName> = &LONG_NAMES;

@@ -172,10 +172,16 @@ fn session_affinity_keeps_a_client_with_its_backend() -> Result<()> {
     let arena = Arena::enter(&ips(&["10.244.0.1", "10.244.0.2", "10.244.0.3"]))?;
     let backends = [at("10.244.0.1:8080"), at("10.244.0.2:8080"), at("10.244.0.3:8080")];
     let _servers = backends.map(|address| Server::tcp(address).unwrap());
-    let vip = at("10.96.0.10:80");
+    let (vip, other) = (at("10.96.0.10:80"), at("10.96.0.11:80"));
     let mut sticky = service(Tcp, &[vip], &backends);
     sticky.affinity_secs = 10_800;
-    let mut plane = run(&arena, &ServiceTable::from([(key("web"), sticky.clone())]))?;
+    let mut plane = run(&arena, &ServiceTable::from([(key("other"), service(Tcp, &[other], &backends))]))?;
+    assert!(!plane.make_room_for_affinity()?, "nobody asks for it");
+    plane.apply(&[Change::Upsert(key("web"), sticky.clone())]);
+    let connections = plane.stats(&key("other")).map(|stats| stats.forwarded);
+    assert!(plane.make_room_for_affinity()? && !plane.make_room_for_affinity()?, "once");
+    assert_eq!(plane.stats(&key("other")).map(|stats| stats.forwarded), connections, "nothing else changed");
+    ask_tcp(other)?;
     let (first, _) = ask_tcp(vip)?;
     for _ in 0..50 {
         assert_eq!(ask_tcp(vip)?.0, first);

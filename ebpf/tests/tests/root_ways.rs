@@ -1,4 +1,4 @@
-//! The ways of packets from outside: narrow links on either side, endpoints that answer directly, drivers that send on.
+//! The ways of packets from outside: narrow links on either side, drivers that send on.
 //! Real packets between network namespaces; the socket hooks are left off, as clients are other machines.
 
 use std::{
@@ -9,9 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use ebpf_common::Protocol::{Tcp, Udp};
-use ebpf_loader::{
-    DataPlane, DesiredService, DesiredWay, Device, Place, ServiceTable, Side, SourcePrefix, View,
-};
+use ebpf_loader::{DataPlane, DesiredWay, Device, ServiceTable, Side, SourcePrefix, View};
 use ebpf_tests::{
     arena::{Arena, ip},
     places::{Place as Elsewhere, forward, without_offload},
@@ -144,86 +142,6 @@ fn transfer_one_way(client: &Elsewhere, address: SocketAddr, up: bool) -> Result
         })?;
     }
     transfer(client, address)
-}
-
-/// A service that endpoints on other nodes answer directly.
-fn direct(vip: &str, backend: &str, place: Place) -> DesiredService {
-    let mut direct = service(Udp, &[at(vip)], &[at(backend)]);
-    direct.consistent = true;
-    direct.frontends[0].direct = true;
-    direct.backends[0].place = place;
-    direct
-}
-
-/// The client sends to one node; the endpoint's node answers it by another way.
-#[test]
-fn an_endpoint_on_another_node_answers_directly() -> Result<()> {
-    let arena = Arena::enter(&[])?;
-    forward()?;
-    let client = Elsewhere::joined("outer", &["203.0.113.1/24"], &["203.0.113.2/24"])?;
-    let other = Elsewhere::joined("fabric", &["10.250.0.1/24"], &["10.250.0.2/24"])?;
-    // The other node's own way out, and its pod.
-    let (client_thread, pod) = (client.thread, Elsewhere::empty()?);
-    let pod_thread = pod.thread;
-    other.run(move || -> Result<()> {
-        forward()?;
-        ip(&["route", "del", "default"])?;
-        let to = |device: &str, inside: &str, thread: i32| {
-            ip(&["link", "add", device, "type", "veth", "peer", "name", inside, "netns", &thread.to_string()])
-        };
-        to("wayout", "eth1", client_thread)?;
-        to("pod", "eth0", pod_thread)?;
-        for (address, device) in [("203.0.114.1/24", "wayout"), ("10.244.2.1/24", "pod")] {
-            ip(&["addr", "add", address, "dev", device])?;
-            ip(&["link", "set", device, "up"])?;
-        }
-        ip(&["route", "add", "default", "via", "203.0.114.2"])
-    })??;
-    client.run(|| -> Result<()> {
-        ip(&["addr", "add", "203.0.114.2/24", "dev", "eth1"])?;
-        ip(&["link", "set", "eth1", "up"])
-    })??;
-    pod.run(|| -> Result<()> {
-        ip(&["addr", "add", "10.244.2.2/24", "dev", "eth0"])?;
-        ip(&["link", "set", "eth0", "up"])?;
-        ip(&["route", "add", "default", "via", "10.244.2.1"])
-    })??;
-    ip(&["route", "add", "10.244.2.0/24", "via", "10.250.0.2"])?;
-    pod.serve("0.0.0.0:8080", "pod")?;
-    let vip = "198.51.100.1:53";
-    let mut first = arena.open()?;
-    let table = ServiceTable::from([(key("dns"), direct(vip, "10.244.2.2:8080", Place::Far))]);
-    first.hide_clients(Some("203.0.113.1".parse()?), None)?;
-    first.set_ways(&[way("10.244.2.0/24", "fabric", Some("10.250.0.2"), None)?])?;
-    let devices = vec![device("outer", Side::Outer, false)?, device("fabric", Side::Inner, false)?];
-    open(&mut first, &table, &["203.0.113.1", "10.250.0.1"], devices)?;
-    let mut config = arena.config();
-    let name = arena.pin_dir.file_name().context("a name")?.to_string_lossy().into_owned();
-    config.pin_dir = arena.pin_dir.with_file_name(format!("{name}-other"));
-    let pins = config.pin_dir.clone();
-    let second = other.run(move || -> Result<DataPlane> {
-        let mut plane = DataPlane::open(config)?;
-        let table = ServiceTable::from([(key("dns"), direct(vip, "10.244.2.2:8080", Place::Local))]);
-        let devices = vec![
-            device("eth0", Side::Inner, false)?,
-            device("pod", Side::Inner, false)?,
-            device("wayout", Side::Outer, false)?,
-        ];
-        open(&mut plane, &table, &["10.250.0.2", "203.0.114.1", "10.244.2.1"], devices)?;
-        Ok(plane)
-    })??;
-    let answers = (0..5).map(|_| client.ask_udp(at(vip), 100, PATIENCE)?.context("an answer"));
-    let answers: Result<Vec<String>> = answers.collect();
-    let counted = (first.stats(&key("dns")), second.stats(&key("dns")));
-    drop(second);
-    other.run(move || ebpf_loader::unload(&pins))??;
-    for answer in answers? {
-        ensure!(answer.starts_with("pod 203.0.113.2:"), "the pod sees its client: {answer}");
-    }
-    let (first, second) = (counted.0.context("first")?, counted.1.context("second")?);
-    assert_eq!((first.packets_in, first.packets_out), (5, 0), "answers do not pass the first node");
-    assert_eq!((second.packets_in, second.packets_out), (5, 5));
-    Ok(())
 }
 
 #[test]

@@ -214,7 +214,7 @@ fn each_policy_falls_back_to_its_own_draining_endpoints() {
 
 #[test]
 fn an_external_ip_in_the_service_range_is_refused_and_named() {
-    let mut catalog = Catalog::new(vec!["10.96.0.0/12".parse().unwrap()]);
+    let mut catalog = Catalog::new(vec!["10.96.0.0/12".parse().unwrap()], false);
     let mut facts = web();
     facts.external_ips = vec!["10.96.0.10".parse().unwrap(), "192.0.2.1".parse().unwrap()];
     facts.balancer_ips = vec!["192.0.2.1".parse().unwrap()];
@@ -250,6 +250,29 @@ fn source_ranges_and_policies_reach_the_frontends_they_are_for() {
         assert_eq!(frontend.external, if cluster { Policy::All } else { Policy::Local });
     }
     assert_eq!(catalog.local_ready(&name("web")), 1);
+}
+
+#[test]
+fn node_ports_are_answered_directly_where_node_and_service_want_that() {
+    for (node_wants, service_wants, local) in
+        [(true, true, false), (true, true, true), (true, false, false), (false, true, false)]
+    {
+        let mut catalog = Catalog::new(Vec::new(), node_wants);
+        let mut facts = web();
+        facts.ports[0].node_port = Some(30000);
+        facts.balancer_ips = vec!["198.51.100.1".parse().unwrap()];
+        (facts.choices.direct, facts.choices.consistent) = (service_wants, service_wants);
+        facts.external_local = local;
+        catalog.service(Seen::Changed(name("web"), Some(facts)));
+        let table = catalog.table();
+        let of = |listen: Listen| {
+            let mut all = table.values().flat_map(|desired| &desired.frontends);
+            all.find(|frontend| frontend.listen == listen).unwrap().direct
+        };
+        let balancer = Listen::Address([198, 51, 100, 1].into());
+        assert_eq!(of(balancer), service_wants && !local, "a balancer's address is the Service's own choice");
+        assert_eq!(of(Listen::Node(Family::V4)), node_wants && service_wants && !local);
+    }
 }
 
 proptest! {

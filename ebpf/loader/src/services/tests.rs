@@ -178,7 +178,7 @@ impl Memory for Fake {
         let collected = self.collected.take().unwrap_or_default();
         let refused = collected.into_iter().filter_map(|(key, value)| {
             let why = self.insert_frontend(key, value).err()?;
-            Some(Unwritten { service: value.service, frontend: Some(key), why })
+            Some(Unwritten { service: value.service, frontend: key, why })
         });
         refused.collect()
     }

@@ -158,7 +158,8 @@ impl View {
                     ebpf_packet::Destination { addr: headers.dst, port: headers.dst_port, proto: protocol };
                 let flags = self.frontend_of(&dst).map_or(0, |value| value.flags);
                 let local = flags & FrontendValue::FLAG_EXTERNAL_LOCAL != 0;
-                let shown = local || flags & FrontendValue::FLAG_DIRECT != 0;
+                let direct = flow.flags & FlowValue::FLAG_RELAYED != 0 || !flow.hides_client();
+                let shown = local || flags & FrontendValue::FLAG_DIRECT != 0 && direct;
                 let may = seen
                     .backends
                     .iter()

@@ -8,7 +8,7 @@ use ebpf_common::{
 use super::{Action, Count, DATAGRAM_IDLE_NS, Flows};
 use crate::{
     parse::{Headers, SCTP, SYN, TCP},
-    resolve::{Tables, is_consistent, pick, pick_consistently, pick_with_affinity, serves_node_ports},
+    resolve::{Tables, is_consistent, pick, pick_consistently, pick_with_affinity},
 };
 
 /// A connection of which nothing was heard for this long is over, as connection tracking has it: five days.
@@ -227,12 +227,25 @@ fn frontend_at<M: Tables>(maps: &M, proto: u8, addr: &NetAddr, port: NetPort) ->
     if let Some(found) = maps.frontend(&key) {
         return Some(found);
     }
-    if !maps.node_port_bounds().contains(port.to_host()) || !serves_node_ports(maps, addr) {
+    if !maps.node_port_bounds().contains(port.to_host()) {
+        return None;
+    }
+    let uses = maps.node_address(addr).0;
+    // On loopback, and on an address of the node's own that was left out, there are none for anybody outside.
+    let own = uses & NodeAddressUse::NODE_PORTS != 0;
+    let shared = uses & NodeAddressUse::SHARED != 0;
+    if !own && !shared {
         return None;
     }
     key.addr = if addr.is_v4() { NetAddr::ANY_V4 } else { NetAddr::ANY_V6 };
     key.scope = FrontendKey::SCOPE_NODE;
-    maps.frontend(&key)
+    let mut found = maps.frontend(&key)?;
+    if !shared {
+        // Other nodes would take it for nothing of theirs.
+        found.flags &= !FrontendValue::FLAG_DIRECT;
+    }
+    // What is for another node is looked at only where that one sends packets on.
+    (own || found.flags & FrontendValue::FLAG_DIRECT != 0).then_some(found)
 }
 
 /// A number that every packet of the flow, on every node, gives alike; or every flow of the client to the frontend.

@@ -131,6 +131,8 @@ struct WorldOf<const EARLY: bool> {
     frontends: HashMap<FrontendKey, FrontendValue>,
     backends: BTreeMap<u32, Backend>,
     own: Vec<NetAddr>,
+    /// Addresses that every node knows as a node's.
+    shared: Vec<NetAddr>,
     extents: Vec<u64>,
     config: NatConfig,
     flows: RefCell<HashMap<FlowKey, &'static FlowValue>>,
@@ -159,7 +161,8 @@ impl<const EARLY: bool> Tables for WorldOf<EARLY> {
         self.backends.get(&id)
     }
     fn node_address(&self, addr: &NetAddr) -> NodeAddressUse {
-        NodeAddressUse(if self.own.contains(addr) { 3 } else { 0 })
+        let own = if self.own.contains(addr) { NodeAddressUse::OWN | NodeAddressUse::NODE_PORTS } else { 0 };
+        NodeAddressUse(own | if self.shared.contains(addr) { NodeAddressUse::SHARED } else { 0 })
     }
     fn node_port_bounds(&self) -> NodePortBounds {
         NodePortBounds::new(30000, 30010)
@@ -468,6 +471,55 @@ fn a_direct_packet_goes_on_as_it_is_until_it_is_where_its_endpoint_is() {
         let mut reply = answer(&frame, 0);
         assert_eq!(depart(&there, &mut reply), Action::Deliver);
         assert_eq!(parse(&reply, ETHERNET, ethertype, false).unwrap().src, vip);
+    }
+}
+
+/// A NodePort that endpoints answer directly, on a node with this address of its own.
+fn node_port_world(v4: bool, own: NetAddr, flags: u32, here: bool) -> World {
+    let mut world: World = world(v4, flags);
+    with_table(&mut world, here);
+    world.own = std::vec![own];
+    let (addr, scope) = (if v4 { NetAddr::ANY_V4 } else { NetAddr::ANY_V6 }, FrontendKey::SCOPE_NODE);
+    let key = FrontendKey { addr, port: NetPort::from_host(NODE_PORT), proto: TCP, scope };
+    world.frontends.insert(key, FrontendValue { service: 1, flags });
+    world
+}
+
+const NODE_PORT: u16 = 30001;
+
+#[test]
+fn a_node_port_is_answered_directly_where_all_nodes_know_the_address() {
+    for v4 in [true, false] {
+        let [client, other, backend, node] = addresses(v4);
+        let original = build((client, 4000), (node, NODE_PORT), TCP, SYN, b"");
+        let dialled = node_port_world(v4, node, FrontendValue::FLAG_DIRECT, false);
+        // An address that other nodes do not know: they would send the packet back.
+        assert_eq!(arrive(&dialled, &mut original.clone()), Action::Untracked);
+        let mut dialled_shared = node_port_world(v4, node, FrontendValue::FLAG_DIRECT, false);
+        dialled_shared.shared = std::vec![node, other];
+        let mut frame = original.clone();
+        assert_eq!(arrive(&dialled_shared, &mut frame), Action::Relay(Way { device: 9, via: backend }));
+        check_sums(&frame);
+        // The endpoint's node gets it with the other node's address.
+        let mut there = node_port_world(v4, other, FrontendValue::FLAG_DIRECT, true);
+        assert_eq!(arrive(&there, &mut frame.clone()), Action::Pass, "not known as a node's yet");
+        there.shared = std::vec![node, other];
+        assert_eq!(arrive(&there, &mut frame), Action::Deliver);
+        let seen = parse(&frame, ETHERNET, ethertype(&client), false).unwrap();
+        assert_eq!((seen.src, seen.dst), (client, backend), "the endpoint sees its client");
+        let mut reply = answer(&frame, SYN | ACK);
+        assert_eq!(depart(&there, &mut reply), Action::Deliver);
+        check_sums(&reply);
+        let told = parse(&reply, ETHERNET, ethertype(&client), false).unwrap();
+        assert_eq!((told.src, told.src_port.to_host()), (node, NODE_PORT));
+        // What is not answered directly stays the business of the node that it was sent to.
+        let mut plain = node_port_world(v4, other, 0, true);
+        plain.shared = std::vec![node, other];
+        assert_eq!(arrive(&plain, &mut original.clone()), Action::Pass);
+        // Nor does a node answer on an address of its own that was left out.
+        let mut left_out = node_port_world(v4, node, FrontendValue::FLAG_DIRECT, false);
+        left_out.own = Vec::new();
+        assert_eq!(arrive(&left_out, &mut original.clone()), Action::Pass);
     }
 }
 
