@@ -33,6 +33,8 @@ use crate::{
 
 /// Longest wait for a size to be programmed.
 const LIMIT: Duration = Duration::from_mins(5);
+/// How long the agent rests before its memory is looked at.
+const REST: Duration = Duration::from_secs(2);
 /// Peers are not asked for more endpoints than this: their rules would take them many minutes.
 const PEER_ENDPOINTS: u32 = 100_000;
 /// Endpoints per slice, as Kubernetes' controller has them.
@@ -127,6 +129,8 @@ fn measure_ours(agent: &Path, size: Size, changes: u32) -> Result<Report> {
     agent.wait_for_syncs(1)?;
     let cold = agent.metrics()?;
     let cold_written = sync_seconds(&cold);
+    // What a listing left is given back right after it was written, which nothing outside tells of.
+    std::thread::sleep(REST);
     let memory = Memory::of(&arena.pin_dir, agent.pid()?)?;
     let mut answered = Vec::new();
     for change in 0..changes {
