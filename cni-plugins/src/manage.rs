@@ -157,6 +157,16 @@ impl Places {
         let entries = self.data_dirs.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
         entries.map(|entry| entry.path()).filter(|path| path.join("leases").is_file()).collect()
     }
+
+    /// Directories below them that have a lock and nothing else: no address was ever given.
+    fn untouched_networks(&self) -> Vec<PathBuf> {
+        let entries = self.data_dirs.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
+        let is_untouched = |path: &PathBuf| {
+            let names = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.file_name());
+            names.collect::<Vec<_>>() == ["lock"]
+        };
+        entries.map(|entry| entry.path()).filter(is_untouched).collect()
+    }
 }
 
 fn install(dir: &Path) -> io::Result<()> {
@@ -210,7 +220,7 @@ fn cleanup(places: &Places) -> io::Result<()> {
             Err(failure) => failures.push(failure.to_string()),
         }
     }
-    for network in places.networks() {
+    for network in places.networks().into_iter().chain(places.untouched_networks()) {
         remove_path(&network, &mut failures)?;
     }
     // The state goes last, as it tells what is to go; an agent that runs on makes all of it again.

@@ -446,6 +446,9 @@ fn one_command_removes_everything() {
     for _ in 0..3 {
         lab.add_to(&list, &lab.pod()).unwrap();
     }
+    // As a call leaves it that was refused before anything was given.
+    fs::create_dir(lab.path("ipam/untouched")).unwrap();
+    fs::write(lab.path("ipam/untouched/lock"), "").unwrap();
     let bin = lab.invoker.bin_dirs[0].clone();
     let keelson = env!("CARGO_BIN_EXE_keelson-cni");
     let output = netns::run_in(&lab.host, || {
@@ -467,7 +470,7 @@ fn one_command_removes_everything() {
     assert_eq!(fs::read_dir(&bin).unwrap().count(), 0);
     let left: Vec<_> = fs::read_dir(&conf_dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["20-other.conf"]);
-    for gone in ["ipam/testnet", "state", "cni.log"] {
+    for gone in ["ipam/testnet", "ipam/untouched", "state", "cni.log"] {
         assert!(!Path::new(&lab.path(gone)).exists(), "{gone}");
     }
 }

@@ -91,8 +91,14 @@ impl PortmapConfig {
                     "runtimeConfig.portMappings[{index}]: prevResult has no address of a pod for it"
                 )));
             }
-            let served = targets.iter().filter(|target| entry.serves(**target));
-            for claim in served.flat_map(|target| entry.claims(*target)) {
+            let served: Vec<IpAddr> =
+                targets.iter().copied().filter(|target| entry.serves(*target)).collect();
+            if let Some(host_ip) = entry.host_ip.filter(|_| served.is_empty()) {
+                return Err(Failure::config(format!(
+                    "runtimeConfig.portMappings[{index}]: hostIP {host_ip}: the pod has no address of this family"
+                )));
+            }
+            for claim in served.into_iter().flat_map(|target| entry.claims(target)) {
                 let key = (claim.protocol, claim.host_ip, claim.host_port, claim.target.is_ipv4());
                 let other = claims.insert(key, claim).filter(|other| *other != claim);
                 if let Some(other) = other {
@@ -226,6 +232,16 @@ mod tests {
         let entry = json!({"hostPort": 1, "containerPort": 2, "hostIP": "fd00::1", "range": 2});
         assert_eq!(one(entry).unwrap(), ["1/tcp on fd00::1 > [fd00::2]:2", "2/tcp on fd00::1 > [fd00::2]:3"]);
         assert_eq!(one(json!({"hostPort": 0, "containerPort": 80})).unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_host_address_of_a_family_that_the_pod_lacks_is_told() {
+        let mapping = json!({"hostPort": 80, "containerPort": 80, "hostIP": "fd00::1"});
+        let config: PortmapConfig =
+            serde_json::from_value(json!({"runtimeConfig": {"portMappings": [mapping]}})).unwrap();
+        let v4_only = json!({"cniVersion": "1.1.0", "ips": [{"address": "10.1.0.2/24"}]});
+        let told = config.claims(&serde_json::from_value(v4_only).unwrap()).unwrap_err().to_string();
+        assert!(told.starts_with("runtimeConfig.portMappings[0]: hostIP fd00::1: the pod has no"), "{told}");
     }
 
     #[test]
