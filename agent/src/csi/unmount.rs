@@ -131,11 +131,13 @@ impl Csi {
         let Ok(driver) = self.0.drivers.get(driver) else { return };
         for (staging, data) in staged.unwrap_or_default() {
             let _alone = self.lock(&data.driver_name, &data.volume_handle).await;
-            let known = data.clone();
-            let used = self
-                .blocking(move |layout| layout.is_shared("", &known.driver_name, &known.volume_handle))
-                .await;
-            if used != Ok(false) {
+            let (known, directory) = (data.clone(), staging.clone());
+            let is_left = self.blocking(move |layout| {
+                // A pod that went meanwhile may have been the last with it.
+                let is_there = layout.staged(&known.driver_name)?.iter().any(|(path, _)| *path == directory);
+                Ok(is_there && !layout.is_shared("", &known.driver_name, &known.volume_handle)?)
+            });
+            if is_left.await != Ok(true) {
                 continue;
             }
             match self.unstage(&driver, &data, &staging).await {
