@@ -44,7 +44,7 @@ impl Csi {
                 volume_path: staged.clone().filter(|_| !volume.block).unwrap_or(path),
                 capacity_range: Some(CapacityRange { required_bytes: size, limit_bytes: 0 }),
                 staging_target_path: staged.unwrap_or_default(),
-                volume_capability: Some(volume.capability(&capabilities, order.group)),
+                volume_capability: Some(volume.capability(capabilities, order.group)),
                 secrets,
             };
             let grown: Result<ExpandResponse, CallError> =

@@ -244,7 +244,7 @@ impl Csi {
             volume_id: volume.handle.clone(),
             publish_context: prepared.attached.clone(),
             staging_target_path: text(&staging),
-            volume_capability: Some(volume.capability(&prepared.capabilities, order.group)),
+            volume_capability: Some(volume.capability(prepared.capabilities, order.group)),
             secrets,
             volume_context: volume.attributes.clone(),
         };
@@ -309,7 +309,7 @@ impl Csi {
             publish_context: prepared.attached.clone(),
             staging_target_path: staging.map(text).unwrap_or_default(),
             target_path: text(&self.path(order.uid(), &volume.spec_name, volume.block)),
-            volume_capability: Some(volume.capability(&prepared.capabilities, order.group)),
+            volume_capability: Some(volume.capability(prepared.capabilities, order.group)),
             readonly: volume.read_only,
             secrets,
             volume_context: attributes,

@@ -100,7 +100,7 @@ impl CsiVolume {
     }
 
     /// What the driver is told of the use.
-    pub(super) fn capability(&self, capabilities: &Capabilities, group: Option<u32>) -> VolumeCapability {
+    pub(super) fn capability(&self, capabilities: Capabilities, group: Option<u32>) -> VolumeCapability {
         let first = self.access_modes.first().map_or("ReadWriteOnce", String::as_str);
         let mode = match (first, capabilities.single_node_multi_writer) {
             ("ReadOnlyMany", _) => Mode::MultiNodeReaderOnly,
@@ -260,12 +260,12 @@ mod tests {
             ("ReadWriteMany", Mode::MultiNodeMultiWriter, Mode::MultiNodeMultiWriter),
         ] {
             let volume = volume(json!({"accessModes": [name]}));
-            assert_eq!((mode(&volume, &plain), mode(&volume, &rich)), (with_plain, with_rich), "{name}");
+            assert_eq!((mode(&volume, plain), mode(&volume, rich)), (with_plain, with_rich), "{name}");
         }
         let volume = volume(json!({"capacity": {"storage": "1Gi"}, "mountOptions": ["noatime"]}));
-        assert_eq!((volume.capacity, mode(&volume, &plain)), (Some(1 << 30), Mode::SingleNodeWriter));
+        assert_eq!((volume.capacity, mode(&volume, plain)), (Some(1 << 30), Mode::SingleNodeWriter));
         let group = |capabilities| volume.capability(capabilities, Some(7)).mount.unwrap().volume_mount_group;
-        assert_eq!((group(&plain), group(&rich)), (String::new(), "7".to_owned()));
+        assert_eq!((group(plain), group(rich)), (String::new(), "7".to_owned()));
         assert_eq!(volume.stage_secret, Some(("ns".to_owned(), "s".to_owned())));
     }
 

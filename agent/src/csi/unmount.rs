@@ -143,7 +143,7 @@ impl Csi {
             match self.unstage(&driver, &data, &staging).await {
                 Ok(()) => info!(volume = %data.volume_handle, "unstaged a volume that no pod has"),
                 Err(problem) => {
-                    debug!(volume = %data.volume_handle, %problem, "a volume that no pod has stays staged")
+                    debug!(volume = %data.volume_handle, %problem, "a volume that no pod has stays staged");
                 }
             }
         }

@@ -134,7 +134,7 @@ async fn register(socket: &Path, handlers: &Handlers) -> (Arc<dyn PluginHandler>
                 return (handler, plugin);
             }
             Err(problem) if problem == told => {
-                debug!(socket = %socket.display(), %problem, "plugin not registered")
+                debug!(socket = %socket.display(), %problem, "plugin not registered");
             }
             Err(problem) => {
                 warn!(socket = %socket.display(), %problem, "plugin not registered");

@@ -27,7 +27,8 @@ pub(super) fn watch() -> Result<()> {
                     _ = terminate.recv() => {}
                 }
                 if SEEN.fetch_add(1, Ordering::Relaxed) > 0 {
-                    std::process::exit(130);
+                    // As nobody could ignore it; what it leaves is known by its process number.
+                    nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL).ok();
                 }
                 eprintln!("interrupted: tidying up");
             }
