@@ -1,5 +1,5 @@
 //! `cargo xtask conformance cri`: our own suite over CRI v1, one case per promised behaviour; [`cni`] is the same for
-//! CNI plugins and shares the runner, the lists and the reports.
+//! CNI plugins, [`node`] for the nodes of a cluster; they share the runner, the lists and the reports.
 //!
 //! It takes any endpoint: a case uses gRPC over the endpoint's unix socket, the streaming URLs it gives, the logs it
 //! writes and, inside containers, busybox. In reading order: [`case`], [`context`] (what a case works with), `cases`
@@ -13,9 +13,12 @@ mod case;
 mod cases;
 mod cni;
 mod context;
+mod html;
 mod images;
 mod list;
+mod node;
 mod probe;
+mod progress;
 mod registry;
 mod report;
 mod runner;
@@ -44,6 +47,8 @@ pub(crate) enum What {
     Cri(Box<Options>),
     /// CNI plugins: any executable, Debian's, ours.
     Cni(Box<cni::Options>),
+    /// A node of any cluster, through the Kubernetes API: ours, or one with a stock kubelet.
+    Node(Box<node::Options>),
 }
 
 /// How to check a CRI.
@@ -122,6 +127,7 @@ pub(crate) fn run(layout: &Layout, what: &What) -> Result<bool> {
     let options = match what {
         What::Cri(options) => options,
         What::Cni(options) => return cni::run(layout, options),
+        What::Node(options) => return node::run(layout, options),
     };
     if !options.compare.is_empty() {
         return report::compare(&options.compare).map(|()| true);
@@ -193,7 +199,7 @@ async fn check(
     let begun = Instant::now();
     let suite = Arc::new(suite(options, endpoint, catalog, dir).await?);
     println!("checking {} ({} cases)", suite.facts.runtime, chosen.len());
-    let manner = runner::Manner { parallel: options.parallel, attempts: options.attempts };
+    let manner = runner::Manner { parallel: options.parallel, attempts: options.attempts, bar: false };
     let mut done = runner::run(&suite, chosen, manner, &known, &skipped).await;
     if let Some(filter) = &options.never_skip {
         done = report::without_skips(done, filter);

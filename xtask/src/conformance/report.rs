@@ -172,7 +172,7 @@ fn testcase(done: &Done) -> String {
 }
 
 /// XML text; characters that XML 1.0 cannot hold become the replacement character.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
         match character {

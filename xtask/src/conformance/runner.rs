@@ -10,7 +10,8 @@ use futures::{FutureExt, StreamExt};
 use super::case::{Case, Skip};
 use super::context::{Suite, T};
 use super::list::List;
-use super::report::{self, Done, Outcome};
+use super::progress::Progress;
+use super::report::{Done, Outcome};
 
 /// What the cases of one suite share, and how a run of one gets what it works with.
 pub(crate) trait World: Send + Sync + 'static {
@@ -50,6 +51,8 @@ pub(crate) struct Manner {
     pub(crate) parallel: usize,
     /// How often a case may be tried: more than once only where a race of the reference is not ours to mend.
     pub(crate) attempts: u32,
+    /// Draw a bar where standard output is a terminal, and tell only what did not pass.
+    pub(crate) bar: bool,
 }
 
 /// Runs all and gives their results in the order of the list.
@@ -60,15 +63,19 @@ pub(crate) async fn run<W: World>(
     known: &List,
     skipped: &List,
 ) -> Vec<Done> {
+    let progress = &Progress::new(cases.len(), manner.bar);
     let (serial, beside): (Vec<_>, Vec<_>) = cases.into_iter().enumerate().partition(|(_, case)| case.serial);
     let mut done: Vec<(usize, Done)> = futures::stream::iter(beside)
-        .map(|(index, case)| async move { (index, one(suite, &case, manner, known, skipped).await) })
+        .map(
+            |(index, case)| async move { (index, one(suite, &case, manner, known, skipped, progress).await) },
+        )
         .buffer_unordered(manner.parallel.max(1))
         .collect()
         .await;
     for (index, case) in serial {
-        done.push((index, one(suite, &case, manner, known, skipped).await));
+        done.push((index, one(suite, &case, manner, known, skipped, progress).await));
     }
+    progress.end();
     done.sort_by_key(|(index, _)| *index);
     done.into_iter().map(|(_, done)| done).collect()
 }
@@ -79,6 +86,7 @@ async fn one<W: World>(
     manner: Manner,
     known: &List,
     skipped: &List,
+    progress: &Progress,
 ) -> Done {
     let begun = Instant::now();
     let id = case.id();
@@ -88,7 +96,7 @@ async fn one<W: World>(
     };
     let done =
         Done { group: case.group.to_owned(), name: case.name.to_owned(), time: begun.elapsed(), outcome };
-    report::line(&done);
+    progress.done(&done);
     done
 }
 

@@ -107,7 +107,7 @@ fn check(layout: &Layout, options: &Options, ids: &[String], dir: &Path) -> Resu
     let load = |file: Option<&PathBuf>| file.map_or(Ok(list::List::new()), |file| list::load(file, ids));
     let known = load(options.known.as_ref().or(default_known.as_ref()))?;
     let skipped = load(options.skip_list.as_ref())?;
-    let manner = runner::Manner { parallel: options.parallel, attempts: options.attempts };
+    let manner = runner::Manner { parallel: options.parallel, attempts: options.attempts, bar: false };
     let begun = Instant::now();
     let mut done = Vec::new();
     let runtime = super::runtime()?;

@@ -114,6 +114,11 @@ impl Session {
         Ok(Self::WebSocket(Box::new(websocket::ExecSession::open(url, protocol).await?)))
     }
 
+    /// Over a connection that was upgraded to `v5.channel.k8s.io`.
+    pub(crate) fn over(socket: websocket::Socket) -> Self {
+        Self::WebSocket(Box::new(websocket::ExecSession::over(socket)))
+    }
+
     /// Sends to standard input.
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> Result<()> {
         match self {

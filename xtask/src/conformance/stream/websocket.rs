@@ -4,8 +4,7 @@ use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::{Piece, http};
 
@@ -15,9 +14,14 @@ const CLOSE: u8 = 8;
 const PING: u8 = 9;
 const PONG: u8 = 10;
 
+/// What a connection is made of: plain or encrypted.
+pub(crate) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Wire for S {}
+
 /// One connection.
 pub(crate) struct Socket {
-    stream: TcpStream,
+    stream: Box<dyn Wire>,
     buffer: BytesMut,
 }
 
@@ -39,7 +43,12 @@ impl Socket {
             anyhow::ensure!(answer.head.contains(&chosen), "not {chosen:?}: {:?}", answer.head);
         }
         let (stream, buffer) = answer.upgraded()?;
-        Ok(Self { stream, buffer })
+        Ok(Self { stream: Box::new(stream), buffer })
+    }
+
+    /// A connection that somebody else has upgraded.
+    pub(crate) fn over(stream: Box<dyn Wire>) -> Self {
+        Self { stream, buffer: BytesMut::new() }
     }
 
     /// Sends one binary message.
@@ -132,6 +141,11 @@ impl ExecSession {
     pub(super) async fn open(url: &str, protocol: &str) -> Result<Self> {
         let text = protocol.contains("base64");
         Ok(Self { socket: Socket::connect(url, "", protocol).await?, text })
+    }
+
+    /// On a connection that has chosen a protocol of binary messages.
+    pub(crate) fn over(socket: Socket) -> Self {
+        Self { socket, text: false }
     }
 
     async fn channel(&mut self, channel: u8, bytes: &[u8]) -> Result<()> {
