@@ -2,10 +2,9 @@
 //!
 //! The scheduler has decided by its own picture; this is the node's last word, with upstream's reasons.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec};
 
 use crate::eviction::is_critical;
 use crate::qos::QosClass;
@@ -45,7 +44,8 @@ pub fn admit(
     let spec = pod.spec.as_ref().unwrap_or(&default);
     check_os(spec)?;
     check_sysctls(spec, allowed_unsafe_sysctls)?;
-    check_labels(spec, node.metadata.labels.as_ref())?;
+    check_labels(spec, node)?;
+    check_ports(spec, others)?;
     let allocatable = node.status.as_ref().and_then(|status| status.allocatable.as_ref());
     allocatable.map_or(Ok(()), |allocatable| check_resources(spec, allocatable, others))
 }
@@ -118,21 +118,85 @@ fn check_sysctls(spec: &PodSpec, allowed: &[String]) -> Result<(), Rejection> {
     Ok(())
 }
 
-fn check_labels(spec: &PodSpec, labels: Option<&BTreeMap<String, String>>) -> Result<(), Rejection> {
-    let fits = spec
-        .node_selector
-        .iter()
-        .flatten()
-        .all(|(key, value)| labels.and_then(|labels| labels.get(key)).is_some_and(|have| have == value));
-    if fits {
+fn check_labels(spec: &PodSpec, node: &Node) -> Result<(), Rejection> {
+    let label = |key: &str| node.metadata.labels.as_ref()?.get(key).map(String::as_str);
+    let selected = spec.node_selector.iter().flatten().all(|(key, value)| label(key) == Some(value));
+    let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+    let required =
+        affinity.and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
+    let fits = required.is_none_or(|required| {
+        required.node_selector_terms.iter().any(|term| term_fits(term, node.metadata.name.as_deref(), label))
+    });
+    if selected && fits {
         return Ok(());
     }
-    Err(Rejection {
-        reason: "NodeAffinity".to_owned(),
-        message: "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node \
-                  affinity/selector"
-            .to_owned(),
+    Err(predicate("NodeAffinity", "node(s) didn't match Pod's node affinity/selector"))
+}
+
+/// All of a term's requirements hold; a term without any fits no node.
+fn term_fits<'a>(
+    term: &NodeSelectorTerm,
+    name: Option<&str>,
+    label: impl Fn(&str) -> Option<&'a str>,
+) -> bool {
+    let expressions = term.match_expressions.as_deref().unwrap_or_default();
+    let fields = term.match_fields.as_deref().unwrap_or_default();
+    let field_holds = |wanted: &NodeSelectorRequirement| wanted.key == "metadata.name" && holds(wanted, name);
+    !(expressions.is_empty() && fields.is_empty())
+        && expressions.iter().all(|wanted| holds(wanted, label(&wanted.key)))
+        && fields.iter().all(field_holds)
+}
+
+fn holds(wanted: &NodeSelectorRequirement, value: Option<&str>) -> bool {
+    let values = wanted.values.as_deref().unwrap_or_default();
+    let listed = value.is_some_and(|value| values.iter().any(|one| one == value));
+    let number = |text: Option<&str>| text.and_then(|text| text.parse::<i64>().ok());
+    let numbers = (number(value), number(values.first().map(String::as_str)));
+    match wanted.operator.as_str() {
+        "In" => listed,
+        "NotIn" => !listed,
+        "Exists" => value.is_some(),
+        "DoesNotExist" => value.is_none(),
+        "Gt" => matches!(numbers, (Some(value), Some(limit)) if value > limit),
+        "Lt" => matches!(numbers, (Some(value), Some(limit)) if value < limit),
+        _ => false,
+    }
+}
+
+/// A port of the node that a pod asks for: protocol, address and number.
+type HostPort<'a> = (&'a str, &'a str, i32);
+
+fn host_ports(spec: &PodSpec) -> impl Iterator<Item = HostPort<'_>> {
+    let sidecars = spec.init_containers.iter().flatten();
+    let sidecars = sidecars.filter(|container| container.restart_policy.as_deref() == Some("Always"));
+    let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
+    ports.filter_map(|port| {
+        let number = port.host_port.filter(|number| *number > 0)?;
+        let address = port.host_ip.as_deref().filter(|address| !address.is_empty());
+        Some((port.protocol.as_deref().unwrap_or("TCP"), address.unwrap_or("0.0.0.0"), number))
     })
+}
+
+fn check_ports(spec: &PodSpec, others: &[Arc<Pod>]) -> Result<(), Rejection> {
+    let all = |address: &str| matches!(address, "0.0.0.0" | "::");
+    let meet = |one: HostPort<'_>, other: HostPort<'_>| {
+        one.0 == other.0 && one.2 == other.2 && (all(one.1) || all(other.1) || one.1 == other.1)
+    };
+    let taken = |port: HostPort<'_>| {
+        let specs = others.iter().filter_map(|other| other.spec.as_ref());
+        specs.flat_map(host_ports).any(|other| meet(port, other))
+    };
+    if host_ports(spec).any(taken) {
+        return Err(predicate("NodePorts", "node(s) didn't have free ports for the requested pod ports"));
+    }
+    Ok(())
+}
+
+fn predicate(name: &str, why: &str) -> Rejection {
+    Rejection {
+        reason: name.to_owned(),
+        message: format!("Pod was rejected: Predicate {name} failed: {why}"),
+    }
 }
 
 fn check_resources(spec: &PodSpec, allocatable: &ResourceList, others: &[Arc<Pod>]) -> Result<(), Rejection> {
@@ -214,6 +278,20 @@ mod tests {
     }
 
     #[test]
+    fn a_port_of_the_node_is_given_once() {
+        let with = |port: serde_json::Value| pod(json!({"containers": [{"name": "a", "ports": [port]}]}));
+        let node: Node = serde_json::from_value(json!({})).expect("a node");
+        let others = [Arc::new(with(json!({"containerPort": 1, "hostPort": 80, "hostIP": "127.0.0.1"})))];
+        let taken = |port: serde_json::Value| {
+            admit(&with(port), &node, &others, &[]).err().map(|rejection| rejection.reason)
+        };
+        assert_eq!(taken(json!({"containerPort": 1, "hostPort": 80})).as_deref(), Some("NodePorts"));
+        assert_eq!(taken(json!({"containerPort": 1, "hostPort": 80, "protocol": "UDP"})), None);
+        assert_eq!(taken(json!({"containerPort": 1, "hostPort": 80, "hostIP": "192.0.2.1"})), None);
+        assert_eq!(taken(json!({"containerPort": 80, "hostPort": 81})), None);
+    }
+
+    #[test]
     fn reasons_are_upstreams() {
         let cpu =
             |amount: &str| json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": amount}}}]});
@@ -221,6 +299,15 @@ mod tests {
         check(cpu("201m"), 2, Some("OutOfcpu"));
         check(json!({}), 3, Some("OutOfpods"));
         check(json!({"nodeSelector": {"disk": "hdd"}}), 0, Some("NodeAffinity"));
+        let affinity = |key: &str, operator: &str, value: &str| {
+            let term = json!({"matchExpressions": [{"key": key, "operator": operator, "values": [value]}]});
+            json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution":
+                {"nodeSelectorTerms": [term]}}}})
+        };
+        check(affinity("disk", "In", "ssd"), 0, None);
+        check(affinity("disk", "NotIn", "ssd"), 0, Some("NodeAffinity"));
+        check(affinity("none", "Exists", "x"), 0, Some("NodeAffinity"));
+        check(affinity("none", "NotIn", "x"), 0, None);
         check(json!({"os": {"name": "windows"}}), 0, Some("PodOSNotSupported"));
         let sysctl = |name: &str| json!({"securityContext": {"sysctls": [{"name": name, "value": "1"}]}});
         check(sysctl("kernel.shm_rmid_forced"), 0, None);

@@ -8,7 +8,7 @@ mod topology;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agent_core::cpus::{Assignments, CpuSet, Policy, Topology};
@@ -33,7 +33,10 @@ pub struct Cpus(Option<Arc<Inner>>);
 struct Inner {
     policy: Policy,
     path: PathBuf,
-    assignments: Mutex<Assignments>,
+    /// Who has, or was promised, what.
+    promised: std::sync::Mutex<Assignments>,
+    /// What of it is on disk.
+    written: Mutex<Assignments>,
     /// What containers share has changed.
     changed: Notify,
 }
@@ -51,36 +54,33 @@ impl Cpus {
             format!("{} does not fit this machine: drain the node and remove it", path.display())
         })?;
         info!(reserved = %policy.reserved, shared = %policy.shared(&assignments), "processors are given to containers");
-        let inner = Inner { policy, path, assignments: Mutex::new(assignments), changed: Notify::new() };
-        Ok(Self(Some(Arc::new(inner))))
+        Ok(Self(Some(Arc::new(Inner::new(policy, path, assignments)))))
+    }
+
+    /// Promises the processors that the pod's containers need for themselves, or says why it cannot have them.
+    pub fn admit(&self, pod: &Pod) -> Result<(), String> {
+        self.0.as_ref().map_or(Ok(()), |inner| inner.promise(pod))
     }
 
     /// The cpuset of a container about to start; empty where the policy is off.
     pub async fn allocate(&self, pod: &Pod, container: &Container) -> Result<String, String> {
         let Some(inner) = &self.0 else { return Ok(String::new()) };
-        let mut assignments = inner.assignments.lock().await;
-        let mut next = assignments.clone();
-        inner.policy.assign(&mut next, pod).map_err(|error| format!("Allocate failed due to {error}"))?;
-        if next != *assignments {
-            inner.save(&next).await?;
-            *assignments = next;
-            inner.changed.notify_one();
-        }
+        inner.promise(pod)?;
+        inner.write().await?;
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let assignments = inner.promised().clone();
         Ok(inner.cpus_of(&assignments, uid, &container.name).to_string())
     }
 
     /// The pod is over: its processors are everybody's.
     pub async fn release(&self, pod_uid: &str) {
         let Some(inner) = &self.0 else { return };
-        let mut assignments = inner.assignments.lock().await;
-        if !assignments.release(pod_uid) {
+        if !inner.promised().release(pod_uid) {
             return;
         }
-        if let Err(problem) = inner.save(&assignments).await {
+        if let Err(problem) = inner.write().await {
             warn!("{problem}");
         }
-        inner.changed.notify_one();
     }
 
     /// Keeps running containers on the processors that are theirs until `cancel`: at every change, and every `period`.
@@ -103,6 +103,37 @@ impl Cpus {
 }
 
 impl Inner {
+    fn new(policy: Policy, path: PathBuf, assignments: Assignments) -> Self {
+        let promised = std::sync::Mutex::new(assignments.clone());
+        Self { policy, path, promised, written: Mutex::new(assignments), changed: Notify::new() }
+    }
+
+    fn promised(&self) -> MutexGuard<'_, Assignments> {
+        self.promised.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All of the pod's containers or none.
+    fn promise(&self, pod: &Pod) -> Result<(), String> {
+        let mut promised = self.promised();
+        let mut next = promised.clone();
+        self.policy.assign(&mut next, pod).map_err(|error| format!("Allocate failed due to {error}"))?;
+        *promised = next;
+        Ok(())
+    }
+
+    /// Writes down what was promised, and tells whoever keeps the shared processors.
+    async fn write(&self) -> Result<(), String> {
+        let mut written = self.written.lock().await;
+        let next = self.promised().clone();
+        if next == *written {
+            return Ok(());
+        }
+        self.save(&next).await?;
+        *written = next;
+        self.changed.notify_one();
+        Ok(())
+    }
+
     fn cpus_of(&self, assignments: &Assignments, pod_uid: &str, container: &str) -> CpuSet {
         assignments.of(pod_uid, container).unwrap_or_else(|| self.policy.shared(assignments))
     }
@@ -127,7 +158,7 @@ impl Inner {
                 return;
             }
         };
-        let assignments = self.assignments.lock().await.clone();
+        let assignments = self.written.lock().await.clone();
         told.retain(|id, _| containers.iter().any(|container| container.id == *id));
         for container in containers {
             let label = |name: &str| container.labels.get(name).map(String::as_str);
@@ -195,8 +226,8 @@ mod tests {
         let topology: Topology = (0..4).map(|cpu| (cpu, Place { socket: 0, core: cpu })).collect();
         let policy = Policy { topology, reserved: "0".parse()?, options: Options::default() };
         let path = root.join(FILE);
-        let assignments = Mutex::new(read(&path, root, &policy)?);
-        Ok(Cpus(Some(Arc::new(Inner { policy, path, assignments, changed: Notify::new() }))))
+        let assignments = read(&path, root, &policy)?;
+        Ok(Cpus(Some(Arc::new(Inner::new(policy, path, assignments)))))
     }
 
     fn pod(uid: &str, cpu: &str) -> Pod {
@@ -232,6 +263,20 @@ mod tests {
         std::fs::create_dir_all(root.join("pods/x")).unwrap();
         std::fs::write(root.join(FILE), r#"{"x": {"a": "9"}}"#).unwrap();
         assert!(cpus(root).is_err(), "another machine's file");
+    }
+
+    #[tokio::test]
+    async fn what_was_promised_is_nobody_elses() {
+        let directory = tempfile::tempdir().unwrap();
+        let cpus = cpus(directory.path()).unwrap();
+        cpus.admit(&pod("first", "2")).unwrap();
+        let error = cpus.admit(&pod("second", "2")).unwrap_err();
+        assert!(error.contains("requested=2, available=1"), "{error}");
+        assert!(!directory.path().join(FILE).exists(), "a promise is written down when it is kept");
+        assert_eq!(given(&cpus, &pod("first", "2")).await.unwrap(), "1-2");
+        assert!(directory.path().join(FILE).exists());
+        cpus.release("first").await;
+        cpus.admit(&pod("second", "2")).unwrap();
     }
 
     #[tokio::test]

@@ -227,26 +227,36 @@ impl Manager {
     }
 
     fn reject(&mut self, pod: &Pod) -> Option<Rejection> {
-        let pressures = self.context.pressures.borrow().clone();
-        let rejection = if *self.context.going_down.borrow() {
-            Rejection {
-                reason: shutdown::REJECTED.to_owned(),
-                message: shutdown::REJECTED_MESSAGE.to_owned(),
-            }
-        } else if let Err(rejection) = eviction::admit(pod, &pressures) {
-            rejection
-        } else {
-            let node = self.context.node.borrow().clone()?;
-            let others = self.holders();
-            let rejection = admit(pod, &node, &others, &self.context.config.allowed_unsafe_sysctls).err()?;
-            if eviction::is_critical(pod) && self.preempt(pod, &node, &others) {
-                return None;
-            }
-            rejection
-        };
+        let rejection = self.refusal(pod)?;
         let events = &self.context.events;
         events.pod(pod, None, EventType::Warning, &rejection.reason, rejection.message.clone());
         Some(rejection)
+    }
+
+    fn refusal(&mut self, pod: &Pod) -> Option<Rejection> {
+        let pressures = self.context.pressures.borrow().clone();
+        if *self.context.going_down.borrow() {
+            return Some(Rejection {
+                reason: shutdown::REJECTED.to_owned(),
+                message: shutdown::REJECTED_MESSAGE.to_owned(),
+            });
+        }
+        if let Err(rejection) = eviction::admit(pod, &pressures) {
+            return Some(rejection);
+        }
+        let node = self.context.node.borrow().clone()?;
+        let others = self.holders();
+        let admitted = admit(pod, &node, &others, &self.context.config.allowed_unsafe_sysctls);
+        if let Err(rejection) = admitted {
+            // Those that go for it hold what it needs a moment longer.
+            let makes_room = eviction::is_critical(pod) && self.preempt(pod, &node, &others);
+            return (!makes_room).then_some(rejection);
+        }
+        // The last check: what it promises is held until the pod is over.
+        self.context.cpus.admit(pod).err().map(|problem| Rejection {
+            reason: "UnexpectedAdmissionError".to_owned(),
+            message: format!("{problem}, which is unexpected"),
+        })
     }
 
     /// Pods that hold resources.

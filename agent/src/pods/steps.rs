@@ -8,6 +8,8 @@ use agent_core::model::find_container;
 use agent_core::plan::PodAction;
 use agent_core::qos::{ContainerCgroup, PodCgroup, QosClass, pod_cgroup_path};
 use k8s_openapi::api::core::v1::{Container, Pod, Secret};
+use k8s_openapi::api::node::v1::RuntimeClass;
+use kube::Api;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -196,12 +198,36 @@ async fn create_sandbox(input: &StepInput, attempt: u32) -> Result<(), CriError>
     if let Err(error) = made {
         tracing::warn!(%logs, %error, "cannot make the pod's log directory");
     }
-    let created = context.cri.run_sandbox(config, "").await;
+    let created = match handler(input).await {
+        Ok(handler) => context.cri.run_sandbox(config, &handler).await,
+        Err(error) => Err(error),
+    };
     if let Err(error) = &created {
         let message = format!("Failed to create pod sandbox: {error}");
         context.events.pod(&input.pod, None, EventType::Warning, "FailedCreatePodSandBox", message);
     }
     created.map(|_id| ())
+}
+
+/// The runtime's handler that the pod's class names; empty for the default one.
+async fn handler(input: &StepInput) -> Result<String, CriError> {
+    let spec = input.pod.spec.as_ref();
+    let Some(name) = spec.and_then(|spec| spec.runtime_class_name.as_deref()).filter(|name| !name.is_empty())
+    else {
+        return Ok(String::new());
+    };
+    let failed = |why: String| CriError {
+        call: "RunPodSandbox",
+        code: tonic::Code::FailedPrecondition,
+        message: format!("failed to get sandbox runtime: {why}"),
+    };
+    let classes: Api<RuntimeClass> = Api::all(input.context.client.clone());
+    match tokio::time::timeout(super::context::PodContext::API_DEADLINE, classes.get_opt(name)).await {
+        Ok(Ok(Some(class))) => Ok(class.handler),
+        Ok(Ok(None)) => Err(failed(format!("RuntimeClass \"{name}\" not found"))),
+        Ok(Err(error)) => Err(failed(format!("RuntimeClass \"{name}\": {error}"))),
+        Err(_elapsed) => Err(failed(format!("RuntimeClass \"{name}\": the API server does not answer"))),
+    }
 }
 
 /// The container of that name in the pod's spec.

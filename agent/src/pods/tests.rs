@@ -155,6 +155,7 @@ struct Scene {
     going_down: watch::Sender<bool>,
     /// There is no API server.
     offline: bool,
+    exclusive_cpus: bool,
     expects_static: BTreeSet<StaticSource>,
     agent: Option<Agent>,
 }
@@ -180,6 +181,7 @@ impl Scene {
             pressures: watch::Sender::new(BTreeSet::new()),
             going_down: watch::Sender::new(false),
             offline: false,
+            exclusive_cpus: false,
             expects_static: BTreeSet::new(),
             agent: None,
         };
@@ -192,9 +194,10 @@ impl Scene {
         let root = self.host.1.path();
         let yaml = format!(
             "{{apiVersion: kubelet.config.k8s.io/v1beta1, kind: KubeletConfiguration, tlsCertFile: /c, \
-             tlsPrivateKeyFile: /k, podLogsDir: {root}/logs, keelson: {{nodeName: n, nodeIP: 10.0.0.1, kubeconfig: /x, \
+             tlsPrivateKeyFile: /k, cpuManagerPolicy: {policy}, reservedSystemCPUs: \"0\", podLogsDir: {root}/logs, keelson: {{nodeName: n, nodeIP: 10.0.0.1, kubeconfig: /x, \
              rootDir: {root}/kubelet}}}}",
-            root = root.display()
+            root = root.display(),
+            policy = if self.exclusive_cpus { "static" } else { "none" },
         );
         let config =
             Arc::new(AgentConfig::parse(std::path::Path::new("test"), &yaml).expect("a configuration"));
@@ -217,7 +220,7 @@ impl Scene {
             objects: Objects::new(client.clone()),
             services: Services { store, synced: watch::channel(!self.offline).1 },
             events: events.clone(),
-            cpus: Cpus::load(&config).expect("the policy is off"),
+            cpus: Cpus::load(&config).expect("this machine has a processor 0"),
             devices: Devices::load(&root.join("kubelet"), CancellationToken::new()),
             client,
             config,

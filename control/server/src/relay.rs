@@ -1,4 +1,5 @@
-//! Requests that a kubelet answers: logs are streamed through, exec, attach and port-forward are relayed as raw upgraded connections.
+//! Requests that a kubelet answers: logs are streamed through, exec, attach and port-forward are relayed as raw upgraded connections, and
+//! what is below `nodes/NAME/proxy` is passed on as it is.
 //!
 //! The kubelet is reached at its node's InternalIP over TLS; its certificate must come from the cluster's authority, and the server shows a
 //! client certificate of its own. The user has been authorized before; nothing of the user's credentials is passed on.
@@ -12,7 +13,7 @@ use control_api::{
 };
 use cri_shim_streaming::relay::{self, RelayError};
 use http::{Method, Request, Response, StatusCode, Uri, header};
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use rustls::{
     ClientConfig, RootCertStore,
@@ -87,7 +88,7 @@ impl KubeletClient {
     }
 }
 
-/// Where a pod's kubelet listens.
+/// Where a node's kubelet listens.
 struct Kubelet {
     node: String,
     address: IpAddr,
@@ -143,6 +144,67 @@ pub(crate) async fn upgrade(api: &Api, request: ResourceRequest) -> Result<Reply
     }
 }
 
+/// Pass a request below `nodes/NAME/proxy` on to the node's kubelet; the answer is the kubelet's own.
+pub(crate) async fn node(api: &Api, request: ResourceRequest) -> Result<Reply, ApiError> {
+    let (name, port) = proxied(request.target.name.as_deref().unwrap_or_default())?;
+    let kubelet = find_kubelet(api, name.to_owned())?;
+    if port.is_some_and(|port| port != kubelet.port) {
+        // Anything else that listens on the node is not for everybody who may ask a kubelet.
+        return Err(ApiError::bad_request(format!(
+            "only the kubelet's port {} of node \"{name}\" can be reached",
+            kubelet.port
+        )));
+    }
+    let path = behind_proxy(request.http.uri());
+    if relay::is_upgrade(request.headers()) {
+        let stream = api.kubelets.connect(&kubelet).await?;
+        let host = format!("{}:{}", kubelet.address, kubelet.port);
+        let answer = relay::relay_upgrade(request.http, stream, &path, &host).await;
+        let answer =
+            answer.map_err(|error| ApiError::internal(format!("error relaying to the kubelet: {error}")))?;
+        let (parts, body) = answer.into_parts();
+        return Ok(Response::from_parts(parts, body.boxed_unsync()));
+    }
+    let (parts, body) = request.http.into_parts();
+    let mut builder = Request::builder().method(parts.method);
+    for name in [header::ACCEPT, header::CONTENT_TYPE] {
+        if let Some(value) = parts.headers.get(&name) {
+            builder = builder.header(name, value);
+        }
+    }
+    let answer = exchange(api, &kubelet, &path, builder, body::read(body).await?).await?;
+    let (parts, incoming) = answer.into_parts();
+    let body: Body = incoming.map_err(Into::into).boxed_unsync();
+    let mut reply = Response::new(body);
+    *reply.status_mut() = parts.status;
+    if let Some(content_type) = parts.headers.get(header::CONTENT_TYPE) {
+        reply.headers_mut().insert(header::CONTENT_TYPE, content_type.clone());
+    }
+    Ok(reply)
+}
+
+/// A node as a proxy's path names it: `NAME`, `NAME:PORT` or `https:NAME:PORT`.
+fn proxied(text: &str) -> Result<(&str, Option<u16>), ApiError> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let (name, port) = match parts.as_slice() {
+        [name] | ["https", name, ""] => (*name, None),
+        [name, port] | ["https", name, port] => (*name, Some(*port)),
+        _ => return Err(ApiError::bad_request(format!("invalid node request {text:?}"))),
+    };
+    match port.map(str::parse) {
+        None => Ok((name, None)),
+        Some(Ok(port)) => Ok((name, Some(port))),
+        Some(Err(_)) => Err(ApiError::bad_request(format!("invalid node request {text:?}: no port"))),
+    }
+}
+
+/// What is asked of the kubelet, encoded as it came: all behind `/api/v1/nodes/NAME/proxy`.
+fn behind_proxy(uri: &Uri) -> String {
+    let rest = uri.path().trim_start_matches('/').splitn(6, '/').nth(5).unwrap_or_default();
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    format!("/{rest}{query}")
+}
+
 /// Parameters of exec, attach and port-forward, without the container, which is in the path.
 fn passed_on(query: &Query) -> impl Iterator<Item = String> {
     query
@@ -159,13 +221,23 @@ fn append_query(path: &mut String, parameters: impl Iterator<Item = String>) {
 }
 
 async fn get(api: &Api, kubelet: &Kubelet, path: &str) -> Result<Response<hyper::body::Incoming>, ApiError> {
+    exchange(api, kubelet, path, Request::builder().method(Method::GET), Bytes::new()).await
+}
+
+/// Sends one request on a connection of its own; the answer has begun.
+async fn exchange(
+    api: &Api,
+    kubelet: &Kubelet,
+    path: &str,
+    request: http::request::Builder,
+    body: Bytes,
+) -> Result<Response<hyper::body::Incoming>, ApiError> {
     let stream = api.kubelets.connect(kubelet).await?;
     let uri: Uri = path.parse().map_err(ApiError::internal)?;
-    let request = Request::builder()
-        .method(Method::GET)
+    let request = request
         .uri(uri)
         .header(header::HOST, format!("{}:{}", kubelet.address, kubelet.port))
-        .body(Empty::<Bytes>::new())
+        .body(Full::new(body))
         .map_err(ApiError::internal)?;
     let exchange = async {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -211,11 +283,16 @@ async fn locate(api: &Api, pod: ObjectRef<'_>) -> Result<(Value, Kubelet), ApiEr
     if node.is_empty() {
         return Err(ApiError::bad_request(format!("pod {} does not have a host assigned", pod.name)));
     }
+    let kubelet = find_kubelet(api, node)?;
+    Ok((value, kubelet))
+}
+
+/// The kubelet of a node.
+fn find_kubelet(api: &Api, node: String) -> Result<Kubelet, ApiError> {
     let nodes = kinds::find("", "v1", "nodes").ok_or_else(ApiError::unknown_path)?;
     let found = api.cached(nodes, None, &node).ok_or_else(|| ApiError::not_found(nodes, &node))?;
-    let status = found.value().map_err(ApiError::internal)?;
-    let kubelet = kubelet_of(node, &status)?;
-    Ok((value, kubelet))
+    let object = found.value().map_err(ApiError::internal)?;
+    kubelet_of(node, &object)
 }
 
 fn kubelet_of(node: String, object: &Value) -> Result<Kubelet, ApiError> {
@@ -265,4 +342,27 @@ fn container(pod: ObjectRef<'_>, object: &Value, asked: &str, running: bool) -> 
 
 fn phase(pod: &Value) -> &str {
     pod.pointer("/status/phase").and_then(Value::as_str).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_may_be_named_with_scheme_and_port() {
+        assert_eq!(proxied("a").unwrap(), ("a", None));
+        assert_eq!(proxied("a:10250").unwrap(), ("a", Some(10250)));
+        assert_eq!(proxied("https:a:10250").unwrap(), ("a", Some(10250)));
+        assert_eq!(proxied("https:a:").unwrap(), ("a", None));
+        assert!(proxied("a:kubelet").is_err() && proxied("http:a:10250").is_err());
+    }
+
+    #[test]
+    fn what_is_behind_the_proxy_stays_encoded() {
+        let path = |uri: &str| behind_proxy(&uri.parse().unwrap());
+        assert_eq!(path("/api/v1/nodes/a/proxy"), "/");
+        assert_eq!(path("/api/v1/nodes/a/proxy/"), "/");
+        assert_eq!(path("/api/v1/nodes/a/proxy/run/ns/p%2Fq/c?cmd=a%20b"), "/run/ns/p%2Fq/c?cmd=a%20b");
+        assert_eq!(path("/api/v1/nodes/a:1/proxy/runningpods/"), "/runningpods/");
+    }
 }

@@ -213,3 +213,30 @@ async fn a_node_without_an_api_server_runs_its_static_pods() {
     scene.journal.wait_for("cri: remove sandbox").await;
     scene.stop_agent().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_no_processors_are_left_for_is_rejected_before_anything_is_made() {
+    let mut scene = Scene::new().await;
+    scene.stop_agent().await;
+    scene.exclusive_cpus = true;
+    scene.start_agent().await;
+    let amounts = json!({"cpu": "100000", "memory": "1Gi"});
+    let mut spec = simple();
+    spec["containers"][0]["resources"] = json!({"requests": amounts, "limits": amounts});
+    scene.create(spec).await;
+    scene.journal.wait_for("api: Failed").await;
+    let status = scene.api.pods().remove(0).status.clone().expect("a status");
+    assert_eq!(status.reason.as_deref(), Some("UnexpectedAdmissionError"));
+    let message = status.message.unwrap_or_default();
+    assert!(
+        message.starts_with("Allocate failed due to not enough cpus available to satisfy request")
+            && message.ends_with(", which is unexpected"),
+        "{message}"
+    );
+    assert!(
+        scene.journal.lines().iter().all(|line| !line.starts_with("cri: run sandbox")),
+        "{:#?}",
+        scene.journal.lines()
+    );
+    scene.stop_agent().await;
+}

@@ -9,6 +9,7 @@ const CREATE: &[&str] = &["create"];
 const GET: &[&str] = &["get"];
 const STREAM: &[&str] = &["create", "get"];
 const EDIT: &[&str] = &["get", "patch", "update"];
+const ANY: &[&str] = &["create", "delete", "get", "patch", "update"];
 
 /// What most resources share; rows override what differs.
 const BASE: ResourceInfo = ResourceInfo {
@@ -177,7 +178,7 @@ pub static RESOURCES: &[ResourceInfo] = &[
         definition: "io.k8s.api.core.v1.Node",
         namespaced: false,
         short_names: &["no"],
-        subresources: &[own("status", "Node", EDIT)],
+        subresources: &[own("proxy", "NodeProxyOptions", ANY), own("status", "Node", EDIT)],
         storage: stored("minions"),
         selectable: &[flag("spec.unschedulable", &["/spec/unschedulable"])],
         ..BASE

@@ -58,6 +58,7 @@ const LOG: &[Parameter] = &[
     ("tailLines", "integer", "The last lines only."),
     ("timestamps", "boolean", "Every line with its time."),
 ];
+const PROXY: &[Parameter] = &[("path", "string", "The path at the kubelet.")];
 const PORTS: &[Parameter] = &[("ports", "integer", "Ports to forward.")];
 
 /// The paths of one group and version.
@@ -160,14 +161,19 @@ fn subresource_item(info: &ResourceInfo, sub: &Subresource) -> Value {
     let streams: Option<&[Parameter]> = match sub.name {
         "exec" | "attach" => Some(EXEC),
         "portforward" => Some(PORTS),
+        "proxy" => Some(PROXY),
         _ => None,
     };
     if let Some(parameters) = streams {
-        for method in ["get", "post"] {
+        let methods: &[&str] = match sub.name {
+            "proxy" => &["get", "post", "put", "patch", "delete"],
+            _ => &["get", "post"],
+        };
+        for method in methods {
             let verb = format!("connect{}", camel(method));
             let mut connect = operation(info, &verb, "connect", &suffix, parameters);
             connect["responses"]["200"] = json!({ "description": "OK", "schema": { "type": "string" } });
-            item[method] = kind_of(connect, info, sub);
+            item[*method] = kind_of(connect, info, sub);
         }
         return item;
     }

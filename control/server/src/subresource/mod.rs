@@ -1,7 +1,8 @@
 //! Subresources and requests that are answered and forgotten.
 //!
 //! `object` serves the parts of stored objects (status, approval, scale, finalize, ephemeral containers, resize), `pod` binding and eviction, `token` service account tokens, `review`
-//! the questions about users and their rights. Streams (logs, exec, attach, port-forward) go to [`crate::relay`].
+//! the questions about users and their rights. Streams (logs, exec, attach, port-forward) and what is meant for
+//! kubelets themselves go to [`crate::relay`].
 
 mod object;
 mod pod;
@@ -36,6 +37,7 @@ pub(crate) async fn serve(api: &Api, request: ResourceRequest) -> Result<Reply, 
         "token" => token::serve(api, request).await,
         "log" => relay::logs(api, request).await,
         "exec" | "attach" | "portforward" => relay::upgrade(api, request).await,
+        "proxy" => relay::node(api, request).await,
         _ => Err(ApiError::unknown_path()),
     }
 }

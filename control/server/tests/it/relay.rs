@@ -112,3 +112,26 @@ async fn an_upgrade_becomes_a_pipe_to_the_kubelet() {
     assert_eq!(client.read(&mut greeting).await.unwrap_or(0), 0, "the end is passed on");
     cluster.stop().await;
 }
+
+#[tokio::test]
+async fn a_nodes_kubelet_is_asked_through_the_proxy() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let listener = pod_on_fake_kubelet(&admin).await;
+    let (answer, ()) = tokio::join!(admin.get("/api/v1/nodes/a/proxy/stats/summary?only_cpu=true"), async {
+        let (request, mut stream) = accept(&cluster, &listener).await;
+        assert!(request.starts_with("GET /stats/summary?only_cpu=true HTTP/1.1"), "{request}");
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 8\r\n\r\n";
+        stream.write_all(format!("{head}{{\"a\": 1}}").as_bytes()).await.unwrap();
+    });
+    assert_eq!(answer, (200, json!({"a": 1})));
+    let (answer, ()) = tokio::join!(admin.get("/api/v1/nodes/a/proxy/none"), async {
+        let (_, mut stream) = accept(&cluster, &listener).await;
+        let answer = b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\nnone";
+        stream.write_all(answer).await.unwrap();
+    });
+    assert_eq!(answer.0, 404, "the kubelet's own answer");
+    assert_eq!(admin.get("/api/v1/nodes/b/proxy/healthz").await.0, 404, "no such node");
+    assert_eq!(admin.get("/api/v1/nodes/a:1/proxy/healthz").await.0, 400, "another port");
+    cluster.stop().await;
+}
