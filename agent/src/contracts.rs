@@ -12,7 +12,7 @@ use agent_core::eviction::Pressure;
 use cri_shim_api::v1::image_service_client::ImageServiceClient;
 use cri_shim_api::v1::runtime_service_client::RuntimeServiceClient;
 use futures::future::BoxFuture;
-use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, NodeFeatures, NodeRuntimeHandler, Pod, Secret};
 use tokio::sync::{Notify, watch};
 use tonic::transport::Channel;
 
@@ -396,7 +396,7 @@ pub trait LogLinks: Send + Sync + 'static {
 }
 
 /// What the CRI's Version and Status say, refreshed every few seconds and at once after [`NodeFacts::recheck`].
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct RuntimeHealth {
     /// `containerd://1.6.20`-like `containerRuntimeVersion` for the node's status; empty until first contact.
     pub version: String,
@@ -406,6 +406,10 @@ pub struct RuntimeHealth {
     pub runtime: Option<Result<(), String>>,
     /// NetworkReady; `Err` holds the message (`NetworkPluginNotReady message:…`).
     pub network: Option<Result<(), String>>,
+    /// RuntimeClass handlers and what they can do, in the order of their names.
+    pub handlers: Vec<NodeRuntimeHandler>,
+    /// What the runtime can do whatever the handler.
+    pub features: Option<NodeFeatures>,
 }
 
 /// What `crate::node` reads and may trigger.

@@ -64,7 +64,16 @@ async fn renew(
     let patch = Patch::Merge(json!({"spec": spec}));
     match within(api.patch(name, &PatchParams::default(), &patch)).await {
         Err(error) if error.code() == Some(404) => {}
-        patched => return patched.map(|_| ()),
+        Err(error) => return Err(error),
+        Ok(lease) => {
+            let owner = metadata(name, node.borrow().as_deref()).owner_references;
+            // One that was made before the node's object was known.
+            if lease.metadata.owner_references.is_none() && owner.is_some() {
+                let patch = Patch::Merge(json!({"metadata": {"ownerReferences": owner}}));
+                within(api.patch(name, &PatchParams::default(), &patch)).await?;
+            }
+            return Ok(());
+        }
     }
     let lease = Lease { metadata: metadata(name, node.borrow().as_deref()), spec: Some(spec) };
     within(api.create(&PostParams::default(), &lease)).await.map(|_| ())

@@ -87,7 +87,7 @@ pub async fn run_alone(
         figures: &figures,
         devices: &BTreeMap::new(),
         volumes_in_use: &BTreeSet::new(),
-        runtime_version: &health.borrow().version,
+        health: &health.borrow(),
         images: &[],
         conditions: Vec::new(),
         current: None,

@@ -114,7 +114,7 @@ impl Reporter {
             figures: &figures,
             devices: &devices,
             volumes_in_use: &volumes_in_use,
-            runtime_version: &health.version,
+            health: &health,
             images: &self.images,
             conditions: conditions.clone(),
             current: Some(&current),

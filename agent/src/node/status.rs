@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use super::conditions::TYPES;
 use super::machine::Machine;
 use crate::config::{AgentConfig, EvictionConfig};
+use crate::contracts::RuntimeHealth;
 use crate::devices::Counts;
 use crate::host::stats::NodeFigures;
 
@@ -25,7 +26,7 @@ pub(super) struct Inputs<'a> {
     pub(super) figures: &'a NodeFigures,
     pub(super) devices: &'a Counts,
     pub(super) volumes_in_use: &'a BTreeSet<String>,
-    pub(super) runtime_version: &'a str,
+    pub(super) health: &'a RuntimeHealth,
     pub(super) images: &'a [Image],
     pub(super) conditions: Vec<NodeCondition>,
     /// The object's status now.
@@ -70,9 +71,11 @@ pub(super) fn desired(inputs: Inputs<'_>) -> NodeStatus {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(inputs.config.port) }),
         }),
         images: Some(images(inputs.images, inputs.config.node_status_max_images)),
-        node_info: Some(inputs.machine.info.node_info(inputs.runtime_version)),
         // Also an empty list: a merge would leave the old one.
         volumes_in_use: Some(inputs.volumes_in_use.iter().cloned().collect()),
+        features: inputs.health.features.clone(),
+        node_info: Some(inputs.machine.info.node_info(&inputs.health.version)),
+        runtime_handlers: Some(inputs.health.handlers.clone()).filter(|handlers| !handlers.is_empty()),
         ..NodeStatus::default()
     }
 }
@@ -93,9 +96,12 @@ pub(super) fn differs(desired: &NodeStatus, current: &NodeStatus) -> bool {
         && desired.capacity == current.capacity
         && desired.daemon_endpoints == current.daemon_endpoints
         && desired.images.as_deref().unwrap_or_default() == current.images.as_deref().unwrap_or_default()
+        // What is not told is not written, so it stays whatever it was.
+        && (desired.features.is_none() || desired.features == current.features)
         && desired.node_info == current.node_info
         && desired.volumes_in_use.as_deref().unwrap_or_default()
             == current.volumes_in_use.as_deref().unwrap_or_default()
+        && (desired.runtime_handlers.is_none() || desired.runtime_handlers == current.runtime_handlers)
         && conditions(desired) == conditions(current);
     !is_same
 }
@@ -193,7 +199,7 @@ mod tests {
             figures: &figures,
             devices,
             volumes_in_use: &BTreeSet::new(),
-            runtime_version: "containerd://1.6",
+            health: &RuntimeHealth { version: "containerd://1.6".to_owned(), ..RuntimeHealth::default() },
             images,
             conditions,
             current,

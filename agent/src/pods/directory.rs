@@ -183,10 +183,11 @@ fn waiting_reason(status: &PodStatus, container: &str) -> String {
         .and_then(|status| status.state.as_ref())
         .and_then(|state| state.waiting.as_ref());
     match waiting {
-        Some(waiting) => match (waiting.message.as_deref(), waiting.reason.as_deref()) {
-            (Some(message), _) if !message.is_empty() => message.to_owned(),
-            (_, Some(reason)) => reason.to_owned(),
-            _ => "ContainerCreating".to_owned(),
+        // In upstream's words.
+        Some(waiting) => match waiting.reason.as_deref() {
+            Some("ErrImagePull") => "image can't be pulled".to_owned(),
+            Some("ImagePullBackOff") => "trying and failing to pull image".to_owned(),
+            reason => reason.unwrap_or("ContainerCreating").to_owned(),
         },
         None => "ContainerCreating".to_owned(),
     }

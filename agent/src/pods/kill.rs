@@ -36,7 +36,7 @@ async fn pre_stop(input: &StepInput, id: &str, container: &str, hook: &Lifecycle
     let Some(target) = check_target(input, container, id) else { return };
     let outcome = match tokio::time::timeout(grace, run_hook(&input.context.cri, hook, &target, grace)).await
     {
-        Ok(Checked::Success(_)) => return,
+        Ok(Checked::Success(_) | Checked::Warning(_)) => return,
         Ok(Checked::Failure(problem) | Checked::Unknown(problem)) => problem,
         Err(_elapsed) => format!("not finished within the grace period of {}s", grace.as_secs()),
     };

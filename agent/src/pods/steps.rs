@@ -266,7 +266,12 @@ pub(super) async fn pull(
                 "ErrImagePull" => format!("Failed to pull image \"{image}\": {}", error.message),
                 _ => error.message.clone(),
             };
-            tell(EventType::Warning, "Failed", text);
+            let reason = match error.reason {
+                "ErrImageNeverPull" => "ErrImageNeverPull",
+                "InvalidImageName" | "ErrImageInspect" => "InspectFailed",
+                _ => "Failed",
+            };
+            tell(EventType::Warning, reason, text);
             tell(EventType::Warning, "Failed", format!("Error: {}", error.reason));
         }
     }

@@ -23,6 +23,7 @@ use super::directory::{PodView, Signals};
 use super::status_sync::StatusSync;
 use super::steps::{self, Outcome, Step, StepInput};
 use crate::contracts::HostPath;
+use crate::events::EventType;
 use crate::probes::{ProbeReport, ProbeSet};
 use crate::runtime::observe::Observer;
 use crate::runtime::security::ImageUser;
@@ -199,9 +200,14 @@ impl Worker {
         let started = self.status.start_time.as_ref().map(|time| time.0);
         let over = active_deadline(&self.desired, started).is_some_and(|deadline| deadline <= now);
         if over && self.desired.fate == Fate::Run {
+            const MESSAGE: &str = "Pod was active on the node longer than the specified deadline";
+            // A phase that is told is final, and so was this said before.
+            if !matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+                self.event(None, EventType::Normal, "DeadlineExceeded", MESSAGE);
+            }
             self.desired.fate = Fate::Fail {
                 reason: "DeadlineExceeded".to_owned(),
-                message: "Pod was active on the node longer than the specified deadline".to_owned(),
+                message: MESSAGE.to_owned(),
                 grace: None,
             };
         }

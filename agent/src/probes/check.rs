@@ -30,6 +30,8 @@ pub struct CheckTarget {
 pub enum Checked {
     /// Good.
     Success(String),
+    /// Good, but somebody should know this.
+    Warning(String),
     /// Bad, with the text for the event.
     Failure(String),
     /// Could not be made: says nothing about the container.

@@ -22,7 +22,7 @@ impl ProbeCounters {
     /// Counts one check.
     pub fn count(&self, kind: ProbeKind, checked: &Checked, took: Duration) {
         let result = match checked {
-            Checked::Success(_) => 0,
+            Checked::Success(_) | Checked::Warning(_) => 0,
             Checked::Failure(_) => 1,
             Checked::Unknown(_) => 2,
         };

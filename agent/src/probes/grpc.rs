@@ -56,7 +56,13 @@ async fn ask(address: SocketAddr, service: &str) -> Checked {
     match client.unary(request, path, codec).await {
         Ok(answer) if answer.get_ref().status == SERVING => Checked::Success(String::new()),
         Ok(answer) => {
-            Checked::Failure(format!("service unhealthy (responded with status {})", answer.get_ref().status))
+            let word = match answer.get_ref().status {
+                0 => "UNKNOWN".to_owned(),
+                2 => "NOT_SERVING".to_owned(),
+                3 => "SERVICE_UNKNOWN".to_owned(),
+                other => other.to_string(),
+            };
+            Checked::Failure(format!("service unhealthy (responded with {word:?})"))
         }
         Err(status) if status.code() == tonic::Code::Unimplemented => Checked::Failure(
             "error: this server does not implement the grpc health protocol (grpc.health.v1.Health)"
@@ -115,7 +121,10 @@ mod tests {
     async fn only_serving_is_healthy() {
         assert_eq!(check(server(Ok(1)).await, "web", SECOND * 10).await, Checked::Success(String::new()));
         let not_serving = check(server(Ok(2)).await, "web", SECOND * 10).await;
-        assert_eq!(not_serving, Checked::Failure("service unhealthy (responded with status 2)".to_owned()));
+        assert_eq!(
+            not_serving,
+            Checked::Failure("service unhealthy (responded with \"NOT_SERVING\")".to_owned())
+        );
         let Checked::Failure(unimplemented) = check(server(Err(12)).await, "web", SECOND * 10).await else {
             panic!("a failure")
         };

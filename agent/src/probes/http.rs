@@ -1,4 +1,5 @@
-//! A minimal HTTP GET for probes and hooks: one connection per check, no redirects followed, no certificate checked.
+//! A minimal HTTP GET for probes and hooks: one connection per request, redirects to the same host followed, no certificate
+//! checked.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -31,13 +32,25 @@ pub(super) struct Get<'a> {
     pub(super) timeout: Duration,
 }
 
-/// Success is any status from 200 to 399.
+/// Requests of one check at most, as upstream.
+const MAX_REQUESTS: usize = 10;
+
+/// A status, and where a redirect leads.
+struct Answer {
+    status: u16,
+    location: Option<String>,
+}
+
+/// Success is any status from 200 to 399; a redirect that is not followed is told.
 pub(super) async fn get(get: Get<'_>) -> Checked {
     let scheme = if get.tls { "https" } else { "http" };
     let path = if get.path.starts_with('/') { get.path.to_owned() } else { format!("/{}", get.path) };
     let url = format!("{scheme}://{}{path}", get.address);
-    match tokio::time::timeout(get.timeout, exchange(get, &path)).await {
-        Ok(Ok(status)) if (200..400).contains(&status) => Checked::Success(String::new()),
+    match tokio::time::timeout(get.timeout, follow(get, path)).await {
+        Ok(Ok(status)) if (200..300).contains(&status) => Checked::Success(String::new()),
+        Ok(Ok(status)) if (300..400).contains(&status) => {
+            Checked::Warning(format!("Probe terminated redirects, the answer was {status}"))
+        }
         Ok(Ok(status)) => Checked::Failure(format!("HTTP probe failed with statuscode: {status}")),
         Ok(Err(problem)) => Checked::Failure(format!("Get \"{url}\": {problem}")),
         Err(_elapsed) => Checked::Failure(format!(
@@ -46,7 +59,44 @@ pub(super) async fn get(get: Get<'_>) -> Checked {
     }
 }
 
-async fn exchange(get: Get<'_>, path: &str) -> Result<u16, String> {
+/// Asks, and asks again where redirects on the same host lead; the last status.
+async fn follow(get: Get<'_>, mut path: String) -> Result<u16, String> {
+    let (mut to, name) = (get, get.host.map_or_else(|| get.address.ip().to_string(), str::to_owned));
+    for _ in 0..MAX_REQUESTS {
+        let answer = exchange(to, &path).await?;
+        let next = answer.location.and_then(|location| redirect(to, &name, &path, &location));
+        match next.filter(|_| matches!(answer.status, 301 | 302 | 303 | 307 | 308)) {
+            Some((address, tls, next)) => {
+                (to.address, to.tls) = (address, tls);
+                path = next;
+            }
+            None => return Ok(answer.status),
+        }
+    }
+    Err(format!("stopped after {MAX_REQUESTS} redirects"))
+}
+
+/// Where a redirect leads, when that is the same host: address, TLS, path.
+fn redirect(from: Get<'_>, name: &str, path: &str, location: &str) -> Option<(SocketAddr, bool, String)> {
+    if location.starts_with('/') && !location.starts_with("//") {
+        return Some((from.address, from.tls, location.to_owned()));
+    }
+    let uri: http::Uri = location.parse().ok()?;
+    let Some(scheme) = uri.scheme_str() else {
+        // Relative to the directory of what was asked.
+        let directory = path.split('?').next()?.rsplit_once('/')?.0;
+        return (!location.contains("://"))
+            .then(|| (from.address, from.tls, format!("{directory}/{location}")));
+    };
+    let tls = scheme == "https";
+    let host = uri.host()?.trim_start_matches('[').trim_end_matches(']');
+    let same = host == name || host == from.address.ip().to_string();
+    let address = SocketAddr::new(from.address.ip(), uri.port_u16().unwrap_or(if tls { 443 } else { 80 }));
+    let next = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    same.then(|| (address, tls, next.to_owned()))
+}
+
+async fn exchange(get: Get<'_>, path: &str) -> Result<Answer, String> {
     let stream = TcpStream::connect(get.address).await.map_err(|error| dial_error(get.address, &error))?;
     let request = request(get, path)?;
     if get.tls {
@@ -77,7 +127,7 @@ fn request(get: Get<'_>, path: &str) -> Result<Request<Empty<Bytes>>, String> {
     Ok(request)
 }
 
-async fn send<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<u16, String>
+async fn send<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<Answer, String>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -95,7 +145,10 @@ where
         },
     };
     response
-        .map(|response| response.status().as_u16())
+        .map(|response| {
+            let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
+            Answer { status: response.status().as_u16(), location: location.map(str::to_owned) }
+        })
         .map_err(|error| if error.is_incomplete_message() { "EOF".to_owned() } else { error.to_string() })
 }
 
@@ -201,8 +254,8 @@ mod tests {
         for (answer, expected) in [
             ("HTTP/1.1 204 No Content\r\n\r\n", Checked::Success(String::new())),
             (
-                "HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n",
-                Checked::Success(String::new()),
+                "HTTP/1.1 302 Found\r\nLocation: http://other.example/x\r\nContent-Length: 0\r\n\r\n",
+                Checked::Warning("Probe terminated redirects, the answer was 302".to_owned()),
             ),
             (
                 "HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n",
@@ -214,6 +267,32 @@ mod tests {
             let request = server.await.expect("server");
             assert!(request.starts_with("GET /healthz?full=1 HTTP/1.1\r\n"), "{request}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_redirect_on_the_same_host_is_followed() {
+        let (second, end) = answer_once("HTTP/1.1 500 Broken\r\nContent-Length: 0\r\n\r\n").await;
+        let location = format!("http://{second}/next?a=b");
+        let first = format!("HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n");
+        let (address, _) = answer_once(Box::leak(first.into_boxed_str())).await;
+        let checked = get(request_to(address)).await;
+        assert_eq!(checked, Checked::Failure("HTTP probe failed with statuscode: 500".to_owned()));
+        let request = end.await.expect("server");
+        assert!(request.starts_with("GET /next?a=b HTTP/1.1\r\n"), "{request}");
+    }
+
+    #[test]
+    fn redirects_are_resolved() {
+        let from = request_to("192.0.2.1:8080".parse().expect("an address"));
+        let to = |location: &str| {
+            redirect(from, "192.0.2.1", "/a/b?c", location)
+                .map(|(at, tls, path)| format!("{at} {tls} {path}"))
+        };
+        assert_eq!(to("/x").as_deref(), Some("192.0.2.1:8080 false /x"));
+        assert_eq!(to("x").as_deref(), Some("192.0.2.1:8080 false /a/x"));
+        assert_eq!(to("https://192.0.2.1/").as_deref(), Some("192.0.2.1:443 true /"));
+        assert_eq!(to("http://192.0.2.2/"), None);
+        assert_eq!(to("//elsewhere/x"), None);
     }
 
     #[tokio::test]

@@ -191,7 +191,7 @@ impl ProbeTask {
                 check::check_probe(&self.prober.cri, &self.probe, &self.target, self.settings.timeout).await;
             self.prober.counters.count(self.kind, &checked, began.elapsed());
             let step = match &checked {
-                Checked::Success(_) => self.state.on_result(true),
+                Checked::Success(_) | Checked::Warning(_) => self.state.on_result(true),
                 Checked::Failure(_) => self.state.on_result(false),
                 Checked::Unknown(_) => {
                     ProbeStep { verdict: None, report: true, next: Some(self.settings.period) }
@@ -217,14 +217,17 @@ impl ProbeTask {
 
     fn report_event(&self, checked: &Checked, step: ProbeStep) {
         let title = self.kind.title();
-        let message = match checked {
-            Checked::Failure(output) if step.report => format!("{title} probe failed: {output}"),
-            Checked::Unknown(error) => {
-                format!("{title} probe errored and resulted in unknown state: {error}")
+        let (reason, message) = match checked {
+            Checked::Failure(output) if step.report => {
+                ("Unhealthy", format!("{title} probe failed: {output}"))
             }
-            _ => return,
+            Checked::Unknown(error) => {
+                ("Unhealthy", format!("{title} probe errored and resulted in unknown state: {error}"))
+            }
+            Checked::Warning(output) => ("ProbeWarning", format!("{title} probe warning: {output}")),
+            Checked::Failure(_) | Checked::Success(_) => return,
         };
         let name = self.target.container.name.as_str();
-        self.prober.events.pod(&self.pod, Some(name), EventType::Warning, "Unhealthy", message);
+        self.prober.events.pod(&self.pod, Some(name), EventType::Warning, reason, message);
     }
 }

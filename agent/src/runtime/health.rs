@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use cri_shim_api::v1;
+use k8s_openapi::api::core::v1::{NodeFeatures, NodeRuntimeHandler, NodeRuntimeHandlerFeatures};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -55,6 +57,23 @@ fn report(health: &RuntimeHealth) {
     }
 }
 
+/// As the node's status tells them; the default one has an empty name.
+fn handlers(told: &[v1::RuntimeHandler]) -> Vec<NodeRuntimeHandler> {
+    let mut handlers: Vec<NodeRuntimeHandler> = told
+        .iter()
+        .map(|handler| NodeRuntimeHandler {
+            name: Some(handler.name.clone()),
+            features: handler.features.map(|features| NodeRuntimeHandlerFeatures {
+                recursive_read_only_mounts: Some(features.recursive_read_only_mounts),
+                user_namespaces: Some(features.user_namespaces),
+            }),
+        })
+        .collect();
+    // The CRI promises no order, and a changed order would be written.
+    handlers.sort_by(|one, other| one.name.cmp(&other.name));
+    handlers
+}
+
 async fn check(cri: &Cri, known: RuntimeHealth) -> RuntimeHealth {
     let mut health = known;
     let (version, status) = tokio::join!(cri.version(), cri.status());
@@ -67,6 +86,10 @@ async fn check(cri: &Cri, known: RuntimeHealth) -> RuntimeHealth {
             health.runtime = Some(Err(format!("container runtime is down: {error}")));
         }
         Ok(status) => {
+            health.handlers = handlers(&status.runtime_handlers);
+            health.features = status.features.map(|features| NodeFeatures {
+                supplemental_groups_policy: Some(features.supplemental_groups_policy),
+            });
             let conditions = status.status.unwrap_or_default().conditions;
             let condition = |kind: &str| {
                 let found = conditions.iter().find(|condition| condition.r#type == kind);

@@ -46,7 +46,7 @@ pub struct ImageUser {
 
 /// runAsNonRoot is set and the container would run as root, or as a user whose uid nobody knows.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("container {problem} (pod: \"{pod}\", container: {container})")]
+#[error("container{problem} (pod: \"{pod}\", container: {container})")]
 pub struct NonRootError {
     problem: String,
     pod: String,
@@ -150,12 +150,12 @@ fn check_non_root(
         .unwrap_or(false);
     let problem = match (user, image.uid, image.name.as_str()) {
         _ if !required => return Ok(()),
-        (Some(0), ..) => "has runAsNonRoot and runAsUser is set to root".to_owned(),
-        (None, Some(0), _) | (None, None, "") => "has runAsNonRoot and image will run as root".to_owned(),
+        (Some(0), ..) => "'s runAsUser breaks non-root policy".to_owned(),
+        (None, Some(0), _) | (None, None, "") => " has runAsNonRoot and image will run as root".to_owned(),
         (Some(_), ..) | (None, Some(_), _) => return Ok(()),
         (None, None, name) => {
             format!(
-                "has runAsNonRoot and image has non-numeric user ({name}), cannot verify user is non-root"
+                " has runAsNonRoot and image has non-numeric user ({name}), cannot verify user is non-root"
             )
         }
     };
@@ -266,7 +266,11 @@ mod tests {
         check(&json!({"runAsNonRoot": true}), &root, Err("image will run as root"));
         check(&json!({"runAsNonRoot": true}), &named, Err("non-numeric user (nginx)"));
         check(&json!({"runAsNonRoot": true, "runAsUser": 1000}), &root, Ok(Some(1000)));
-        check(&json!({"runAsNonRoot": true, "runAsUser": 0}), &named, Err("runAsUser is set to root"));
+        check(
+            &json!({"runAsNonRoot": true, "runAsUser": 0}),
+            &named,
+            Err("container's runAsUser breaks non-root policy (pod: "),
+        );
         check(&json!({}), &root, Ok(Some(0)));
     }
 }

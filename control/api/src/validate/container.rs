@@ -113,12 +113,35 @@ fn environment(errors: &mut Errors, at: &Path<'_>, container: &Value) {
                 errors.required(&at.child(key).child("key"));
             }
         }
-        if let Some(field) = source.get("fieldRef")
-            && text(field, "/fieldPath").is_empty()
-        {
-            errors.required(&at.child("fieldRef").child("fieldPath"));
+        if let Some(field) = source.get("fieldRef") {
+            let (at, path) = (at.child("fieldRef"), text(field, "/fieldPath"));
+            if path.is_empty() {
+                errors.required(&at.child("fieldPath"));
+            } else if !FIELDS.contains(&path) && !is_map_entry(path) {
+                let why = format!("error converting fieldPath: field label not supported: {path}");
+                errors.invalid(&at.child("fieldPath"), path, why);
+            }
         }
     }
+}
+
+/// What a variable can tell of its pod.
+const FIELDS: &[&str] = &[
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "spec.nodeName",
+    "spec.serviceAccountName",
+    "status.hostIP",
+    "status.hostIPs",
+    "status.podIP",
+    "status.podIPs",
+];
+
+/// One label or annotation.
+fn is_map_entry(path: &str) -> bool {
+    let key = |map: &str| path.strip_prefix(map)?.strip_prefix("['")?.strip_suffix("']");
+    ["metadata.labels", "metadata.annotations"].iter().any(|map| key(map).is_some_and(|key| !key.is_empty()))
 }
 
 fn mounts(errors: &mut Errors, at: &Path<'_>, container: &Value, around: &Around<'_>) {
@@ -144,6 +167,14 @@ fn mounts(errors: &mut Errors, at: &Path<'_>, container: &Value, around: &Around
             } else if inner.split('/').any(|part| part == "..") {
                 errors.invalid(&at.child(key), inner, "must not contain '..'");
             }
+        }
+        let expression = text(mount, "/subPathExpr");
+        if !expression.is_empty() && !text(mount, "/subPath").is_empty() {
+            errors.invalid(
+                &at.child("subPathExpr"),
+                expression,
+                "subPathExpr and subPath are mutually exclusive",
+            );
         }
         let propagation = text(mount, "/mountPropagation");
         let modes = ["Bidirectional", "HostToContainer", "None"];
@@ -311,5 +342,12 @@ fn security(errors: &mut Errors, at: &Path<'_>, holder: &Value) {
         if let Some(id) = int(holder, &pointer) {
             errors.in_range(&at.child(key), id, 0, i64::from(i32::MAX));
         }
+    }
+    let is = |key: &str, wanted: bool| {
+        holder.pointer(&format!("/securityContext/{key}")).and_then(Value::as_bool) == Some(wanted)
+    };
+    if is("allowPrivilegeEscalation", false) && is("privileged", true) {
+        let why = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
+        errors.invalid(at, "", why);
     }
 }

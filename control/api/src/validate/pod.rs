@@ -164,6 +164,16 @@ fn security(errors: &mut Errors, at: &Path<'_>, spec: &Value) {
             errors.in_range(&at.child(key), id, 0, i64::from(i32::MAX));
         }
     }
+    sysctls(errors, &at.child("sysctls"), spec);
+    for kind in ["containers", "initContainers"] {
+        for (index, found) in list(spec, &format!("/{kind}")).iter().enumerate() {
+            let mount = text(found, "/securityContext/procMount");
+            if mount == "Unmasked" && spec.get("hostUsers").and_then(Value::as_bool) != Some(false) {
+                let place = format!("spec.{kind}[{index}].securityContext.procMount");
+                errors.push(FieldError::invalid(place, mount, "`hostUsers` must be false to use `Unmasked`"));
+            }
+        }
+    }
     let host_network = flag(spec, "/hostNetwork");
     for (index, found) in list(spec, "/containers").iter().enumerate().filter(|_| host_network) {
         for (at_port, port) in list(found, "/ports").iter().enumerate() {
@@ -175,6 +185,37 @@ fn security(errors: &mut Errors, at: &Path<'_>, spec: &Value) {
             }
         }
     }
+}
+
+fn sysctls(errors: &mut Errors, at: &Path<'_>, spec: &Value) {
+    let mut seen = BTreeSet::new();
+    for (index, sysctl) in list(spec, "/securityContext/sysctls").iter().enumerate() {
+        let at = at.index(index);
+        let name = text(sysctl, "/name");
+        if name.is_empty() {
+            errors.required(&at.child("name"));
+        } else if !is_sysctl(name) {
+            errors.invalid(
+                &at.child("name"),
+                name,
+                "must have at most 253 characters and consist of segments of \
+                lower case letters, digits, '-' and '_' between dots or slashes",
+            );
+        } else if !seen.insert(name.replace('/', ".")) {
+            errors.push(FieldError::duplicate(&at.child("name"), name));
+        }
+    }
+}
+
+/// Segments as upstream's pattern has them: they begin and end with a letter or digit.
+fn is_sysctl(name: &str) -> bool {
+    let end = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let inner = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(byte);
+    name.len() <= 253
+        && name.split(['.', '/']).all(|segment| {
+            let bytes = segment.as_bytes();
+            end(bytes.first()) && end(bytes.last()) && bytes.iter().all(inner)
+        })
 }
 
 /// A stored pod keeps its spec, but for images, deadlines and more tolerations.

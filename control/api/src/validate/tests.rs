@@ -56,6 +56,78 @@ fn good_objects_pass() {
 }
 
 #[test]
+fn a_pods_security() {
+    let pod = |spec: Value| {
+        let mut full = json!({"containers": [{"name": "a", "image": "b"}]});
+        full.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        json!({"metadata": meta(), "spec": full})
+    };
+    let sysctl = |name: &str| json!({"securityContext": {"sysctls": [{"name": name, "value": "1"}]}});
+    check("v1", "Pod", pod(sysctl("net/ipv4.conf.eth0-1/forwarding")), &[]);
+    check("v1", "Pod", pod(sysctl("")), &["spec.securityContext.sysctls[0].name: Required value"]);
+    for name in ["foo-", "bar..", "kernel.shm;x", "Kernel.x"] {
+        let why = "must have at most 253 characters and consist of segments of lower case letters, digits, '-' and '_' \
+                   between dots or slashes";
+        let error = format!("spec.securityContext.sysctls[0].name: Invalid value: \"{name}\": {why}");
+        check("v1", "Pod", pod(sysctl(name)), &[&error]);
+    }
+    let unmasked = json!([{"name": "a", "image": "b", "securityContext": {"procMount": "Unmasked"}}]);
+    check("v1", "Pod", pod(json!({"hostUsers": false, "containers": unmasked})), &[]);
+    check(
+        "v1",
+        "Pod",
+        pod(json!({"containers": unmasked})),
+        &[
+            "spec.containers[0].securityContext.procMount: Invalid value: \"Unmasked\": `hostUsers` must be false to use \
+           `Unmasked`",
+        ],
+    );
+    check_container(
+        json!({"securityContext": {"privileged": true, "allowPrivilegeEscalation": false}}),
+        &[
+            "spec.containers[0].securityContext: Invalid value: \"\": cannot set `allowPrivilegeEscalation` to false and \
+           `privileged` to true",
+        ],
+    );
+}
+
+#[test]
+fn what_a_pod_is_told_of_itself() {
+    let field = |path: &str| json!({"env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": path}}}]});
+    check_container(field("status.podIPs"), &[]);
+    check_container(field("metadata.labels['a.b/c']"), &[]);
+    check_container(
+        field("spec.containers"),
+        &[
+            "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Invalid value: \"spec.containers\": error converting \
+           fieldPath: field label not supported: spec.containers",
+        ],
+    );
+    let volume = |source: Value| {
+        let mut volume = json!({"name": "v"});
+        volume.as_object_mut().unwrap().extend(source.as_object().unwrap().clone());
+        let spec = json!({"volumes": [volume], "containers": [{"name": "a", "image": "b"}]});
+        json!({"metadata": meta(), "spec": spec})
+    };
+    let item = json!({"path": "cpu", "resourceFieldRef": {"resource": "limits.cpu"}});
+    check(
+        "v1",
+        "Pod",
+        volume(json!({"downwardAPI": {"items": [item]}})),
+        &["spec.volumes[0].downwardAPI.items[0].resourceFieldRef.containerName: Required value"],
+    );
+    let items = json!([{"key": "k", "path": "same"}]);
+    let sources =
+        json!([{"configMap": {"name": "a", "items": items}}, {"secret": {"name": "b", "items": items}}]);
+    check(
+        "v1",
+        "Pod",
+        volume(json!({"projected": {"sources": sources}})),
+        &["spec.volumes[0].projected.sources[1]: Invalid value: \"same\": conflicting duplicate paths"],
+    );
+}
+
+#[test]
 fn names_and_labels() {
     check(
         "v1",

@@ -75,7 +75,7 @@ fn source_of(errors: &mut Errors, at: &Path<'_>, kind: &str, source: &Value) {
             }
             files(errors, at, source);
         }
-        "downwardAPI" => mode(errors, &at.child("defaultMode"), source, "/defaultMode"),
+        "downwardAPI" => downward(errors, at, source),
         "projected" => projected(errors, at, source),
         "persistentVolumeClaim" if text(source, "/claimName").is_empty() => {
             errors.required(&at.child("claimName"));
@@ -84,11 +84,39 @@ fn source_of(errors: &mut Errors, at: &Path<'_>, kind: &str, source: &Value) {
     }
 }
 
+fn downward(errors: &mut Errors, at: &Path<'_>, source: &Value) {
+    mode(errors, &at.child("defaultMode"), source, "/defaultMode");
+    let items = at.child("items");
+    for (index, item) in list(source, "/items").iter().enumerate() {
+        let at = items.index(index);
+        file(errors, &at, item);
+        if let Some(resource) = item.get("resourceFieldRef").filter(|r| r.is_object())
+            && text(resource, "/containerName").is_empty()
+        {
+            errors.required(&at.child("resourceFieldRef").child("containerName"));
+        }
+    }
+}
+
+/// The files that a part of a projected volume is known to write.
+fn paths_of(part: &Value) -> impl Iterator<Item = &str> {
+    let lists = ["/configMap/items", "/secret/items", "/downwardAPI/items"];
+    let listed = lists.into_iter().flat_map(|list_of| list(part, list_of)).map(|item| text(item, "/path"));
+    listed.chain([text(part, "/serviceAccountToken/path")]).filter(|path| !path.is_empty())
+}
+
 fn projected(errors: &mut Errors, at: &Path<'_>, source: &Value) {
     mode(errors, &at.child("defaultMode"), source, "/defaultMode");
     let sources = at.child("sources");
+    let mut seen = BTreeSet::new();
     for (index, part) in list(source, "/sources").iter().enumerate() {
         let at = sources.index(index);
+        for path in paths_of(part).filter(|path| !seen.insert(*path)) {
+            errors.invalid(&at, path, "conflicting duplicate paths");
+        }
+        if let Some(found) = part.get("downwardAPI").filter(|f| f.is_object()) {
+            downward(errors, &at.child("downwardAPI"), found);
+        }
         for kind in ["configMap", "secret"] {
             let Some(found) = part.get(kind).filter(|f| f.is_object()) else { continue };
             if text(found, "/name").is_empty() {
@@ -122,16 +150,21 @@ fn files(errors: &mut Errors, at: &Path<'_>, source: &Value) {
         if text(item, "/key").is_empty() {
             errors.required(&at.child("key"));
         }
-        let path = text(item, "/path");
-        if path.is_empty() {
-            errors.required(&at.child("path"));
-        } else if path.starts_with('/') {
-            errors.invalid(&at.child("path"), path, "must be a relative path");
-        } else if path.split('/').any(|part| part == "..") {
-            errors.invalid(&at.child("path"), path, "must not contain '..'");
-        }
-        mode(errors, &at.child("mode"), item, "/mode");
+        file(errors, &at, item);
     }
+}
+
+/// Path and mode of one file.
+fn file(errors: &mut Errors, at: &Path<'_>, item: &Value) {
+    let path = text(item, "/path");
+    if path.is_empty() {
+        errors.required(&at.child("path"));
+    } else if path.starts_with('/') {
+        errors.invalid(&at.child("path"), path, "must be a relative path");
+    } else if path.split('/').any(|part| part == "..") {
+        errors.invalid(&at.child("path"), path, "must not contain '..'");
+    }
+    mode(errors, &at.child("mode"), item, "/mode");
 }
 
 fn mode(errors: &mut Errors, at: &Path<'_>, holder: &Value, pointer: &str) {

@@ -29,6 +29,11 @@ impl Live {
         Self { t: t.clone(), namespace: text("namespace"), name: text("name"), uid: text("uid") }
     }
 
+    /// Whether it is this pod, and not another one of its name.
+    fn is(&self, pod: &Value) -> bool {
+        pod["metadata"]["uid"] == self.uid.as_str()
+    }
+
     /// Its path at the API.
     pub(crate) fn path(&self) -> String {
         format!("/api/v1/namespaces/{}/pods/{}", self.namespace, self.name)
@@ -55,7 +60,7 @@ impl Live {
     ) -> Result<Value> {
         let look = |seen: &super::board::Seen| {
             let life = seen.life(Kind::Pod, &self.namespace, &self.name).ok_or("nothing of the pod")?;
-            let last = life.last().ok_or("nothing of the pod")?;
+            let last = life.last().filter(|last| self.is(last)).ok_or("nothing of the pod")?;
             match (accept(last), life.gone) {
                 (true, _) => Ok(last.clone()),
                 (false, true) => Err(format!("it is gone; before: {}", summary(last))),
@@ -70,7 +75,7 @@ impl Live {
         let (suite, what) = (self.t.suite(), format!("the end of pod {}", self.name));
         let waited = suite.board.wait(&what, suite.limit, |seen| {
             match seen.life(Kind::Pod, &self.namespace, &self.name) {
-                Some(life) if life.gone => Ok(()),
+                Some(life) if life.gone || !life.last().is_some_and(|last| self.is(last)) => Ok(()),
                 Some(life) => Err(life.last().map(summary).unwrap_or_default()),
                 None => Err("nothing of the pod".to_owned()),
             }

@@ -29,7 +29,12 @@ impl Forwarder {
     /// SPDY inside a WebSocket.
     pub(crate) async fn tunnel(url: &str) -> Result<Self> {
         let socket = Socket::connect(url, "", "SPDY/3.1+portforward.k8s.io").await?;
-        Ok(Self { streams: SpdyStreams::over(Carrier::Tunnel(socket), BytesMut::new()), requests: 0 })
+        Ok(Self::over(socket))
+    }
+
+    /// SPDY inside a WebSocket that somebody else has connected with the protocol `SPDY/3.1+portforward.k8s.io`.
+    pub(crate) fn over(socket: Socket) -> Self {
+        Self { streams: SpdyStreams::over(Carrier::Tunnel(socket), BytesMut::new()), requests: 0 }
     }
 
     /// Opens a connection to a port of the pod.

@@ -93,8 +93,8 @@ async fn exit_success(t: T) -> Result<()> {
 }
 
 async fn signalled(t: T) -> Result<()> {
-    // With the processes shared the shell is not the first one, which signals of its own kind cannot end.
-    let pod = t.pod("kill -9 $$; sleep 3600").spec(json!({"shareProcessNamespace": true}));
+    // With the processes shared the shell is not the first one, which its own signals cannot end. `$$$$` is `$$` to it.
+    let pod = t.pod("kill -9 $$$$; sleep 3600").spec(json!({"shareProcessNamespace": true}));
     let live = t.run(pod).await?;
     let state = live.terminated("main").await?;
     same("exitCode", &state["exitCode"], 137)?;

@@ -84,7 +84,7 @@ async fn since_time(t: T) -> Result<()> {
 }
 
 async fn since_seconds(t: T) -> Result<()> {
-    let live = t.run(t.pod("echo old; sleep 4; echo new; trap 'exit 0' TERM; sleep 3600 & wait")).await?;
+    let live = t.ready(t.pod("echo old; sleep 4; echo new; trap 'exit 0' TERM; sleep 3600 & wait")).await?;
     live.says("new\n").await?;
     same("the last hour", live.log("sinceSeconds=3600").await?.as_str(), "old\nnew\n")?;
     let log = live.log("sinceSeconds=2").await?;
@@ -110,7 +110,7 @@ async fn follow_tail(t: T) -> Result<()> {
 
 async fn previous(t: T) -> Result<()> {
     let script = format!(
-        "echo run $(wc -l < /v/kept/runs 2>/dev/null || echo 0); echo >> /v/kept/runs; test $(wc -l < /v/kept/runs) -ge 2 || exit 1; {IDLE}"
+        "echo run $(cat /v/kept/runs 2>/dev/null | wc -l); echo >> /v/kept/runs; test $(wc -l < /v/kept/runs) -ge 2 || exit 1; {IDLE}"
     );
     let live = t.run(t.pod(&script).always().volume("kept", json!({"emptyDir": {}}))).await?;
     live.restarted("main", 1).await?;

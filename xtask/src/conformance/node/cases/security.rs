@@ -333,7 +333,7 @@ async fn host_pid(t: T) -> Result<()> {
 }
 
 async fn own_pid(t: T) -> Result<()> {
-    same("the process id", t.output(t.pod("echo $$")).await?.trim(), "1")
+    same("the process id", t.output(t.pod("echo $$$$")).await?.trim(), "1")
 }
 
 async fn host_ipc(t: T) -> Result<()> {

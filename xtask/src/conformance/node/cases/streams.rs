@@ -1,12 +1,13 @@
 //! exec, attach and port-forward through the API.
 
 use anyhow::{Result, ensure};
-use bytes::Buf as _;
 use serde_json::json;
 
 use super::super::super::case::{Case, case, holds, same};
+use super::super::super::stream::port::Forwarder;
 use super::super::api::{encode, refusal};
 use super::super::context::{IDLE, T};
+use super::super::live::Live;
 
 pub(super) fn cases() -> Vec<Case<T>> {
     let (exec, attach, forward) = ("Kubectl exec", "Kubectl attach", "Kubectl port-forward");
@@ -149,10 +150,11 @@ async fn input(t: T) -> Result<()> {
     live.phase("Succeeded").await.map(drop)
 }
 
-/// A connection to a port of a pod in the WebSocket protocol: channels 0 for data and 1 for errors, each of which begins
-/// with the port.
-async fn forward(t: &T, path: &str, port: u16) -> Result<super::super::super::stream::websocket::Socket> {
-    t.api().socket(&format!("{path}/portforward?ports={port}"), "v4.channel.k8s.io").await
+/// A session as kubectl opens it: SPDY inside a WebSocket.
+async fn forwarder(t: &T, live: &Live) -> Result<Forwarder> {
+    let socket =
+        t.api().socket(&format!("{}/portforward", live.path()), "SPDY/3.1+portforward.k8s.io").await?;
+    Ok(Forwarder::over(socket))
 }
 
 async fn forward_bytes(t: T) -> Result<()> {
@@ -160,32 +162,22 @@ async fn forward_bytes(t: T) -> Result<()> {
         format!("mkdir /tmp/www; echo inside > /tmp/www/name; httpd -p 127.0.0.1:8080 -h /tmp/www; {IDLE}");
     let probe = json!({"readinessProbe": {"exec": {"command": ["wget", "-q", "-O", "/dev/null", "http://127.0.0.1:8080/name"]}, "periodSeconds": 1}});
     let live = t.ready(t.pod(&script).main(probe)).await?;
-    let mut socket = forward(&t, &live.path(), 8080).await?;
-    socket.send(b"\0GET /name HTTP/1.0\r\n\r\n").await?;
-    let mut answer = Vec::new();
-    while !String::from_utf8_lossy(&answer).contains("inside\n") {
-        let Some(mut message) = socket.next().await? else { break };
-        if !message.is_empty() && message.get_u8() == 0 {
-            answer.extend_from_slice(&message);
-        }
+    let mut forwarder = forwarder(&t, &live).await?;
+    for _ in 0..2 {
+        let connection = forwarder.open(8080).await?;
+        forwarder.send(connection, b"GET /name HTTP/1.0\r\n\r\n", false).await?;
+        let (answer, error) = forwarder.exchange(connection).await?;
+        same("the error", error.as_str(), "")?;
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        ensure!(answer.starts_with("HTTP/1.") && answer.ends_with("inside\n"), "{answer:?}");
     }
-    let answer = String::from_utf8_lossy(&answer[2.min(answer.len())..]).into_owned();
-    ensure!(answer.starts_with("HTTP/1.0 200 OK") || answer.starts_with("HTTP/1.1 200 OK"), "{answer:?}");
-    holds("the answer", &answer, "inside\n")
+    Ok(())
 }
 
 async fn forward_refused(t: T) -> Result<()> {
     let live = t.ready(t.idle()).await?;
-    let mut socket = forward(&t, &live.path(), 8089).await?;
-    socket.send(b"\0x").await.ok();
-    let mut words = String::new();
-    while let Some(mut message) = socket.next().await? {
-        if !message.is_empty() && message.get_u8() == 1 {
-            words.push_str(&String::from_utf8_lossy(&message));
-            if words.contains("8089") {
-                break;
-            }
-        }
-    }
-    holds("the error", &words, "8089")
+    let mut forwarder = forwarder(&t, &live).await?;
+    let connection = forwarder.open(8089).await?;
+    let (_, error) = forwarder.exchange(connection).await?;
+    holds("the error", &error, "8089")
 }
