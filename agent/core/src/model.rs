@@ -116,6 +116,19 @@ pub struct ObservedContainer {
     pub message: String,
     /// Log file.
     pub log_path: String,
+    /// Who its first process was started as, where the runtime tells.
+    pub user: Option<StartedAs>,
+}
+
+/// Ids of a container's first process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StartedAs {
+    /// User.
+    pub uid: i64,
+    /// Group.
+    pub gid: i64,
+    /// All supplemental groups.
+    pub groups: Vec<i64>,
 }
 
 /// CRI container states.

@@ -198,6 +198,9 @@ async fn create_sandbox(input: &StepInput, attempt: u32) -> Result<(), CriError>
     if let Err(error) = made {
         tracing::warn!(%logs, %error, "cannot make the pod's log directory");
     }
+    if let Some(message) = missing_dns(&input.pod, &context.config.cluster_dns) {
+        context.events.pod(&input.pod, None, EventType::Warning, "MissingClusterDNS", message);
+    }
     let created = match handler(input).await {
         Ok(handler) => context.cri.run_sandbox(config, &handler).await,
         Err(error) => Err(error),
@@ -207,6 +210,26 @@ async fn create_sandbox(input: &StepInput, attempt: u32) -> Result<(), CriError>
         context.events.pod(&input.pod, None, EventType::Warning, "FailedCreatePodSandBox", message);
     }
     created.map(|_id| ())
+}
+
+/// What is told of a pod that wants the cluster's name servers where there are none; it gets the node's.
+fn missing_dns<S>(pod: &Pod, servers: &[S]) -> Option<String> {
+    let spec = pod.spec.as_ref()?;
+    let wants = match spec.dns_policy.as_deref() {
+        Some("ClusterFirstWithHostNet") => true,
+        None | Some("ClusterFirst") => !spec.host_network.unwrap_or(false),
+        Some(_) => false,
+    };
+    let metadata = &pod.metadata;
+    (wants && servers.is_empty()).then(|| {
+        format!(
+            "pod: \"{}_{}({})\". kubelet does not have ClusterDNS IP configured and cannot create Pod using \
+             \"ClusterFirst\" policy. Falling back to \"Default\" policy.",
+            metadata.name.as_deref().unwrap_or_default(),
+            metadata.namespace.as_deref().unwrap_or_default(),
+            metadata.uid.as_deref().unwrap_or_default()
+        )
+    })
 }
 
 /// The runtime's handler that the pod's class names; empty for the default one.

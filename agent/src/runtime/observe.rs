@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use agent_core::model::{ObservedContainer, ObservedPod, ObservedSandbox, RunState};
+use agent_core::model::{ObservedContainer, ObservedPod, ObservedSandbox, RunState, StartedAs};
 use cri_shim_api::v1;
 use jiff::Timestamp;
 
@@ -186,6 +186,11 @@ fn convert(sandbox_id: &str, status: &v1::ContainerStatus) -> ObservedContainer 
         reason: status.reason.clone(),
         message: status.message.clone(),
         log_path: status.log_path.clone(),
+        user: status.user.as_ref().and_then(|user| user.linux.as_ref()).map(|user| StartedAs {
+            uid: user.uid,
+            gid: user.gid,
+            groups: user.supplemental_groups.clone(),
+        }),
     }
 }
 

@@ -11,6 +11,7 @@ mod d_bad_input;
 mod e_workloads;
 mod f_network;
 mod f_node;
+mod g_conformance;
 mod support;
 mod z_down;
 mod zz_nodes;

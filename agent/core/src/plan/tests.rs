@@ -189,6 +189,7 @@ impl World {
             reason: String::new(),
             message: String::new(),
             log_path: String::new(),
+            user: None,
         };
         if let Some(code) = self.exit_on_start.get(name) {
             end(&mut instance, *code, self.now);

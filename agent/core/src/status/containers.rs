@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+    ContainerUser, LinuxContainerUser,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -58,6 +59,13 @@ fn from_instance(
         last_state: before.clone(),
         started: Some(false),
         ready: false,
+        user: instance.user.as_ref().map(|user| ContainerUser {
+            linux: Some(LinuxContainerUser {
+                uid: user.uid,
+                gid: user.gid,
+                supplemental_groups: Some(user.groups.clone()),
+            }),
+        }),
         ..ContainerStatus::default()
     };
     let current = terminated(input, instance);

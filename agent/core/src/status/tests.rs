@@ -57,6 +57,7 @@ impl Case {
             reason: String::new(),
             message: String::new(),
             log_path: String::new(),
+            user: None,
         });
         self
     }

@@ -175,6 +175,11 @@ impl Live {
         Ok(done.text().trim().to_owned())
     }
 
+    /// Asks the first process of `main` to end. The command may be gone with its container before it can tell how it ended.
+    pub(crate) async fn end_main(&self) -> Result<()> {
+        self.exec_in("main", "kill -TERM 1").await.map(drop)
+    }
+
     /// Runs a script in `main` again and again until it succeeds: for what the node changes by itself.
     pub(crate) async fn exec_until(&self, script: &str) -> Result<()> {
         let limit = self.t.suite().limit;

@@ -140,7 +140,7 @@ async fn waits_for_started(t: T) -> Result<()> {
 }
 
 async fn sidecar_restarts(t: T) -> Result<()> {
-    let live = t.run(shared(t.idle()).init("side", "exit 0", sidecar(json!({})))).await?;
+    let live = t.run(shared(t.idle()).init("side", "sleep 2", sidecar(json!({})))).await?;
     live.restarted("side", 1).await?;
     live.phase("Running").await.map(drop)
 }

@@ -45,7 +45,9 @@ async fn healthz(t: T) -> Result<()> {
 async fn configz(t: T) -> Result<()> {
     let config = config(&t).await?;
     ensure!(config["maxPods"].as_u64().is_some_and(|pods| pods > 0), "maxPods is {}", config["maxPods"]);
-    ensure!(config["syncFrequency"].is_string(), "syncFrequency is {}", config["syncFrequency"]);
+    for field in ["containerRuntimeEndpoint", "cgroupDriver", "containerLogMaxSize"] {
+        ensure!(config[field].as_str().is_some_and(|text| !text.is_empty()), "{field} is {}", config[field]);
+    }
     Ok(())
 }
 

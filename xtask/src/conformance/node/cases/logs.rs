@@ -177,7 +177,7 @@ async fn long(t: T) -> Result<()> {
 
 async fn survives(t: T) -> Result<()> {
     let live = t.ready(t.pod(&format!("echo run; {IDLE}")).always()).await?;
-    live.exec("kill -TERM 1").await?;
+    live.end_main().await?;
     live.restarted("main", 1).await?;
     same("the previous log", live.log("previous=true").await?.as_str(), "run\n")
 }

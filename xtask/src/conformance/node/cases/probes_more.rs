@@ -168,7 +168,8 @@ async fn not_ready_after_restart(t: T) -> Result<()> {
     let script = format!("test -e /v/kept/again || touch /tmp/ready; {IDLE}");
     let pod = t.pod(&script).always().volume("kept", json!({"emptyDir": {}}));
     let live = t.ready(pod.main(json!({"readinessProbe": exec_probe("test -e /tmp/ready")}))).await?;
-    live.exec("touch /v/kept/again; kill -TERM 1").await?;
+    live.exec("touch /v/kept/again").await?;
+    live.end_main().await?;
     live.restarted("main", 1).await?;
     let pod = live.until("it runs", |pod| container(pod, "main")["state"]["running"].is_object()).await?;
     same("Ready", &condition(&pod, "Ready")["status"], "False")?;

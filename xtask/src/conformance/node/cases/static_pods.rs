@@ -145,7 +145,7 @@ async fn broken(t: T) -> Result<()> {
 async fn restarts(t: T) -> Result<()> {
     let manifest = Manifest::new(&t, IDLE).await?;
     let live = manifest.mirror(&t, "").await?;
-    live.exec("kill -TERM 1").await?;
+    live.end_main().await?;
     live.restarted("main", 1).await?;
     live.ready().await.map(drop)
 }
