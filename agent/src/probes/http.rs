@@ -78,7 +78,11 @@ async fn follow(get: Get<'_>, mut path: String) -> Result<u16, String> {
 
 /// Where a redirect leads, when that is the same host: address, TLS, path.
 fn redirect(from: Get<'_>, name: &str, path: &str, location: &str) -> Option<(SocketAddr, bool, String)> {
-    if location.starts_with('/') && !location.starts_with("//") {
+    if location.starts_with("//") {
+        // A host without a scheme: not worth knowing whether it is the same.
+        return None;
+    }
+    if location.starts_with('/') {
         return Some((from.address, from.tls, location.to_owned()));
     }
     let uri: http::Uri = location.parse().ok()?;
