@@ -121,7 +121,7 @@ mod tests {
     use super::super::CsiVolume;
     use super::*;
 
-    fn claim(status: Value) -> PersistentVolumeClaim {
+    fn claim(status: &Value) -> PersistentVolumeClaim {
         serde_json::from_value(json!({"metadata": {"name": "c"}, "status": status})).unwrap()
     }
 
@@ -140,18 +140,18 @@ mod tests {
             };
             wanted(&order)
         };
-        let behind = claim(json!({"capacity": {"storage": "1Gi"}}));
+        let behind = claim(&json!({"capacity": {"storage": "1Gi"}}));
         assert_eq!((of(&behind, false), of(&behind, true)), (Some(2 << 30), None));
-        assert_eq!(of(&claim(json!({"capacity": {"storage": "2Gi"}})), false), None);
-        assert_eq!(of(&claim(json!({})), false), None, "not bound yet");
+        assert_eq!(of(&claim(&json!({"capacity": {"storage": "2Gi"}})), false), None);
+        assert_eq!(of(&claim(&json!({})), false), None, "not bound yet");
         let hopeless = json!({"capacity": {"storage": "1Gi"},
             "allocatedResourceStatuses": {"storage": "NodeResizeInfeasible"}});
-        assert_eq!(of(&claim(hopeless), false), None);
+        assert_eq!(of(&claim(&hopeless), false), None);
     }
 
     #[test]
     fn the_claim_is_told_and_its_conditions_end() {
-        let claim = claim(json!({"conditions": [
+        let claim = claim(&json!({"conditions": [
             {"type": "FileSystemResizePending", "status": "True"}, {"type": "Other", "status": "True"}]}));
         let patch = patch(&claim, 3 << 29);
         assert_eq!(patch["status"]["capacity"]["storage"], "1536Mi");

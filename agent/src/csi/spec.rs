@@ -240,7 +240,7 @@ mod tests {
         CsiVolume::of_persistent(&volume, false).unwrap()
     }
 
-    fn rules(spec: Value) -> DriverRules {
+    fn rules(spec: &Value) -> DriverRules {
         DriverRules::of(Some(
             &serde_json::from_value(json!({"metadata": {"name": "d"}, "spec": spec})).unwrap(),
         ))
@@ -280,12 +280,12 @@ mod tests {
         assert_eq!(inline.publish_secret, Some(("ns".to_owned(), "s".to_owned())));
         let refused = DriverRules::of(None).check_mode(&inline).unwrap_err();
         assert_eq!(refused, "volume mode \"Ephemeral\" not supported by driver d (no CSIDriver object)");
-        let refused = rules(json!({})).check_mode(&inline).unwrap_err();
+        let refused = rules(&json!({})).check_mode(&inline).unwrap_err();
         assert_eq!(
             refused,
             "volume mode \"Ephemeral\" not supported by driver d (only supports [\"Persistent\"])"
         );
-        assert!(rules(json!({"volumeLifecycleModes": ["Ephemeral"]})).check_mode(&inline).is_ok());
+        assert!(rules(&json!({"volumeLifecycleModes": ["Ephemeral"]})).check_mode(&inline).is_ok());
         assert!(DriverRules::of(None).check_mode(&volume(json!({}))).is_ok());
         assert_eq!(pod_info(&pod, &inline)["csi.storage.k8s.io/ephemeral"], "true");
     }
@@ -300,7 +300,7 @@ mod tests {
             ("None", false, false, false),
             ("ReadWriteOnceWithFSType", true, false, false),
         ] {
-            let rules = rules(json!({"fsGroupPolicy": policy}));
+            let rules = rules(&json!({"fsGroupPolicy": policy}));
             let all = [&once, &many, &untyped].map(|volume| rules.changes_owner(volume));
             assert_eq!(all, [of_once, of_many, of_untyped], "{policy}");
             assert!(!rules.changes_owner(&CsiVolume { read_only: true, ..once.clone() }));

@@ -48,9 +48,13 @@ impl PodLink {
 /// An address in four bytes. Those of one node's pods differ there: plugins number, or draw, the last ones.
 #[inline(always)]
 const fn fold(address: &LinkAddress) -> u32 {
-    let [a, b, c, d, e, f] = address.bytes;
-    u32::from_ne_bytes([c, d, e, f]) ^ u32::from_ne_bytes([a, b, 0, 0])
+    let bytes = address.bytes;
+    u32::from_ne_bytes([bytes[2], bytes[3], bytes[4], bytes[5]])
+        ^ u32::from_ne_bytes([bytes[0], bytes[1], 0, 0])
 }
+
+const _: () = assert!(size_of::<PodLink>() == 8 && align_of::<PodLink>() == 8);
+const _: () = assert!(size_of::<LinkAddress>() == 8 && align_of::<LinkAddress>() == 1);
 
 #[cfg(test)]
 mod tests {
@@ -69,6 +73,3 @@ mod tests {
         assert_eq!(PodLink(0).index_for(&address), None);
     }
 }
-
-const _: () = assert!(size_of::<PodLink>() == 8 && align_of::<PodLink>() == 8);
-const _: () = assert!(size_of::<LinkAddress>() == 8 && align_of::<LinkAddress>() == 1);
