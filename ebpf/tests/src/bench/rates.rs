@@ -325,7 +325,7 @@ impl Way {
             let start = Instant::now();
             generator.send(count)?;
             let seconds = start.elapsed().as_secs_f64();
-            let (packets, busy) = (arrived(&counted)? - before.0, busy()? - before.1);
+            let (packets, busy) = (arrived(&counted)? - before.0, busy()?.saturating_sub(before.1));
             #[allow(clippy::cast_precision_loss, reason = "rates for people")]
             let packets = packets as f64;
             ensure!(packets > 0.0, "no packet arrives at {counted}");
@@ -377,8 +377,8 @@ fn ends(ground: &Ground) -> Result<(OwnedFd, Arc<Generator>)> {
 /// Packets that have arrived at a device of the calling thread's namespace.
 fn arrived(device: &str) -> Result<u64> {
     let text = fs::read_to_string("/proc/thread-self/net/dev")?;
-    let lines = text.lines().filter_map(|line| line.trim().strip_prefix(device)?.strip_prefix(':'));
-    let packets = lines.filter_map(|line| line.split_ascii_whitespace().nth(1)?.parse().ok()).next();
+    let mut lines = text.lines().filter_map(|line| line.trim().strip_prefix(device)?.strip_prefix(':'));
+    let packets = lines.find_map(|line| line.split_ascii_whitespace().nth(1)?.parse().ok());
     packets.with_context(|| format!("the kernel does not count the packets of {device}"))
 }
 
