@@ -73,9 +73,9 @@ fn page(title: &str, facts: &[String], all: &[Done], took: Duration) -> String {
     for (group, cases) in groups {
         let counts = sums(cases.iter().copied());
         let open = if counts[1] > 0 { " open" } else { "" };
-        write!(
+        writeln!(
             text,
-            "<details{open}><summary><b>{}</b><small>{}</small></summary><table>\n",
+            "<details{open}><summary><b>{}</b><small>{}</small></summary><table>",
             escape(group),
             words(counts)
         )

@@ -141,12 +141,11 @@ impl Board {
                 let mut version = version;
                 loop {
                     // A watch ends now and then; the next one goes on where it ended, or begins anew.
-                    version = match board.watch(&api, kind, &run, version).await {
-                        Ok(version) => version,
-                        Err(_) => {
-                            tokio::time::sleep(PAUSE).await;
-                            board.list(&api, kind, &run).await.unwrap_or_default()
-                        }
+                    version = if let Ok(version) = board.watch(&api, kind, &run, version).await {
+                        version
+                    } else {
+                        tokio::time::sleep(PAUSE).await;
+                        board.list(&api, kind, &run).await.unwrap_or_default()
                     };
                 }
             });

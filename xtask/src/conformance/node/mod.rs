@@ -5,6 +5,8 @@
 //! [`api`] (requests), [`board`] (watches), [`pod`] and [`live`] (a pod before and after it is made), [`context`] (what a
 //! case works with), `cases`; runner, lists and reports are those of the other suites.
 
+#![allow(clippy::needless_pass_by_value, reason = "JSON literals are written where they are used")]
+
 mod api;
 mod board;
 mod cases;
