@@ -116,6 +116,15 @@ struct Answer {
     message: String,
 }
 
+/// A mount that is not copied: its place in the container, and the name under which it is found again.
+#[derive(Clone, PartialEq, prost::Message)]
+struct ExternalMount {
+    #[prost(string, required, tag = "1")]
+    place: String,
+    #[prost(string, required, tag = "2")]
+    name: String,
+}
+
 #[allow(clippy::struct_excessive_bools, reason = "the message is CRIU's")]
 #[derive(Clone, PartialEq, prost::Message)]
 struct Options {
@@ -141,6 +150,8 @@ struct Options {
     work: Option<i32>,
     #[prost(bool, tag = "18")]
     link_remap: bool,
+    #[prost(message, repeated, tag = "23")]
+    external_mounts: Vec<ExternalMount>,
     #[prost(int32, optional, tag = "34")]
     cgroups: Option<i32>,
     #[prost(string, repeated, tag = "37")]
@@ -162,6 +173,7 @@ fn options(dump: &Dump<'_>, images: i32, work: i32) -> Options {
         log_file: LOG.to_owned(),
         work: Some(work),
         link_remap: true,
+        external_mounts: masked(dump.pid, dump.spec),
         cgroups: Some(IGNORE),
         external: externals(dump.pid, dump.spec),
         // A terminal's other end is ours.
@@ -191,6 +203,18 @@ fn externals(pid: u32, spec: &Spec) -> Vec<String> {
         }
     }
     all
+}
+
+/// Files that `/dev/null` hides. Newer CRIUs find them out by themselves, 3.17 of Debian 12 does not.
+fn masked(pid: u32, spec: &Spec) -> Vec<ExternalMount> {
+    let paths = spec.linux().as_ref().and_then(|linux| linux.masked_paths().as_ref()).into_iter().flatten();
+    let is_file = |path: &&String| {
+        let inside = Path::new("/proc").join(pid.to_string()).join("root").join(path.trim_start_matches('/'));
+        // A directory is hidden by an empty file system of its own.
+        std::fs::metadata(inside).is_ok_and(|found| !found.is_dir())
+    };
+    let hidden = paths.filter(is_file);
+    hidden.map(|path| ExternalMount { place: path.clone(), name: "/dev/null".to_owned() }).collect()
 }
 
 /// The number of a process's namespace.
@@ -225,6 +249,21 @@ mod tests {
         );
         let target = serde_json::json!([{"type": "pid", "path": "/proc/1/ns/pid"}]);
         assert!(externals(pid, &spec(&target))[1].ends_with(":extRootPidNS"));
+    }
+
+    #[test]
+    fn hidden_files_are_not_copied() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("file");
+        std::fs::write(&file, "").expect("written");
+        let shown = |path: &Path| path.display().to_string();
+        let paths = [shown(&file), shown(directory.path()), shown(&directory.path().join("none"))];
+        let spec: Spec = serde_json::from_value(
+            serde_json::json!({"ociVersion": "1.0.2", "linux": {"maskedPaths": paths}}),
+        )
+        .expect("a specification");
+        let hidden = ExternalMount { place: shown(&file), name: "/dev/null".to_owned() };
+        assert_eq!(masked(std::process::id(), &spec), [hidden]);
     }
 
     #[test]
