@@ -9,6 +9,7 @@ use cri_shim_core::exit;
 use cri_shim_core::record::{ContainerPhase, ContainerRecord};
 use keelson_shim::protocol::LOG_SCHEME;
 use tokio::net::unix::pipe;
+use tokio::sync::MutexGuard;
 use tracing::Instrument;
 
 use crate::clock;
@@ -53,34 +54,38 @@ impl Runtime {
                 return Err(error);
             }
         }
-        if let Err(error) = self.create_and_start(container, &record).await {
+        let started = self.create_and_start(container, &record).await;
+        if let Err(error) = &started {
             // A container is not to blame for containerd being away: it can be started later.
-            let lost = matches!(&error, RuntimeError::Containerd(error) if error.is_unavailable());
+            let lost = matches!(error, RuntimeError::Containerd(error) if error.is_unavailable());
             self.client.force_delete_task(&record.id, KILL_PATIENCE).await.ok();
             if let Some(pump) = container.pump() {
                 pump.stop().await;
             }
             container.set_pump(None);
-            let words = match &error {
+            let words = match error {
                 RuntimeError::Containerd(inner) => inner.message(),
                 other => chain(other),
             };
             if !lost || container.phase() != ContainerPhase::Created {
                 self.start_failed(container, &words).await?;
             }
-            return Err(error);
         }
+        let starting = started?;
         self.watch_container(container);
         self.tell(ContainerEventType::ContainerStartedEvent, &record.sandbox_id, &record.id);
+        drop(starting);
         tracing::info!(container = record.id, name = record.name, "container is started");
         Ok(())
     }
 
-    async fn create_and_start(
+    /// Its end is taken up once what is returned is dropped: one that is over in a moment would be deleted before containerd
+    /// has answered, which then knows no such container, and its end would be told before its start.
+    async fn create_and_start<'c>(
         &self,
-        container: &Container,
+        container: &'c Container,
         record: &ContainerRecord,
-    ) -> Result<(), RuntimeError> {
+    ) -> Result<MutexGuard<'c, ()>, RuntimeError> {
         let mut stdio = fifo::paths(&container.state_dir(&self.paths.state_dir), &record.id, pipes(record));
         let own_shim = self.own_shim(container).is_some();
         if own_shim {
@@ -102,9 +107,10 @@ impl Runtime {
         if !own_shim {
             self.watch_kills(container);
         }
+        let starting = container.ending.lock().await;
         stage("task_start", self.client.start_task(&record.id, "")).await?;
         reached(Step::ContainerStarted);
-        Ok(())
+        Ok(starting)
     }
 
     /// Makes the pipes and starts reading them. Our own shim writes the log itself and holds standard input open.
