@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use cni_plugins_host::netlink::{Link, LinkChange, LinkRef, Netlink, Step, VethPair};
 
-use super::side::{BRIDGE, Side};
+use super::side::{BRIDGE, Pod, Side};
 use crate::bench::cri::report::{Goal, Row};
 use crate::bench::stats::{Round, median};
 
@@ -24,9 +24,9 @@ pub(super) struct Floor {
 
 impl Floor {
     /// Another round; the bridge must be there.
-    pub(super) fn round(&mut self, ours: &Side, peer: &Side) -> Result<()> {
+    pub(super) fn round(&mut self, ours: &Side, peer: &Side, used: &mut Vec<Pod>) -> Result<()> {
         self.nothing.push(super::rows::millis(nothing()?));
-        self.kernel.push(super::rows::millis(kernel(ours)?));
+        self.kernel.push(super::rows::millis(kernel(ours, used)?));
         let version = |side: &Side| -> Result<f64> { Ok(super::rows::millis(side.version()?)) };
         self.versions.push((vec![version(ours)?], vec![version(peer)?]));
         Ok(())
@@ -58,9 +58,9 @@ fn nothing() -> Result<Duration> {
 }
 
 /// The calls of an ADD that change the kernel, on open sockets.
-fn kernel(side: &Side) -> Result<Duration> {
+fn kernel(side: &Side, used: &mut Vec<Pod>) -> Result<Duration> {
     let pod = side.pod()?;
-    side.on_host(|| {
+    let took = side.on_host(|| {
         let (host, inside) = (Netlink::open()?, Netlink::open_in(pod.netns())?);
         let bridge = host.link(BRIDGE)?.context("the bridge is there")?;
         let namespace = std::fs::File::open(pod.netns())?;
@@ -83,5 +83,7 @@ fn kernel(side: &Side) -> Result<Duration> {
         let took = begun.elapsed();
         host.delete_link(name)?;
         Ok(took)
-    })
+    });
+    used.push(pod);
+    took
 }

@@ -17,16 +17,19 @@ const LOOKS: u32 = 20;
 
 /// ADD and DEL, one at a time.
 pub(super) fn single(ours: &Side, peer: &Side, rounds: u32) -> Result<Vec<Row>> {
+    // Kept until all is measured: to take a namespace away the kernel holds, for some ten milliseconds and behind everybody's
+    // back, the lock that an ADD needs, and the next one would be measured waiting for it.
+    let mut used = Vec::new();
     // The first call of a side makes its bridge.
-    once(ours)?;
-    once(peer)?;
+    once(ours, &mut used)?;
+    once(peer, &mut used)?;
     let (mut adds, mut dels, mut cleans) = (Vec::new(), Vec::new(), Vec::new());
     let mut floor = Floor::default();
     for _ in 0..rounds {
-        floor.round(ours, peer)?;
+        floor.round(ours, peer, &mut used)?;
         let (mut add, mut del, mut clean) = (Round::default(), Round::default(), Round::default());
         for (side, is_ours) in [(ours, true), (peer, false), (peer, false), (ours, true)] {
-            let times = once(side)?;
+            let times = once(side, &mut used)?;
             for (round, time) in [(&mut add, times.0), (&mut del, times.1), (&mut clean, times.2)] {
                 let values = if is_ours { &mut round.0 } else { &mut round.1 };
                 values.push(millis(time));
@@ -52,15 +55,17 @@ pub(super) fn single(ours: &Side, peer: &Side, rounds: u32) -> Result<Vec<Row>> 
 }
 
 /// One pod: ADD, DEL until it returns, DEL until the link is gone.
-fn once(side: &Side) -> Result<(Duration, Duration, Duration)> {
+fn once(side: &Side, used: &mut Vec<Pod>) -> Result<(Duration, Duration, Duration)> {
     let pod = side.pod()?;
-    side.on_host(|| {
+    let times = side.on_host(|| {
         let added = side.add(&pod)?;
         let begun = Instant::now();
         let del = side.del(&pod)?;
         side.wait_gone(&added.link)?;
         Ok((added.took, del, begun.elapsed()))
-    })
+    });
+    used.push(pod);
+    times
 }
 
 /// A hundred pods at once.
