@@ -4,7 +4,7 @@
 //! plugin itself ([`Call::parse`]).
 
 mod blame;
-mod keys;
+pub(crate) mod keys;
 
 use std::{env, io::Read, path::PathBuf};
 
@@ -55,6 +55,13 @@ impl Command {
             Command::Status => "STATUS",
             Command::Version => "VERSION",
         }
+    }
+
+    /// Whether it only takes away. Of a configuration such a call reads what it needs, and refuses nothing else: the list may
+    /// have been edited, or the plugins exchanged for newer ones, since the pod was attached, and a pod whose DEL is refused
+    /// can never be taken down.
+    pub(crate) fn takes_away(self) -> bool {
+        matches!(self, Command::Del | Command::Gc)
     }
 }
 
@@ -146,7 +153,7 @@ impl RawCall {
             container_id: variable("CNI_CONTAINERID"),
             netns: variable("CNI_NETNS").into(),
             ifname: variable("CNI_IFNAME"),
-            args: parse_args(&variable("CNI_ARGS"))?,
+            args: parse_args(&variable("CNI_ARGS"), self.command)?,
             path: variable("CNI_PATH").split(':').filter(|dir| !dir.is_empty()).map(PathBuf::from).collect(),
             network: self.string("name").unwrap_or_default().to_owned(),
             cni_version: version_asked?,
@@ -267,7 +274,10 @@ impl Call {
                 self.container_id
             )));
         }
-        if !is_interface_name(&self.ifname) {
+        // Names that are refused now were taken once.
+        let was_taken =
+            || self.command == Command::Del && !self.ifname.starts_with('.') && is_file_name(&self.ifname);
+        if !is_interface_name(&self.ifname) && !was_taken() {
             return Err(Failure::environment(format!(
                 "CNI_IFNAME is missing or not an interface name: {:?}",
                 self.ifname
@@ -283,20 +293,22 @@ impl Call {
 impl Call {
     /// What every plugin's object may have.
     fn check_sections(&self) -> Result<(), Failure> {
+        if self.command.takes_away() {
+            return Ok(());
+        }
         for key in SECTIONS {
             if self.config.get(key).is_some_and(|section| !section.is_object()) {
                 return Err(Failure::config(format!("{key}: is not an object")));
             }
         }
-        // A DEL must not fail for what an ADD of an earlier version took.
         let ipam = &self.config["ipam"];
         let ours = ipam["type"].as_str().is_some_and(|kind| Plugin::named(kind).is_some());
         let data_dir = ("ipam.dataDir", ipam.get("dataDir").filter(|_| ours));
         let own = ["stateDir", "logFile"].map(|key| (key, self.config.get(key)));
-        for (key, value) in own.into_iter().chain([data_dir]).filter(|_| self.command != Command::Del) {
-            let path = value.and_then(Value::as_str).unwrap_or_default();
-            if !path.is_empty() && !path.starts_with('/') {
-                return Err(Failure::config(format!("{key}: {path:?} is not an absolute path")));
+        for (key, value) in own.into_iter().chain([data_dir]) {
+            let Some(value) = value else { continue };
+            if !value.as_str().is_some_and(|path| path.is_empty() || path.starts_with('/')) {
+                return Err(Failure::config(format!("{key}: {value} is not an absolute path")));
             }
         }
         Ok(())
@@ -332,14 +344,20 @@ fn parse_version(config: &Value) -> Result<Version, Failure> {
     }
 }
 
-fn parse_args(text: &str) -> Result<Vec<(String, String)>, Failure> {
+fn parse_args(text: &str, command: Command) -> Result<Vec<(String, String)>, Failure> {
     let pairs = text.split(';').filter(|pair| !pair.is_empty());
     pairs
+        .filter(|pair| !command.takes_away() || pair.contains('='))
         .map(|pair| match pair.split_once('=') {
             Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
             None => Err(Failure::environment(format!("CNI_ARGS: {pair:?} is not KEY=VALUE"))),
         })
         .collect()
+}
+
+/// Whether a record's file can be named by it, and it fits an interface.
+fn is_file_name(text: &str) -> bool {
+    (1..=15).contains(&text.len()) && !text.contains(|c: char| c == '/' || c.is_control())
 }
 
 /// A variable as text; absent is empty, as the specification treats both alike.

@@ -72,10 +72,18 @@ impl Failure {
     /// The same failure with steps that could not be taken back.
     pub(crate) fn with_undo_failures(mut self, failures: &[String]) -> Self {
         if !failures.is_empty() {
-            let told = format!("not undone: {}", failures.join("; "));
+            // What failed may be what had to be taken back, and for the same reason.
+            let shown = failures.iter().map(|failure| failure.replace(&self.to_string(), "the same failure"));
+            let told = format!("not undone: {}", shown.collect::<Vec<_>>().join("; "));
             self.0.details =
                 if self.0.details.is_empty() { told } else { format!("{}; {told}", self.0.details) };
         }
+        self
+    }
+
+    /// The same failure, `field` being what it is about.
+    pub(crate) fn within(mut self, field: &str) -> Self {
+        self.0.msg = format!("{field}: {}", self.0.msg);
         self
     }
 
@@ -198,4 +206,18 @@ pub(crate) fn chain(error: &dyn Error) -> String {
         source = inner.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_undone_for_the_same_reason_is_not_said_twice() {
+        let dead = || Failure::config("ipam: fake: dead");
+        let undone = [format!("release addresses: {}", dead()), "delete the pair: busy".to_owned()];
+        let told = dead().with_undo_failures(&undone).0;
+        assert_eq!(told.details, "not undone: release addresses: the same failure; delete the pair: busy");
+        assert_eq!(told.msg, "ipam: fake: dead");
+    }
 }

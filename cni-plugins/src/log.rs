@@ -7,10 +7,12 @@ use std::{
     fmt::Write as _,
     fs::{self, OpenOptions},
     io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
+use cni_plugins_host::file;
 use cni_plugins_types::Version;
 
 use crate::{
@@ -54,7 +56,7 @@ impl Line {
         self.command = Some(raw.command());
         self.version = raw.answer_version();
         if let Some(file) = raw.string("logFile") {
-            self.file = (!file.is_empty()).then(|| PathBuf::from(file));
+            self.file = place(file);
         }
     }
 
@@ -107,9 +109,20 @@ impl Line {
     }
 }
 
-/// One write to a file opened for appending, so that lines of parallel calls do not mix.
+/// Where a configuration's `logFile` leads. A relative one is refused, which must not be told in whatever directory the
+/// runtime happens to be in.
+fn place(file: &str) -> Option<PathBuf> {
+    match file {
+        "" => None,
+        _ if file.starts_with('/') => Some(file.into()),
+        _ => Some(DEFAULT_FILE.into()),
+    }
+}
+
+/// One write to a file opened for appending, so that lines of parallel calls do not mix. A pipe that nobody reads gets no
+/// line: no call waits for a reader.
 fn append(path: &Path, text: &str) -> io::Result<()> {
-    let open = || OpenOptions::new().create(true).append(true).open(path);
+    let open = || OpenOptions::new().create(true).append(true).custom_flags(file::NEVER_WAIT).open(path);
     let mut file = match open() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
@@ -162,6 +175,21 @@ mod tests {
         assert_eq!(at(0), "1970-01-01T00:00:00.007Z");
         assert_eq!(at(951_827_696), "2000-02-29T12:34:56.007Z");
         assert_eq!(at(1_795_280_841), "2026-11-21T17:07:21.007Z");
+    }
+
+    #[test]
+    fn a_relative_file_is_not_written_to() {
+        assert_eq!(place("/x/cni.log"), Some("/x/cni.log".into()));
+        assert_eq!(place("cni.log"), Some(DEFAULT_FILE.into()));
+        assert_eq!(place(""), None);
+    }
+
+    #[test]
+    fn a_pipe_does_not_hold_a_call_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("log");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        assert!(append(&pipe, "line\n").is_err());
     }
 
     #[test]

@@ -4,17 +4,18 @@ use std::{
     collections::BTreeSet,
     ffi::OsString,
     fs, io,
-    io::Write,
+    io::{Read, Write},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use cni_plugins_host::{netns, overlay};
-use cni_plugins_types::Version;
+use cni_plugins_host::{file, netns, overlay};
+use cni_plugins_types::{Version, config::is_name, ipam::leases::Leases};
 use serde_json::{Value, json};
 
 use crate::{
+    call::keys,
     failure::chain,
     log,
     plugins::{self, Plugin, ipam},
@@ -23,12 +24,15 @@ use crate::{
 
 /// The name by which containerd calls the plugin that brings `lo` up.
 const LOOPBACK: &str = "loopback";
+/// Largest configuration that is read.
+const MAX_CONFIGURATION: u64 = 16 << 20;
 const USAGE: &str = "usage:
   keelson-cni install DIR        make the plugins' links in DIR, and loopback where there is none
   keelson-cni leases [OPTIONS]   print the addresses in use, one JSON object a line
   keelson-cni cleanup [OPTIONS]  remove interfaces, bridges, addresses, state and logs of the plugins, and the network
                                  between nodes (stop the agent first: it makes that again)
-  keelson-cni uninstall [OPTIONS]  the same, and the links and the configurations that name them
+  keelson-cni uninstall [OPTIONS]  the same, and the links and the configurations that begin with one of the plugins; others
+                                 that name one are told
 options:
   --conf-dir DIR   network configurations (/etc/cni/net.d); their dataDir, stateDir and logFile count
   --bin-dir DIR    where the links are (/opt/cni/bin)
@@ -38,13 +42,15 @@ Called by a CNI runtime through a link such as keelson-bridge it is that plugin.
 /// The command line of the executable under its own name.
 pub(crate) fn main(args: &[OsString]) -> ExitCode {
     let outcome = match args {
+        // Wherever it is: whoever asks for help wants nothing to be done.
+        _ if args.iter().any(|one| one == "--help" || one == "-h") => say(&USAGE),
         [command, dir] if command == "install" => install(Path::new(dir)),
         [command, options @ ..] if command == "leases" => Places::of(options).and_then(|at| leases(&at)),
         [command, options @ ..] if command == "cleanup" => Places::of(options).and_then(|at| cleanup(&at)),
         [command, options @ ..] if command == "uninstall" => {
             Places::of(options).and_then(|at| cleanup(&at).and_then(|()| uninstall(&at)))
         }
-        [command] if command == "help" || command == "--help" || command == "-h" => say(&USAGE),
+        [command] if command == "help" => say(&USAGE),
         [command] if command == "--version" => {
             let versions = Version::ALL.map(Version::as_str).join(", ");
             say(&format!("keelson-cni {} for CNI {versions}", env!("CARGO_PKG_VERSION")))
@@ -71,10 +77,16 @@ struct Places {
     conf_dir: PathBuf,
     bin_dir: PathBuf,
     data_dirs: BTreeSet<PathBuf>,
+    /// Those of them that are nobody else's; a configuration's may be shared, as /var/lib/cni is.
+    own_data_dirs: BTreeSet<PathBuf>,
+    /// Directories of the networks that a configuration names.
+    networks_named: BTreeSet<PathBuf>,
     state_dirs: BTreeSet<PathBuf>,
     logs: BTreeSet<PathBuf>,
-    /// Configurations all of whose plugins are ours or that begin with one of ours.
+    /// Configurations that begin with one of ours.
     configurations: Vec<PathBuf>,
+    /// Others that name one of ours: what of theirs is ours goes, they themselves stay.
+    foreign: Vec<PathBuf>,
 }
 
 impl Places {
@@ -83,15 +95,23 @@ impl Places {
             conf_dir: "/etc/cni/net.d".into(),
             bin_dir: "/opt/cni/bin".into(),
             data_dirs: BTreeSet::new(),
+            own_data_dirs: BTreeSet::new(),
+            networks_named: BTreeSet::new(),
             state_dirs: BTreeSet::new(),
             logs: BTreeSet::new(),
             configurations: Vec::new(),
+            foreign: Vec::new(),
         };
         let mut options = options.iter();
         while let Some(option) = options.next() {
-            let name = option.to_string_lossy().into_owned();
+            let text = option.to_string_lossy().into_owned();
+            let (name, joined) = match text.split_once('=') {
+                Some((name, value)) => (name.to_owned(), Some(value)),
+                None => (text.clone(), None),
+            };
             let mut value = || {
-                let value = options.next().map(PathBuf::from);
+                let value = joined.map(PathBuf::from).or_else(|| options.next().map(PathBuf::from));
+                let value = value.filter(|path| !path.as_os_str().is_empty());
                 value.ok_or_else(|| io::Error::other(format!("{name}: a directory is missing\n{USAGE}")))
             };
             match name.as_str() {
@@ -112,6 +132,7 @@ impl Places {
                 set.insert(default.into());
             }
         }
+        places.own_data_dirs = places.data_dirs.clone();
         places.read_configurations()?;
         Ok(places)
     }
@@ -124,56 +145,109 @@ impl Places {
         for path in entries.flatten().map(|entry| entry.path()) {
             let is_configuration =
                 path.extension().is_some_and(|end| end == "conflist" || end == "conf" || end == "json");
-            let Ok(text) = fs::read_to_string(&path) else { continue };
-            let Ok(value) = serde_json::from_str::<Value>(&text) else { continue };
             if !is_configuration {
                 continue;
             }
-            let list = value.get("plugins").and_then(Value::as_array);
-            let plugins = list.map_or_else(|| vec![&value], |list| list.iter().collect());
-            let is_ours = |plugin: &&&Value| plugin["type"].as_str().and_then(Plugin::named).is_some();
-            if plugins.first().is_some_and(|first| is_ours(&first)) {
-                self.configurations.push(path);
-            }
-            for plugin in plugins.iter().filter(is_ours) {
-                self.note(plugin);
+            let read = file::read_regular(&path, MAX_CONFIGURATION);
+            match read.and_then(|text| Ok(serde_json::from_slice(&text)?)) {
+                Ok(value) => self.note(path, value),
+                // Not ours to judge; but what it says is not counted.
+                Err(error) => warn(&format!("{} is left out: {error}", path.display()))?,
             }
         }
         Ok(())
     }
 
-    fn note(&mut self, plugin: &Value) {
-        let path = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(PathBuf::from);
-        let implied = plugin["type"] == Plugin::Vxlan.name() && plugin["ipam"]["type"].is_null();
-        if implied || plugin["ipam"]["type"] == Plugin::Ipam.name() {
-            self.data_dirs.extend(path(&plugin["ipam"]["dataDir"]));
+    /// Takes in what a configuration says of places.
+    fn note(&mut self, path: PathBuf, mut configuration: Value) {
+        keys::fold(&mut configuration);
+        let plugins = match configuration.get("plugins").and_then(Value::as_array) {
+            Some(plugins) => plugins.iter().collect(),
+            None => vec![&configuration],
+        };
+        let is_ours = |plugin: &&Value| plugin["type"].as_str().and_then(Plugin::named).is_some();
+        let mut sections = Vec::new();
+        for plugin in &plugins {
+            ipam_sections(plugin, &mut sections);
         }
-        self.state_dirs.extend(path(&plugin["stateDir"]));
-        self.logs.extend(path(&plugin["logFile"]));
+        let begins_with_ours = plugins.first().is_some_and(is_ours);
+        if begins_with_ours {
+            self.configurations.push(path);
+        } else if !sections.is_empty() || plugins.iter().any(is_ours) {
+            self.foreign.push(path);
+        }
+        let named = |value: &Value| value.as_str().filter(|text| text.starts_with('/')).map(PathBuf::from);
+        for plugin in plugins.into_iter().filter(is_ours) {
+            self.state_dirs.extend(named(&plugin["stateDir"]));
+            self.logs.extend(named(&plugin["logFile"]));
+            // Its addresses are ours where it does not say whose.
+            if plugin["type"] == Plugin::Vxlan.name() && plugin["ipam"]["type"].is_null() {
+                sections.push(&plugin["ipam"]);
+            }
+        }
+        let network = configuration["name"].as_str().filter(|name| is_name(name));
+        for section in sections {
+            // Below another's plugin keys stay as they are written until ours is called.
+            let mut section = section.clone();
+            keys::fold(&mut section);
+            let Some(dir) = named(&section["dataDir"]) else { continue };
+            self.networks_named.extend(network.map(|network| dir.join(network)));
+            self.data_dirs.insert(dir);
+        }
     }
 
     /// Directories of networks below the data directories.
     fn networks(&self) -> Vec<PathBuf> {
-        let entries = self.data_dirs.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
-        entries.map(|entry| entry.path()).filter(|path| path.join("leases").is_file()).collect()
+        self.below_data_dirs().filter(|path| path.join("leases").is_file() && self.is_ours(path)).collect()
     }
 
     /// Directories below them that have a lock and nothing else: no address was ever given.
     fn untouched_networks(&self) -> Vec<PathBuf> {
-        let entries = self.data_dirs.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
         let is_untouched = |path: &PathBuf| {
             let names = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.file_name());
             names.collect::<Vec<_>>() == ["lock"]
         };
-        entries.map(|entry| entry.path()).filter(is_untouched).collect()
+        self.below_data_dirs().filter(|path| is_untouched(path) && self.is_ours(path)).collect()
+    }
+
+    fn below_data_dirs(&self) -> impl Iterator<Item = PathBuf> + '_ {
+        let entries = self.data_dirs.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
+        entries.map(|entry| entry.path())
+    }
+
+    /// Whether a network's directory is ours: by its place, by a configuration, or by how its log begins.
+    fn is_ours(&self, network: &Path) -> bool {
+        let is_log = || {
+            file::open_regular(&network.join("leases")).is_ok_and(|file| {
+                let mut beginning = Vec::new();
+                file.take(64).read_to_end(&mut beginning).is_ok() && Leases::is_log(&beginning)
+            })
+        };
+        network.parent().is_some_and(|dir| self.own_data_dirs.contains(dir))
+            || self.networks_named.contains(network)
+            || is_log()
+    }
+}
+
+/// Every section of ours that gives addresses, wherever it is: a foreign plugin may have it, or one that it delegates to.
+fn ipam_sections<'a>(value: &'a Value, found: &mut Vec<&'a Value>) {
+    match value {
+        Value::Object(object) => {
+            if object.get("type").is_some_and(|kind| kind == Plugin::Ipam.name()) {
+                found.push(value);
+            }
+            object.values().for_each(|value| ipam_sections(value, found));
+        }
+        Value::Array(list) => list.iter().for_each(|value| ipam_sections(value, found)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
 
 fn install(dir: &Path) -> io::Result<()> {
     let executable = std::env::current_exe()?;
     fs::create_dir_all(dir).map_err(|error| about(dir, &error))?;
-    // Where another plugin of that name is, containerd has what it needs.
-    let others = dir.join(LOOPBACK).symlink_metadata().is_ok() && !is_own_loopback(dir);
+    // Where another plugin of that name is, containerd has what it needs; a link that leads nowhere is none.
+    let others = dir.join(LOOPBACK).exists() && !is_own_loopback(dir);
     let names = Plugin::ALL.map(Plugin::name).into_iter();
     for name in names.chain((!others).then_some(LOOPBACK)) {
         let temporary = dir.join(format!(".{name}.{}", std::process::id()));
@@ -192,23 +266,33 @@ fn is_own_loopback(dir: &Path) -> bool {
 }
 
 fn leases(places: &Places) -> io::Result<()> {
+    let mut failures = Vec::new();
     for dir in places.networks() {
         let network = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let store =
-            ipam::store::Store::open(&dir).map_err(|failure| io::Error::other(failure.to_string()))?;
+        let store = match ipam::store::Store::open(&dir) {
+            Ok(store) => store,
+            Err(failure) => {
+                failures.push(failure.to_string());
+                continue;
+            }
+        };
         for lease in store.leases().iter() {
             let addresses: Vec<String> = lease.addrs.iter().map(ToString::to_string).collect();
-            say(&json!({
+            let mut line = json!({
                 "network": network,
                 "container": lease.owner.container_id,
                 "interface": lease.owner.ifname,
                 "addresses": addresses,
                 "netns": lease.netns,
-                "pod": lease.pod,
-            }))?;
+            });
+            // Only sticky leases know it.
+            if !lease.pod.is_empty() {
+                line["pod"] = json!(lease.pod);
+            }
+            say(&line)?;
         }
     }
-    Ok(())
+    if failures.is_empty() { Ok(()) } else { Err(io::Error::other(failures.join("\n"))) }
 }
 
 /// Removes what the plugins made, in this network namespace, and what they know; goes on past failures.
@@ -264,6 +348,9 @@ fn remove_path(path: &Path, failures: &mut Vec<String>) -> io::Result<()> {
 }
 
 fn uninstall(places: &Places) -> io::Result<()> {
+    for path in &places.foreign {
+        warn(&format!("{} stays and names plugins that are removed", path.display()))?;
+    }
     for path in &places.configurations {
         fs::remove_file(path).map_err(|error| about(path, &error))?;
         say(&path.display())?;
@@ -296,6 +383,10 @@ fn remove_all(path: &Path) -> io::Result<bool> {
 
 fn say(what: &impl std::fmt::Display) -> io::Result<()> {
     writeln!(io::stdout(), "{what}")
+}
+
+fn warn(what: &str) -> io::Result<()> {
+    writeln!(io::stderr(), "keelson-cni: {what}")
 }
 
 fn about(path: &Path, error: &io::Error) -> io::Error {

@@ -28,6 +28,9 @@ impl StateDir {
     /// The directory for `plugin`; it need not be there.
     pub(crate) fn of(call: &Call, plugin: &str) -> Result<Self, Failure> {
         let given = call.config.get("stateDir").and_then(Value::as_str).filter(|dir| !dir.is_empty());
+        // Only a call that takes away comes here with a relative one: an earlier version may have written below it, and
+        // where none did nothing is made.
+        let given = given.filter(|dir| dir.starts_with('/') || Path::new(dir).is_dir());
         let base = given.unwrap_or(DEFAULT_DIR);
         Ok(Self(Path::new(base).join(plugin).join(netns::own_identity()?.to_string())))
     }
@@ -66,6 +69,11 @@ impl StateDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed("read", &path, &error)),
         }
+    }
+
+    /// Whether an attachment has a record.
+    pub(crate) fn has(&self, network: &str, attachment: &Attachment) -> bool {
+        self.file(network, &attachment.container_id, &attachment.ifname).exists()
     }
 
     /// Removes the record of an attachment; absence is success.

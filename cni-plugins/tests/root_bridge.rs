@@ -17,7 +17,8 @@ use cni_plugins_host::{
 };
 use cni_plugins_types::CniResult;
 use lab::{
-    BRIDGE, Lab, address, assert_reachable, assert_unreachable, error_object, links_in, reason, wait_for,
+    BRIDGE, Lab, NETWORK, address, assert_reachable, assert_unreachable, error_object, links_in, reason,
+    wait_for,
 };
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -575,4 +576,67 @@ fn what_a_pod_sends_to_the_outside_has_the_hosts_address() {
         lab.del_from(&list, &two);
         lab.assert_nothing_left();
     }
+}
+
+#[test]
+fn a_pod_goes_also_when_its_list_was_edited_into_one_that_is_refused() {
+    let lab = Lab::new();
+    let pod = lab.pod();
+    let netns = pod.netns.display().to_string();
+    let good = json!({
+        "cniVersion": "1.1.0", "name": NETWORK, "type": "keelson-bridge", "bridge": BRIDGE,
+        "hairpinMode": true, "ipMasq": true, "logFile": lab.path("cni.log"), "stateDir": lab.path("state"),
+        "ipam": {"type": "keelson-ipam", "dataDir": lab.path("ipam"), "subnet": "10.99.0.0/24"},
+    });
+    let call = |command: &str, config: &serde_json::Value| {
+        let environment = [
+            ("CNI_COMMAND", command),
+            ("CNI_CONTAINERID", pod.container_id.as_str()),
+            ("CNI_NETNS", netns.as_str()),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_ARGS", if command == "DEL" { "nonsense" } else { "" }),
+        ];
+        let output = lab.call("keelson-bridge", &environment, config.to_string().as_bytes());
+        let output = output.wait_with_output().unwrap();
+        assert!(output.status.success(), "{command} {config}: {}", String::from_utf8_lossy(&output.stdout));
+    };
+    let masqueraded = || {
+        let list = || std::process::Command::new("nft").args(["list", "ruleset"]).output().unwrap();
+        String::from_utf8(netns::run_in(&lab.host, list).unwrap().stdout).unwrap().contains("10.99.0.")
+    };
+    for (key, value) in [
+        ("promiscMode", json!(true)),
+        ("mtu", json!(67)),
+        ("mtu", json!("big")),
+        ("ipMasqBackend", json!("iptables")),
+        ("ipMasqExcept", json!(["1.2.3.4"])),
+        ("ipMasq", json!(false)),
+        ("runtimeConfig", json!([])),
+        ("mode", json!("none")),
+        ("vlanTrunk", json!(7)),
+        ("dns", json!("x")),
+        ("logFile", json!(7)),
+        ("prevResult", json!("x")),
+    ] {
+        call("ADD", &good);
+        assert!(masqueraded());
+        let mut edited = good.clone();
+        edited[key] = value;
+        if key == "mtu" {
+            edited["cni.dev/valid-attachments"] = json!([]);
+            call("GC", &edited);
+        } else {
+            call("DEL", &edited);
+        }
+        assert!(!masqueraded(), "{key}");
+        lab.assert_nothing_left();
+    }
+}
+
+#[test]
+fn the_result_tells_the_mtu_that_the_bridge_has_with_the_port() {
+    let lab = Lab::new();
+    let result = lab.add(&lab.pod()).unwrap();
+    let bridge = lab.links().into_iter().find(|link| link.name == BRIDGE).unwrap();
+    assert_eq!((result.interfaces[0].mtu, bridge.mtu), (Some(1400), 1400));
 }

@@ -373,6 +373,17 @@ fn bad_input_gets_the_right_code_and_names_the_field() {
         let child = lab.call("keelson-bridge", &environment, good.to_string().as_bytes());
         refused(&error_object(child), code, expected);
     }
+    // Names that were taken once must not keep a pod from going; a path would lead out of the records.
+    for (name, is_taken) in [("eth%d", true), ("all", true), ("..", false), ("a/b", false), ("", false)] {
+        let environment = [
+            ("CNI_COMMAND", "DEL"),
+            ("CNI_CONTAINERID", pod.container_id.as_str()),
+            ("CNI_NETNS", netns.as_str()),
+            ("CNI_IFNAME", name),
+        ];
+        let child = lab.call("keelson-bridge", &environment, good.to_string().as_bytes());
+        assert_eq!(child.wait_with_output().unwrap().status.success(), is_taken, "{name:?}");
+    }
     for chained in ["keelson-tuning", "keelson-bandwidth"] {
         let child = lab.call(chained, &environment, with("type", chained.into()).as_bytes());
         refused(&error_object(child), 7, "prevResult is missing");
@@ -423,6 +434,13 @@ fn loopback_is_installed_where_there_is_none_and_taken_away_where_it_is_ours() {
     let used = path("used-bin");
     fs::create_dir(&used).unwrap();
     fs::write(Path::new(&used).join("loopback"), "another's").unwrap();
+    // A link that leads nowhere is no plugin.
+    let dangling = path("dangling-bin");
+    fs::create_dir(&dangling).unwrap();
+    std::os::unix::fs::symlink("/nowhere", Path::new(&dangling).join("loopback")).unwrap();
+    keelson(&["install", &dangling]);
+    uninstall(&dangling);
+    assert_eq!(fs::read_dir(&dangling).unwrap().count(), 0);
     keelson(&["install", &used]);
     uninstall(&used);
     assert_eq!(fs::read_to_string(Path::new(&used).join("loopback")).unwrap(), "another's");
@@ -473,4 +491,166 @@ fn one_command_removes_everything() {
     for gone in ["ipam/testnet", "ipam/untouched", "state", "cni.log"] {
         assert!(!Path::new(&lab.path(gone)).exists(), "{gone}");
     }
+}
+
+/// `keelson-cni` in the host's namespace; no longer than a moment, whatever is in the way.
+fn keelson(lab: &Lab, arguments: &[&str]) -> std::process::Output {
+    netns::run_in(&lab.host, || {
+        let limited = ["10", env!("CARGO_BIN_EXE_keelson-cni")];
+        Command::new("timeout").args(limited).args(arguments).output().unwrap()
+    })
+    .unwrap()
+}
+
+#[test]
+fn addresses_of_a_foreign_main_plugin_are_listed_and_removed_and_its_list_stays() {
+    let lab = Lab::new();
+    let conf_dir = lab.path("net.d");
+    fs::create_dir(&conf_dir).unwrap();
+    // A pipe must not hold anybody up.
+    assert!(Command::new("mkfifo").arg(format!("{conf_dir}/05-pipe.conf")).status().unwrap().success());
+    let shared = lab.path("shared");
+    let ipam = json!({"type": "keelson-ipam", "DataDir": shared, "subnet": "10.99.0.0/24"});
+    let list = lab.list_of(&[json!({"type": "flannel", "delegate": {"type": "bridge", "ipam": ipam}})]);
+    fs::write(format!("{conf_dir}/10-foreign.conflist"), &list.source).unwrap();
+    let pod = lab.pod();
+    let netns = pod.netns.display().to_string();
+    let environment = [
+        ("CNI_COMMAND", "ADD"),
+        ("CNI_CONTAINERID", pod.container_id.as_str()),
+        ("CNI_NETNS", netns.as_str()),
+        ("CNI_IFNAME", "eth0"),
+    ];
+    let input = json!({"cniVersion": "1.1.0", "name": NETWORK, "type": "bridge", "ipam": ipam,
+        "logFile": lab.path("cni.log")});
+    let added = lab.call("keelson-ipam", &environment, input.to_string().as_bytes());
+    assert!(added.wait_with_output().unwrap().status.success());
+    // What is another's there is left alone.
+    for (name, file) in [("etcd", "leases"), ("etcd2", "lock")] {
+        fs::create_dir(format!("{shared}/{name}")).unwrap();
+        fs::write(format!("{shared}/{name}/{file}"), "another's").unwrap();
+    }
+    let own = ["data", "state", "log", "bin"].map(|name| lab.path(name));
+    let data_dir = format!("--data-dir={}", own[0]);
+    let places = ["--conf-dir", &conf_dir, &data_dir, "--state-dir", &own[1], "--log-file", &own[2]];
+    let run = |command: &str, more: &[&str]| {
+        let output = keelson(&lab, &[&[command], &places[..], more].concat());
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        assert!(output.status.success(), "{output:?}");
+        (text(output.stdout), text(output.stderr))
+    };
+    let (listed, told) = run("leases", &[]);
+    assert!(listed.contains("10.99.0.2") && listed.lines().count() == 1, "{listed}");
+    assert!(told.contains("05-pipe.conf is left out: it is not a regular file"), "{told}");
+    // Help is help, and nothing else.
+    let (help, _) = run("cleanup", &["--help"]);
+    assert!(help.starts_with("usage:"), "{help}");
+    assert!(run("leases", &[]).0.contains("10.99.0.2"));
+    let (_, told) = run("uninstall", &["--bin-dir", &own[3]]);
+    assert!(told.contains("10-foreign.conflist stays and names plugins"), "{told}");
+    let mut left: Vec<_> = fs::read_dir(&shared).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["etcd", "etcd2"]);
+}
+
+#[test]
+fn a_log_that_is_a_pipe_holds_no_pod_up() {
+    let lab = Lab::new();
+    assert!(Command::new("mkfifo").arg(lab.path("pipe")).status().unwrap().success());
+    let pod = lab.pod();
+    let netns = pod.netns.display().to_string();
+    let mut config = one_subnet(&lab);
+    for (key, value) in [
+        ("name", NETWORK.to_owned()),
+        ("cniVersion", "1.1.0".to_owned()),
+        ("logFile", lab.path("pipe")),
+        ("stateDir", lab.path("state")),
+    ] {
+        config[key] = value.into();
+    }
+    for command in ["ADD", "DEL"] {
+        let environment = [
+            ("CNI_COMMAND", command),
+            ("CNI_CONTAINERID", pod.container_id.as_str()),
+            ("CNI_NETNS", netns.as_str()),
+            ("CNI_IFNAME", "eth0"),
+        ];
+        let mut child = lab.call("keelson-bridge", &environment, config.to_string().as_bytes());
+        let status = wait_for("end of the call", || {
+            child.try_wait().unwrap().ok_or_else(|| format!("{command} waits"))
+        });
+        assert!(status.success(), "{command}");
+    }
+    lab.assert_nothing_left();
+}
+
+#[test]
+fn an_address_for_the_pod_that_is_the_gateways_is_refused() {
+    let lab = Lab::new();
+    let foreign = lab.dir.path().join("foreign");
+    fs::create_dir(&foreign).unwrap();
+    let plugin = foreign.join("first-address");
+    let answer = r#"{"cniVersion":"1.1.0","ips":[{"address":"10.99.0.1/24"}]}"#;
+    fs::write(&plugin, format!("#!/bin/sh\ncat >/dev/null\ntest $CNI_COMMAND != ADD || echo '{answer}'\n"))
+        .unwrap();
+    fs::set_permissions(&plugin, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let pod = lab.pod();
+    let netns = pod.netns.display().to_string();
+    let path = foreign.display().to_string();
+    let environment = [
+        ("CNI_COMMAND", "ADD"),
+        ("CNI_CONTAINERID", pod.container_id.as_str()),
+        ("CNI_NETNS", netns.as_str()),
+        ("CNI_IFNAME", "eth0"),
+        ("CNI_PATH", path.as_str()),
+        ("PATH", "/usr/bin:/bin"),
+    ];
+    let config = json!({
+        "cniVersion": "1.1.0", "name": NETWORK, "type": "keelson-bridge", "bridge": BRIDGE, "isGateway": true,
+        "ipam": {"type": "first-address"}, "logFile": "", "stateDir": lab.path("state"),
+    });
+    let told = error_object(lab.call("keelson-bridge", &environment, config.to_string().as_bytes()));
+    refused(&told, 7, "ipam: gives the pod 10.99.0.1, which the host is to have as the gateway");
+    assert!(lab.links().is_empty() && links_in(&pod.netns).is_empty());
+}
+
+#[test]
+fn a_relative_directory_is_refused_before_anything_is_written_there() {
+    let lab = Lab::new();
+    let pod = lab.pod();
+    let cwd = lab.dir.path().join("cwd");
+    fs::create_dir(&cwd).unwrap();
+    let mut config = one_subnet(&lab);
+    config["name"] = NETWORK.into();
+    config["cniVersion"] = "1.1.0".into();
+    let call = |command: &str, config: &Value| {
+        let mut child = netns::run_in(&lab.host, || {
+            Command::new(lab.invoker.bin_dirs[0].join("keelson-bridge"))
+                .current_dir(&cwd)
+                .env_clear()
+                .env("CNI_COMMAND", command)
+                .env("CNI_CONTAINERID", &pod.container_id)
+                .env("CNI_NETNS", &pod.netns)
+                .env("CNI_IFNAME", "eth0")
+                .stdin(std::process::Stdio::piped())
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .unwrap();
+        child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
+        child
+    };
+    let mut good = config.clone();
+    good["stateDir"] = lab.path("state").into();
+    good["logFile"] = "".into();
+    assert!(call("ADD", &good).wait_with_output().unwrap().status.success());
+    for key in ["stateDir", "logFile"] {
+        let mut wrong = good.clone();
+        wrong[key] = "rel".into();
+        refused(&error_object(call("ADD", &wrong)), 7, &format!("{key}: \"rel\" is not an absolute path"));
+        assert!(call("DEL", &wrong).wait_with_output().unwrap().status.success());
+    }
+    assert_eq!(fs::read_dir(&cwd).unwrap().count(), 0);
+    lab.assert_nothing_left();
 }

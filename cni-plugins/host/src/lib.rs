@@ -5,6 +5,7 @@
 //! - [`nft`]: masquerade and host ports by nftables.
 //! - [`sysctl`]: kernel parameters of this or another namespace.
 //! - [`arp`]: gratuitous ARP.
+//! - [`file`]: regular files, opened without waiting.
 //! - [`lock`]: file locks with a deadline.
 //! - [`detach`]: work that goes on after the plugin has answered.
 //! - [`overlay`]: the state of the network between nodes, from the agent to the plugins.
@@ -17,6 +18,7 @@
 
 pub mod arp;
 pub mod detach;
+pub mod file;
 pub mod invoke;
 pub mod lock;
 pub mod netlink;

@@ -32,6 +32,8 @@ use nix::{
 const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
 /// `NS_GET_NSTYPE` of linux/nsfs.h: `_IO(0xb7, 0x3)`.
 const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+/// `SIOCSIFFLAGS` of linux/sockios.h: the libc crate has it in another type than `ioctl` takes, with musl.
+const SIOCSIFFLAGS: libc::Ioctl = 0x8914;
 /// How often a stacked mount is taken off one path; more means somebody mounts in a loop.
 const MAX_STACKED_MOUNTS: usize = 64;
 
@@ -143,10 +145,25 @@ pub fn remove(path: &Path) -> Result<(), NetnsError> {
 /// Whether `path` is a live network namespace; `false` when it is absent, a plain file (a create that
 /// was killed, or a reboot) or a namespace of another kind.
 pub fn is_netns(path: &Path) -> bool {
-    if statfs(path).map(|stat| stat.filesystem_type()) != Ok(NSFS_MAGIC) {
-        return false;
+    probe(path).unwrap_or(false)
+}
+
+/// As [`is_netns`], but what cannot be told (no permission, no descriptor left) is an error.
+pub fn probe(path: &Path) -> Result<bool, NetnsError> {
+    let failed = |step, error: io::Error| match error.raw_os_error().map(Errno::from_raw) {
+        // The last is of a process that has ended, below `/proc`.
+        Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ESRCH) => Ok(false),
+        _ => Err(NetnsError::new(step, path, error)),
+    };
+    match statfs(path) {
+        Ok(stat) if stat.filesystem_type() == NSFS_MAGIC => {}
+        Ok(_) => return Ok(false),
+        Err(error) => return failed("inspect", error.into()),
     }
-    File::open(path).is_ok_and(|file| namespace_type(&file) == libc::CLONE_NEWNET)
+    match File::open(path) {
+        Ok(file) => Ok(namespace_type(&file) == libc::CLONE_NEWNET),
+        Err(error) => failed("open", error),
+    }
 }
 
 /// Runs `work` on a thread inside the namespace at `path` and returns what it returns.
@@ -232,7 +249,7 @@ fn loopback_up() -> io::Result<()> {
     request.ifr_ifru.ifru_flags = 0x41;
     // SAFETY: the descriptor is an open socket and `request` lives through the call; SIOCSIFFLAGS reads
     // name and flags only. A netlink request would need a runtime on this short-lived thread.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCSIFFLAGS, &raw const request) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -240,4 +257,25 @@ fn namespace_type(file: &File) -> libc::c_int {
     // SAFETY: NS_GET_NSTYPE takes no argument and touches no memory; on a descriptor that is not a
     // namespace it fails with ENOTTY. nix has no wrapper for it.
     unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_namespace_is_told_from_what_cannot_be_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        for not in [file.as_path(), dir.path(), &file.join("below"), &dir.path().join("absent")] {
+            assert!(!probe(not).unwrap(), "{}", not.display());
+        }
+        assert!(!probe(Path::new("/proc/self/ns/uts")).unwrap());
+        assert!(probe(Path::new("/proc/self/ns/net")).unwrap());
+        // As root everything may be looked at; a name that is too long is refused to everybody.
+        let refused = probe(&dir.path().join("x".repeat(300))).unwrap_err();
+        assert_eq!(refused.source.raw_os_error(), Some(Errno::ENAMETOOLONG as i32));
+        assert!(!is_netns(&refused.path));
+    }
 }

@@ -11,7 +11,10 @@ use serde_json::Value;
 
 pub use cni_plugins_types::overlay::{FORMAT, State, StateError};
 
-use crate::netlink::{Netlink, NetlinkError, Step};
+use crate::{
+    file,
+    netlink::{Netlink, NetlinkError, Step},
+};
 
 /// The file's name in the directory of the plugins' records.
 pub const FILE_NAME: &str = "overlay.json";
@@ -54,14 +57,7 @@ pub enum OverlayError {
 /// Reads the state, checked, of this boot.
 pub fn read(path: &Path) -> Result<State, OverlayError> {
     let unreadable = |source| OverlayError::Read { path: path.to_owned(), source };
-    let text = match fs::metadata(path) {
-        Ok(metadata) if metadata.len() > MAX_SIZE => {
-            return Err(unreadable(io::Error::other("it is larger than 1 MiB")));
-        }
-        Ok(_) => fs::read(path),
-        Err(error) => Err(error),
-    };
-    let text = match text {
+    let text = match file::read_regular(path, MAX_SIZE) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(OverlayError::Absent(path.to_owned()));
         }

@@ -103,7 +103,7 @@ const VERBATIM: [&str; 4] = ["args", "capabilities", "prevResult", "sysctl"];
 
 /// Gives known keys their spelling, and takes those away that are `null`. A key that is there in its own spelling, too,
 /// stays as it is.
-pub(super) fn fold(config: &mut Value) {
+pub(crate) fn fold(config: &mut Value) {
     match config {
         Value::Object(object) => fold_object(object),
         Value::Array(list) => list.iter_mut().for_each(fold),

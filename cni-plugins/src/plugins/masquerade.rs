@@ -45,20 +45,24 @@ struct Record {
 
 /// Carries out one call.
 pub(crate) fn run(call: &Call) -> Result<Option<CniResult>, Failure> {
-    let config: MasqueradeConfig = call.parse()?;
     match call.command {
         Command::Add => {
+            let config: MasqueradeConfig = call.parse()?;
             let result = call.require_prev_result()?;
             attach(call, &addresses(&result), &config.ip_masq_except)?;
             Ok(Some(result))
         }
         Command::Del => detach(call).map(|()| None),
         Command::Check => {
+            let config: MasqueradeConfig = call.parse()?;
             let result = call.require_prev_result()?;
             check(call, &addresses(&result), &config.ip_masq_except).map(|()| None)
         }
         Command::Gc => collect(call).map(|()| None),
-        Command::Status => status().map(|()| None),
+        Command::Status => {
+            call.parse::<MasqueradeConfig>()?;
+            status().map(|()| None)
+        }
         Command::Version => Ok(None),
     }
 }
@@ -77,6 +81,16 @@ pub(crate) fn attach(call: &Call, addresses: &[IpNet], except: &[IpNet]) -> Resu
 pub(crate) fn detach(call: &Call) -> Result<(), Failure> {
     masquerade::remove(&owner(call))?;
     StateDir::of(call, PLUGIN)?.remove(&call.network, &Attachment::of(call))
+}
+
+/// Whether the call's attachment was masqueraded.
+pub(crate) fn is_recorded(call: &Call) -> Result<bool, Failure> {
+    Ok(StateDir::of(call, PLUGIN)?.has(&call.network, &Attachment::of(call)))
+}
+
+/// Whether one of the call's network was.
+pub(crate) fn has_records(call: &Call) -> Result<bool, Failure> {
+    Ok(!StateDir::of(call, PLUGIN)?.list(&call.network)?.is_empty())
 }
 
 /// Whether it is as [`attach`] left it.

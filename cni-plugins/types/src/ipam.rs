@@ -137,6 +137,9 @@ pub enum RangeError {
     /// The gateway is the subnet's broadcast address.
     #[error("gateway: {0} is the broadcast address of subnet {1}")]
     Broadcast(IpAddr, IpNet),
+    /// The gateway is the subnet's network address.
+    #[error("gateway: {0} is the network address of subnet {1}, which no host has")]
+    Network(IpAddr, IpNet),
     /// `rangeStart`, `rangeEnd` or `gateway` is outside, or start is after end.
     #[error("{field}: {addr} is not usable in subnet {subnet}")]
     Outside {
@@ -204,7 +207,11 @@ impl IpamConfig {
             return Err(RangeError::Empty);
         }
         let all: Vec<&Range> = sets.iter().flat_map(|set| &set.0).collect();
-        for (index, range) in all.iter().enumerate() {
+        // In order of their beginnings, ranges overlap when neighbours do; only to name the first two is every pair looked at.
+        let mut ordered = all.clone();
+        ordered.sort_by_key(|range| range.first);
+        let any_overlap = ordered.windows(2).any(|pair| pair[0].overlaps(pair[1]));
+        for (index, range) in all.iter().enumerate().filter(|_| any_overlap) {
             if let Some(other) = all[..index].iter().find(|other| other.overlaps(range)) {
                 return Err(RangeError::Conflict(other.subnet, range.subnet));
             }
@@ -249,6 +256,10 @@ impl Range {
         let gateway = inside("gateway", config.gateway, lowest)?;
         if gateway.is_ipv4() && gateway == subnet.last() {
             return Err(RangeError::Broadcast(gateway, subnet));
+        }
+        // Of IPv6 it is the routers' anycast address, which a router may be reached by.
+        if gateway.is_ipv4() && gateway == subnet.network() {
+            return Err(RangeError::Network(gateway, subnet));
         }
         if first > last {
             return Err(RangeError::Outside { field: "rangeStart", addr: first, subnet });

@@ -4,7 +4,11 @@
 //! A chain's name tells its content, so it never changes: pods of an edited network use another one, and a chain goes with
 //! the last pod that used it.
 
-use std::{collections::BTreeSet, io, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+};
 
 use cni_plugins_types::IpNet;
 use nix::errno::Errno;
@@ -29,24 +33,24 @@ pub fn add(owner: &Owner<'_>, addresses: &[IpNet], except: &[IpNet]) -> Result<(
     }
     let run = || -> io::Result<()> {
         let mut socket = open()?;
-        let chains: Vec<Chain> = addresses.iter().map(|address| Chain::of(address, except)).collect();
+        let by_subnet = chains(addresses, except);
+        let comment = owner.comment();
         let elements = |flags: u16| -> Vec<Message> {
-            let pairs = addresses.iter().zip(&chains);
-            pairs
-                .map(|(address, chain)| element(flags, address.addr(), Some(&chain.name), &owner.comment()))
-                .collect()
+            let chain = |address: &IpNet| by_subnet.get(&subnet_of(address)).map(|chain| chain.name.as_str());
+            addresses.iter().map(|address| element(flags, address.addr(), chain(address), &comment)).collect()
         };
+        let chains = by_subnet.values();
         let fresh = elements(flag::CREATE | flag::EXCL);
         let mut outcome = socket.commit(&fresh);
         if outcome.as_ref().is_err_and(is_absent) {
             // The first pod with these exclusions: the table is there in most cases.
-            let mut all: Vec<Message> = chains.iter().flat_map(Chain::messages).collect();
+            let mut all: Vec<Message> = chains.clone().flat_map(Chain::messages).collect();
             all.extend(fresh.iter().cloned());
             outcome = socket.commit(&all);
         }
         if outcome.as_ref().is_err_and(is_absent) {
             let mut all = layout::messages();
-            all.extend(chains.iter().flat_map(Chain::messages));
+            all.extend(chains.clone().flat_map(Chain::messages));
             all.extend(fresh.iter().cloned());
             outcome = socket.commit(&all);
         }
@@ -54,8 +58,9 @@ pub fn add(owner: &Owner<'_>, addresses: &[IpNet], except: &[IpNet]) -> Result<(
             Err(error) if error.raw_os_error() == Some(Errno::EEXIST as i32) => {
                 let held = list(&mut socket)?;
                 let mut all = layout::messages();
-                all.extend(chains.iter().flat_map(Chain::messages));
-                let ours = |one: &&Element| addresses.iter().any(|address| address.addr() == one.address);
+                all.extend(chains.flat_map(Chain::messages));
+                let wanted: BTreeSet<IpAddr> = addresses.iter().map(IpNet::addr).collect();
+                let ours = |one: &&Element| wanted.contains(&one.address);
                 all.extend(held.iter().filter(ours).map(Element::delete));
                 all.extend(fresh);
                 socket.commit(&all)
@@ -81,10 +86,14 @@ pub fn check(owner: &Owner<'_>, addresses: &[IpNet], except: &[IpNet]) -> Result
     let held = open()
         .and_then(|mut socket| list(&mut socket))
         .map_err(|source| NftError::new("list masqueraded addresses", source))?;
+    let held: BTreeMap<IpAddr, &str> = held
+        .iter()
+        .filter(|one| one.comment == comment)
+        .map(|one| (one.address, one.chain.as_str()))
+        .collect();
     Ok(addresses.iter().all(|address| {
-        held.iter()
-            .filter(|one| one.address == address.addr() && one.comment == comment)
-            .any(|one| possible_chains(address, except).any(|chain| one.chain == chain))
+        held.get(&address.addr())
+            .is_some_and(|held| possible_chains(address, except).any(|chain| *held == chain))
     }))
 }
 
@@ -175,6 +184,20 @@ impl Chain {
         all.push(Rule::default().masquerade().append_to(&self.name));
         all
     }
+}
+
+/// The chains of some addresses. Those of one subnet share theirs, which is computed and made once: the kernel goes through a
+/// chain's rules each time that it is emptied.
+fn chains(addresses: &[IpNet], except: &[IpNet]) -> BTreeMap<(IpAddr, u8), Chain> {
+    let mut chains = BTreeMap::new();
+    for address in addresses {
+        chains.entry(subnet_of(address)).or_insert_with(|| Chain::of(address, except));
+    }
+    chains
+}
+
+fn subnet_of(address: &IpNet) -> (IpAddr, u8) {
+    (address.network(), address.prefix_len())
 }
 
 /// The chains that an address may have been added with, the most likely first.
@@ -331,6 +354,18 @@ mod tests {
         );
         let shown = shown(&one.except);
         assert_eq!(shown, "10.0.0.0/8, 10.1.2.0/24, 169.254.0.0/16, 224.0.0.0/4");
+    }
+
+    #[test]
+    fn many_addresses_of_a_subnet_have_one_chain() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let of_one = (0..=255).map(|host| net(&format!("10.1.2.{host}/24")));
+        let all: Vec<IpNet> = of_one.chain([net("10.1.2.3/25"), net("fd00::1/64")]).collect();
+        let made = chains(&all, &[]);
+        assert_eq!(made.len(), 3);
+        for address in &all {
+            assert_eq!(made[&subnet_of(address)].name, Chain::of(address, &[]).name);
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! process is killed. All functions block, for well below a millisecond, with a deadline on every answer.
 //!
 //! In reading order: [`wire`] (messages and socket), `expression` (what rules are made of), `comment`, [`layout`],
-//! [`masquerade`], [`ports`], [`conntrack`], [`route`]. [`untracked`] has a table of its own, of the node's agent.
+//! [`masquerade`], [`ports`], [`conntrack`], [`route`], [`Watch`]. [`untracked`] has a table of its own, of the node's agent.
 
 mod attributes;
 mod comment;
@@ -17,6 +17,7 @@ pub mod masquerade;
 pub mod ports;
 pub mod route;
 pub mod untracked;
+mod watch;
 mod wire;
 
 use std::io;
@@ -27,6 +28,8 @@ use self::{
     attributes::find,
     wire::{Message, Socket, kind},
 };
+
+pub use self::watch::Watch;
 
 /// Name of the table.
 pub const TABLE: &str = "keelson_cni";

@@ -5,7 +5,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
 use nix::{
@@ -19,7 +19,11 @@ use nix::{
     },
 };
 
-use super::{NftError, TABLE, attributes::Attributes};
+use super::{
+    NftError, TABLE,
+    attributes::{Attributes, find},
+    comment,
+};
 
 /// `NFPROTO_INET` of linux/netfilter.h.
 pub(super) const INET: u8 = 1;
@@ -65,7 +69,7 @@ const DUMP_INTERRUPTED: u16 = 0x10;
 /// How often a list that changes under the reading is asked for again.
 const DUMP_TRIES: usize = 20;
 /// Bytes of one read: the kernel tells lists in pieces of at most 32 KiB.
-const BUFFER: usize = 64 << 10;
+pub(super) const BUFFER: usize = 64 << 10;
 /// Room for one transaction, that of a pod with ten thousand ports.
 const SEND_BUFFER: usize = 16 << 20;
 /// Longest wait for an answer.
@@ -315,6 +319,19 @@ impl Socket {
         {
         }
     }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+/// The names of tables that a datagram of the group of changes tells to be gone.
+pub(super) fn deleted_tables(bytes: &[u8]) -> impl Iterator<Item = String> {
+    replies(bytes)
+        .filter(|reply| reply.kind == SUBSYSTEM << 8 | kind::DEL_TABLE)
+        .filter_map(|reply| find(reply.payload.get(4..)?, 1).map(comment::text))
 }
 
 /// The messages of a datagram; ends at the first that does not fit.

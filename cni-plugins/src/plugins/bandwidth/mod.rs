@@ -96,7 +96,7 @@ fn remove(state: &StateDir, network: &str, attachment: &Attachment) -> Result<()
             }
         }
         let path = std::path::Path::new(&record.netns);
-        if record.egress && netns::is_netns(path) && netns::identity(path)? == record.inode {
+        if record.egress && netns::probe(path)? && netns::identity(path)? == record.inode {
             let pod = Netlink::open_in(path)?;
             if let Some(link) = pod.link(&attachment.ifname)? {
                 clear(&pod, link.index)?;

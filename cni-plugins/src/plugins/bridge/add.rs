@@ -23,7 +23,8 @@ const DEFAULT_VLAN: u16 = 1;
 
 /// Attaches the pod.
 pub(super) fn add(call: &Call, config: &BridgeConfig) -> Result<CniResult, Failure> {
-    if !netns::is_netns(&call.netns) {
+    let is_netns = netns::probe(&call.netns).map_err(|error| Failure::from(error).within("CNI_NETNS"))?;
+    if !is_netns {
         return Err(Failure::new(
             ErrorCode::UnknownContainer,
             format!("CNI_NETNS: {} is not a network namespace", call.netns.display()),
@@ -78,6 +79,7 @@ impl<'a> Attachment<'a> {
         // With the subnet's prefix, which mode "routed" is about to take off.
         let addresses: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
         gateway::complete(config, &mut result);
+        gateway::require_other_than_pods(config, &result)?;
         if !config.dns.is_empty() {
             result.dns = config.dns.clone();
         }
@@ -90,7 +92,7 @@ impl<'a> Attachment<'a> {
         pod::require_mtu(&result, mtu)?;
         let name = self.host_name.clone();
         undo.push("delete the veth pair", move || host.delete_link(&name).map(|_| ()));
-        let port = self.create_pair(bridge.as_ref(), mac, mtu)?;
+        let (port, bridge) = self.create_pair(bridge.as_ref(), mac, mtu)?;
         if bridge.is_some() {
             self.configure_port(&port, mac)?;
         } else {
@@ -105,9 +107,14 @@ impl<'a> Attachment<'a> {
         Ok(result)
     }
 
-    /// Makes the pair. As the pod has no such interface, a host end with this name is left over from a
+    /// Makes the pair; returns the host's end, and the bridge as it is with that port. As the pod has no such interface, a host end with this name is left over from a
     /// killed call for the same attachment.
-    fn create_pair(&self, bridge: Option<&Link>, mac: [u8; 6], mtu: u32) -> Result<Link, Failure> {
+    fn create_pair(
+        &self,
+        bridge: Option<&Link>,
+        mac: [u8; 6],
+        mtu: u32,
+    ) -> Result<(Link, Option<Link>), Failure> {
         let netns = File::open(&self.call.netns)
             .map_err(|error| Failure::io("open the network namespace", &error))?;
         let pair = VethPair {
@@ -131,8 +138,9 @@ impl<'a> Attachment<'a> {
         }
     }
 
-    /// One system call: the pair, its alias, the port's options, and what came of it.
-    fn try_create(&self, pair: &VethPair<'_>) -> Result<Link, NetlinkError> {
+    /// One system call: the pair, its alias, the port's options, and what came of it. The bridge is read after the port has
+    /// joined, from which its MTU follows.
+    fn try_create(&self, pair: &VethPair<'_>) -> Result<(Link, Option<Link>), NetlinkError> {
         let this = LinkRef::Name(&self.host_name);
         let alias = names::alias(&self.call.network, &self.call.container_id, &self.call.ifname);
         let alias = LinkChange { alias: Some(&alias), ..LinkChange::default() };
@@ -146,11 +154,15 @@ impl<'a> Attachment<'a> {
             steps.push(Step::set_port(this, &options));
         }
         steps.push(Step::get_link(this));
+        steps.extend(pair.bridge_index.map(|index| Step::get_link(LinkRef::Index(index))));
         let answers = self.host.run(steps)?;
-        answers.iter().flatten().find_map(|body| Link::read(body)).ok_or_else(|| NetlinkError::Request {
+        let mut links = answers.iter().flatten().filter_map(|body| Link::read(body));
+        let port = links.next().filter(|link| link.name == self.host_name);
+        let port = port.ok_or_else(|| NetlinkError::Request {
             step: format!("find link {}", self.host_name),
             source: Errno::ENODEV.into(),
-        })
+        })?;
+        Ok((port, links.next()))
     }
 
     /// VLANs and the address the pod may send with; what the kernel silently ignored is refused.

@@ -7,7 +7,7 @@ use cni_plugins_types::{
     result::Dns,
 };
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{call::Call, failure::Failure};
 
@@ -122,8 +122,11 @@ struct RuntimeConfig {
 }
 
 impl BridgeConfig {
-    /// Reads a call's object and refuses what cannot work.
+    /// Reads a call's object and refuses what cannot work. A call that takes away refuses nothing.
     pub(super) fn of(call: &Call) -> Result<Self, Failure> {
+        if call.command.takes_away() {
+            return Self::for_removal(&call.config);
+        }
         let mut config: Self = call.parse()?;
         let section = call.config.get("ipam").and_then(Value::as_object);
         if config.ipam.as_ref().is_some_and(|ipam| ipam.kind.is_empty()) {
@@ -135,6 +138,24 @@ impl BridgeConfig {
         }
         config.check()?;
         Ok(config)
+    }
+
+    /// What DEL and GC need: the bridge, whether there is a masquerade, who gave addresses. A value that cannot be is as if it
+    /// were not given.
+    fn for_removal(object: &Value) -> Result<Self, Failure> {
+        let usable = |key: &str, is_usable: &dyn Fn(&Value) -> bool| {
+            object.get(key).filter(|value| is_usable(value)).map(|value| (key.to_owned(), value.clone()))
+        };
+        let needed: Map<String, Value> = [
+            usable("bridge", &|name| name.as_str().is_some_and(is_interface_name)),
+            usable("ipMasq", &Value::is_boolean),
+            // A path is no plugin's name, and is never executed.
+            usable("ipam", &|ipam| ipam["type"].as_str().is_some_and(is_plugin_type)),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        serde_json::from_value(needed.into()).map_err(|error| Failure::bug(error.to_string()))
     }
 
     fn check(&self) -> Result<(), Failure> {
@@ -299,6 +320,23 @@ mod tests {
             r#"{"disableContainerInterface":true,"ipam":{"type":"x"}}"#,
             "disableContainerInterface: an interface that stays down cannot have addresses; remove ipam (CNI error code 7)",
         );
+    }
+
+    #[test]
+    fn what_takes_away_refuses_nothing() {
+        let read = |json: &str| {
+            let config = BridgeConfig::for_removal(&serde_json::from_str(json).unwrap()).unwrap();
+            (config.bridge, config.ip_masq, config.ipam.map(|ipam| ipam.kind))
+        };
+        let ours = Some("keelson-ipam".to_owned());
+        let wrong = r#"{"hairpinMode":true,"promiscMode":true,"mtu":"x","ipMasqBackend":7,"ipMasqExcept":["1.2.3.4"],
+            "runtimeConfig":[],"vlan":5000,"mode":"none","dns":1,
+            "bridge":"b0","ipMasq":true,"ipam":{"type":"keelson-ipam","ranges":7}}"#;
+        assert_eq!(read(wrong), ("b0".to_owned(), true, ours));
+        for ipam in [r#""x""#, "[]", "{}", "7", r#"{"type":7}"#, r#"{"type":"../bin/true"}"#] {
+            let wrong = format!(r#"{{"bridge":"a/b","ipMasq":"yes","ipam":{ipam}}}"#);
+            assert_eq!(read(&wrong), ("cni0".to_owned(), false, None), "{ipam}");
+        }
     }
 
     #[test]

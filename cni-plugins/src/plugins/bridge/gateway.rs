@@ -1,7 +1,10 @@
 //! The host's side of pods' routes: the bridge, the gateways' addresses, forwarding; or, without a bridge,
 //! a route to each pod.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use cni_plugins_host::{
     netlink::{BridgeSpec, Link, LinkChange, LinkRef, Netlink, Step, VethPair},
@@ -47,6 +50,21 @@ pub(super) fn complete(config: &BridgeConfig, result: &mut CniResult) {
     }
     if config.is_default_gateway {
         add_default_routes(result);
+    }
+}
+
+/// Refuses a pod's address that the host is to have as the gateway: an IPAM plugin that names no gateway may give away the
+/// first address, and both ends would then have the same addresses.
+pub(super) fn require_other_than_pods(config: &BridgeConfig, result: &CniResult) -> Result<(), Failure> {
+    if config.mode == Mode::Bridge && !config.is_gateway() {
+        return Ok(());
+    }
+    let gateways: BTreeSet<IpAddr> = result.ips.iter().filter_map(|ip| ip.gateway).collect();
+    match result.addresses_in_sandbox().find(|addr| gateways.contains(addr)) {
+        Some(addr) => Err(Failure::config(format!(
+            "ipam: gives the pod {addr}, which the host is to have as the gateway; let it name another gateway"
+        ))),
+        None => Ok(()),
     }
 }
 

@@ -31,7 +31,9 @@ pub(super) fn del(call: &Call, config: &BridgeConfig) -> Result<(), Failure> {
     let netlink = Netlink::open()?;
     let name = names::host_interface(&call.network, &call.container_id, &call.ifname);
     let stopped = stop(&netlink, &name, &format!("{}:{}:{}", call.network, call.container_id, call.ifname));
-    let unmasked = if config.ip_masq { masquerade::detach(call) } else { Ok(()) };
+    // Also when the list has lost the key since.
+    let is_masked = config.ip_masq || masquerade::is_recorded(call)?;
+    let unmasked = if is_masked { masquerade::detach(call) } else { Ok(()) };
     let released = ipam::delegate(call, config);
     if stopped? {
         delete_later(call, &netlink)?;
@@ -52,7 +54,8 @@ pub(super) fn gc(call: &Call, config: &BridgeConfig) -> Result<(), Failure> {
         .filter(|link| names::is_stale(link, &call.network, bridge, &kept) && link.group != DOOMED)
         .collect();
     let deleted = doom(&netlink, &stale).and_then(|()| delete_doomed(&netlink));
-    let unmasked = if config.ip_masq { masquerade::collect(call) } else { Ok(()) };
+    let is_masked = config.ip_masq || masquerade::has_records(call)?;
+    let unmasked = if is_masked { masquerade::collect(call) } else { Ok(()) };
     let released = ipam::delegate(call, config);
     deleted?;
     unmasked?;

@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cni_plugins_host::netns;
+use cni_plugins_host::{file, netns};
 use cni_plugins_types::{
     CniResult, ErrorCode, IpConfig, IpNet,
     ipam::{
@@ -50,17 +50,24 @@ struct RuntimeConfig {
     ip_ranges: Vec<Vec<RangeConfig>>,
 }
 
+impl Input {
+    /// Reads a call's object, with the ranges that the runtime adds.
+    fn of(call: &Call) -> Result<Self, Failure> {
+        let mut input: Self = call.parse()?;
+        input.ipam.ranges.append(&mut input.runtime_config.ip_ranges);
+        Ok(input)
+    }
+}
+
 /// Carries out one call.
 pub(crate) fn run(call: &Call) -> Result<Option<CniResult>, Failure> {
-    let mut config: Input = call.parse()?;
-    config.ipam.ranges.append(&mut config.runtime_config.ip_ranges);
-    let dir = data_dir(&config.ipam, &call.network);
+    let dir = data_dir(call);
     match call.command {
-        Command::Add => add(call, &config, &dir).map(Some),
+        Command::Add => add(call, &Input::of(call)?, &dir).map(Some),
         Command::Del => {
             change(&dir, |leases| leases.release(&owner(call)).into_iter().collect()).map(|()| None)
         }
-        Command::Check => check(&dir, call).map(|()| None),
+        Command::Check => Input::of(call).and_then(|_| check(&dir, call)).map(|()| None),
         Command::Gc => {
             let valid: std::collections::BTreeSet<Owner> = call
                 .valid_attachments()?
@@ -69,7 +76,7 @@ pub(crate) fn run(call: &Call) -> Result<Option<CniResult>, Failure> {
                 .collect();
             change(&dir, |leases| leases.release_all_but(|lease| valid.contains(&lease.owner))).map(|()| None)
         }
-        Command::Status => status(&config.ipam, &dir).map(|()| None),
+        Command::Status => status(&Input::of(call)?.ipam, &dir).map(|()| None),
         Command::Version => Ok(None),
     }
 }
@@ -124,10 +131,10 @@ fn check_routes(config: &IpamConfig) -> Result<(), Failure> {
 }
 
 /// Whether the attachment may still be there. One whose namespace is a file of its own that is gone is
-/// not; of a namespace below `/proc` the process may have gone and the namespace not.
+/// not; of a namespace below `/proc` the process may have gone and the namespace not. What cannot be looked at may be there.
 fn may_live(lease: &Lease) -> bool {
     let path = Path::new(&lease.netns);
-    lease.netns.is_empty() || path.starts_with("/proc") || netns::is_netns(path)
+    lease.netns.is_empty() || path.starts_with("/proc") || netns::probe(path).unwrap_or(true)
 }
 
 /// Says which network is full, and by which field an address was asked for.
@@ -143,7 +150,8 @@ fn refused(error: AllocateError, network: &str, asked: &[(&str, IpAddr)]) -> Fai
     Failure::new(failure.code(), format!("{about}: {}", failure.message()))
 }
 
-/// Records changes, unless nothing was ever allocated here.
+/// Records changes, unless nothing was ever allocated here. A log that cannot be understood stays as it is, and nothing can be
+/// taken out of it; ADD refuses it, and tells to remove it when no pod is left, so the pods must be able to go.
 fn change(
     dir: &Path,
     plan: impl FnOnce(&Leases) -> Vec<cni_plugins_types::ipam::leases::Change>,
@@ -151,7 +159,10 @@ fn change(
     if !dir.exists() {
         return Ok(());
     }
-    let mut store = Store::open(dir)?;
+    let mut store = match Store::open(dir) {
+        Err(failure) if failure.code() == ErrorCode::Decode => return Ok(()),
+        opened => opened?,
+    };
     let changes = plan(store.leases());
     store.commit(&changes)
 }
@@ -191,9 +202,10 @@ fn owner(call: &Call) -> Owner {
     Owner { container_id: call.container_id.clone(), ifname: call.ifname.clone() }
 }
 
-fn data_dir(config: &IpamConfig, network: &str) -> PathBuf {
-    let given = config.data_dir.as_deref().filter(|dir| !dir.is_empty());
-    Path::new(given.unwrap_or(DEFAULT_DATA_DIR)).join(network)
+/// Where the network's allocations are: all that DEL and GC need of the configuration.
+fn data_dir(call: &Call) -> PathBuf {
+    let given = call.config["ipam"]["dataDir"].as_str().filter(|dir| !dir.is_empty());
+    Path::new(given.unwrap_or(DEFAULT_DATA_DIR)).join(&call.network)
 }
 
 /// Addresses asked for, with or without prefix, and the field that each is in.
@@ -222,7 +234,7 @@ fn dns(config: &IpamConfig) -> Result<Dns, Failure> {
         return Ok(config.dns.clone());
     };
     let mut text = String::new();
-    std::fs::File::open(path)
+    file::open_regular(path.as_ref())
         .and_then(|file| file.take(MAX_RESOLV_CONF).read_to_string(&mut text))
         .map_err(|error| Failure::config(format!("ipam.resolvConf: cannot read {path}: {error}")))?;
     Ok(parse_resolv_conf(&text))
@@ -249,6 +261,16 @@ fn parse_resolv_conf(text: &str) -> Dns {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_that_is_not_understood_keeps_no_pod_from_going() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("leases");
+        std::fs::write(&log, "rubbish\n").unwrap();
+        assert_eq!(Store::open(dir.path()).map(|_| ()).unwrap_err().code(), ErrorCode::Decode);
+        change(dir.path(), |_| unreachable!("nothing is known to be held")).unwrap();
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), "rubbish\n");
+    }
 
     #[test]
     fn resolver_files_are_read_as_resolvers_do() {

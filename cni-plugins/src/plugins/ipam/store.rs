@@ -4,15 +4,21 @@
 //! [`cni_plugins_types::ipam::leases`], readable as it is. Changes are appended in one write; a log that
 //! has become long is replaced in one step. A call killed in between leaves a line without its end, which
 //! the next call cuts off. Nothing is synced to the disk: after a crash of the machine the boot id is
-//! another one, and no record of before counts.
+//! another one, and no record of before counts. Such a crash may also leave the file empty, or full of zeros;
+//! that is told from damage done while pods run by the time of the file's last change.
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write},
+    io::{self, Read, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use cni_plugins_host::lock::{Lock, lock};
+use cni_plugins_host::{
+    file,
+    lock::{Lock, lock},
+};
 use cni_plugins_types::ipam::leases::{Change, Leases};
 
 use crate::failure::Failure;
@@ -20,6 +26,8 @@ use crate::failure::Failure;
 /// Seconds to wait for other calls, each of which holds the lock for less than a millisecond.
 const LOCK_SECONDS: u32 = 10;
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// Seconds since the boot, sleep included.
+const UPTIME: &str = "/proc/uptime";
 
 /// An open, locked store.
 pub(crate) struct Store {
@@ -33,7 +41,9 @@ impl Store {
     /// Opens the store, making its directory, and waits for its lock; the lock goes with the value.
     pub(crate) fn open(dir: &Path) -> Result<Self, Failure> {
         let lock_path = dir.join("lock");
-        let open = || OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).write(true).custom_flags(file::NEVER_WAIT);
+        let open = || options.open(&lock_path);
         let file = match open() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 fs::create_dir_all(dir).map_err(|error| failed("create", dir, &error))?;
@@ -84,17 +94,25 @@ impl Store {
     }
 
     fn load(&mut self) -> Result<(), Failure> {
-        let bytes = match fs::read(&self.file) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            read => read.map_err(|error| failed("read", &self.file, &error))?,
+        let mut file = match file::open_regular(&self.file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return self.replace(),
+            opened => opened.map_err(|error| failed("read", &self.file, &error))?,
         };
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(|error| failed("read", &self.file, &error))?;
         let text = String::from_utf8_lossy(&bytes);
-        let loaded = Leases::load(&text, &self.boot_id).map_err(|error| {
-            Failure::new(
-                cni_plugins_types::ErrorCode::Decode,
-                format!("{}: {error}; with no pod on this node the file may be removed", self.file.display()),
-            )
-        })?;
+        let loaded = match Leases::load(&text, &self.boot_id) {
+            Ok(loaded) => loaded,
+            // Whatever it said was of a boot that is over.
+            Err(error) if error.line == 1 && was_left_by_an_earlier_boot(&file) => return self.replace(),
+            Err(error) => {
+                let file = self.file.display();
+                return Err(Failure::new(
+                    cni_plugins_types::ErrorCode::Decode,
+                    format!("{file}: {error}; with no pod on this node the file may be removed"),
+                ));
+            }
+        };
         self.leases = loaded.leases;
         if loaded.stale {
             return self.replace();
@@ -117,6 +135,26 @@ impl Store {
             .and_then(|()| fs::rename(&temporary, &self.file))
             .map_err(|error| failed("replace", &self.file, &error))
     }
+}
+
+/// Whether nobody has changed the file since the machine was started. In doubt somebody has.
+fn was_left_by_an_earlier_boot(file: &File) -> bool {
+    let changed = file.metadata().ok().and_then(|metadata| {
+        // Of the inode, which nobody but the kernel sets.
+        let seconds = u64::try_from(metadata.ctime()).ok()?;
+        Some(UNIX_EPOCH + Duration::from_secs(seconds))
+    });
+    let uptime = fs::read_to_string(UPTIME).ok().and_then(|text| {
+        let seconds: f64 = text.split_whitespace().next()?.parse().ok()?;
+        Duration::try_from_secs_f64(seconds).ok()
+    });
+    changed.zip(uptime).is_some_and(|(changed, uptime)| is_before_boot(changed, SystemTime::now(), uptime))
+}
+
+/// A clock that is set forward after the boot makes a file of this boot look older than it is; this matters only for a file
+/// that was damaged, too. One that is set back makes it look younger, and the file is refused.
+fn is_before_boot(changed: SystemTime, now: SystemTime, uptime: Duration) -> bool {
+    now.checked_sub(uptime).is_some_and(|boot| changed + Duration::from_secs(1) < boot)
 }
 
 fn failed(step: &str, path: &Path, error: &io::Error) -> Failure {

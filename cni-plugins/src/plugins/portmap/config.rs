@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
 use cni_plugins_types::{CniResult, ErrorCode};
@@ -180,6 +180,9 @@ impl PortMapping {
         if let Some(group) = address.filter(IpAddr::is_multicast) {
             return Err(format!("hostIP {group} is a multicast address, which no host has"));
         }
+        if address == Some(Ipv4Addr::BROADCAST.into()) {
+            return Err(format!("hostIP {} is the broadcast address, which no host has", self.host_ip));
+        }
         let only_v4 = address.filter(IpAddr::is_unspecified).map(|any| any.is_ipv4());
         let host_ip = address.filter(|address| !address.is_unspecified());
         Ok(Some(Entry { protocol, host_ip, only_v4, host_port, container_port, count }))
@@ -254,6 +257,10 @@ mod tests {
             (
                 json!({"hostPort": 80, "containerPort": 80, "hostIP": "224.0.0.1"}),
                 "hostIP 224.0.0.1 is a multicast",
+            ),
+            (
+                json!({"hostPort": 80, "containerPort": 80, "hostIP": "255.255.255.255"}),
+                "hostIP 255.255.255.255 is the broadcast",
             ),
             (json!({"hostPort": 65000, "containerPort": 80, "range": 600}), "range 600"),
         ];

@@ -1,8 +1,8 @@
 //! The configuration of `keelson-tuning`; the keys are those of the reference plugin tuning.
 
-use std::{collections::BTreeMap, fs, io};
+use std::{collections::BTreeMap, io};
 
-use cni_plugins_host::netlink::parse_mac;
+use cni_plugins_host::{file, netlink::parse_mac};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -10,6 +10,8 @@ use crate::{call::Call, failure::Failure};
 
 /// Patterns of kernel parameters that configurations may set, one a line, `#` begins a comment.
 const ALLOW_FILE: &str = "/etc/keelson/cni/sysctl.allow";
+/// Largest such file.
+const MAX_ALLOW_FILE: u64 = 1 << 20;
 /// What is allowed where that file is missing.
 const ALLOW_DEFAULT: &str = "net.*";
 /// Stands for the interface's name in parameters.
@@ -81,9 +83,12 @@ impl TuningConfig {
             return Ok(BTreeMap::new());
         }
         let file = self.sysctl_allow_file.as_deref().unwrap_or(ALLOW_FILE);
-        let allowed = match fs::read_to_string(file) {
+        let allowed = match file::read_regular(file.as_ref(), MAX_ALLOW_FILE) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => ALLOW_DEFAULT.to_owned(),
-            read => read.map_err(|error| Failure::io(&format!("read {file}"), &error))?,
+            read => {
+                let bytes = read.map_err(|error| Failure::io(&format!("read {file}"), &error))?;
+                String::from_utf8_lossy(&bytes).into_owned()
+            }
         };
         let mut sysctls = BTreeMap::new();
         for (key, value) in &self.sysctl {

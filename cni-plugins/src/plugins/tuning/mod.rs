@@ -144,7 +144,7 @@ fn restore(state: &StateDir, network: &str, attachment: &Attachment) -> Result<(
     let before: Option<Before> = state.read(network, attachment)?;
     if let Some(before) = before {
         let path = std::path::Path::new(&before.netns);
-        if netns::is_netns(path) && netns::identity(path)? == before.inode {
+        if netns::probe(path)? && netns::identity(path)? == before.inode {
             put_back(path, &attachment.ifname, &before)?;
         }
     }

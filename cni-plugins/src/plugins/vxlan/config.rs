@@ -51,8 +51,11 @@ pub(super) struct VxlanConfig {
 }
 
 impl VxlanConfig {
-    /// Reads a call's object and refuses what cannot work.
+    /// Reads a call's object and refuses what cannot work. A call that takes away refuses nothing.
     pub(super) fn of(call: &Call) -> Result<Self, Failure> {
+        if call.command.takes_away() {
+            return Ok(Self::for_removal(&call.config));
+        }
         let config: Self = call.parse()?;
         if config.overlay_file.as_ref().is_some_and(|path| !path.is_absolute()) {
             return Err(Failure::config("overlayFile: is not an absolute path"));
@@ -75,6 +78,31 @@ impl VxlanConfig {
             ));
         }
         Ok(config)
+    }
+
+    /// The object without what ADD refuses. It counts where a pod's record is missing, and for GC of what has none.
+    fn for_removal(object: &Value) -> Self {
+        let section = |key: &str, not: &[&str]| {
+            let mut section = object.get(key).and_then(Value::as_object).cloned().unwrap_or_default();
+            section.retain(|key, _| !not.contains(&key.as_str()));
+            section
+        };
+        let path = |key: &str| object.get(key).and_then(Value::as_str).map(PathBuf::from);
+        // The overlay's is taken: whether a pod's was less makes no difference any more.
+        let mut delegate = section("delegate", &[&NOT_THE_DELEGATES[..], &["mtu"]].concat());
+        let is_usable = |kind: &str| is_plugin_type(kind) && kind != Plugin::Vxlan.name();
+        if !delegate.get("type").and_then(Value::as_str).is_some_and(is_usable) {
+            delegate.remove("type");
+        }
+        let config = Self {
+            overlay_file: path("overlayFile").filter(|path| path.is_absolute()),
+            ip_masq: object.get("ipMasq").is_some_and(|is| is == true),
+            ip_masq_except: Vec::new(),
+            delegate,
+            ipam: section("ipam", &THE_OVERLAYS),
+            state_dir: path("stateDir").filter(|path| path.is_absolute()),
+        };
+        Self { ip_masq: config.ip_masq && config.is_ours(), ..config }
     }
 
     /// The plugin that makes the interface.
@@ -182,4 +210,26 @@ fn told(error: &OverlayError) -> Failure {
         },
     };
     Failure::new(code, format!("overlayFile: {}", crate::failure::chain(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_takes_away_leaves_out_what_cannot_be() {
+        let object = json!({
+            "overlayFile": "relative", "ipMasq": true, "ipMasqExcept": ["1.2.3.4"], "stateDir": 7,
+            "delegate": {"type": "../x", "bridge": "b0", "mtu": 70_000, "ipam": {}},
+            "ipam": {"dataDir": "/d", "subnet": "10.0.0.0/24"},
+        });
+        let config = VxlanConfig::for_removal(&object);
+        assert_eq!((config.kind(), config.ip_masq), ("keelson-bridge", true));
+        assert_eq!((&config.overlay_file, &config.state_dir), (&None, &None));
+        assert_eq!(Value::from(config.delegate), json!({"bridge": "b0"}));
+        assert_eq!(Value::from(config.ipam), json!({"dataDir": "/d"}));
+        let foreign = VxlanConfig::for_removal(&json!({"ipMasq": true, "delegate": {"type": "bridge"}}));
+        assert_eq!((foreign.kind(), foreign.ip_masq), ("bridge", false));
+        assert!(VxlanConfig::for_removal(&json!({"delegate": 7, "ipam": "x"})).is_ours());
+    }
 }

@@ -28,6 +28,8 @@ use super::{AllocateError, Allocation, RangeSet, StaticAddress};
 const MAGIC: &str = "keelson-ipam 1";
 /// How the first lines of all formats begin.
 const FAMILY: &str = "keelson-ipam ";
+/// How much of a line that is not understood is told: it may be of any length.
+const TOLD: usize = 80;
 /// Stands for an absent field.
 const NONE: &str = "-";
 /// How many of the addresses given last are known: one per set is enough.
@@ -114,23 +116,34 @@ pub struct BadLine {
     pub text: String,
 }
 
+impl BadLine {
+    fn new(line: usize, text: &str) -> Self {
+        Self { line, text: text.chars().take(TOLD).collect() }
+    }
+}
+
 impl Leases {
-    /// Reads a log. An empty one is of another boot; one of another format is refused.
+    /// Whether this is a log, of whatever format.
+    pub fn is_log(bytes: &[u8]) -> bool {
+        bytes.starts_with(FAMILY.as_bytes())
+    }
+
+    /// Reads a log. One that does not begin as ours does is refused, also when it is empty: nobody here writes that, so it
+    /// is of another version or damaged, and pods may run whose addresses it told of.
     pub fn load(text: &str, boot_id: &str) -> Result<Loaded, BadLine> {
         let complete = text.rfind('\n').map_or(0, |end| end + 1);
         let mut lines = text[..complete].lines();
         let first = lines.next();
-        let stale = first != Some(header(boot_id).as_str());
-        // Of another version of this program: what it says may hold for pods that run. Whatever else is there was left by a
-        // crash of the machine, which is why nothing is synced.
-        if let Some(first) = first.filter(|line| line.starts_with(FAMILY) && !line.starts_with(&header(""))) {
-            return Err(BadLine { line: 1, text: first.to_owned() });
-        }
+        let boot_of_log = first.and_then(|line| line.strip_prefix(header("").as_str()));
+        let Some(boot_of_log) = boot_of_log.filter(|boot| !boot.is_empty()) else {
+            return Err(BadLine::new(1, first.unwrap_or(text)));
+        };
+        let stale = boot_of_log != boot_id;
         let mut leases = Leases::default();
         for (index, line) in lines.enumerate() {
             leases.lines += 1;
             if leases.read_line(line).is_none() && !stale {
-                return Err(BadLine { line: index + 2, text: line.to_owned() });
+                return Err(BadLine::new(index + 2, line));
             }
         }
         if stale {

@@ -71,6 +71,9 @@ fn subnets_without_hosts_are_named() {
     }
     let error = refused(r#"{"subnet":"10.0.0.0/24","gateway":"10.0.0.255"}"#);
     assert!(error.contains("ipam.gateway: 10.0.0.255 is the broadcast address"), "{error}");
+    let error = refused(r#"{"subnet":"10.0.0.0/24","gateway":"10.0.0.0"}"#);
+    assert!(error.contains("ipam.gateway: 10.0.0.0 is the network address"), "{error}");
+    assert!(config(r#"{"subnet":"fd00::/64","gateway":"fd00::"}"#).range_sets().is_ok());
 }
 
 #[test]
@@ -107,6 +110,24 @@ fn bad_ranges_are_named() {
     ];
     for (json, message) in cases {
         assert_eq!(config(json).range_sets().unwrap_err().to_string(), message, "{json}");
+    }
+}
+
+#[test]
+fn overlaps_are_found_wherever_they_are() {
+    let refused = |subnets: &[&str]| {
+        let sets: Vec<String> = subnets.iter().map(|net| format!(r#"[{{"subnet":"{net}"}}]"#)).collect();
+        let error = config(&format!(r#"{{"ranges":[{}]}}"#, sets.join(","))).range_sets().err();
+        error.map(|error| error.to_string())
+    };
+    assert_eq!(refused(&["10.0.9.0/24", "fd00::/64", "10.0.0.0/24", "10.0.3.0/24", "fd01::/64"]), None);
+    for subnets in [
+        ["10.0.9.0/24", "fd00::/64", "10.0.0.0/16", "10.1.0.0/24"],
+        ["10.0.0.0/16", "10.0.1.0/24", "10.0.9.0/24", "fd00::/64"],
+        ["fd00::/56", "10.0.0.0/24", "10.0.1.0/24", "fd00::/64"],
+        ["10.0.0.0/24", "10.0.1.0/24", "10.0.2.0/24", "10.0.0.0/24"],
+    ] {
+        assert!(refused(&subnets).is_some_and(|told| told.contains("overlap")), "{subnets:?}");
     }
 }
 

@@ -61,9 +61,44 @@ fn another_boot_frees_everything() {
     fs::write(&file, "keelson-ipam 1 an-earlier-boot\n+ c1 eth0 - - 10.0.0.2\n").unwrap();
     assert_eq!(Store::open(dir.path()).unwrap().leases().iter().count(), 0);
     assert!(!fs::read_to_string(&file).unwrap().contains("10.0.0.2\n+"));
-    // As are records that a crash of the machine left empty.
-    fs::write(&file, "").unwrap();
+}
+
+#[test]
+fn a_log_that_lost_its_beginning_while_pods_run_is_refused_and_kept() {
+    let dir = tempfile::tempdir().unwrap();
     take(dir.path(), 1);
+    let file = dir.path().join("leases");
+    for left in ["", "\n", "\0\0\0\0", "\0\0\n+ c1 eth0 - - 10.0.0.2\n", "rubbish\n", "keelson-ip"] {
+        fs::write(&file, left).unwrap();
+        let failure = Store::open(dir.path()).map(|_| ()).unwrap_err().to_string();
+        assert!(failure.contains("leases: line 1 is not understood"), "{left:?}: {failure}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), left);
+    }
+    fs::remove_file(&file).unwrap();
+    take(dir.path(), 1);
+}
+
+#[test]
+fn what_a_crash_left_is_told_by_its_time() {
+    let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+    let (now, uptime) = (at(10_000), Duration::from_secs(1000));
+    assert!(is_before_boot(at(8000), now, uptime));
+    for this_boot in [8999, 9000, 9500, 10_000, 20_000] {
+        assert!(!is_before_boot(at(this_boot), now, uptime), "{this_boot}");
+    }
+    // A clock that begins at 1970.
+    assert!(!is_before_boot(at(5), at(30), uptime));
+}
+
+#[test]
+fn a_pipe_in_the_place_of_a_file_is_refused_at_once() {
+    for name in ["leases", "lock"] {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join(name);
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let failure = Store::open(dir.path()).map(|_| ()).unwrap_err().to_string();
+        assert!(failure.contains(&pipe.display().to_string()), "{failure}");
+    }
 }
 
 #[test]

@@ -29,6 +29,10 @@ struct Disk(String);
 
 impl Disk {
     fn open(&mut self, boot: &str) -> Leases {
+        // What is not there yet.
+        if self.0.is_empty() {
+            self.0 = Leases::default().snapshot(boot);
+        }
         let mut loaded = Leases::load(&self.0, boot).unwrap();
         self.0.truncate(loaded.complete);
         if loaded.stale {
@@ -145,11 +149,13 @@ fn a_line_nobody_writes_is_named() {
 }
 
 #[test]
-fn another_format_is_refused_and_a_crashs_rubbish_is_not() {
+fn what_does_not_begin_as_a_log_is_refused() {
     let text = format!("{FAMILY}10 {BOOT}\n+ c1 eth0 - - 10.0.0.2\n");
-    assert_eq!(Leases::load(&text, BOOT).unwrap_err().line, 1);
-    for left in ["", "\0\0\0\n", "rubbish\n", &text[..5]] {
-        assert!(Leases::load(left, BOOT).unwrap().stale, "{left:?}");
+    let nuls = "\0".repeat(5000);
+    let half = format!("{MAGIC} ");
+    for left in [&text, "", "\n", "\0\0\0\n", &nuls, "rubbish\n", &text[..5], &half, &format!("{half}\n")] {
+        let refused = Leases::load(left, BOOT).unwrap_err();
+        assert!(refused.line == 1 && refused.text.len() <= TOLD, "{left:?}");
     }
 }
 
