@@ -205,8 +205,8 @@ impl Runtime {
         container.out_of_memory.load(Ordering::Acquire)
     }
 
-    /// Watches a container for kills by the memory limit, where systemd takes its cgroup away, and with it the only count,
-    /// and a shim of containerd may begin to watch too late.
+    /// Watches a container for kills by the memory limit, where systemd takes its cgroup away, and with it the only count:
+    /// a shim of containerd may begin to watch too late, and ours cannot wait for the kernel's word.
     pub(crate) fn watch_kills(&self, container: &Container) {
         if self.cgroup_driver == Driver::Systemd {
             let watch = self.hierarchies.watch_kills(&container.record.with(|record| record.cgroup.clone()));

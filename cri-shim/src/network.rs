@@ -4,12 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use cni_plugins_host::invoke::{InvokeError, Invoker, RuntimeArgs, load};
+use cni_plugins_host::nft;
 use cni_plugins_types::NetworkConfigList;
 use cri_shim_api::v1::{PodSandboxConfig, Protocol};
 use cri_shim_core::bandwidth::Bandwidth;
@@ -17,12 +19,13 @@ use cri_shim_core::record::SandboxRecord;
 use futures::StreamExt;
 use inotify::{EventMask, EventStream, Inotify, WatchMask};
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{RwLock, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Cni;
 use crate::error::{RuntimeError, chain};
-use crate::host::blocking;
+use crate::host::{blocking, process};
+use crate::runtime::Runtime;
 use crate::telemetry;
 
 /// Name of a pod's interface.
@@ -32,6 +35,8 @@ const PLUGIN_DEADLINE: Duration = Duration::from_secs(60);
 
 /// What a pod with a limit may send at once, in bits: as much as the plugins accept, since Kubernetes states only a rate.
 const BURST: u32 = i32::MAX as u32;
+/// Between the loss of the plugins' table and its return.
+const TABLE_PAUSE: Duration = Duration::from_millis(200);
 /// Between two tries to watch a configuration directory that was taken away.
 const WATCH_PAUSE: Duration = Duration::from_secs(1);
 
@@ -43,6 +48,8 @@ pub type Loaded = Result<Arc<NetworkConfigList>, String>;
 pub struct Network {
     invoker: Invoker,
     current: watch::Receiver<Loaded>,
+    /// Held for writing while plugins are told what is in use: what is attached meanwhile would not be among it.
+    attaching: Arc<RwLock<()>>,
 }
 
 impl Network {
@@ -95,7 +102,7 @@ impl Network {
             cache_dir: cni.cache_dir.clone(),
             deadline: PLUGIN_DEADLINE,
         };
-        Ok(Self { invoker, current })
+        Ok(Self { invoker, current, attaching: Arc::default() })
     }
 
     /// The network that counts now, or why there is none.
@@ -114,6 +121,7 @@ impl Network {
         list: &NetworkConfigList,
         record: &SandboxRecord,
     ) -> Result<Vec<String>, RuntimeError> {
+        let _attaching = self.attaching.read().await;
         let result = telemetry::stage("cni_add", self.invoker.add(list, &arguments(record)))
             .await
             .map_err(|error| failed("setup", record, error))?;
@@ -151,13 +159,49 @@ impl Network {
         deleted.map_err(|error| failed("teardown", record, error))
     }
 
-    /// Lets the plugins release what belongs to none of these sandboxes.
-    pub async fn collect(&self, living: &[String]) {
+    /// Lets the plugins release what belongs to none of these sandboxes, and bring back what of theirs somebody took away.
+    pub async fn collect(&self, living: impl FnOnce() -> Vec<String>) {
         let Ok(list) = self.current() else { return };
-        let valid: Vec<_> = living.iter().map(|id| (id.clone(), INTERFACE.to_owned())).collect();
+        let _nothing_attaches = self.attaching.write().await;
+        let valid: Vec<_> = living().into_iter().map(|id| (id, INTERFACE.to_owned())).collect();
         if let Err(error) = self.invoker.gc(&list, &valid).await {
             tracing::warn!(error = %chain(&error), "the pod network could not release what is unused");
         }
+    }
+}
+
+/// Has the table of our plugins brought back whenever somebody takes it away, as a restart of the service `nftables` does: pods
+/// that run would stay without masquerade and host ports.
+pub async fn keep_table(runtime: Arc<Runtime>, cancel: CancellationToken) {
+    let opened = || -> anyhow::Result<_> {
+        let watch = nft::Watch::open()?;
+        let readable = process::watched(watch.as_fd().try_clone_to_owned()?)?;
+        Ok((watch, readable))
+    };
+    let (watch, readable) = match opened() {
+        Ok(opened) => opened,
+        Err(error) => {
+            let error = format!("{error:#}");
+            return tracing::warn!(error, "rules of the pod network that are taken away do not come back");
+        }
+    };
+    loop {
+        // Cancel-safe: nothing is read before it is ready.
+        let ready = tokio::select! {
+            () = cancel.cancelled() => return,
+            ready = readable.readable() => ready,
+        };
+        let Ok(mut ready) = ready else { return };
+        ready.clear_ready();
+        match watch.lost() {
+            Ok(false) => continue,
+            Ok(true) => {}
+            Err(error) => return tracing::warn!(%error, "changes of nftables are not seen any more"),
+        }
+        // Who flushes loads rules of its own next; `keelson-cni cleanup` takes records away after the table.
+        tokio::time::sleep(TABLE_PAUSE).await;
+        tracing::warn!("somebody took the table inet {} away; it is made again", nft::TABLE);
+        runtime.release_unused().await;
     }
 }
 

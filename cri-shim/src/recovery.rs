@@ -311,11 +311,19 @@ impl Runtime {
         }
         self.images.retain_mounts(|owner| known.contains(owner)).await?;
         self.remove_orphaned_files(known).await?;
-        let attached =
-            sandboxes.iter().filter(|sandbox| sandbox.record.with(|record| !record.network.is_empty()));
-        let attached: Vec<String> = attached.map(|sandbox| sandbox.id.clone()).collect();
-        self.network.collect(&attached).await;
+        self.release_unused().await;
         Ok(())
+    }
+
+    /// Tells the pod network which sandboxes there are.
+    pub(crate) async fn release_unused(&self) {
+        let attached = || {
+            let sandboxes = self.registry.sandboxes();
+            let attached =
+                sandboxes.iter().filter(|sandbox| sandbox.record.with(|record| !record.network.is_empty()));
+            attached.map(|sandbox| sandbox.id.clone()).collect()
+        };
+        self.network.collect(attached).await;
     }
 
     async fn remove_orphaned_files(&self, known: HashSet<String>) -> Result<(), RuntimeError> {

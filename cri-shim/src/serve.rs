@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ use crate::images::ImageStore;
 use crate::runtime::Runtime;
 use crate::service::Service;
 use crate::telemetry::rpc::Watch;
-use crate::{images, recovery, telemetry};
+use crate::{images, network, recovery, telemetry};
 
 /// How long requests under way may go on after a signal.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -65,6 +65,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     tokio::spawn(sweep_images(Arc::clone(&runtime), images.clone(), config.images.progress_deadline()));
     tokio::spawn(end_old_execs(Arc::clone(&runtime), executor.clone()));
     tokio::spawn(pay_detachments(Arc::clone(&runtime)));
+    tokio::spawn(keep_table(Arc::clone(&runtime), cancel.clone()));
 
     tokio::spawn(memory::keep_small(cancel.clone()));
     serve_metrics(&config, &runtime, &cancel).await?;
@@ -84,6 +85,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         ended = &mut server => ended?.context("the CRI server failed")?,
         signal = asked_to_stop() => {
             tracing::info!(signal = signal?, "stopping; containers go on");
+            remove_sockets(&config);
             cancel.cancel();
             if tokio::time::timeout(DRAIN, server).await.is_err() {
                 tracing::warn!("requests under way were cut off");
@@ -139,6 +141,12 @@ async fn pay_detachments(runtime: Arc<Runtime>) {
     runtime.pay_detachments().await;
 }
 
+/// The rules of our plugins, whoever flushes them.
+async fn keep_table(runtime: Arc<Runtime>, cancel: CancellationToken) {
+    until_recovered(&runtime).await;
+    network::keep_table(runtime, cancel).await;
+}
+
 /// Waits for the recovery, however late containerd comes.
 async fn until_recovered(runtime: &Runtime) {
     while runtime.recovered().await.is_err() {}
@@ -166,7 +174,8 @@ async fn claim(config: &Config) -> anyhow::Result<Vec<Flock<File>>> {
         }
         let path = directory.join("lock");
         let begun = tokio::time::Instant::now();
-        let mut file = File::options().create(true).append(true).open(&path)?;
+        // For root alone: whoever can open it could hold it.
+        let mut file = File::options().create(true).append(true).mode(0o600).open(&path)?;
         let lock = loop {
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => break lock,
@@ -205,6 +214,15 @@ fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
         .with_context(|| format!("cannot protect {}", path.display()))?;
     Ok(listener)
+}
+
+/// While they are still listened on: what is in their place later may be a successor's.
+fn remove_sockets(config: &Config) {
+    for path in [Some(&config.listen), config.metrics.socket.as_ref()].into_iter().flatten() {
+        if let Err(error) = std::fs::remove_file(path) {
+            tracing::warn!(socket = %path.display(), %error, "the socket stays");
+        }
+    }
 }
 
 async fn asked_to_stop() -> anyhow::Result<&'static str> {

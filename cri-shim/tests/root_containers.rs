@@ -59,7 +59,12 @@ async fn mounts_are_where_and_what_they_should_be() {
         cri.output(sandbox, pod, config).await;
         assert!(shared.join("given/file").exists(), "what is mounted inside is seen outside");
 
-        let mut lonely = mount(std::path::Path::new("/usr"), "/m");
+        // Under systemd the root, and what is mounted in it, is shared.
+        let alone = base.join("alone");
+        tmpfs(&alone, plain);
+        let make_private = nix::mount::MsFlags::MS_PRIVATE;
+        nix::mount::mount(None::<&str>, &alone, None::<&str>, make_private, None::<&str>).unwrap();
+        let mut lonely = mount(&alone, "/m");
         lonely.set_propagation(v1::MountPropagation::PropagationBidirectional);
         let refused = cri.create(sandbox, pod, mounted("lonely", "true", vec![lonely])).await.unwrap_err();
         assert!(refused.message().contains("needs the host mount to be shared"), "{refused}");
@@ -257,6 +262,13 @@ async fn resources_can_be_changed_before_and_while_it_runs() {
             .unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
         assert!(refused.message().contains("resources.cpuset_cpus"), "{refused}");
+        // No machine has it.
+        let impossible =
+            update(v1::LinuxContainerResources { cpuset_cpus: "4000".into(), ..Default::default() })
+                .await
+                .unwrap_err();
+        assert_eq!(impossible.code(), Code::InvalidArgument, "{impossible}");
+        assert!(impossible.message().starts_with("linux: the kernel refuses"), "{impossible}");
         assert_eq!(
             cri.status(&id).await.resources.unwrap().linux.unwrap(),
             shown,

@@ -63,6 +63,9 @@ async fn a_pod_lives_and_leaves_nothing_behind() {
     cri.remove(&sandbox).await;
     cri.assert_nothing_left().await;
     assert_eq!(cri.terminate(), Some(0));
+    for socket in ["cri.sock", "metrics.sock"] {
+        assert!(!cri.dir().join(socket).exists(), "{socket} is left");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

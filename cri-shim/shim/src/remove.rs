@@ -14,6 +14,7 @@ use crate::options::Options;
 use crate::proto::{self, task::DeleteResponse};
 use crate::protocol::SOCKET_ANNOTATION;
 use crate::rootfs;
+use crate::serve::hold_folder;
 use crate::shim::SIGKILL;
 
 /// How long all of it may take: containerd kills this program after five seconds.
@@ -56,6 +57,7 @@ fn remove_sockets(bundle: &Bundle) {
     let annotations = bundle.annotations().unwrap_or_default();
     let own = annotations.get(SOCKET_ANNOTATION).map(String::as_str);
     for path in [task, own].into_iter().flatten().map(Path::new) {
+        let _held = hold_folder(path).ok();
         if UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
             std::fs::remove_file(path).ok();
         }

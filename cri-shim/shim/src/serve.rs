@@ -1,5 +1,6 @@
 //! The shim's main loop: waits for calls, ends of processes and orphans, and hands each to its place.
 
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -93,6 +94,7 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory)?;
     }
+    let _held = hold_folder(path)?;
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -100,6 +102,14 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
+}
+
+/// Held while a socket of this folder is put in its place, or found dead and taken away. Between binding and listening a socket
+/// refuses as a dead one does, and `delete` of a pod's last container may look just then.
+pub fn hold_folder(path: &Path) -> io::Result<File> {
+    let folder = File::open(path.parent().unwrap_or(Path::new("/")))?;
+    folder.lock()?;
+    Ok(folder)
 }
 
 /// Takes the next connection. Without room for another one whoever connects waits.

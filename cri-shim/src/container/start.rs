@@ -104,9 +104,8 @@ impl Runtime {
         container.record.change(|record| record.started(pid, clock::now()));
         self.save(&container.record).await?;
         reached(Step::ContainerRunning);
-        if !own_shim {
-            self.watch_kills(container);
-        }
+        // Whichever shim: what it looks at when its process has ended may be gone by then.
+        self.watch_kills(container);
         let starting = container.ending.lock().await;
         stage("task_start", self.client.start_task(&record.id, "")).await?;
         reached(Step::ContainerStarted);

@@ -8,9 +8,11 @@ use cri_shim_api::v1::{LinuxContainerResources, UpdateContainerResourcesRequest}
 use cri_shim_core::oci::resources;
 use cri_shim_core::record::ContainerPhase;
 use oci_spec::runtime::{LinuxResources, Spec};
+use tonic::Code;
 use tracing::Instrument;
 
 use crate::container::start::log_path;
+use crate::containerd::ContainerdError;
 use crate::error::RuntimeError;
 use crate::host::blocking;
 use crate::logs;
@@ -44,7 +46,7 @@ impl Runtime {
         match container.phase() {
             ContainerPhase::Running => {
                 let limits = resources::limits(&update, &self.node)?;
-                self.client.update_task(&container.id, json(&limits)?).await?;
+                self.client.update_task(&container.id, json(&limits)?).await.map_err(refused)?;
                 if update.oom_score_adj != 0 && update.oom_score_adj != old.oom_score_adj {
                     self.rescore(&container.id, resources::oom_score(update.oom_score_adj, &self.node))
                         .await?;
@@ -126,6 +128,25 @@ impl Runtime {
         self.client.update_container_spec(&container.id, json(&spec)?).await?;
         Ok(())
     }
+}
+
+/// Values that the kernel does not take are the caller's fault, but containerd hands on what the runtime said as `Unknown`.
+fn refused(error: ContainerdError) -> RuntimeError {
+    const WORDS: [&str; 4] = [
+        "invalid argument",
+        "numerical result out of range",
+        "device or resource busy",
+        "no space left on device",
+    ];
+    let message = error.message();
+    let lower = message.to_lowercase();
+    if error.code() == Code::Unknown && WORDS.iter().any(|words| lower.contains(words)) {
+        return RuntimeError::Invalid {
+            field: "linux",
+            problem: format!("the kernel refuses the values: {message}"),
+        };
+    }
+    error.into()
 }
 
 fn is_past(error: &io::Error) -> bool {

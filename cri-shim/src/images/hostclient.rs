@@ -235,6 +235,12 @@ fn client_for(host: &Host) -> Result<Client, HostError> {
     let mut authorities = Vec::new();
     for file in &host.ca_files {
         let parsed = reqwest::Certificate::from_pem_bundle(&read(file)?).map_err(|error| wrong(&error))?;
+        if parsed.is_empty() {
+            return Err(HostError::Configuration(format!(
+                "{}: it holds no certificate (PEM)",
+                file.display()
+            )));
+        }
         authorities.extend(parsed);
     }
     if host.origin.starts_with("http://") {
@@ -284,6 +290,16 @@ mod tests {
         assert_eq!(retry_after(&headers("Fri, 31 Dec 1999 23:59:59 GMT")), None, "the past needs no pause");
         assert_eq!(retry_after(&headers("soon")), None);
         assert_eq!(retry_after(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn an_authority_without_a_certificate_is_refused() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let file = dir.path().join("hosts.toml");
+        std::fs::write(dir.path().join("ca.pem"), "root:x:0:0").expect("written");
+        let hosts = super::super::hosts::parse("ca = \"ca.pem\"", &file, "r.example").expect("parsed");
+        let told = client_for(&hosts[0]).map(drop).expect_err("refused").to_string();
+        assert!(told.contains("ca.pem") && told.contains("no certificate"), "{told}");
     }
 
     #[test]

@@ -61,6 +61,14 @@ pub enum HostsError {
         /// The file there is not.
         missing: PathBuf,
     },
+    /// A capability that nobody knows.
+    #[error("{path}: capability {capability:?} is unknown: expected pull, resolve or push")]
+    Capability {
+        /// The file.
+        path: PathBuf,
+        /// The offending text.
+        capability: String,
+    },
     /// A host is no URL.
     #[error("{path}: {url:?} is not an http or https URL of a host")]
     Url {
@@ -154,9 +162,12 @@ fn candidates(config_dir: &Path, registry: &str) -> Vec<PathBuf> {
 pub fn parse(text: &str, path: &Path, registry: &str) -> Result<Vec<Host>, HostsError> {
     let wrong = |source| HostsError::Parse { path: path.to_owned(), source: Box::new(source) };
     let file: File = toml::from_str(text).map_err(wrong)?;
+    tell_unknown(text, path);
+    check(&file.own, path)?;
     let mut hosts = Vec::new();
     for (url, settings) in file.host {
         let settings: Settings = settings.try_into().map_err(wrong)?;
+        check(&settings, path)?;
         hosts.push(host(&url, settings, path, true)?);
     }
     let own = match &file.server {
@@ -166,6 +177,39 @@ pub fn parse(text: &str, path: &Path, registry: &str) -> Result<Vec<Host>, Hosts
     let is_other = own.origin != own_server(registry).origin;
     hosts.push(Host { mirror: is_other, ..own });
     Ok(hosts)
+}
+
+/// A mirror whose capability is mistyped would never be asked.
+fn check(settings: &Settings, path: &Path) -> Result<(), HostsError> {
+    let unknown = settings
+        .capabilities
+        .iter()
+        .flatten()
+        .find(|capability| !["pull", "resolve", "push"].contains(&capability.as_str()));
+    unknown.map_or(Ok(()), |capability| {
+        Err(HostsError::Capability { path: path.to_owned(), capability: capability.clone() })
+    })
+}
+
+/// Keys that are not known, as containerd's parser ignores them; they may be a later containerd's.
+fn tell_unknown(text: &str, path: &Path) {
+    for key in unknown_keys(text) {
+        tracing::warn!(file = %path.display(), key, "unknown key is ignored");
+    }
+}
+
+fn unknown_keys(text: &str) -> Vec<String> {
+    const KNOWN: [&str; 6] = ["capabilities", "skip_verify", "override_path", "ca", "client", "header"];
+    let Ok(file) = text.parse::<toml::Table>() else { return Vec::new() };
+    let is_known = |key: &str| KNOWN.contains(&key);
+    let top =
+        file.keys().filter(|key| !is_known(key) && !["server", "host"].contains(&key.as_str())).cloned();
+    let hosts = file.get("host").and_then(toml::Value::as_table).into_iter().flatten();
+    let below = hosts.flat_map(|(url, settings)| {
+        let keys = settings.as_table().into_iter().flat_map(toml::Table::keys);
+        keys.filter(|key| !is_known(key)).map(move |key| format!("host.\"{url}\".{key}"))
+    });
+    top.chain(below).collect()
 }
 
 fn host(url: &str, settings: Settings, path: &Path, mirror: bool) -> Result<Host, HostsError> {
@@ -364,5 +408,17 @@ mod tests {
         assert!(wrong.to_string().contains("/c/hosts.toml"));
         let wrong = parse("[host.\"ftp://x\"]", Path::new("/c/hosts.toml"), "x.io").expect_err("refused");
         assert!(wrong.to_string().contains("ftp://x"));
+        for text in
+            ["capabilities = [\"fly\"]", "[host.\"https://m.example\"]\ncapabilities = [\"pull\", \"fly\"]"]
+        {
+            let wrong = parse(text, Path::new("/c/hosts.toml"), "x.io").expect_err("refused").to_string();
+            assert!(wrong.contains("/c/hosts.toml") && wrong.contains("\"fly\""), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn keys_that_nobody_knows_are_told() {
+        let text = "server = \"https://a\"\nskip_verfy = true\n[host.\"https://m\"]\ncapabilites = [\"pull\"]\nca = \"x\"\n";
+        assert_eq!(unknown_keys(text), ["skip_verfy", "host.\"https://m\".capabilites"]);
     }
 }
