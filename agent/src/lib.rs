@@ -32,3 +32,4 @@ pub mod server;
 pub mod shutdown;
 pub mod sources;
 pub mod upkeep;
+pub mod users;

@@ -43,6 +43,7 @@ use crate::upkeep::eviction::{self, Evictor};
 use crate::upkeep::images::ImageGc;
 use crate::upkeep::limits::{self, Limits};
 use crate::upkeep::{self, logs};
+use crate::users::UserRanges;
 use crate::{certificates, host, host_ports, network, node, plugins, proxy, runtime, sources};
 
 /// Pod events between watch and manager; a full queue holds the watch back.
@@ -77,6 +78,7 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     let (going_down_sender, going_down) = watch::channel(false);
     let context = Arc::new(PodContext {
         cpus: Cpus::load(&config)?,
+        users: UserRanges::load(&config)?,
         devices: Devices::load(&config.keelson.root_dir, cancel.child_token()),
         cri: cri.clone(),
         images: images.clone(),

@@ -238,10 +238,7 @@ async fn metrics_are_told_even_when_the_runtime_is_away() {
     );
     let (status, probes) = bench.get(admin, "/metrics/probes").await;
     assert_eq!(status, StatusCode::OK);
-    assert!(
-        probes.contains("prober_probe_total{probe_type=\"Liveness\",result=\"successful\"} 0\n"),
-        "{probes}"
-    );
+    assert!(probes.contains("# TYPE prober_probe_total counter\n"), "{probes}");
 }
 
 #[tokio::test]

@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::client::{client_store, of_kubeconfig, read_kubeconfig, usable};
-use super::files;
 use super::request::{CLIENT_SIGNER, Wanted, obtain};
 use super::store::Store;
 use crate::config::AgentConfig;
+use crate::files;
 
 /// Sees to it that the node has a client certificate and a kubeconfig. Goes on trying until `cancel`: a token may be made,
 /// or a request approved, at any time.

@@ -18,10 +18,11 @@ use kube::{Client, Config};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::directory;
 use super::follow::{self, Seen};
 use super::store::{Pair, Store};
-use super::{directory, files};
 use crate::config::AgentConfig;
+use crate::files;
 
 /// How the agent proves to the API server who it is. Clones share it.
 #[derive(Clone)]

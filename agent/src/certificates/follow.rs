@@ -9,7 +9,7 @@ use inotify::{Inotify, WatchMask};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::files;
+use crate::files;
 
 /// Files of a pair are written one after the other: they are read together.
 const SETTLE: Duration = Duration::from_millis(200);

@@ -5,7 +5,6 @@
 
 mod bootstrap;
 mod client;
-mod files;
 mod follow;
 mod renewal;
 mod request;
@@ -23,7 +22,6 @@ use tracing::{info, warn};
 
 pub use self::bootstrap::join;
 pub use self::client::Credentials;
-pub(crate) use self::files::write_private;
 pub use self::renewal::client as renew_client;
 
 use crate::config::AgentConfig;

@@ -18,8 +18,8 @@ use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PublicKeyData
 use sha2::{Digest as _, Sha256};
 use tracing::{info, warn};
 
-use super::files;
 use super::store::Store;
+use crate::files;
 
 /// Deadline of one call.
 const CALL: Duration = Duration::from_secs(30);

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose};
 use x509_parser::pem::parse_x509_pem;
 
-use super::files;
+use crate::files;
 
 /// Life of the certificate.
 const DAYS: i64 = 365;

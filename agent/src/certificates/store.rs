@@ -14,8 +14,7 @@ use rustls::pki_types::pem::PemObject as _;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::files;
-use crate::files::remove;
+use crate::files::{self, remove};
 
 /// Where the pairs of one purpose are.
 #[derive(Debug, Clone)]

@@ -19,8 +19,8 @@ async fn changed_files_are_served_and_broken_ones_are_not() {
     let directory = tempfile::tempdir().unwrap();
     let (cert, key) = (directory.path().join("a.crt"), directory.path().join("a.key"));
     let write = |pair: &rcgen::CertifiedKey<rcgen::KeyPair>| {
-        files::write_private(&key, &pair.signing_key.serialize_pem()).unwrap();
-        files::write_private(&cert, &pair.cert.pem()).unwrap();
+        crate::files::write_private(&key, &pair.signing_key.serialize_pem()).unwrap();
+        crate::files::write_private(&cert, &pair.cert.pem()).unwrap();
     };
     let pair = || rcgen::generate_simple_self_signed(["n1".to_owned()]).unwrap();
     let (first, second, third) = (pair(), pair(), pair());

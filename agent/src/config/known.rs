@@ -53,7 +53,6 @@ pub(super) const NOT_ACTED_ON: &[&str] = &[
     "topologyManagerPolicyOptions",
     "topologyManagerScope",
     "tracing",
-    "userNamespaces",
     "volumePluginDir",
     "volumeStatsAggPeriod",
 ];

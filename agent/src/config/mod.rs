@@ -9,6 +9,7 @@ mod defaults;
 mod duration;
 mod keelson;
 mod known;
+mod sections;
 mod upkeep;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +34,7 @@ pub use keelson::{
     CniConfig, ForwardingMode, KeelsonConfig, MasqueradeConfig, NetworkSection, ProxySection, ShortcutMode,
     UnderlaySection, XdpMode,
 };
+pub use sections::{CrashLoopBackOff, UserNamespaces};
 pub use upkeep::{EvictionConfig, ImageGcConfig, LogRotationConfig};
 
 /// Why a configuration is refused.
@@ -177,6 +179,9 @@ pub struct AgentConfig {
     /// Options of the policy `static`.
     #[serde(default)]
     pub cpu_manager_policy_options: BTreeMap<String, String>,
+    /// Pods with users of their own.
+    #[serde(default)]
+    pub user_namespaces: UserNamespaces,
     /// How often containers' processors are looked after, beside at changes.
     #[serde(default = "ten_seconds")]
     pub cpu_manager_reconcile_period: GoDuration,
@@ -339,14 +344,6 @@ pub struct Webhook {
 pub struct Authorization {
     /// `Webhook` or `AlwaysAllow`.
     pub mode: String,
-}
-
-/// `crashLoopBackOff`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct CrashLoopBackOff {
-    /// 1 s to 300 s.
-    pub max_container_restart_period: Option<GoDuration>,
 }
 
 impl AgentConfig {
@@ -538,6 +535,7 @@ impl AgentConfig {
         }
         problems.extend(self.shutdown_problems());
         problems.extend(self.cpu_problems());
+        problems.extend(self.user_namespaces.problem());
         problems.extend(LogRotationConfig::of(self).err().into_iter().flatten());
         problems.extend(ImageGcConfig::of(self).err().into_iter().flatten());
         problems.extend(EvictionConfig::of(self).err().into_iter().flatten());

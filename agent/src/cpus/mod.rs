@@ -141,8 +141,7 @@ impl Inner {
     async fn save(&self, assignments: &Assignments) -> Result<(), String> {
         let text = serde_json::to_string(assignments).map_err(|error| error.to_string())?;
         let path = self.path.clone();
-        let saved =
-            tokio::task::spawn_blocking(move || crate::certificates::write_private(&path, &text)).await;
+        let saved = tokio::task::spawn_blocking(move || crate::files::write_private(&path, &text)).await;
         saved
             .map_err(std::io::Error::other)
             .and_then(|saved| saved)

@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::files::gone;
+
 /// The file that says whose volume a directory is.
 const DATA: &str = "vol_data.json";
 const PLUGIN: &str = "kubernetes.io~csi";
@@ -273,15 +275,7 @@ fn write(path: &Path, data: &VolumeData) -> io::Result<()> {
         make_dir(parent)?;
     }
     let text = serde_json::to_string(data)?;
-    crate::certificates::write_private(path, &text)
-}
-
-/// What is not there need not be removed.
-fn gone(outcome: io::Result<()>) -> io::Result<()> {
-    match outcome {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    crate::files::write_private(path, &text)
 }
 
 #[cfg(test)]

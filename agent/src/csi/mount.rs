@@ -369,8 +369,12 @@ impl Csi {
         let secret = found.ok_or_else(|| {
             failed(format!("kubernetes.io/csi: failed to find the secret {name} in the namespace {namespace} with error: secrets \"{name}\" not found"))
         })?;
-        let data = secret.data.iter().flatten();
-        Ok(data.map(|(key, value)| (key.clone(), String::from_utf8_lossy(&value.0).into_owned())).collect())
+        let data = secret.data.iter().flatten().map(|(key, value)| match std::str::from_utf8(&value.0) {
+            Ok(value) => Ok((key.clone(), value.to_owned())),
+            // The call takes texts; half a key is worse than none.
+            Err(_) => Err(failed(format!("the value of {key} is not UTF-8, which drivers are given"))),
+        });
+        data.collect()
     }
 
     /// Gives the files to the pod's group, where that is the agent's business.

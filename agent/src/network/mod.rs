@@ -530,7 +530,7 @@ impl Overlay {
     /// What is wrong with peers becomes Events, once each.
     fn tell(&mut self, wires: &Wires, node: Option<&Node>, problems: BTreeSet<Problem>) {
         for problem in problems.difference(&self.problems) {
-            warn!(%problem, "a peer is not reached");
+            warn!(%problem, "something is wrong with a peer");
             if let Some(node) = node {
                 wires.events.node(node, EventType::Warning, "OverlayPeer", problem.to_string());
             }

@@ -29,6 +29,7 @@ use crate::runtime::sandbox_config::{SandboxInput, sandbox_config};
 use crate::runtime::security::SecuritySettings;
 use crate::sources::objects::Objects;
 use crate::sources::services::Services;
+use crate::users::UserRanges;
 
 /// Status writes that may wait for the API server at the same time.
 pub const STATUS_WRITES: usize = 16;
@@ -49,6 +50,8 @@ pub struct PodContext {
     pub events: EventRecorder,
     /// Processors for one container each.
     pub cpus: Cpus,
+    /// Ids for pods with users of their own.
+    pub users: UserRanges,
     /// Devices of plugins.
     pub devices: Devices,
     /// API server.
@@ -128,20 +131,21 @@ impl PodContext {
         let cgroup = PodCgroup::of(pod, &self.cgroup_settings());
         let node_resolver = node_resolver(&self.config.resolv_conf).await;
         let seccomp_root = self.seccomp_root();
-        sandbox_config(SandboxInput {
+        sandbox_config(&SandboxInput {
             pod,
             attempt,
             cgroup: &cgroup,
             pod_logs_dir: &self.config.pod_logs_dir,
             dns: ClusterDns { servers: &self.config.cluster_dns, domain: &self.config.cluster_domain },
             node_resolver: &node_resolver,
-            security: self.security(&seccomp_root),
+            security: self.security(pod, &seccomp_root),
         })
     }
 
-    /// Security settings of the node.
-    pub fn security<'a>(&self, seccomp_root: &'a Path) -> SecuritySettings<'a> {
-        SecuritySettings { seccomp_default: self.config.seccomp_default, seccomp_root }
+    /// What security contexts of the pod depend on beside its spec.
+    pub fn security<'a>(&self, pod: &Pod, seccomp_root: &'a Path) -> SecuritySettings<'a> {
+        let users = self.users.of(pod);
+        SecuritySettings { seccomp_default: self.config.seccomp_default, seccomp_root, users }
     }
 
     /// Deadline of writes to the API server.

@@ -155,8 +155,9 @@ async fn configure(
     let (hosts, message) = write_files(input, container, request.attempt).await?;
     let user = input.image_users.get(&container.name).cloned().unwrap_or_default();
     let seccomp_root = context.seccomp_root();
-    let mut security = container_context(&input.pod, container, &user, context.security(&seccomp_root))
-        .map_err(StartError::config)?;
+    let settings = context.security(&input.pod, &seccomp_root);
+    let mut security =
+        container_context(&input.pod, container, &user, &settings).map_err(StartError::config)?;
     if let (Some(target), Some(namespaces)) = (&request.target_id, &mut security.namespace_options) {
         namespaces.pid = v1::NamespaceMode::Target as i32;
         namespaces.target_id.clone_from(target);

@@ -24,6 +24,7 @@ use crate::runtime::container_config::resources;
 use crate::runtime::cri::CriError;
 use crate::runtime::images::{ImageError, PullPolicy, ReadyImage};
 use crate::runtime::security::ImageUser;
+use crate::users::wants;
 
 /// A step of the loop: the plan's, or a status write.
 #[derive(Debug, Clone)]
@@ -132,6 +133,7 @@ pub(super) async fn run(input: StepInput, step: Step) -> Outcome {
             let uid = input.pod.metadata.uid.as_deref().unwrap_or_default();
             context.devices.release(uid).await;
             context.cpus.release(uid).await;
+            context.users.release(uid);
             Outcome::Plain(remove_cgroup(&input).await)
         }
         PodAction::DeleteFromApi => {
@@ -191,6 +193,7 @@ async fn mount_volumes(input: &StepInput) -> Result<MountedVolumes, VolumeError>
 
 async fn create_sandbox(input: &StepInput, attempt: u32) -> Result<(), CriError> {
     let context = &input.context;
+    let promised = context.users.promise(&input.pod).await;
     let config = context.sandbox_config(&input.pod, attempt).await;
     let logs = config.log_directory.clone();
     // The runtime makes the directory too; made here it has the right mode whatever the runtime does.
@@ -201,7 +204,11 @@ async fn create_sandbox(input: &StepInput, attempt: u32) -> Result<(), CriError>
     if let Some(message) = missing_dns(&input.pod, &context.config.cluster_dns) {
         context.events.pod(&input.pod, None, EventType::Warning, "MissingClusterDNS", message);
     }
-    let created = match handler(input).await {
+    let created = match promised
+        .map_err(refused)
+        .and(handler(input).await)
+        .and_then(|handler| own_users(input, handler))
+    {
         Ok(handler) => context.cri.run_sandbox(config, &handler).await,
         Err(error) => Err(error),
     };
@@ -232,6 +239,21 @@ fn missing_dns<S>(pod: &Pod, servers: &[S]) -> Option<String> {
     })
 }
 
+fn refused(message: String) -> CriError {
+    CriError { call: "RunPodSandbox", code: tonic::Code::FailedPrecondition, message }
+}
+
+/// A runtime that knows no user namespaces would run the pod with the node's users, silently.
+fn own_users(input: &StepInput, handler: String) -> Result<String, CriError> {
+    let health = input.context.health.borrow();
+    let found = health.handlers.iter().find(|known| known.name.as_deref() == Some(handler.as_str()));
+    let features = found.and_then(|known| known.features.as_ref());
+    if !wants(&input.pod) || features.is_some_and(|features| features.user_namespaces == Some(true)) {
+        return Ok(handler);
+    }
+    Err(refused(format!("the container runtime's handler {handler:?} does not support user namespaces")))
+}
+
 /// The runtime's handler that the pod's class names; empty for the default one.
 async fn handler(input: &StepInput) -> Result<String, CriError> {
     let spec = input.pod.spec.as_ref();
@@ -239,11 +261,7 @@ async fn handler(input: &StepInput) -> Result<String, CriError> {
     else {
         return Ok(String::new());
     };
-    let failed = |why: String| CriError {
-        call: "RunPodSandbox",
-        code: tonic::Code::FailedPrecondition,
-        message: format!("failed to get sandbox runtime: {why}"),
-    };
+    let failed = |why: String| refused(format!("failed to get sandbox runtime: {why}"));
     let classes: Api<RuntimeClass> = Api::all(input.context.client.clone());
     match tokio::time::timeout(super::context::PodContext::API_DEADLINE, classes.get_opt(name)).await {
         Ok(Ok(Some(class))) => Ok(class.handler),

@@ -39,6 +39,7 @@ use crate::sources::objects::Objects;
 use crate::sources::offline;
 use crate::sources::pods::{PodEvent, StaticSource};
 use crate::sources::services::Services;
+use crate::users::UserRanges;
 
 use fake_api::FakeApi;
 use fake_cri::FakeCri;
@@ -221,6 +222,7 @@ impl Scene {
             services: Services { store, synced: watch::channel(!self.offline).1 },
             events: events.clone(),
             cpus: Cpus::load(&config).expect("this machine has a processor 0"),
+            users: UserRanges::load(&config).expect("no subordinate ids"),
             devices: Devices::load(&root.join("kubelet"), CancellationToken::new()),
             client,
             config,

@@ -21,7 +21,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use check::{CheckTarget, Checked};
-use counters::ProbeCounters;
+use counters::{ProbeCounters, Tally};
 
 use crate::events::{EventRecorder, EventType};
 use crate::runtime::cri::Cri;
@@ -124,6 +124,7 @@ impl ProbeSet {
             kind,
             settings,
             state,
+            tally: self.prober.counters.tally(target.pod, &target.container.name, kind),
             pod: Arc::clone(target.pod),
             probe: probe.clone(),
             target: CheckTarget {
@@ -177,6 +178,7 @@ struct ProbeTask {
     kind: ProbeKind,
     settings: ProbeSettings,
     state: ProbeState,
+    tally: Tally,
     pod: Arc<Pod>,
     probe: Probe,
     target: CheckTarget,
@@ -189,7 +191,7 @@ impl ProbeTask {
             let began = Instant::now();
             let checked =
                 check::check_probe(&self.prober.cri, &self.probe, &self.target, self.settings.timeout).await;
-            self.prober.counters.count(self.kind, &checked, began.elapsed());
+            self.tally.count(&checked, began.elapsed());
             let step = match &checked {
                 Checked::Success(_) | Checked::Warning(_) => self.state.on_result(true),
                 Checked::Failure(_) => self.state.on_result(false),

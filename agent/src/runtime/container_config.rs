@@ -73,7 +73,15 @@ pub fn log_path(container: &str, attempt: u32) -> String {
 /// The configuration for CreateContainer.
 pub fn container_config(input: ContainerInput<'_>) -> v1::ContainerConfig {
     let container = input.container;
-    let (mounts, annotations) = (mounts(&input), annotations(&input));
+    let (mut mounts, annotations) = (mounts(&input), annotations(&input));
+    let namespaces = input.security.namespace_options.as_ref();
+    if let Some(users) = namespaces.and_then(|namespaces| namespaces.userns_options.as_ref()) {
+        // Files belong to the same ids inside as on the node.
+        for mount in mounts.iter_mut().filter(|mount| mount.image.is_none()) {
+            mount.uid_mappings.clone_from(&users.uids);
+            mount.gid_mappings.clone_from(&users.gids);
+        }
+    }
     let envs = input
         .process
         .variables

@@ -11,7 +11,7 @@ use super::labels;
 use super::security::{SecuritySettings, sandbox_context};
 
 /// What a sandbox depends on beside its pod.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct SandboxInput<'a> {
     /// The pod.
     pub pod: &'a Pod,
@@ -41,7 +41,7 @@ pub fn log_directory(pod_logs_dir: &Path, pod: &Pod) -> std::path::PathBuf {
 }
 
 /// The configuration for RunPodSandbox, and for each CreateContainer in it.
-pub fn sandbox_config(input: SandboxInput<'_>) -> v1::PodSandboxConfig {
+pub fn sandbox_config(input: &SandboxInput<'_>) -> v1::PodSandboxConfig {
     let default = PodSpec::default();
     let spec = input.pod.spec.as_ref().unwrap_or(&default);
     let metadata = &input.pod.metadata;
@@ -67,7 +67,7 @@ pub fn sandbox_config(input: SandboxInput<'_>) -> v1::PodSandboxConfig {
         annotations: metadata.annotations.clone().unwrap_or_default(),
         linux: Some(v1::LinuxPodSandboxConfig {
             cgroup_parent: input.cgroup.path.clone(),
-            security_context: Some(sandbox_context(spec, input.security)),
+            security_context: Some(sandbox_context(spec, &input.security)),
             sysctls: sysctls(spec),
             resources: Some(resources(input.cgroup)),
             overhead: None,

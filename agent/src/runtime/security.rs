@@ -26,13 +26,15 @@ const MASKED_PATHS: [&str; 11] = [
 /// Paths that containers must not write.
 const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// Node settings that a security context depends on.
-#[derive(Debug, Clone, Copy)]
+/// Settings of node and pod that a security context depends on beside the spec.
+#[derive(Debug, Clone)]
 pub struct SecuritySettings<'a> {
     /// RuntimeDefault for containers that name no seccomp profile.
     pub seccomp_default: bool,
     /// Directory of Localhost seccomp profiles.
     pub seccomp_root: &'a Path,
+    /// The pod's own users, where it has some.
+    pub users: Option<v1::UserNamespace>,
 }
 
 /// User that the image names.
@@ -54,7 +56,7 @@ pub struct NonRootError {
 }
 
 /// Namespaces that pod and containers share with the node or each other.
-pub fn namespaces(spec: &PodSpec) -> v1::NamespaceOption {
+fn namespaces(spec: &PodSpec, users: Option<&v1::UserNamespace>) -> v1::NamespaceOption {
     let on_node = |on: Option<bool>| on.unwrap_or(false);
     let pid = if on_node(spec.host_pid) {
         v1::NamespaceMode::Node
@@ -68,12 +70,13 @@ pub fn namespaces(spec: &PodSpec) -> v1::NamespaceOption {
         network: shared(on_node(spec.host_network)) as i32,
         pid: pid as i32,
         ipc: shared(on_node(spec.host_ipc)) as i32,
+        userns_options: users.cloned(),
         ..v1::NamespaceOption::default()
     }
 }
 
 /// The sandbox's context.
-pub fn sandbox_context(spec: &PodSpec, settings: SecuritySettings<'_>) -> v1::LinuxSandboxSecurityContext {
+pub fn sandbox_context(spec: &PodSpec, settings: &SecuritySettings<'_>) -> v1::LinuxSandboxSecurityContext {
     let pod = spec.security_context.clone().unwrap_or_default();
     let privileged = spec
         .containers
@@ -81,7 +84,7 @@ pub fn sandbox_context(spec: &PodSpec, settings: SecuritySettings<'_>) -> v1::Li
         .chain(spec.init_containers.iter().flatten())
         .any(|container| context(container).and_then(|context| context.privileged).unwrap_or(false));
     v1::LinuxSandboxSecurityContext {
-        namespace_options: Some(namespaces(spec)),
+        namespace_options: Some(namespaces(spec, settings.users.as_ref())),
         run_as_user: pod.run_as_user.map(int),
         run_as_group: pod.run_as_user.and(pod.run_as_group).map(int),
         supplemental_groups: groups(&pod),
@@ -98,7 +101,7 @@ pub fn container_context(
     pod: &Pod,
     container: &Container,
     image_user: &ImageUser,
-    settings: SecuritySettings<'_>,
+    settings: &SecuritySettings<'_>,
 ) -> Result<v1::LinuxContainerSecurityContext, NonRootError> {
     let default = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&default);
@@ -115,7 +118,7 @@ pub fn container_context(
     Ok(v1::LinuxContainerSecurityContext {
         capabilities: own.capabilities.as_ref().map(capabilities),
         privileged,
-        namespace_options: Some(namespaces(spec)),
+        namespace_options: Some(namespaces(spec, settings.users.as_ref())),
         selinux_options: own.se_linux_options.as_ref().or(of_pod.se_linux_options.as_ref()).map(selinux),
         // Without a user from the pod, the image's is used as the image names it.
         run_as_user: user.or(image_user.uid).map(int),
@@ -202,7 +205,7 @@ fn capabilities(wanted: &Capabilities) -> v1::Capability {
 fn seccomp(
     profile: Option<&SeccompProfile>,
     privileged: bool,
-    settings: SecuritySettings<'_>,
+    settings: &SecuritySettings<'_>,
 ) -> v1::SecurityProfile {
     let (kind, localhost_ref) = match profile.map(|profile| profile.type_.as_str()) {
         Some("RuntimeDefault") => (ProfileType::RuntimeDefault, String::new()),
@@ -250,8 +253,9 @@ mod tests {
             "spec": {"containers": [{"name": "a", "securityContext": context}]}}))
         .expect("a pod");
         let container = pod.spec.as_ref().expect("spec").containers[0].clone();
-        let settings = SecuritySettings { seccomp_default: false, seccomp_root: Path::new("/s") };
-        let result = container_context(&pod, &container, image, settings);
+        let settings =
+            SecuritySettings { seccomp_default: false, seccomp_root: Path::new("/s"), users: None };
+        let result = container_context(&pod, &container, image, &settings);
         match (result, expected) {
             (Ok(context), Ok(uid)) => assert_eq!(context.run_as_user.map(|user| user.value), uid),
             (Err(error), Err(text)) => assert!(error.to_string().contains(text), "{error}"),

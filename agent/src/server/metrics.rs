@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use http::StatusCode;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::reply::{self, Reply};
@@ -50,10 +51,16 @@ pub(super) async fn resource(api: &Api) -> Reply {
     let containers = summary::containers(api).await;
     let node = summary::node(api).await;
     let failed = containers.is_err() || node.is_err();
-    resource_text(node.ok().as_ref(), &containers.unwrap_or_default(), failed).reply()
+    let started = summary::start_times(&api.state.pods());
+    resource_text(node.ok().as_ref(), &containers.unwrap_or_default(), &started, failed).reply()
 }
 
-fn resource_text(node: Option<&NodeFigures>, containers: &[ContainerFigures], failed: bool) -> Exposition {
+fn resource_text(
+    node: Option<&NodeFigures>,
+    containers: &[ContainerFigures],
+    started: &BTreeMap<(String, String), Timestamp>,
+    failed: bool,
+) -> Exposition {
     let mut text = Exposition::default();
     let cpu_help = "Cumulative cpu time consumed in core-seconds";
     let memory_help = "Current working set in bytes";
@@ -78,6 +85,16 @@ fn resource_text(node: Option<&NodeFigures>, containers: &[ContainerFigures], fa
         |figure: fn(&NodeFigures) -> f64| node.map(|node| (String::new(), figure(node))).into_iter();
     text.metric("container_cpu_usage_seconds_total", "counter", cpu_help, by_container(cpu_seconds));
     text.metric("container_memory_working_set_bytes", "gauge", memory_help, by_container(working_set));
+    let start_times = containers.iter().filter_map(|container| {
+        let time = started.get(&(container.uid.clone(), container.container.clone()))?;
+        Some((container_labels(container), time.as_duration().as_secs_f64()))
+    });
+    text.metric(
+        "container_start_time_seconds",
+        "gauge",
+        "Start time of the container since unix epoch in seconds",
+        start_times,
+    );
     text.metric(
         "node_cpu_usage_seconds_total",
         "counter",
@@ -160,7 +177,7 @@ mod tests {
     #[test]
     fn a_failed_scrape_still_tells_the_node() {
         let node = NodeFigures { cpu_used: std::time::Duration::from_millis(1500), ..NodeFigures::default() };
-        let text = resource_text(Some(&node), &[], true).0;
+        let text = resource_text(Some(&node), &[], &BTreeMap::new(), true).0;
         assert!(
             text.contains("# TYPE node_cpu_usage_seconds_total counter\nnode_cpu_usage_seconds_total 1.5\n"),
             "{text}"

@@ -265,7 +265,7 @@ fn fs_summary(fs: &FsFigures, now: Timestamp) -> Value {
 }
 
 /// When pods and their containers started, by uid and (for containers) name.
-fn start_times(pods: &[Arc<Pod>]) -> BTreeMap<(String, String), Timestamp> {
+pub(super) fn start_times(pods: &[Arc<Pod>]) -> BTreeMap<(String, String), Timestamp> {
     let mut times = BTreeMap::new();
     for pod in pods {
         let uid = pod.metadata.uid.clone().unwrap_or_default();

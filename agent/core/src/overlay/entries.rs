@@ -178,6 +178,19 @@ pub enum Problem {
         /// What the range holds.
         what: String,
     },
+    /// The range is a part of the network that this node is in. It is used all the same: such subnets may be wide, and the
+    /// range free.
+    #[error(
+        "node {node} has the pod range {range}, which lies in {subnet}, the subnet of the underlay interface: other machines there with an address of that range are not reached from here"
+    )]
+    Inside {
+        /// Peer.
+        node: String,
+        /// Its range.
+        range: Range,
+        /// The subnet.
+        subnet: Range,
+    },
     /// Two nodes claim the same addresses; the older one keeps them.
     #[error("node {node} has the pod range {range}, which overlaps {other} of node {holder}: it is left out")]
     Overlap {
@@ -313,8 +326,20 @@ impl<'p> Draft<'p> {
 
     fn unusable(&self, address: IpAddr) -> Option<String> {
         let broadcast = address == IpAddr::from([255; 4]);
-        if address.is_unspecified() || address.is_loopback() || address.is_multicast() || broadcast {
+        let reserved = matches!(address, IpAddr::V4(v4) if v4.octets()[0] >= 240);
+        if address.is_unspecified()
+            || address.is_loopback()
+            || address.is_multicast()
+            || broadcast
+            || reserved
+        {
             return Some("is no address of one machine".to_owned());
+        }
+        if is_link_local(address) && !is_link_local(self.place.address) {
+            return Some("counts on one link only".to_owned());
+        }
+        if let Some(subnet) = self.place.subnets.iter().find(|subnet| subnet.is_end(address)) {
+            return Some(format!("stands for the whole of {subnet}, the subnet of the underlay interface"));
         }
         if address == self.place.address {
             return Some("is this node's own".to_owned());
@@ -333,6 +358,12 @@ impl<'p> Draft<'p> {
             let subnet = self.place.subnets.iter().find(covers)?;
             Some(format!("{subnet}, the subnet of the underlay interface"))
         })
+    }
+
+    /// The subnet of the underlay that the range is a part of.
+    fn subnet_around(&self, range: &Range) -> Option<Range> {
+        let subnets = self.place.subnets.iter();
+        subnets.copied().find(|subnet| subnet.contains(range.network()) && subnet.prefix() < range.prefix())
     }
 
     /// The peer's own address in a subnet of the underlay, of the range's family.
@@ -415,10 +446,15 @@ impl<'p> Draft<'p> {
     fn free(&mut self, peer: &Peer) -> Vec<Range> {
         let mut free = Vec::new();
         for range in &peer.ranges {
-            match self.conflict(&peer.name, *range) {
-                Some(problem) => self.problems.push(problem),
-                None => free.push(*range),
+            if let Some(problem) = self.conflict(&peer.name, *range) {
+                self.problems.push(problem);
+                continue;
             }
+            let (node, range) = (peer.name.clone(), *range);
+            if let Some(subnet) = self.subnet_around(&range) {
+                self.problems.push(Problem::Inside { node, range, subnet });
+            }
+            free.push(range);
         }
         free
     }
@@ -433,6 +469,13 @@ impl<'p> Draft<'p> {
         }
         let route = self.host.routes.get(&range)?.clone();
         Some(Problem::OtherRoute { node, range, route })
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
     }
 }
 

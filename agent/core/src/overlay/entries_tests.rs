@@ -138,6 +138,11 @@ fn addresses_that_no_other_machine_has_are_told_and_not_used() {
         ("127.0.0.1", "of one machine"),
         ("224.0.0.1", "of one machine"),
         ("255.255.255.255", "of one machine"),
+        ("240.0.0.1", "of one machine"),
+        ("169.254.1.1", "on one link only"),
+        ("fe80::7", "on one link only"),
+        ("192.0.2.0", "the whole of 192.0.2.0/24"),
+        ("192.0.2.255", "the whole of 192.0.2.0/24"),
         ("192.0.2.1", "this node's own"),
         ("10.244.0.7", "the pod range 10.244.0.0/24 of node a"),
     ] {
@@ -179,8 +184,10 @@ fn a_range_takes_no_route_of_the_host_and_no_node_away() {
         assert_eq!(routes, [range("10.244.1.0/24")], "{wrong}");
         assert!(words.contains(word), "{wrong}: {words}");
     }
-    // A part of the subnet that no machine uses is as good as any range.
-    assert_eq!(told(&[peer(1, &["192.0.2.128/26"], &["192.0.2.2"])]).0.len(), 1);
+    // A part of the subnet that no node uses is taken, but told.
+    let (routes, words) = told(&[peer(1, &["192.0.2.128/26"], &["192.0.2.2"])]);
+    assert_eq!(routes, [range("192.0.2.128/26")]);
+    assert!(words.contains("lies in 192.0.2.0/24, the subnet of the underlay"), "{words}");
     // An older node keeps its address, a younger one is refused the range, and the other way around.
     let (routes, words) =
         told(&[peer(1, &["10.244.1.0/24"], &["10.9.0.7"]), peer(2, &["10.9.0.0/24"], &["192.0.2.3"])]);

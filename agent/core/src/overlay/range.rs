@@ -45,6 +45,13 @@ impl Range {
         address.is_ipv4() == self.network.is_ipv4() && Self::of(address, self.prefix) == *self
     }
 
+    /// Whether the address is the range's first or, with IPv4, its last one, where these are no machine's.
+    pub fn is_end(&self, address: IpAddr) -> bool {
+        let (IpAddr::V4(first), IpAddr::V4(address)) = (self.network, address) else { return false };
+        let last = first.to_bits() | !mask32(self.prefix);
+        self.prefix <= 30 && (address == first || address.to_bits() == last)
+    }
+
     /// Whether the two have an address in common.
     pub fn overlaps(&self, other: &Self) -> bool {
         self.contains(other.network) || other.contains(self.network)

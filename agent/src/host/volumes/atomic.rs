@@ -14,6 +14,7 @@ use jiff::Timestamp;
 
 use super::ownership::Ownership;
 use super::select::{File, Files};
+use crate::files::remove;
 
 const DATA: &str = "..data";
 const NEW_DATA: &str = "..data_tmp";
@@ -139,13 +140,6 @@ fn remove_stale(dir: &Path, files: &Files, current: &Path) -> io::Result<()> {
 
 fn top_level(files: &Files) -> BTreeSet<&str> {
     files.keys().map(|path| path.split('/').next().unwrap_or(path)).collect()
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -61,7 +61,7 @@ pub(super) async fn recall(pod_dir: &Path, volume: &str) -> Option<Found> {
 pub(super) async fn note(pod_dir: &Path, volume: &str, found: &Found) -> Result<(), String> {
     let record = record(pod_dir, volume);
     let text = serde_json::to_string(found).map_err(|error| error.to_string())?;
-    let kept = tokio::task::spawn_blocking(move || crate::certificates::write_private(&record, &text)).await;
+    let kept = tokio::task::spawn_blocking(move || crate::files::write_private(&record, &text)).await;
     kept.map_err(|error| error.to_string())?
         .map_err(|error| format!("the claim cannot be written down: {error}"))
 }

@@ -27,8 +27,5 @@ pub(super) fn remove(dir: &Path) -> io::Result<()> {
     if let Some(left) = mount_table::below(&dir)?.first() {
         return Err(io::Error::other(format!("{} is still mounted", left.display())));
     }
-    match std::fs::remove_dir_all(&dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    crate::files::gone(std::fs::remove_dir_all(&dir))
 }
