@@ -320,14 +320,16 @@ fn is_hidden_reply<M: Flows>(maps: &M, headers: &Headers) -> bool {
     headers.proto == SCTP || port >= config.first_port && port - config.first_port < config.ports
 }
 
-/// Notes the packet in its flow, if there is anything new about it.
+/// Notes the packet in its flow, if there is anything new about it; whether there was.
 #[inline(always)]
-fn note<M: Flows>(maps: &M, key: &FlowKey, flow: &FlowValue, headers: &Headers) {
+fn note<M: Flows>(maps: &M, key: &FlowKey, flow: &FlowValue, headers: &Headers) -> bool {
     let now = maps.now();
     let closing = headers.proto == TCP && headers.flags & (FIN | RST) != 0;
-    if closing || now.saturating_sub(flow.last_used_ns) > USE_STEP_NS {
+    let news = closing || now.saturating_sub(flow.last_used_ns) > USE_STEP_NS;
+    if news {
         maps.note_use(key, now, if closing { FlowValue::FLAG_CLOSING } else { 0 });
     }
+    news
 }
 
 /// A backend has answered: the flow is no flood.
@@ -414,13 +416,14 @@ fn to_backend<P: Packet, M: Tables + Flows>(
     if let Some(flow) = known
         && is_current(maps, flow, opening)
     {
-        note(maps, &key, flow, headers);
+        let noted = note(maps, &key, flow, headers);
         if flow.is_own() {
             return Action::Pass;
         }
-        // The client has seen an answer; or the other half of the flow was pushed out of the map.
+        // The client has seen an answer; or the other half of the flow was pushed out of the map, which does not happen to
+        // one that was used a moment ago.
         if headers.proto == TCP && !opening && established.is_none()
-            || established.is_some() && maps.established(&flow.reply_key()).is_none()
+            || noted && established.is_some() && maps.established(&flow.reply_key()).is_none()
         {
             maps.establish(flow);
         }

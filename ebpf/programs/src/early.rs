@@ -1,16 +1,20 @@
 //! The XDP hook: packets that go from one wire to another, before the kernel has made anything of them.
+//!
+//! Bytes are read and written in place: a helper for each of the twenty that a packet takes would be a third of its time.
 
 use aya_ebpf::{
     bindings::{xdp_action, xdp_md},
-    helpers::{bpf_redirect, bpf_xdp_load_bytes, bpf_xdp_store_bytes},
+    helpers::bpf_redirect,
     programs::XdpContext,
 };
 use ebpf_packet::{Action, ETHERNET, Fix, Packet, adjusted, ingress};
 
-use crate::{bytes::Bytes, machine::Machine};
+use crate::machine::Machine;
 
 /// Where the type of an Ethernet frame stands.
 const ETHERTYPE: u32 = 12;
+/// Where the last byte that is looked at may stand: behind it are no headers that this hook knows.
+const DEEPEST: u32 = 511;
 
 static MACHINE: Machine<true> = Machine;
 
@@ -20,6 +24,18 @@ struct Frame {
 }
 
 impl Frame {
+    /// N bytes at an offset; nothing where they are not in the frame's first buffer, and the stack sees to it.
+    #[inline(always)]
+    fn place<const N: usize>(&self, offset: u32) -> Option<*mut [u8; N]> {
+        if offset > DEEPEST {
+            return None;
+        }
+        // SAFETY: the context is valid for the run.
+        let (data, end) = unsafe { ((*self.xdp).data as usize, (*self.xdp).data_end as usize) };
+        let start = kept(data + offset as usize);
+        (start + N <= end).then_some(start as *mut [u8; N])
+    }
+
     /// Accounts for a replaced word in the checksum at an offset.
     #[inline(always)]
     fn adjust(&mut self, checksum: u32, from: u32, to: u32, may_be_absent: bool) -> Option<()> {
@@ -38,16 +54,14 @@ impl Frame {
 impl Packet for Frame {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        // SAFETY: the helper writes as many bytes as it is told, or fails.
-        Bytes::fill(|buffer| unsafe { bpf_xdp_load_bytes(self.xdp, offset, buffer, N as u32) })
+        // SAFETY: the bytes are inside the frame, and nothing else writes them during the run.
+        self.place(offset).map(|place| unsafe { place.read() })
     }
 
     #[inline(always)]
     fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()> {
-        // SAFETY: the helper reads N bytes from a buffer of N bytes.
-        let result =
-            unsafe { bpf_xdp_store_bytes(self.xdp, offset, bytes.as_ptr().cast_mut().cast(), N as u32) };
-        (result == 0).then_some(())
+        // SAFETY: as above.
+        self.place(offset).map(|place| unsafe { place.write(*bytes) })
     }
 
     #[inline(always)]
@@ -59,6 +73,18 @@ impl Packet for Frame {
     fn fix_transport(&mut self, checksum: u32, from: u32, to: u32, fix: Fix) -> Option<()> {
         self.adjust(checksum, from, to, fix.may_be_absent)
     }
+}
+
+/// The same, in one register from here on: the verifier knows by the register that was compared how far may be read, and
+/// the compiler would compute the sum once for the comparison and once for the read.
+#[inline(always)]
+fn kept(mut place: usize) -> usize {
+    // SAFETY: it does nothing. (An instruction all the same: the kernel refuses two lines of source at one.)
+    #[cfg(target_arch = "bpf")]
+    unsafe {
+        core::arch::asm!("{0} = {0}", inout(reg) place, options(pure, nomem, nostack, preserves_flags));
+    }
+    place
 }
 
 /// A frame that arrived from outside.

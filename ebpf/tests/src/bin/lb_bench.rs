@@ -56,7 +56,7 @@ enum What {
         #[arg(long, default_value_t = 3)]
         endpoints: u32,
         /// Single runs of each kind.
-        #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u16).range(1..=30_000))]
+        #[arg(long, default_value_t = 4_000, value_parser = clap::value_parser!(u16).range(1..=4_000))]
         runs: u16,
     },
     /// How many packets from outside a NodePort forwards, and what one costs the processor.
