@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::cmd::Cmd;
-use crate::config::{Node, Overlay, POD_CIDR, PORTS, SERVICE_CIDR};
+use crate::config::{Mode, Node, Overlay, POD_CIDR, PORTS, SERVICE_CIDR};
 use crate::fabric;
 use crate::paths::Layout;
 
@@ -28,7 +28,7 @@ pub(crate) fn require_root() -> Result<()> {
 /// Checks the host and describes the one node that is the host itself.
 pub(crate) fn check(layout: &Layout, cgroup_root: Option<&Path>) -> Result<Node> {
     let (address, cgroup2) =
-        check_host(layout, cgroup_root, &[(SERVICE_CIDR, "service"), (POD_CIDR, "pod")])?;
+        check_host(layout, cgroup_root, &[(SERVICE_CIDR, "service"), (POD_CIDR, "pod")], None)?;
     let name = nix::unistd::gethostname()?.to_string_lossy().to_lowercase();
     Ok(Node { name, address, cgroup2: cgroup2.display().to_string(), overlay: None })
 }
@@ -40,7 +40,7 @@ pub(crate) fn check_nodes(
     count: u8,
     overlay: Overlay,
 ) -> Result<Vec<(Layout, Node)>> {
-    let (_, cgroup2) = check_host(layout, cgroup_root, &[(fabric::CIDR, "node")])?;
+    let (_, cgroup2) = check_host(layout, cgroup_root, &[(fabric::CIDR, "node")], Some(overlay.mode))?;
     let root = cgroup2.display().to_string();
     let nodes = (1..=count).map(|number| {
         let name = fabric::name(number);
@@ -57,9 +57,11 @@ fn check_host(
     layout: &Layout,
     cgroup_root: Option<&Path>,
     ranges: &[(&str, &str)],
+    overlay: Option<Mode>,
 ) -> Result<(String, PathBuf)> {
     let mut findings = Vec::new();
     kernel(&mut findings);
+    findings.extend(overlay.and_then(overlay_link));
     ports(&mut findings);
     routes(&mut findings, &[layout.bridge(), fabric::bridge(layout)], ranges);
     disk(layout, &mut findings);
@@ -98,6 +100,24 @@ fn kernel(findings: &mut Vec<String>) {
             "the kernel has no overlayfs (CONFIG_OVERLAY_FS): containers need it for their root".to_owned(),
         );
     }
+}
+
+/// What the kernel lacks for the network between nodes: such a link is made in a namespace that ends with the command.
+fn overlay_link(mode: Mode) -> Option<String> {
+    let (link, option) = match mode {
+        Mode::Wireguard => (&["wireguard"][..], "CONFIG_WIREGUARD"),
+        Mode::Vxlan => (&["vxlan", "id", "1", "dstport", "8472"][..], "CONFIG_VXLAN"),
+        Mode::HostGw => return None,
+    };
+    let made =
+        Cmd::new("unshare").args(["-n", "ip", "link", "add", "name", "probe", "type"]).args(link).output();
+    made.err().map(|_| {
+        let kind = link[0];
+        format!(
+            "the kernel can make no {kind} link, which --overlay {kind} needs: load its module (`modprobe {kind}`), boot a \
+             kernel built with {option}, or choose another mode"
+        )
+    })
 }
 
 fn ports(findings: &mut Vec<String>) {

@@ -1,7 +1,7 @@
 //! `cargo xtask setup`: installs what is missing for building, running and testing, and nothing else.
 //!
 //! Debian packages by the program they bring, the BPF toolchain (nightly's sources and bpf-linker, or Debian's
-//! web toolchain where there is no rustup), and cargo-deny for the lint tier. Idempotent.
+//! web toolchain where there is no rustup), musl's standard library, and cargo-deny for the lint tier. Idempotent.
 
 use std::path::Path;
 
@@ -68,6 +68,7 @@ const BPF_LINKER: &str = "0.10.4";
 pub(crate) fn run(repo: &Path, scope: Scope) -> Result<()> {
     debian_packages(TOOLS.iter().chain(LIBRARIES))?;
     bpf_toolchain(repo)?;
+    musl(repo)?;
     if scope == Scope::Test {
         cargo_tool("cargo-deny", &["--locked"])?;
     }
@@ -163,6 +164,18 @@ fn bpf_toolchain(repo: &Path) -> Result<()> {
         })?;
     }
     cargo_bpf_linker(repo)
+}
+
+/// The standard library that the CNI plugins' executable is linked with, by rustup; without it they are built with glibc, and
+/// start more slowly.
+fn musl(repo: &Path) -> Result<()> {
+    if which("rustup").is_none() || crate::binaries::musl_is_installed() {
+        return Ok(());
+    }
+    let target = crate::binaries::target("musl");
+    step(&format!("adding the target {target} (for the CNI plugins)"), || {
+        Cmd::new("rustup").args(["target", "add", &target]).dir(repo).run()
+    })
 }
 
 fn installed(package: &str) -> bool {

@@ -161,6 +161,19 @@ fn ab_pods_reach_the_outside_masqueraded() {
 }
 
 #[test]
+fn ab_rules_that_somebody_flushes_come_back() {
+    let pod = pod_on("node-1");
+    let table = || inside("node-1", &["nft", "list", "table", "inet", "keelson_cni"]);
+    assert!(said(&table()).contains(&pod.address), "{}", said(&table()));
+    inside_ok("node-1", &["nft", "flush", "ruleset"]);
+    wait_for("the pod's masquerade", LIMIT, || {
+        let shown = said(&table());
+        if shown.contains(&pod.address) { Ok(()) } else { Err(shown) }
+    });
+    ab_pods_reach_the_outside_masqueraded();
+}
+
+#[test]
 fn ac_a_host_port_answers_on_its_node_for_everybody() {
     pods();
     crate::support::apply(HOST_PORT, &[]);

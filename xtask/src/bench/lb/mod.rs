@@ -145,7 +145,7 @@ fn pods(layout: &Layout, arguments: &Arguments) -> Result<Vec<Work>> {
 }
 
 fn packets(layout: &Layout, arguments: &Arguments) -> Result<Vec<Packets>> {
-    let runs = if arguments.quick { "1000" } else { "10000" };
+    let runs = if arguments.quick { "1000" } else { "4000" };
     measured(layout, &["packets", "--services", arguments.services(), "--runs", runs])
 }
 
