@@ -33,6 +33,9 @@ const INTERFACE: &str = "eth0";
 /// How long one plugin may take.
 const PLUGIN_DEADLINE: Duration = Duration::from_secs(60);
 
+/// How long pods may be kept waiting for the end of an attachment, after which plugins are told what is in use.
+const GIVE_WAY: Duration = Duration::from_secs(1);
+
 /// What a pod with a limit may send at once, in bits: as much as the plugins accept, since Kubernetes states only a rate.
 const BURST: u32 = i32::MAX as u32;
 /// Between the loss of the plugins' table and its return.
@@ -162,7 +165,13 @@ impl Network {
     /// Lets the plugins release what belongs to none of these sandboxes, and bring back what of theirs somebody took away.
     pub async fn collect(&self, living: impl FnOnce() -> Vec<String>) {
         let Ok(list) = self.current() else { return };
-        let _nothing_attaches = self.attaching.write().await;
+        let _nothing_attaches = loop {
+            // A plugin that hangs holds up nobody else: who waits here keeps new pods waiting.
+            match tokio::time::timeout(GIVE_WAY, self.attaching.write()).await {
+                Ok(guard) => break guard,
+                Err(_elapsed) => tokio::time::sleep(GIVE_WAY).await,
+            }
+        };
         let valid: Vec<_> = living().into_iter().map(|id| (id, INTERFACE.to_owned())).collect();
         if let Err(error) = self.invoker.gc(&list, &valid).await {
             tracing::warn!(error = %chain(&error), "the pod network could not release what is unused");
@@ -178,7 +187,7 @@ pub async fn keep_table(runtime: Arc<Runtime>, cancel: CancellationToken) {
         let readable = process::watched(watch.as_fd().try_clone_to_owned()?)?;
         Ok((watch, readable))
     };
-    let (watch, readable) = match opened() {
+    let (mut watch, readable) = match opened() {
         Ok(opened) => opened,
         Err(error) => {
             let error = format!("{error:#}");
@@ -200,7 +209,10 @@ pub async fn keep_table(runtime: Arc<Runtime>, cancel: CancellationToken) {
         }
         // Who flushes loads rules of its own next; `keelson-cni cleanup` takes records away after the table.
         tokio::time::sleep(TABLE_PAUSE).await;
-        tracing::warn!("somebody took the table inet {} away; it is made again", nft::TABLE);
+        tracing::warn!(
+            "the table inet {} was taken away, or too much changed at once to tell: what is missing is made again",
+            nft::TABLE
+        );
         runtime.release_unused().await;
     }
 }

@@ -89,7 +89,8 @@ pub(super) fn ways(machine: &Machine) -> Vec<DesiredWay> {
         let neighbour = route.via.or(single.then_some(route.to.network));
         let mac = neighbour.and_then(|ip| machine.neighbours.get(&(link.index, ip)));
         let link_addresses = mac.map(|mac| (*mac, link.mac));
-        Some(DesiredWay { to, device: link.index, via: route.via, link: link_addresses, mtu: link.mtu })
+        let mtu = route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu));
+        Some(DesiredWay { to, device: link.index, via: route.via, link: link_addresses, mtu })
     });
     let mut ways: Vec<DesiredWay> = ways.collect();
     // A neighbour on a link is a way of its own.

@@ -181,6 +181,13 @@ fn render_usage(text: &mut String, plane: &DataPlane) {
         "Pods of this node that hand their packets straight to each other.",
     );
     writeln!(text, "keelson_service_shortcut_pods {}", usage.shortcuts).ok();
+    head(
+        text,
+        "keelson_service_routed_pod_addresses",
+        "gauge",
+        "Addresses of pods of this node that exchange packets with other nodes without bridge and stack.",
+    );
+    writeln!(text, "keelson_service_routed_pod_addresses {}", usage.far_pods).ok();
     head(text, "keelson_service_refused", "gauge", "Services that are not or only partly programmed.");
     writeln!(text, "keelson_service_refused {}", usage.refused).ok();
 }

@@ -16,10 +16,11 @@ use netlink_packet_route::{
         LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
     },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
-    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType},
+    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteType},
+    rule::RuleMessage,
     tc::{TcAttribute, TcMessage},
 };
-use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use rtnetlink::{Handle, IpVersion, MulticastGroup, RouteMessageBuilder, sys::AsyncSocket as _};
 
 use super::cidr::Cidr;
 
@@ -39,9 +40,18 @@ const ROUTE_EXISTS: i32 = -17;
 /// stream.
 pub(super) struct Kernel {
     handle: Handle,
+    /// The same with lists that the kernel filters: it tells the addresses in other network namespaces only so.
+    strict: Handle,
     neighbours: bool,
-    /// Addresses of the other ends of links, as they were found.
-    peers: Mutex<BTreeMap<(u32, Peer), [u8; 6]>>,
+    /// The other ends of links, as they were found.
+    peers: Mutex<BTreeMap<(u32, Peer), PeerFacts>>,
+}
+
+/// The other end of a link.
+#[derive(Clone, Debug)]
+struct PeerFacts {
+    mac: [u8; 6],
+    addresses: Vec<IpAddr>,
 }
 
 /// What the machine has, as far as clients outside are concerned.
@@ -59,6 +69,10 @@ pub(super) struct Machine {
     pub(super) neighbours: BTreeMap<(u32, IpAddr), [u8; 6]>,
     /// Link addresses of the other ends of bridges' ports, where those are in another network namespace.
     pub(super) peers: BTreeMap<u32, [u8; 6]>,
+    /// IP addresses of these ends, each with the port.
+    pub(super) pods: Vec<(IpAddr, u32)>,
+    /// Routes are chosen by more than their destination.
+    pub(super) has_rules: bool,
 }
 
 /// A route.
@@ -69,7 +83,9 @@ pub(super) struct RouteFacts {
     pub(super) via: Option<IpAddr>,
     /// It leads to the pods of another node.
     pub(super) of_overlay: bool,
-    metric: u32,
+    /// Bytes that a packet may have on the way, where the route says so.
+    pub(super) mtu: Option<u32>,
+    pub(super) metric: u32,
 }
 
 /// A link.
@@ -110,6 +126,8 @@ impl Kernel {
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
+            MulticastGroup::Ipv4Rule,
+            MulticastGroup::Ipv6Rule,
             MulticastGroup::Tc,
         ];
         if neighbours {
@@ -118,9 +136,13 @@ impl Kernel {
         let (connection, handle, messages) =
             rtnetlink::new_multicast_connection(&groups).context("open a netlink socket")?;
         tokio::spawn(connection);
+        let (mut connection, strict, _) = rtnetlink::new_connection().context("open a netlink socket")?;
+        let strictly = connection.socket_mut().socket_mut().set_netlink_get_strict_chk(true);
+        strictly.context("have the kernel filter lists")?;
+        tokio::spawn(connection);
         // A burst, as when many pods start, is one reason to look.
         let peers = Mutex::default();
-        Ok((Self { handle, neighbours, peers }, messages.ready_chunks(256).map(drop)))
+        Ok((Self { handle, strict, neighbours, peers }, messages.ready_chunks(256).map(drop)))
     }
 
     /// Looks at everything.
@@ -150,8 +172,18 @@ impl Kernel {
         for link in &mut links {
             link.plain &= queued.as_ref().is_ok_and(|queued| !queued.contains(&link.index));
         }
+        let peers = self.peers_of(&links).await;
+        let mut pods: Vec<(IpAddr, u32)> = peers
+            .iter()
+            .flat_map(|(port, peer)| peer.addresses.iter().map(|ip| (*ip, *port)))
+            .filter(|(ip, _)| is_reachable(*ip))
+            .collect();
+        pods.sort();
         Ok(Machine {
-            peers: self.peers_of(&links).await,
+            peers: peers.into_iter().map(|(port, peer)| (port, peer.mac)).collect(),
+            pods,
+            // Where the kernel does not tell, there may be any.
+            has_rules: self.has_rules().await.unwrap_or(true),
             links,
             addresses: addresses.into_iter().map(|(_, index, ip)| (index, ip)).collect(),
             uplinks,
@@ -184,21 +216,26 @@ impl Kernel {
         Ok(queued.filter_map(|message| u32::try_from(message.header.index).ok()).collect())
     }
 
-    /// The addresses of the other ends of bridges' ports.
-    async fn peers_of(&self, links: &[LinkFacts]) -> BTreeMap<u32, [u8; 6]> {
+    /// The other ends of bridges' ports.
+    async fn peers_of(&self, links: &[LinkFacts]) -> BTreeMap<u32, PeerFacts> {
         let known = self.peers.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut found = BTreeMap::new();
         let ports = links.iter().filter(|link| link.master.is_some());
         for (port, peer) in ports.filter_map(|link| Some((link.index, link.peer?))) {
-            let address = match known.get(&(port, peer)) {
-                Some(address) => Some(*address),
-                None => self.address_of(peer).await,
+            let mut facts = match known.get(&(port, peer)) {
+                Some(facts) => facts.clone(),
+                None => match self.address_of(peer).await {
+                    Some(mac) => PeerFacts { mac, addresses: Vec::new() },
+                    None => continue,
+                },
             };
-            if let Some(address) = address {
-                found.insert((port, peer), address);
+            // A pod gets them after its link.
+            if facts.addresses.is_empty() {
+                facts.addresses = self.addresses_of(peer).await;
             }
+            found.insert((port, peer), facts);
         }
-        let peers = found.iter().map(|((port, _), address)| (*port, *address)).collect();
+        let peers = found.iter().map(|((port, _), facts)| (*port, facts.clone())).collect();
         *self.peers.lock().unwrap_or_else(PoisonError::into_inner) = found;
         peers
     }
@@ -213,6 +250,50 @@ impl Kernel {
             _ => None,
         });
         address.filter(|_| message.header.flags.contains(LinkFlags::Up))
+    }
+
+    /// The IP addresses of a link of another network namespace.
+    async fn addresses_of(&self, peer: Peer) -> Vec<IpAddr> {
+        let mut request = self.strict.address().get();
+        let message = request.message_mut();
+        message.header.index = peer.index;
+        message.attributes.push(AddressAttribute::TargetNetNsId(peer.netns));
+        let listed: Vec<AddressMessage> = match request.execute().try_collect().await {
+            Ok(listed) => listed,
+            Err(error) => {
+                tracing::debug!(%error, "the kernel does not tell a pod's addresses");
+                return Vec::new();
+            }
+        };
+        // Not those that a detection of duplicates has not passed.
+        let usable = |message: &&AddressMessage| {
+            message.header.index == peer.index
+                && !message
+                    .header
+                    .flags
+                    .intersects(AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed)
+        };
+        listed.iter().filter(usable).filter_map(own_address).map(|(_, _, ip)| ip).collect()
+    }
+
+    /// Whether there are rules besides the three that every machine has.
+    async fn has_rules(&self) -> Result<bool> {
+        /// `RT_TABLE_LOCAL`, `RT_TABLE_MAIN` and `RT_TABLE_DEFAULT`.
+        const USUAL: [u8; 3] = [255, RouteHeader::RT_TABLE_MAIN, 253];
+        for version in [IpVersion::V4, IpVersion::V6] {
+            let rules: Vec<RuleMessage> = self
+                .handle
+                .rule()
+                .get(version)
+                .execute()
+                .try_collect()
+                .await
+                .context("list the rules of routing")?;
+            if rules.iter().any(|rule| !USUAL.contains(&rule.header.table)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Neighbours whose link address is known.
@@ -342,7 +423,7 @@ fn route_facts(route: &RouteMessage) -> Option<RouteFacts> {
     if header.table != RouteHeader::RT_TABLE_MAIN || header.kind != RouteType::Unicast {
         return None;
     }
-    let (mut link, mut via, mut metric) = (None, None, 0);
+    let (mut link, mut via, mut metric, mut mtu) = (None, None, 0, None);
     let gateway = |address: &RouteAddress| match address {
         RouteAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
         RouteAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
@@ -353,6 +434,12 @@ fn route_facts(route: &RouteMessage) -> Option<RouteFacts> {
             RouteAttribute::Oif(index) => link = Some(*index),
             RouteAttribute::Gateway(address) => via = gateway(address),
             RouteAttribute::Priority(priority) => metric = *priority,
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
             RouteAttribute::MultiPath(hops) => {
                 let hop = hops.first()?;
                 link = Some(hop.interface_index);
@@ -371,7 +458,7 @@ fn route_facts(route: &RouteMessage) -> Option<RouteFacts> {
     };
     let to = destination(route).or_else(|| Cidr::new(any, header.destination_prefix_length).ok())?;
     let of_overlay = header.protocol == OVERLAY;
-    Some(RouteFacts { to, link: link?, via, of_overlay, metric })
+    Some(RouteFacts { to, link: link?, via, of_overlay, mtu, metric })
 }
 
 /// The links of a default route of the main table; none for other routes.

@@ -1,12 +1,13 @@
-//! Which pods of this node hand their packets straight to each other instead of through their bridge: those of which
-//! nothing on the way wants to see the packets. Pure, but for the question whether frames are filtered.
+//! Which pods of this node hand their packets straight to each other instead of through their bridge, and which exchange them
+//! with the tunnel to other nodes: those of which nothing on the way wants to see the packets. Pure, but for the questions
+//! whether frames or packets are filtered.
 //!
 //! Only pods of one bridge: what is on another one is not to be reached by its link address.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeMap, fs, net::IpAddr, path::Path};
 
 use cni_plugins_host::nft;
-use ebpf_loader::PodPort;
+use ebpf_loader::{PodPort, Tunnel};
 use netlink_packet_route::link::{InfoKind, LinkLayerType};
 
 use super::{
@@ -23,14 +24,49 @@ const LEGACY_TABLES: [&str; 2] =
 /// What filters frames in the old way.
 const EBTABLES: &str = "/sys/module/ebtables";
 
-/// The pods' ports of the first bridge that has any, by index.
-pub(super) fn choose(machine: &Machine, node: &NodeFacts) -> Vec<PodPort> {
+/// What is chosen.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Chosen {
+    /// The pods' ports of one bridge, by index.
+    pub(super) ports: Vec<PodPort>,
+    /// The tunnel to other nodes' pods, with the addresses of those.
+    pub(super) tunnel: Option<Tunnel>,
+}
+
+/// The first bridge that has pods which are better off.
+pub(super) fn choose(machine: &Machine, node: &NodeFacts) -> Chosen {
     let is_pods = |link: &&LinkFacts| {
         link.kind == Some(InfoKind::Bridge) && link.up && link.plain && leads_to_pods(machine, node, link)
     };
-    let bridges: BTreeSet<u32> = machine.links.iter().filter(is_pods).map(|link| link.index).collect();
-    let all = bridges.iter().map(|bridge| ports(machine, *bridge));
-    all.into_iter().find(|ports| ports.len() > 1).unwrap_or_default()
+    let bridges: BTreeMap<u32, &LinkFacts> =
+        machine.links.iter().filter(is_pods).map(|link| (link.index, link)).collect();
+    let all = bridges.into_values().map(|bridge| {
+        let ports = ports(machine, bridge.index);
+        let tunnel = tunnel(machine, node, bridge, &ports);
+        Chosen { ports, tunnel }
+    });
+    all.into_iter().find(|chosen| chosen.ports.len() > 1 || chosen.tunnel.is_some()).unwrap_or_default()
+}
+
+/// The tunnel by which these pods reach those of other nodes, if nothing else chooses or sees its packets.
+fn tunnel(machine: &Machine, node: &NodeFacts, bridge: &LinkFacts, ports: &[PodPort]) -> Option<Tunnel> {
+    let is_tunnel = |link: &&LinkFacts| {
+        link.kind == Some(InfoKind::Vxlan)
+            && link.up
+            && link.plain
+            && link.layer == LinkLayerType::Ether
+            && node.pod_devices.contains(&link.name)
+            && machine.routes.iter().any(|route| route.of_overlay && route.link == link.index)
+    };
+    let link = machine.links.iter().find(is_tunnel).filter(|_| !machine.has_rules)?;
+    let of_bridge = |index: &u32| ports.iter().any(|port| port.index == *index);
+    let mut pods: BTreeMap<IpAddr, Option<u32>> = BTreeMap::new();
+    for (ip, index) in machine.pods.iter().filter(|(_, index)| of_bridge(index)) {
+        // Of two with one address nobody knows which is meant.
+        pods.entry(*ip).and_modify(|taken| *taken = None).or_insert(Some(*index));
+    }
+    let pods: BTreeMap<IpAddr, u32> = pods.into_iter().filter_map(|(ip, index)| Some((ip, index?))).collect();
+    (!pods.is_empty()).then_some(Tunnel { index: link.index, bridge: bridge.mac, mtu: bridge.mtu, pods })
 }
 
 fn ports(machine: &Machine, bridge: u32) -> Vec<PodPort> {
@@ -53,16 +89,27 @@ pub(super) fn are_frames_filtered() -> bool {
     let calls = |name: &str| {
         fs::read_to_string(Path::new(BRIDGE_NETFILTER).join(name)).is_ok_and(|value| value.trim() != "0")
     };
-    let has_tables = |file: &str| fs::read_to_string(file).is_ok_and(|names| !names.trim().is_empty());
     let shown = CALLS.into_iter().any(calls);
-    Path::new(EBTABLES).exists()
-        || shown && LEGACY_TABLES.into_iter().any(has_tables)
-        || nft::filters_frames(shown).unwrap_or(true)
+    Path::new(EBTABLES).exists() || shown && has_legacy_tables() || nft::filters_frames(shown).unwrap_or(true)
+}
+
+fn has_legacy_tables() -> bool {
+    let has_tables = |file: &str| fs::read_to_string(file).is_ok_and(|names| !names.trim().is_empty());
+    LEGACY_TABLES.into_iter().any(has_tables)
+}
+
+/// Whether something on this machine sees or changes packets that it routes between pods; true where that cannot be found
+/// out.
+pub(super) fn are_packets_filtered() -> bool {
+    has_legacy_tables() || nft::filters_frames(true).unwrap_or(true) || nft::ports::any().unwrap_or(true)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::proxy::network::RouteFacts;
 
     fn link(index: u32, kind: InfoKind, master: Option<u32>) -> LinkFacts {
         LinkFacts {
@@ -99,13 +146,13 @@ mod tests {
     }
 
     fn chosen(machine: &Machine) -> Vec<u32> {
-        choose(machine, &NodeFacts::default()).iter().map(|port| port.index).collect()
+        choose(machine, &NodeFacts::default()).ports.iter().map(|port| port.index).collect()
     }
 
     #[test]
     fn pods_of_one_bridge_are_chosen() {
         assert_eq!(chosen(&machine()), [2, 3, 4]);
-        assert_eq!(choose(&machine(), &NodeFacts::default())[0].address, [2, 0, 0, 0, 0, 2]);
+        assert_eq!(choose(&machine(), &NodeFacts::default()).ports[0].address, [2, 0, 0, 0, 0, 2]);
     }
 
     #[test]
@@ -125,5 +172,59 @@ mod tests {
             change(&mut machine);
             assert_eq!(chosen(&machine), left, "{what}");
         }
+    }
+
+    /// The same with a tunnel, and a node that knows of it.
+    fn node() -> (Machine, NodeFacts) {
+        let mut machine = machine();
+        machine.links.push(LinkFacts { name: "kl-vxlan".to_owned(), ..link(8, InfoKind::Vxlan, None) });
+        machine.routes.push(RouteFacts {
+            to: "10.244.1.0/24".parse().unwrap(),
+            link: 8,
+            via: Some([10, 244, 1, 0].into()),
+            of_overlay: true,
+            mtu: None,
+            metric: 0,
+        });
+        let pod = |last| IpAddr::from([10, 244, 0, last]);
+        machine.pods = vec![(pod(2), 2), (pod(3), 3), (pod(6), 6)];
+        let pod_devices = BTreeSet::from(["kl-vxlan".to_owned()]);
+        (machine, NodeFacts { pod_devices, ..NodeFacts::default() })
+    }
+
+    #[test]
+    fn the_tunnel_serves_the_bridges_pods() {
+        let (mut machine, node) = node();
+        let tunnel = choose(&machine, &node).tunnel.expect("a tunnel");
+        assert_eq!((tunnel.index, tunnel.bridge, tunnel.mtu), (8, [2; 6], 1500));
+        assert_eq!(tunnel.pods.values().copied().collect::<Vec<_>>(), [2, 3]);
+        // One pod gains by it, too.
+        machine.links.retain(|link| !matches!(link.index, 3 | 4));
+        assert_eq!(choose(&machine, &node).tunnel.expect("a tunnel").pods.len(), 1);
+    }
+
+    #[test]
+    fn what_else_chooses_or_sees_packets_keeps_them_off_the_tunnel() {
+        type Change = fn(&mut Machine, &mut NodeFacts);
+        let changes: [(Change, &str); 7] = [
+            (|machine, _| machine.has_rules = true, "rules of routing"),
+            (|machine, _| machine.links[7].plain = false, "a queue before the tunnel"),
+            (|machine, _| machine.links[7].up = false, "a tunnel that is down"),
+            (|machine, _| machine.links[7].kind = None, "no tunnel"),
+            (|_, node| node.pod_devices.clear(), "somebody else's tunnel"),
+            (|machine, _| machine.routes.clear(), "no other node"),
+            (|machine, _| machine.pods.clear(), "no address is known"),
+        ];
+        for (change, what) in changes {
+            let (mut machine, mut node) = node();
+            change(&mut machine, &mut node);
+            let chosen = choose(&machine, &node);
+            assert_eq!(chosen.tunnel, None, "{what}");
+            assert_eq!(chosen.ports.len(), 3, "{what}: pods of the node are not concerned");
+        }
+        let (mut machine, node) = node();
+        machine.pods.push((machine.pods[0].0, 4));
+        let tunnel = choose(&machine, &node).tunnel.expect("a tunnel");
+        assert_eq!(tunnel.pods.values().copied().collect::<Vec<_>>(), [3], "of two with one address neither");
     }
 }

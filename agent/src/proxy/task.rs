@@ -218,6 +218,7 @@ impl Proxy {
                     self.audit_at = Instant::now() + AUDIT;
                     kernel.forget_peers();
                     self.refresh_machine(&kernel).await;
+                    self.plane.believe_pods();
                     self.audit();
                     continue;
                 }
@@ -502,20 +503,33 @@ impl Proxy {
         self.shortcut_pods();
     }
 
-    /// Has pods of this node hand their packets straight to each other, where nothing wants to see them on their way.
+    /// Has pods of this node hand their packets straight to each other and to the tunnel, where nothing wants to see them on
+    /// their way.
     fn shortcut_pods(&mut self) {
         if !self.filled {
             return;
         }
-        let wanted = if self.config.shortcut == ShortcutMode::Auto && !shortcuts::are_frames_filtered() {
+        let mut wanted = if self.config.shortcut == ShortcutMode::Auto && !shortcuts::are_frames_filtered() {
             shortcuts::choose(&self.machine, &self.node_facts)
         } else {
-            Vec::new()
+            shortcuts::Chosen::default()
         };
-        let before = self.plane.usage().shortcuts;
-        let pods = self.plane.shortcut_pods(&wanted);
-        if pods != before {
-            tracing::debug!(pods, "pods hand their packets straight to each other");
+        // Without clients outside the programs know no routes.
+        if !self.config.serve_outside || wanted.tunnel.is_some() && shortcuts::are_packets_filtered() {
+            wanted.tunnel = None;
+            if wanted.ports.len() == 1 {
+                wanted.ports.clear();
+            }
+        }
+        let before = self.plane.usage();
+        let pods = self.plane.shortcut_pods(&wanted.ports);
+        let routed = self.plane.route_pods(wanted.tunnel.as_ref());
+        if (pods, routed) != (before.shortcuts, before.far_pods) {
+            tracing::debug!(
+                pods,
+                routed,
+                "pods hand their packets straight to each other, and to the tunnel"
+            );
         }
     }
 

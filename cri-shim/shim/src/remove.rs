@@ -3,10 +3,12 @@
 //! containerd also runs it after an orderly end, when nothing is left and nothing is to be done.
 
 use std::io::{self, Write};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use prost::Message;
 
 use crate::bundle::Bundle;
@@ -58,8 +60,39 @@ fn remove_sockets(bundle: &Bundle) {
     let own = annotations.get(SOCKET_ANNOTATION).map(String::as_str);
     for path in [task, own].into_iter().flatten().map(Path::new) {
         let _held = hold_folder(path).ok();
-        if UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+        if ask(path).is_err_and(|errno| errno == Errno::ECONNREFUSED) {
             std::fs::remove_file(path).ok();
         }
+    }
+}
+
+/// Whether a socket is listened on, without waiting: one of a shim that stands still may have no room for another connection,
+/// and meanwhile no shim could be started.
+fn ask(path: &Path) -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let asking = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(asking.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(asking)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn only_a_socket_that_nobody_listens_on_is_dead() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let refusal = || ask(&path).map(drop).expect_err("refused");
+        assert_eq!(refusal(), Errno::ENOENT);
+        let listener = UnixListener::bind(&path).expect("bound");
+        // Nobody accepts, so that the room for connections is used up.
+        let waiting: Vec<_> = std::iter::from_fn(|| ask(&path).ok()).collect();
+        assert!(!waiting.is_empty());
+        assert_eq!(refusal(), Errno::EAGAIN);
+        drop((listener, waiting));
+        assert_eq!(refusal(), Errno::ECONNREFUSED);
     }
 }

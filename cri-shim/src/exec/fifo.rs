@@ -5,13 +5,21 @@
 //! closed sees the end.
 
 use std::io;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
 use tokio::net::unix::pipe;
 
 use super::error::ExecError;
+
+/// Between two looks whether a FIFO is read yet, which the kernel tells nobody who writes: the first pause, and the longest.
+const LOOK: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
+/// How long a shim may take to read what it was given.
+const READER_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Which streams a process has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +77,19 @@ impl Fifos {
         Ok((fifos, ends))
     }
 
+    /// Closes our end of the input, once somebody reads it. A shim of containerd begins to after it has told that the process
+    /// runs: what was written would be lost until then, and the shim wait for a writer for ever.
+    pub async fn end_input(&self, both: pipe::Sender) {
+        let Ok(writer) = pipe::OpenOptions::new().open_sender(self.dir.join("stdin")) else { return };
+        drop(both);
+        let begun = tokio::time::Instant::now();
+        let mut pause = LOOK.0;
+        while !is_read(&writer) && begun.elapsed() < READER_PATIENCE {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LOOK.1);
+        }
+    }
+
     /// Path of a stream for the shim, empty for one that is not there.
     pub fn path(&self, name: &str) -> String {
         let there = match name {
@@ -84,6 +105,13 @@ impl Drop for Fifos {
     fn drop(&mut self) {
         remove(&self.dir);
     }
+}
+
+/// Whether anybody has the other end open.
+fn is_read(writer: &pipe::Sender) -> bool {
+    let mut asked = [PollFd::new(writer.as_fd(), PollFlags::empty())];
+    let answered = poll(&mut asked, PollTimeout::ZERO);
+    answered.is_err() || !asked[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR))
 }
 
 /// Removes the directory of one process, and that of its container when it was the last.
@@ -145,5 +173,23 @@ mod tests {
         drop(fifos);
         assert!(left_behind(dir.path()).expect("listed").is_empty());
         assert!(!dir.path().join("c").exists());
+    }
+
+    #[tokio::test]
+    async fn input_waits_for_whoever_reads_it() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let wanted = Wanted { stdin: true, stderr: false };
+        let (fifos, mut ends) = Fifos::create(dir.path(), "c", "e", wanted).expect("made");
+        let mut input = ends.stdin.take().expect("an input");
+        input.write_all(b"said early").await.expect("written");
+        let ending = fifos.end_input(input);
+        tokio::pin!(ending);
+        let early = tokio::time::timeout(std::time::Duration::from_millis(30), &mut ending);
+        assert!(early.await.is_err(), "nobody reads it yet");
+        let mut reader = pipe::OpenOptions::new().open_receiver(fifos.path("stdin")).expect("opened");
+        tokio::time::timeout(READER_PATIENCE / 2, ending).await.expect("it is read");
+        let mut text = String::new();
+        reader.read_to_string(&mut text).await.expect("read");
+        assert_eq!(text, "said early", "and then its end");
     }
 }

@@ -41,7 +41,7 @@ pub struct ExecProcess {
     exec: String,
     pid: u32,
     // Removes the directory when the process is forgotten.
-    _fifos: Fifos,
+    fifos: Fifos,
 }
 
 impl ExecProcess {
@@ -73,7 +73,7 @@ impl ExecProcess {
         match started {
             Ok(pid) => {
                 let (client, container) = (client.clone(), container.to_owned());
-                Ok((Self { client, container, exec, pid, _fifos: fifos }, ends))
+                Ok((Self { client, container, exec, pid, fifos }, ends))
             }
             Err(error) => {
                 if let Err(error) = client.delete_exec(container, &exec).await {
@@ -131,8 +131,9 @@ impl ExecProcess {
         Ok(self.client.resize_terminal(&self.container, &self.exec, width.into(), height.into()).await?)
     }
 
-    /// Lets the process see the end of its input, once our end of the FIFO is closed.
-    pub async fn close_stdin(&self) -> Result<(), ExecError> {
+    /// Lets the process see the end of its input. `fifo` is our end of it.
+    pub async fn close_stdin(&self, fifo: pipe::Sender) -> Result<(), ExecError> {
+        self.fifos.end_input(fifo).await;
         match self.client.close_stdin(&self.container, &self.exec).await {
             Err(error) if !error.is_not_found() => Err(error.into()),
             _ => Ok(()),

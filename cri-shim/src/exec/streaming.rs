@@ -203,8 +203,7 @@ impl Session {
                 break;
             }
         }
-        drop(fifo);
-        if let Err(error) = self.process.close_stdin().await {
+        if let Err(error) = self.process.close_stdin(fifo).await {
             tracing::debug!(error = error.chain(), "cannot close a process's input");
         }
     }

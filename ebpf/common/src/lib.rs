@@ -33,7 +33,7 @@ pub use service::{
     SHORT_NAME_BYTES, SLOTS_PER_WORD, ServiceName, ServiceSlot, ServiceStats, ShortName, SourceRange,
     TABLE_SLOTS, counter_of,
 };
-pub use shortcut::{LinkAddress, PodLink};
+pub use shortcut::{FarPod, FarPodEntry, LinkAddress, PodLink, PodRouter};
 pub use socket::{AffinityKey, AffinityValue, DATAGRAM_PEERS, DatagramPeers, Peer};
 
 /// Raised whenever a layout below, or the meaning of a field, changes.
@@ -85,7 +85,11 @@ pub mod map_names {
     pub const WAYS: &str = "WAYS";
     /// Hash: [`LinkAddress`](crate::LinkAddress) of a pod → [`PodLink`](crate::PodLink).
     pub const POD_LINKS: &str = "POD_LINKS";
-    /// Array of one number: nanoseconds of `CLOCK_MONOTONIC` until which the hash above holds true.
+    /// Hash: address of a pod of this node → [`FarPodEntry`](crate::FarPodEntry).
+    pub const FAR_PODS: &str = "FAR_PODS";
+    /// Array of one [`PodRouter`](crate::PodRouter).
+    pub const POD_ROUTER: &str = "POD_ROUTER";
+    /// Array of one number: nanoseconds of `CLOCK_MONOTONIC` until which the three above hold true.
     pub const SHORTCUTS_END: &str = "SHORTCUTS_END";
     /// Socket storage of stream sockets: one [`Peer`](crate::Peer).
     pub const STREAM_PEER: &str = "STREAM_PEER";
@@ -94,7 +98,7 @@ pub mod map_names {
     /// Array of one [`Meta`](crate::Meta).
     pub const META: &str = "META";
     /// All of the above.
-    pub const ALL: [&str; 25] = [
+    pub const ALL: [&str; 27] = [
         FRONTENDS,
         SERVICES,
         EXTENTS,
@@ -116,6 +120,8 @@ pub mod map_names {
         DEVICES,
         WAYS,
         POD_LINKS,
+        FAR_PODS,
+        POD_ROUTER,
         SHORTCUTS_END,
         STREAM_PEER,
         DATAGRAM_PEER,
@@ -165,5 +171,7 @@ mod pod {
         NatConfig,
         LinkAddress,
         PodLink,
+        PodRouter,
+        FarPodEntry,
     );
 }

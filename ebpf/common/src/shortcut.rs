@@ -1,4 +1,6 @@
-//! Pods of one bridge that hand their packets straight to each other.
+//! Pods of one bridge that hand their packets straight to each other, and to the tunnel that leads to other nodes' pods.
+
+use crate::NetAddr;
 
 /// Address of a network interface, with room up to eight bytes.
 #[repr(C)]
@@ -45,6 +47,71 @@ impl PodLink {
     }
 }
 
+/// How packets between pods of this node and others' are routed without the stack; the single element of its map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct PodRouter {
+    /// Index of the tunnel's device; 0 while the stack routes them.
+    pub tunnel: u32,
+    /// Bytes that a packet for a pod of this node may have.
+    pub mtu: u32,
+    /// The bridge's own address: what is sent to it is to be routed.
+    pub mac: [u8; 6],
+    /// Padding, 0.
+    pub padding: [u8; 2],
+}
+
+/// A pod of this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FarPod {
+    /// Index of the host's side of its link.
+    pub link: u32,
+    /// The address that its own side has.
+    pub mac: [u8; 6],
+}
+
+/// The same as it stands in the map under the pod's address: two words, each read with one load, of which the first tells whose
+/// it is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FarPodEntry {
+    /// The link's number, and a part of the pod's address.
+    pub link: u64,
+    /// The pod's link address.
+    pub mac: u64,
+}
+
+impl FarPodEntry {
+    /// The entry of a pod that has this address.
+    #[must_use]
+    pub const fn new(address: &NetAddr, pod: &FarPod) -> Self {
+        let [a, b, c, d, e, f] = pod.mac;
+        Self {
+            link: pod.link as u64 | (fold_ip(address) as u64) << 32,
+            mac: u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]),
+        }
+    }
+
+    /// The pod, if the entry belongs to this address.
+    #[inline(always)]
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation, reason = "the two halves are what is asked for")]
+    pub const fn pod_for(self, address: &NetAddr) -> Option<FarPod> {
+        if (self.link >> 32) as u32 != fold_ip(address) {
+            return None;
+        }
+        let [a, b, c, d, e, f, _, _] = self.mac.to_ne_bytes();
+        Some(FarPod { link: self.link as u32, mac: [a, b, c, d, e, f] })
+    }
+}
+
+/// An IP address in four bytes. Those of one node's pods differ there.
+#[inline(always)]
+const fn fold_ip(address: &NetAddr) -> u32 {
+    let [a, b, c, d] = address.0;
+    a.rotate_left(3) ^ b.rotate_left(7) ^ c.rotate_left(11) ^ d
+}
+
 /// An address in four bytes. Those of one node's pods differ there: plugins number, or draw, the last ones.
 #[inline(always)]
 const fn fold(address: &LinkAddress) -> u32 {
@@ -53,6 +120,8 @@ const fn fold(address: &LinkAddress) -> u32 {
         ^ u32::from_ne_bytes([bytes[0], bytes[1], 0, 0])
 }
 
+const _: () = assert!(size_of::<PodRouter>() == 16);
+const _: () = assert!(size_of::<FarPodEntry>() == 16 && align_of::<FarPodEntry>() == 8);
 const _: () = assert!(size_of::<PodLink>() == 8 && align_of::<PodLink>() == 8);
 const _: () = assert!(size_of::<LinkAddress>() == 8 && align_of::<LinkAddress>() == 1);
 
@@ -71,5 +140,19 @@ mod tests {
             assert_eq!(link.index_for(&other), None, "{other:?}");
         }
         assert_eq!(PodLink(0).index_for(&address), None);
+    }
+
+    #[test]
+    fn an_entry_answers_for_its_address_alone() {
+        let pod = FarPod { link: 42, mac: [2, 0, 10, 244, 0, 7] };
+        for address in [NetAddr::from_v4_word(0x0700_f40a), NetAddr([1, 2, 3, 4])] {
+            let entry = FarPodEntry::new(&address, &pod);
+            assert_eq!(entry.pod_for(&address), Some(pod));
+            for place in 0..4 {
+                let mut other = address;
+                other.0[place] ^= 1 << 24;
+                assert_eq!(entry.pod_for(&other), None, "{other:?}");
+            }
+        }
     }
 }

@@ -459,6 +459,14 @@ pub(crate) fn device_pins(links: &Path) -> Vec<(PathBuf, u32)> {
     entries.filter_map(|entry| Some((entry.path(), parts(&entry.path())?.1))).collect()
 }
 
+/// The kernel's numbers of our links on a device.
+pub(crate) fn own_links(pins: &PinDir, index: u32) -> io::Result<Vec<u32>> {
+    let of_device = device_pins(&pins.links())
+        .into_iter()
+        .filter(|(pin, other)| *other == index && parts(pin).is_some_and(|(name, _)| name.starts_with(LINK)));
+    of_device.map(|(pin, _)| Ok(sys::link_info(sys::get_pinned(&pin)?.as_fd())?.id)).collect()
+}
+
 /// How a device is served, by its pins: `TCX` or `clsact`, and `XDP`.
 pub(crate) fn how(links: &Path, index: u32) -> Vec<&'static str> {
     let pins = device_pins(links).into_iter().filter(|(_, other)| *other == index);

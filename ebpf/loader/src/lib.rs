@@ -48,7 +48,7 @@ pub use pins::{PinError, map_memory, unload};
 pub use plane::{Config, DataPlane, OpenError, Usage, netns_cookie};
 pub use probe::{Feature, missing, probe};
 pub use report::{Refused, SyncReport};
-pub use shortcuts::PodPort;
+pub use shortcuts::{PodPort, Tunnel};
 pub use sys::{ProgramRuns, TestRun, monotonic, program_runs, run_time_stats};
 pub use table::{
     Change, DesiredBackend, DesiredFrontend, DesiredService, DesiredWay, Family, Listen, Place, Policy,

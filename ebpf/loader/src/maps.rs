@@ -21,8 +21,8 @@ use aya::{
 };
 use ebpf_common::{
     AffinityKey, AffinityValue, Backend, BackendStats, FrontendKey, FrontendValue, FrontendWord, Meta,
-    NatConfig, NetAddr, NodeAddressUse, NodePortBounds, ServiceSlot, ServiceStats, SourceRange, WayEntry,
-    WayKey, counter_of, map_names,
+    NatConfig, NetAddr, NodeAddressUse, NodePortBounds, PodRouter, ServiceSlot, ServiceStats, SourceRange,
+    WayEntry, WayKey, counter_of, map_names,
 };
 use thiserror::Error;
 
@@ -32,7 +32,7 @@ use crate::{
     flows::FlowMap,
     memory::{Memory, MemoryError, Unwritten},
     names::Names,
-    shortcuts::ShortcutMap,
+    shortcuts::{FarPodMap, ShortcutMap},
     sys,
     table::describe,
 };
@@ -94,6 +94,8 @@ pub(crate) struct Maps {
     pub(crate) devices: DeviceMap,
     pub(crate) flows: FlowMap,
     pub(crate) shortcuts: ShortcutMap,
+    pub(crate) far_pods: FarPodMap,
+    pod_router: Array<MapData, PodRouter>,
     affinity: HashMap<MapData, AffinityKey, AffinityValue>,
     shortcuts_end: Array<MapData, u64>,
     ways: LpmTrie<MapData, WayKey, WayEntry>,
@@ -122,6 +124,8 @@ impl Maps {
             flows: take(object, map_names::FLOWS)?,
             affinity: take(object, map_names::AFFINITY)?,
             shortcuts: take(object, map_names::POD_LINKS)?,
+            far_pods: take(object, map_names::FAR_PODS)?,
+            pod_router: take(object, map_names::POD_ROUTER)?,
             shortcuts_end: take(object, map_names::SHORTCUTS_END)?,
             ways: take(object, map_names::WAYS)?,
             meta: take(object, map_names::META)?,
@@ -187,6 +191,11 @@ impl Maps {
             outcome = self.ways.insert(&Key::new(*bits, WayKey(*addr)), way, 0).and(outcome);
         }
         outcome
+    }
+
+    /// Says how packets between this node's pods and others' are routed.
+    pub(crate) fn route_pods(&mut self, router: PodRouter) -> Result<(), MapError> {
+        self.pod_router.set(0, router, 0)
     }
 
     /// Says until when the shortcuts hold true.

@@ -29,7 +29,7 @@ use crate::{
     report::SyncReport,
     room,
     services::Services,
-    shortcuts::{self, PodPort},
+    shortcuts::{self, PodPort, Routed, Tunnel},
     sys::{self, TestRun},
     table::{Change, DesiredService, DesiredWay, ServiceKey, ServiceTable},
 };
@@ -135,6 +135,8 @@ pub struct Usage {
     pub inner_devices: usize,
     /// Pods of this node that hand their packets straight to each other.
     pub shortcuts: usize,
+    /// Addresses of pods of this node that exchange packets with the tunnel to other nodes without bridge and stack.
+    pub far_pods: usize,
     /// The maps' sizes.
     pub capacity: Capacity,
 }
@@ -153,6 +155,8 @@ pub struct DataPlane {
     flow_stock: FlowStock,
     /// Pods that hand their packets straight to each other.
     shortcuts: usize,
+    /// Pods' addresses between which and the tunnel they are routed.
+    routed: Routed,
     /// Why clients outside cannot be served, if so.
     external: Result<(), String>,
 }
@@ -206,7 +210,7 @@ impl DataPlane {
         let (devices, addresses) = (Vec::new(), Addresses::default());
         let capacity = maps.flow_capacity().unwrap_or(flows::FEWEST);
         let flow_stock = FlowStock { capacity, ..FlowStock::default() };
-        let shortcuts = 0;
+        let (shortcuts, routed) = (0, Routed::default());
         Ok(Self {
             config,
             pins,
@@ -218,6 +222,7 @@ impl DataPlane {
             devices,
             flow_stock,
             shortcuts,
+            routed,
             external,
         })
     }
@@ -321,6 +326,7 @@ impl DataPlane {
         larger.devices.clone_from(&self.devices);
         larger.addresses.clone_from(&self.addresses);
         larger.shortcuts = self.shortcuts;
+        larger.routed = std::mem::take(&mut self.routed);
         larger.attach()?;
         std::mem::swap(self, &mut larger);
         Ok(Some(report))
@@ -419,6 +425,18 @@ impl DataPlane {
         self.shortcut_pods_until(ports, until)
     }
 
+    /// Has those of them that have an address here exchange packets with the tunnel to other nodes without bridge and stack, for
+    /// as long as the former holds; with no tunnel none. How many addresses that are.
+    pub fn route_pods(&mut self, tunnel: Option<&Tunnel>) -> usize {
+        shortcuts::route(&mut self.object, &self.pins, &mut self.maps, &mut self.routed, tunnel);
+        self.routed.count()
+    }
+
+    /// The addresses that were told last are fresh: those that pods had contradicted before are right again.
+    pub fn believe_pods(&mut self) {
+        self.routed.believe();
+    }
+
     /// The same until a moment of `CLOCK_MONOTONIC`, in nanoseconds: for tests.
     #[doc(hidden)]
     pub fn shortcut_pods_until(&mut self, ports: &[PodPort], until_ns: u64) -> usize {
@@ -508,6 +526,7 @@ impl DataPlane {
             outer_devices: self.devices.iter().filter(|device| device.side == Side::Outer).count(),
             inner_devices: self.devices.iter().filter(|device| device.side == Side::Inner).count(),
             shortcuts: self.shortcuts,
+            far_pods: self.routed.count(),
             capacity: self.config.capacity,
         }
     }
@@ -543,6 +562,8 @@ fn start_maps(pins: &PinDir, capacity: Capacity) -> Result<PathBuf, OpenError> {
         (map_names::DEVICES, size_of::<ebpf_common::DeviceEntry>(), false),
         (map_names::WAYS, size_of::<WayEntry>(), false),
         (map_names::POD_LINKS, size_of::<ebpf_common::PodLink>(), false),
+        (map_names::FAR_PODS, size_of::<ebpf_common::FarPodEntry>(), false),
+        (map_names::POD_ROUTER, size_of::<ebpf_common::PodRouter>(), false),
         (map_names::SHORTCUTS_END, size_of::<u64>(), false),
     ] {
         let Ok(old) = MapData::from_pin(pins.maps().join(name)) else {
@@ -587,6 +608,7 @@ fn load_object(
         (map_names::DEVICES, DEVICE_ENTRIES),
         (map_names::WAYS, WAY_ENTRIES),
         (map_names::POD_LINKS, SHORTCUT_ENTRIES),
+        (map_names::FAR_PODS, SHORTCUT_ENTRIES),
     ] {
         let other = other.filter(|(other, _)| *other == name).map(|(_, entries)| entries);
         loader.map_max_entries(name, other.unwrap_or(entries));

@@ -1,5 +1,6 @@
 //! Pods of one bridge that hand their packets straight to each other: a program on the host's side of each pod's link
-//! (TCX), and a hash of the pods' link addresses.
+//! (TCX), and a hash of the pods' link addresses. For pods of other nodes another one on the tunnel's device, and a hash of the
+//! pods' addresses: between pod and tunnel packets are routed without bridge and stack.
 //!
 //! A pod is in both or in neither. Whoever's programs stand on its link besides want to see its packets: then the bridge
 //! carries them. The hash holds true for a while after it was last looked at ([`TRUST`]), so that nothing is sent to pods
@@ -8,6 +9,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
+    net::IpAddr,
     os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     time::Duration,
@@ -18,10 +20,11 @@ use aya::{
     maps::{HashMap, MapData},
     programs::SchedClassifier,
 };
-use ebpf_common::{LinkAddress, PodLink};
+use ebpf_common::{FarPod, FarPodEntry, LinkAddress, NetAddr, PodLink, PodRouter};
 
 use crate::{
-    devices::{TCX_EGRESS, TCX_INGRESS, update},
+    devices::{self, TCX_EGRESS, TCX_INGRESS, update},
+    maps::Maps,
     pins::PinDir,
     sys,
 };
@@ -29,10 +32,15 @@ use crate::{
 /// The hash of pods.
 pub(crate) type ShortcutMap = HashMap<MapData, LinkAddress, PodLink>;
 
+/// The hash of pods' addresses.
+pub(crate) type FarPodMap = HashMap<MapData, NetAddr, FarPodEntry>;
+
 /// How long what was written holds true without being written again.
 pub(crate) const TRUST: Duration = Duration::from_secs(90);
 const PROGRAM: &str = "kl_pod";
 const PIN: &str = "pod-";
+const FAR_PROGRAM: &str = "kl_far";
+const FAR_PIN: &str = "far-";
 
 /// The host's side of a pod's link, a port of the pods' bridge.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,20 +51,135 @@ pub struct PodPort {
     pub address: [u8; 6],
 }
 
-/// Loads the program. A kernel that does not take it has a bridge.
+/// The tunnel to other nodes, and the bridge whose pods' packets are routed there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// The kernel's number of the tunnel's device.
+    pub index: u32,
+    /// The bridge's own link address.
+    pub bridge: [u8; 6],
+    /// Bytes that a packet for its pods may have.
+    pub mtu: u32,
+    /// The pods' addresses, each with the host's side of the link of its pod.
+    pub pods: BTreeMap<IpAddr, u32>,
+}
+
+/// Loads the programs. A kernel that does not take them has a bridge.
 pub(crate) fn load(object: &mut Ebpf) {
-    if let Some(Err(error)) = program(object).map(SchedClassifier::load) {
-        tracing::info!(error = &error as &dyn std::error::Error, "pods' packets take the bridge");
+    for name in [PROGRAM, FAR_PROGRAM] {
+        if let Some(Err(error)) = program(object, name).map(SchedClassifier::load) {
+            tracing::info!(error = &error as &dyn std::error::Error, "pods' packets take the bridge");
+        }
     }
 }
 
-fn program(object: &mut Ebpf) -> Option<&mut SchedClassifier> {
-    object.program_mut(PROGRAM)?.try_into().ok()
+fn program<'o>(object: &'o mut Ebpf, name: &str) -> Option<&'o mut SchedClassifier> {
+    object.program_mut(name)?.try_into().ok()
+}
+
+/// The addresses that are routed.
+#[derive(Debug, Default)]
+pub(crate) struct Routed {
+    written: BTreeMap<NetAddr, FarPodEntry>,
+    /// What pods contradict by what they send; they are believed more than what was told before.
+    doubted: BTreeMap<NetAddr, FarPodEntry>,
+}
+
+impl Routed {
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.written.len()
+    }
+
+    /// What is told from now on is fresh.
+    pub(crate) fn believe(&mut self) {
+        self.doubted.clear();
+    }
+}
+
+/// Routes packets between the tunnel and its pods, as far as these hand their packets to each other, or with no tunnel none.
+pub(crate) fn route(
+    object: &mut Ebpf,
+    pins: &PinDir,
+    maps: &mut Maps,
+    routed: &mut Routed,
+    tunnel: Option<&Tunnel>,
+) {
+    let program = program(object, FAR_PROGRAM).and_then(|program| program.fd().ok());
+    let tunnel = tunnel.filter(|tunnel| match &program {
+        Some(program) => attach_far(program.as_fd(), pins, tunnel.index).unwrap_or_else(|error| {
+            tracing::debug!(index = tunnel.index, %error, "packets from other nodes' pods take the bridge");
+            false
+        }),
+        None => false,
+    });
+    for (pin, index) in numbered_pins(&pins.links(), FAR_PIN) {
+        if tunnel.is_none_or(|tunnel| tunnel.index != index)
+            && let Err(error) = release(&pin)
+        {
+            tracing::warn!(index, %error, "cannot take the packet program off a tunnel");
+        }
+    }
+    let of_link: BTreeMap<u32, [u8; 6]> = maps
+        .shortcuts
+        .iter()
+        .filter_map(Result::ok)
+        .filter_map(|(address, link)| Some((link.index_for(&address)?, address.bytes)))
+        .collect();
+    let pods = tunnel.into_iter().flat_map(|tunnel| &tunnel.pods);
+    let present: BTreeMap<NetAddr, FarPodEntry> = maps.far_pods.iter().filter_map(Result::ok).collect();
+    let lost =
+        std::mem::take(&mut routed.written).into_iter().filter(|(address, _)| !present.contains_key(address));
+    routed.doubted.extend(lost);
+    let wanted: BTreeMap<NetAddr, FarPodEntry> = pods
+        .filter_map(|(ip, link)| {
+            let address = NetAddr::from(*ip);
+            let pod = FarPod { link: *link, mac: *of_link.get(link)? };
+            Some((address, FarPodEntry::new(&address, &pod)))
+        })
+        .filter(|(address, entry)| routed.doubted.get(address) != Some(entry))
+        .collect();
+    let router = tunnel.filter(|_| !wanted.is_empty()).map_or_else(PodRouter::default, |tunnel| PodRouter {
+        tunnel: tunnel.index,
+        mtu: tunnel.mtu,
+        mac: tunnel.bridge,
+        padding: [0; 2],
+    });
+    // What is gone or has moved first: nothing is to be sent there.
+    for (address, _) in present.iter().filter(|(address, entry)| wanted.get(address) != Some(entry)) {
+        if let Err(error) = maps.far_pods.remove(address) {
+            // A pod that contradicts it may have been faster.
+            tracing::debug!(?address, %error, "a pod's address was forgotten already");
+        }
+    }
+    if let Err(error) = maps.route_pods(router) {
+        tracing::warn!(%error, "packets for other nodes' pods take the bridge");
+        return;
+    }
+    let kept = wanted.into_iter().filter(|(address, entry)| {
+        present.get(address) == Some(entry) || maps.far_pods.insert(*address, *entry, 0).is_ok()
+    });
+    routed.written = kept.collect();
+}
+
+/// Whether the program is on the tunnel's device now, and nobody's but ours are.
+fn attach_far(program: BorrowedFd<'_>, pins: &PinDir, index: u32) -> io::Result<bool> {
+    let pin = pins.link(&format!("{FAR_PIN}{index}-in"));
+    let mut own = devices::own_links(pins, index)?;
+    if let Ok(link) = sys::get_pinned(&pin) {
+        own.push(sys::link_info(link.as_fd())?.id);
+    }
+    // A filter's number is 0.
+    if sys::links_on_device(index, TCX_INGRESS)?.iter().any(|id| *id == 0 || !own.contains(id)) {
+        return Ok(false);
+    }
+    put(program, &pin, index)?;
+    Ok(true)
 }
 
 /// Makes exactly these pods hand their packets to each other; how many of them do.
 pub(crate) fn serve(object: &mut Ebpf, pins: &PinDir, map: &mut ShortcutMap, ports: &[PodPort]) -> usize {
-    let program = program(object).and_then(|program| program.fd().ok());
+    let program = program(object, PROGRAM).and_then(|program| program.fd().ok());
     let wanted = match &program {
         Some(program) => attached(program.as_fd(), pins, ports),
         None => BTreeMap::new(),
@@ -69,7 +192,7 @@ pub(crate) fn serve(object: &mut Ebpf, pins: &PinDir, map: &mut ShortcutMap, por
             tracing::warn!(?address, %error, "packets may be handed to a pod that is gone");
         }
     }
-    for (pin, index) in pod_pins(&pins.links()) {
+    for (pin, index) in numbered_pins(&pins.links(), PIN) {
         if !wanted.values().any(|other| *other == index)
             && let Err(error) = release(&pin)
         {
@@ -120,16 +243,21 @@ fn attach(program: BorrowedFd<'_>, pin: &Path, index: u32) -> io::Result<bool> {
     {
         return Ok(false);
     }
+    put(program, pin, index)?;
+    Ok(true)
+}
+
+/// Puts a program, or another version of it, before what arrives at a device.
+fn put(program: BorrowedFd<'_>, pin: &Path, index: u32) -> io::Result<()> {
     if update(pin, program, index, TCX_INGRESS)? {
-        return Ok(true);
+        return Ok(());
     }
     let link = sys::link_create_on_device(program, index, TCX_INGRESS, 0)?;
     match fs::remove_file(pin) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    sys::pin(link.as_fd(), pin)?;
-    Ok(true)
+    sys::pin(link.as_fd(), pin)
 }
 
 fn release(pin: &Path) -> io::Result<()> {
@@ -141,12 +269,12 @@ fn release(pin: &Path) -> io::Result<()> {
     fs::remove_file(pin)
 }
 
-/// The pins of pods' links, with the index of each.
-fn pod_pins(links: &Path) -> Vec<(PathBuf, u32)> {
+/// The pins of links whose names begin so, with the device's index of each.
+fn numbered_pins(links: &Path, start: &str) -> Vec<(PathBuf, u32)> {
     let entries = fs::read_dir(links).into_iter().flatten().flatten();
     let pins = entries.filter_map(|entry| {
         let name = entry.file_name().into_string().ok()?;
-        let (index, _) = name.strip_prefix(PIN)?.split_once('-')?;
+        let (index, _) = name.strip_prefix(start)?.split_once('-')?;
         Some((entry.path(), index.parse().ok()?))
     });
     pins.collect()

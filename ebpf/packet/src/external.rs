@@ -48,7 +48,7 @@ pub trait Flows {
     /// one, unchanged.
     const EARLY: bool;
     /// How a packet of this size leaves at once for an address; nothing where the stack has to see to it.
-    fn hop(&self, headers: &Headers, to: &NetAddr) -> Option<Hop>;
+    fn hop(&self, headers: &Headers, to: &NetAddr, now_ns: u64) -> Option<Hop>;
     /// An established flow by one of its keys.
     fn established(&self, key: &FlowKey) -> Option<&FlowValue>;
     /// A flow of which one direction was seen.
@@ -73,7 +73,7 @@ pub trait Flows {
     fn source_for(&self, backend: &NetAddr) -> (NetAddr, bool);
     /// Whether a client may dial the service, by its source ranges.
     fn in_source_ranges(&self, service: u32, client: &NetAddr) -> bool;
-    /// Monotonic nanoseconds.
+    /// Monotonic nanoseconds, some milliseconds late at most.
     fn now(&self) -> u64;
     /// Counts something of a service.
     fn count(&self, service: u32, what: Count);
@@ -179,7 +179,7 @@ pub fn egress<P: Packet, M: Tables + Flows>(
     let key = reply_key(&headers);
     match find(maps, &key) {
         Some(flow) if !flow.hides_client() && !flow.is_own() => {
-            note(maps, &key, flow, &headers);
+            note(maps, &key, flow, &headers, maps.now());
             promote_datagram(maps, &key, flow);
             maps.count(flow.service, Count::Out(headers.len));
             let (frontend, client) = ((&flow.frontend, flow.frontend_port), (&flow.client, flow.client_port));
@@ -322,8 +322,7 @@ fn is_hidden_reply<M: Flows>(maps: &M, headers: &Headers) -> bool {
 
 /// Notes the packet in its flow, if there is anything new about it; whether there was.
 #[inline(always)]
-fn note<M: Flows>(maps: &M, key: &FlowKey, flow: &FlowValue, headers: &Headers) -> bool {
-    let now = maps.now();
+fn note<M: Flows>(maps: &M, key: &FlowKey, flow: &FlowValue, headers: &Headers, now: u64) -> bool {
     let closing = headers.proto == TCP && headers.flags & (FIN | RST) != 0;
     let news = closing || now.saturating_sub(flow.last_used_ns) > USE_STEP_NS;
     if news {
@@ -349,11 +348,12 @@ fn from_backend<P: Packet, M: Flows>(
     key: &FlowKey,
     flow: &FlowValue,
 ) -> Option<Action> {
-    let hop = if M::EARLY { Some(maps.hop(headers, &flow.client)) } else { None };
+    let now = maps.now();
+    let hop = if M::EARLY { Some(maps.hop(headers, &flow.client, now)) } else { None };
     if hop == Some(None) {
         return Some(Action::Pass);
     }
-    note(maps, key, flow, headers);
+    note(maps, key, flow, headers, now);
     promote_datagram(maps, key, flow);
     maps.count(flow.service, Count::Out(headers.len));
     rewrite(packet, headers, (&flow.frontend, flow.frontend_port), (&flow.client, flow.client_port))?;
@@ -406,6 +406,7 @@ fn to_backend<P: Packet, M: Tables + Flows>(
     headers: &Headers,
     inner: bool,
 ) -> Action {
+    let now = maps.now();
     let key = key(headers, FlowKey::FORWARD);
     let opening = headers.proto == TCP && headers.flags & (SYN | ACK) == SYN;
     let established = maps.established(&key);
@@ -414,9 +415,9 @@ fn to_backend<P: Packet, M: Tables + Flows>(
         None => maps.begun(&key),
     };
     if let Some(flow) = known
-        && is_current(maps, flow, opening)
+        && is_current(maps, flow, opening, now)
     {
-        let noted = note(maps, &key, flow, headers);
+        let noted = note(maps, &key, flow, headers, now);
         if flow.is_own() {
             return Action::Pass;
         }
@@ -427,7 +428,7 @@ fn to_backend<P: Packet, M: Tables + Flows>(
         {
             maps.establish(flow);
         }
-        return send(packet, maps, headers, flow);
+        return send(packet, maps, headers, flow, now);
     }
     // Choosing takes more room than the early hook has beside the rest. An answer begins nothing: it is for a connection
     // of the node's own, whose port happens to be a frontend's.
@@ -442,12 +443,12 @@ fn to_backend<P: Packet, M: Tables + Flows>(
             } else {
                 maps.begin(&flow);
             }
-            send(packet, maps, headers, &flow)
+            send(packet, maps, headers, &flow, now)
         }
         Err(action) => {
             // What had these ports before is over, and its later packets belong to whoever gets this one.
             if opening && known.is_some() {
-                maps.note_use(&key, maps.now(), FlowValue::FLAG_OVER);
+                maps.note_use(&key, now, FlowValue::FLAG_OVER);
             }
             action
         }
@@ -457,7 +458,7 @@ fn to_backend<P: Packet, M: Tables + Flows>(
 /// Whether the flow's next packet goes to the same backend. Connections stay with theirs whatever becomes of it;
 /// datagrams, and new connections between the same ports, do not.
 #[inline(always)]
-fn is_current<M: Tables + Flows>(maps: &M, flow: &FlowValue, opening: bool) -> bool {
+fn is_current<M: Tables + Flows>(maps: &M, flow: &FlowValue, opening: bool, now: u64) -> bool {
     if flow.flags & FlowValue::FLAG_OVER != 0 {
         return false;
     }
@@ -468,7 +469,7 @@ fn is_current<M: Tables + Flows>(maps: &M, flow: &FlowValue, opening: bool) -> b
     if opening && flow.flags & (FlowValue::FLAG_CLOSING | FlowValue::FLAG_OWN) != 0 {
         return false;
     }
-    if flow.proto != TCP && maps.now().saturating_sub(flow.last_used_ns) > DATAGRAM_IDLE_NS {
+    if flow.proto != TCP && now.saturating_sub(flow.last_used_ns) > DATAGRAM_IDLE_NS {
         return false;
     }
     if flow.is_own() {
@@ -480,8 +481,14 @@ fn is_current<M: Tables + Flows>(maps: &M, flow: &FlowValue, opening: bool) -> b
 
 /// Rewrites a packet to the backend.
 #[inline(always)]
-fn send<P: Packet, M: Flows>(packet: &mut P, maps: &M, headers: &Headers, flow: &FlowValue) -> Action {
-    let hop = if M::EARLY { Some(maps.hop(headers, &flow.backend)) } else { None };
+fn send<P: Packet, M: Flows>(
+    packet: &mut P,
+    maps: &M,
+    headers: &Headers,
+    flow: &FlowValue,
+    now: u64,
+) -> Action {
+    let hop = if M::EARLY { Some(maps.hop(headers, &flow.backend, now)) } else { None };
     if hop == Some(None) {
         return Action::Pass;
     }
@@ -512,4 +519,4 @@ fn rewrite<P: Packet>(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,6 +1,6 @@
 //! The maps and routes as the packet decisions see them.
 
-use aya_ebpf::{helpers::bpf_ktime_get_ns, maps::lpm_trie::Key};
+use aya_ebpf::{helpers::bpf_ktime_get_coarse_ns, maps::lpm_trie::Key};
 use ebpf_common::{
     AffinityKey, AffinityValue, Backend, DeviceEntry, FlowKey, FlowValue, FragmentKey, FragmentPorts,
     FrontendKey, FrontendValue, NatConfig, NetAddr, NodeAddressUse, NodePortBounds, ServiceSlot, SourceRange,
@@ -9,8 +9,8 @@ use ebpf_common::{
 use ebpf_packet::{Count, Flows, Headers, Hop, Tables, Way};
 
 use crate::maps::{
-    DEVICES, FLOWS, FRAGMENTS, KernelTables, NAT_CONFIG, NEW_FLOWS, SOURCE_RANGES, WAYS, count,
-    count_backend, signal_flow,
+    DEVICES, FLOWS, FRAGMENTS, HOPS, KNOWN_HOPS, KernelTables, KnownHop, NAT_CONFIG, NEW_FLOWS,
+    SOURCE_RANGES, WAYS, count, count_backend, signal_flow,
 };
 
 /// The maps and routes that a packet meets. `EARLY`: the hook is XDP.
@@ -18,10 +18,20 @@ use crate::maps::{
 /// Routes are those that the loader was told: the kernel's own lookup is for programs under another licence.
 pub(crate) struct Machine<const EARLY: bool>;
 
+/// How long a hop is believed without a look at the routes, which takes a third of a packet's time.
+const KNOWN_NS: u64 = 10_000_000;
+
 /// The way to an address.
 #[inline(always)]
-fn way_to(to: &NetAddr) -> Option<&'static WayEntry> {
+pub(crate) fn way_to(to: &NetAddr) -> Option<&'static WayEntry> {
     WAYS.get(Key::new(WayKey::ALL_BITS, WayKey(*to)))
+}
+
+/// Where the hop to an address is remembered: neighbours in one subnet have places of their own.
+#[inline(always)]
+fn place_of(to: &NetAddr) -> u32 {
+    let word = to.0[3];
+    (word ^ word >> 16 ^ word >> 24) % KNOWN_HOPS
 }
 
 impl<const EARLY: bool> Tables for Machine<EARLY> {
@@ -72,19 +82,22 @@ impl<const EARLY: bool> Flows for Machine<EARLY> {
     const EARLY: bool = EARLY;
 
     #[inline(always)]
-    fn hop(&self, headers: &Headers, to: &NetAddr) -> Option<Hop> {
-        let way = way_to(to)?;
-        if headers.len > way.mtu || way.to == [0; 6] {
-            return None;
+    fn hop(&self, headers: &Headers, to: &NetAddr, now_ns: u64) -> Option<Hop> {
+        let known = HOPS.get_ptr_mut(place_of(to))?;
+        // SAFETY: the element is this CPU's own, and packets of one CPU come one after the other.
+        let known = unsafe { &mut *known };
+        if known.to != *to || now_ns >= known.until_ns {
+            let way = way_to(to)?;
+            // SAFETY: the memory stays an element's of this map as long as the program runs, as for `shortcut_to`; another
+            // device's flags would cost a frame.
+            let entry = unsafe { DEVICES.get(way.device) }?;
+            if way.to == [0; 6] || entry.flags & DeviceEntry::FLAG_XDP == 0 {
+                return None;
+            }
+            let hop = Hop { device: way.device, to: way.to, from: way.from };
+            *known = KnownHop { to: *to, until_ns: now_ns + KNOWN_NS, mtu: way.mtu, hop };
         }
-        // SAFETY: the memory stays an element's of this map as long as the program runs, as for `shortcut_to`; another
-        // device's flags would cost a frame.
-        let entry = unsafe { DEVICES.get(way.device) }?;
-        (entry.flags & DeviceEntry::FLAG_XDP != 0).then_some(Hop {
-            device: way.device,
-            to: way.to,
-            from: way.from,
-        })
+        (headers.len <= known.mtu).then_some(known.hop)
     }
 
     #[inline(always)]
@@ -188,7 +201,7 @@ impl<const EARLY: bool> Flows for Machine<EARLY> {
     #[inline(always)]
     fn now(&self) -> u64 {
         // SAFETY: the helper has no arguments.
-        unsafe { bpf_ktime_get_ns() }
+        unsafe { bpf_ktime_get_coarse_ns() }
     }
 
     #[inline(always)]

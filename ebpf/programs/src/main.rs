@@ -161,6 +161,13 @@ pub fn kl_pod(ctx: TcContext) -> i32 {
     shortcut::leave_pod(&ctx)
 }
 
+/// Packets that arrive by the tunnel from other nodes' pods.
+#[classifier]
+#[inline(always)]
+pub fn kl_far(ctx: TcContext) -> i32 {
+    shortcut::reach_pod(&ctx)
+}
+
 // None of the helpers used asks for a GPL program.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]

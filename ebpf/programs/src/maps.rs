@@ -10,12 +10,12 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
 };
 use ebpf_common::{
-    AffinityKey, AffinityValue, Backend, BackendStats, DatagramPeers, DeviceEntry, FLOWS_PER_SIGNAL, FlowKey,
-    FlowValue, FragmentKey, FragmentPorts, FrontendKey, FrontendValue, FrontendWord, LinkAddress, Meta,
-    NatConfig, NetAddr, NodeAddressUse, NodePortBounds, Peer, PodLink, ServiceName, ServiceSlot,
-    ServiceStats, ShortName, SourceRange, WayEntry, WayKey, counter_of,
+    AffinityKey, AffinityValue, Backend, BackendStats, DatagramPeers, DeviceEntry, FLOWS_PER_SIGNAL,
+    FarPodEntry, FlowKey, FlowValue, FragmentKey, FragmentPorts, FrontendKey, FrontendValue, FrontendWord,
+    LinkAddress, Meta, NatConfig, NetAddr, NodeAddressUse, NodePortBounds, Peer, PodLink, PodRouter,
+    ServiceName, ServiceSlot, ServiceStats, ShortName, SourceRange, WayEntry, WayKey, counter_of,
 };
-use ebpf_packet::Tables;
+use ebpf_packet::{Hop, Tables};
 
 /// Written by the loader.
 #[map]
@@ -62,9 +62,18 @@ pub(crate) static DEVICES: HashMap<u32, DeviceEntry> = HashMap::with_max_entries
 /// Written by the loader.
 #[map]
 pub(crate) static WAYS: LpmTrie<WayKey, WayEntry> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// Written by the programs, and of these ones only: another load has its own.
+#[map]
+pub(crate) static HOPS: PerCpuArray<KnownHop> = PerCpuArray::with_max_entries(KNOWN_HOPS, 0);
 /// Written by the loader.
 #[map]
 static POD_LINKS: HashMap<LinkAddress, PodLink> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// Written by the loader; the programs remove what is in doubt.
+#[map]
+pub(crate) static FAR_PODS: HashMap<NetAddr, FarPodEntry> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// Written by the loader.
+#[map]
+pub(crate) static POD_ROUTER: Array<PodRouter> = Array::with_max_entries(1, 0);
 /// Written by the loader.
 #[map]
 static SHORTCUTS_END: Array<u64> = Array::with_max_entries(1, 0);
@@ -92,6 +101,22 @@ pub(crate) static STREAM_PEER: SkStorage<Peer> = SkStorage::new();
 /// Written by the programs; freed with the socket.
 #[btf_map]
 pub(crate) static DATAGRAM_PEER: SkStorage<DatagramPeers> = SkStorage::new();
+
+/// Number of hops that a CPU remembers.
+pub(crate) const KNOWN_HOPS: u32 = 256;
+
+/// A hop that was looked up a moment ago.
+#[repr(C)]
+pub(crate) struct KnownHop {
+    /// The address that it leads to.
+    pub(crate) to: NetAddr,
+    /// Until when that is believed.
+    pub(crate) until_ns: u64,
+    /// The hop itself.
+    pub(crate) hop: Hop,
+    /// Longest packet that it takes.
+    pub(crate) mtu: u32,
+}
 
 /// Cookie of the node's network namespace, set by the loader.
 #[unsafe(no_mangle)]

@@ -29,24 +29,17 @@ struct SkbPacket {
 impl Packet for SkbPacket {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        // SAFETY: the helper writes as many bytes as it is told, or fails.
-        Bytes::fill(|buffer| unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, buffer, N as u32) })
+        load(self.skb, offset)
     }
 
     #[inline(always)]
     fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()> {
-        // SAFETY: the helper reads N bytes from a buffer of N bytes.
-        let result =
-            unsafe { bpf_skb_store_bytes(self.skb.cast(), offset, bytes.as_ptr().cast(), N as u32, 0) };
-        (result == 0).then_some(())
+        store(self.skb, offset, bytes, 0)
     }
 
     #[inline(always)]
     fn fix_header(&mut self, checksum: u32, from: u32, to: u32) -> Option<()> {
-        // SAFETY: the helper takes integers.
-        let result =
-            unsafe { bpf_l3_csum_replace(self.skb.cast(), checksum, u64::from(from), u64::from(to), 4) };
-        (result == 0).then_some(())
+        fix_header(self.skb, checksum, from, to)
     }
 
     #[inline(always)]
@@ -63,6 +56,34 @@ impl Packet for SkbPacket {
             unsafe { bpf_l4_csum_replace(self.skb.cast(), checksum, u64::from(from), u64::from(to), flags) };
         (result == 0).then_some(())
     }
+}
+
+/// Reads bytes of a packet.
+#[inline(always)]
+pub(crate) fn load<const N: usize>(skb: *mut __sk_buff, offset: u32) -> Option<[u8; N]> {
+    // SAFETY: the helper writes as many bytes as it is told, or fails.
+    Bytes::fill(|buffer| unsafe { bpf_skb_load_bytes(skb.cast(), offset, buffer, N as u32) })
+}
+
+/// Replaces bytes of a packet.
+#[inline(always)]
+pub(crate) fn store<const N: usize>(
+    skb: *mut __sk_buff,
+    offset: u32,
+    bytes: &[u8; N],
+    flags: u64,
+) -> Option<()> {
+    // SAFETY: the helper reads N bytes from a buffer of N bytes.
+    let result = unsafe { bpf_skb_store_bytes(skb.cast(), offset, bytes.as_ptr().cast(), N as u32, flags) };
+    (result == 0).then_some(())
+}
+
+/// Accounts for a replaced word in the checksum of an IPv4 header.
+#[inline(always)]
+pub(crate) fn fix_header(skb: *mut __sk_buff, checksum: u32, from: u32, to: u32) -> Option<()> {
+    // SAFETY: the helper takes integers.
+    let result = unsafe { bpf_l3_csum_replace(skb.cast(), checksum, u64::from(from), u64::from(to), 4) };
+    (result == 0).then_some(())
 }
 
 /// A packet that arrived at a device.
@@ -109,7 +130,7 @@ fn verdict(action: Action) -> i32 {
 /// Sends the packet to a neighbour, whose link address the kernel finds.
 #[inline(always)]
 #[allow(clippy::cast_possible_truncation, reason = "verdicts are small")]
-fn send(way: &Way) -> i32 {
+pub(crate) fn send(way: &Way) -> i32 {
     // SAFETY: the structure is made of integers, for which zeros are values.
     let mut neighbour: Neighbour = unsafe { core::mem::zeroed() };
     if way.via.is_v4() {

@@ -149,6 +149,15 @@ pub fn present(wanted: &Mappings) -> Result<bool, NftError> {
     run().map_err(|source| NftError::new("look at host ports", source))
 }
 
+/// Whether any port of the host is mapped: answers of pods are rewritten on their way back then.
+pub fn any() -> Result<bool, NftError> {
+    let run = || -> io::Result<bool> {
+        let mut socket = Socket::open().map_err(|error| error.source)?;
+        Ok(!Held::list(&mut socket)?.elements.is_empty())
+    };
+    run().map_err(|source| NftError::new("look at host ports", source))
+}
+
 /// Looks at the table and carries out what `plan` makes of it, again when somebody has changed it in between; what was
 /// there before.
 fn settle(step: &str, plan: impl Fn(&Held) -> Vec<Message>) -> Result<Held, NftError> {

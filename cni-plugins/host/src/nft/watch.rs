@@ -14,7 +14,10 @@ const GROUP: u32 = 7;
 
 /// Changes of nftables in the network namespace that it was made in.
 #[derive(Debug)]
-pub struct Watch(Socket);
+pub struct Watch {
+    socket: Socket,
+    buffer: Vec<u8>,
+}
 
 impl Watch {
     /// From now on.
@@ -22,17 +25,16 @@ impl Watch {
         let socket = Socket::open_to(SockProtocol::NetlinkNetFilter)?;
         bind(socket.as_fd().as_raw_fd(), &NetlinkAddr::new(0, 1 << (GROUP - 1)))
             .map_err(|errno| NftError::new("watch nftables", errno))?;
-        Ok(Self(socket))
+        Ok(Self { socket, buffer: vec![0; BUFFER] })
     }
 
     /// Whether the table was taken away since the last call; also when more happened than was kept, and nobody knows. Does not
     /// block: wait until the descriptor can be read.
-    pub fn lost(&self) -> io::Result<bool> {
-        let mut buffer = vec![0; BUFFER];
+    pub fn lost(&mut self) -> io::Result<bool> {
         let mut lost = false;
         loop {
-            match recv(self.0.as_fd().as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-                Ok(length) => lost |= deleted_tables(&buffer[..length]).any(|name| name == TABLE),
+            match recv(self.socket.as_fd().as_raw_fd(), &mut self.buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(length) => lost |= deleted_tables(&self.buffer[..length]).any(|name| name == TABLE),
                 Err(Errno::EAGAIN) => return Ok(lost),
                 Err(Errno::ENOBUFS) => lost = true,
                 Err(Errno::EINTR) => {}
@@ -44,6 +46,6 @@ impl Watch {
 
 impl AsFd for Watch {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 }

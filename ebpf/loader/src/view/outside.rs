@@ -206,7 +206,7 @@ impl Tables for Outside<'_> {
 impl Flows for Outside<'_> {
     const EARLY: bool = false;
 
-    fn hop(&self, _headers: &Headers, _to: &NetAddr) -> Option<Hop> {
+    fn hop(&self, _headers: &Headers, _to: &NetAddr, _now_ns: u64) -> Option<Hop> {
         None
     }
     fn way(&self, to: &NetAddr) -> Option<Way> {

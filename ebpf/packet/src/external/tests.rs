@@ -18,7 +18,7 @@ use crate::parse::{ETHERNET, ETHERTYPE_V4, ETHERTYPE_V6, adjusted};
 
 /// A frame in a vector.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Frame(Vec<u8>);
+pub(crate) struct Frame(pub(crate) Vec<u8>);
 
 impl Packet for Frame {
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
@@ -65,7 +65,7 @@ fn pseudo(src: &NetAddr, dst: &NetAddr, proto: u8, len: usize) -> u32 {
 }
 
 /// A packet with everything right.
-fn build(src: (NetAddr, u16), dst: (NetAddr, u16), proto: u8, flags: u8, payload: &[u8]) -> Frame {
+pub(crate) fn build(src: (NetAddr, u16), dst: (NetAddr, u16), proto: u8, flags: u8, payload: &[u8]) -> Frame {
     let mut l4 = Vec::new();
     l4.extend(src.1.to_be_bytes());
     l4.extend(dst.1.to_be_bytes());
@@ -105,13 +105,13 @@ fn network(src: NetAddr, dst: NetAddr, proto: u8, l4: &[u8]) -> Frame {
     Frame(frame)
 }
 
-fn ethertype(addr: &NetAddr) -> u16 {
+pub(crate) fn ethertype(addr: &NetAddr) -> u16 {
     if addr.is_v4() { ETHERTYPE_V4 } else { ETHERTYPE_V6 }
 }
 
 /// Fails where a checksum is wrong.
 #[track_caller]
-fn check_sums(frame: &Frame) {
+pub(crate) fn check_sums(frame: &Frame) {
     let v4 = frame.0[14] >> 4 == 4;
     let headers = parse(frame, ETHERNET, if v4 { ETHERTYPE_V4 } else { ETHERTYPE_V6 }, true).unwrap();
     let l4 = &frame.0[headers.transport as usize..];
@@ -176,7 +176,7 @@ impl<const EARLY: bool> Tables for WorldOf<EARLY> {
 impl<const EARLY: bool> Flows for WorldOf<EARLY> {
     const EARLY: bool = EARLY;
 
-    fn hop(&self, _headers: &Headers, _to: &NetAddr) -> Option<Hop> {
+    fn hop(&self, _headers: &Headers, _to: &NetAddr, _now_ns: u64) -> Option<Hop> {
         self.hop
     }
     fn way(&self, to: &NetAddr) -> Option<Way> {
