@@ -7,7 +7,7 @@
 mod choose;
 mod errors;
 
-use ebpf_common::{FlowKey, FlowValue, FragmentKey, FragmentPorts, NatConfig, NetAddr, NetPort};
+use ebpf_common::{FlowKey, FlowValue, FragmentKey, FragmentPorts, NatConfig, NetAddr};
 
 pub use self::choose::new_flow;
 use self::{
@@ -16,8 +16,8 @@ use self::{
 };
 use crate::{
     parse::{
-        ACK, End, FIN, Fix, Headers, ICMP, ICMP_V6, Packet, Part, RST, SCTP, SYN, TCP, UDP, checksum_of,
-        count_hop, parse, set_address, set_link, set_port,
+        ACK, FIN, Headers, ICMP, ICMP_V6, Packet, Part, RST, SCTP, SYN, TCP, UDP, count_hop, parse,
+        protocol_of, set_ends, set_link,
     },
     resolve::{Tables, usable},
 };
@@ -167,6 +167,10 @@ pub fn egress<P: Packet, M: Tables + Flows>(
     ethertype: u16,
     rewritten: bool,
 ) -> Action {
+    // Of what was rewritten for both ends only errors may be for somebody else than they say.
+    if rewritten && !matches!(protocol_of(packet, network, ethertype), Some(ICMP | ICMP_V6)) {
+        return Action::Pass;
+    }
     let Some(mut headers) = parse(packet, network, ethertype, false) else {
         return Action::Pass;
     };
@@ -183,7 +187,7 @@ pub fn egress<P: Packet, M: Tables + Flows>(
             promote_datagram(maps, &key, flow);
             maps.count(flow.service, Count::Out(headers.len));
             let (frontend, client) = ((&flow.frontend, flow.frontend_port), (&flow.client, flow.client_port));
-            match rewrite(packet, &headers, frontend, client) {
+            match set_ends(packet, &headers, frontend, client) {
                 Some(()) => Action::Deliver,
                 None => Action::Drop,
             }
@@ -191,7 +195,7 @@ pub fn egress<P: Packet, M: Tables + Flows>(
         Some(flow) if !flow.is_own() => Action::Pass,
         own => {
             let is_old = |flow: &FlowValue| maps.now().saturating_sub(flow.last_used_ns) > USE_STEP_NS;
-            if !rewritten && own.is_none_or(is_old) {
+            if own.is_none_or(is_old) {
                 note_own(maps, &headers);
             }
             Action::Pass
@@ -356,7 +360,7 @@ fn from_backend<P: Packet, M: Flows>(
     note(maps, key, flow, headers, now);
     promote_datagram(maps, key, flow);
     maps.count(flow.service, Count::Out(headers.len));
-    rewrite(packet, headers, (&flow.frontend, flow.frontend_port), (&flow.client, flow.client_port))?;
+    set_ends(packet, headers, (&flow.frontend, flow.frontend_port), (&flow.client, flow.client_port))?;
     leave(packet, headers, hop.flatten(), is_untracked(flow))
 }
 
@@ -497,25 +501,9 @@ fn send<P: Packet, M: Flows>(
         return relay(packet, maps, headers, flow, hop.flatten()).unwrap_or(Action::Drop);
     }
     let (source, backend) = ((&flow.source, flow.source_port), (&flow.backend, flow.backend_port));
-    let rewritten = rewrite(packet, headers, source, backend);
+    let rewritten = set_ends(packet, headers, source, backend);
     let untracked = is_untracked(flow);
     rewritten.and_then(|()| leave(packet, headers, hop.flatten(), untracked)).unwrap_or(Action::Drop)
-}
-
-/// Replaces source and destination, as far as they differ.
-#[inline(always)]
-fn rewrite<P: Packet>(
-    packet: &mut P,
-    headers: &Headers,
-    source: (&NetAddr, NetPort),
-    destination: (&NetAddr, NetPort),
-) -> Option<()> {
-    let checksum = checksum_of(headers);
-    let fix = checksum.map(|(at, may_be_absent)| (at, Fix { size: 4, pseudo: true, may_be_absent }));
-    set_address(packet, headers, End::Source, source.0, fix)?;
-    set_port(packet, headers, End::Source, source.1, checksum)?;
-    set_address(packet, headers, End::Destination, destination.0, fix)?;
-    set_port(packet, headers, End::Destination, destination.1, checksum)
 }
 
 #[cfg(test)]

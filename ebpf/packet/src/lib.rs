@@ -20,6 +20,8 @@ mod resolve;
 
 pub use external::{Action, Count, Flows, Hop, Way, egress, ingress, loopback, new_flow};
 pub use far::{FarTables, from_far_pod, to_far_pod};
-pub use parse::{ETHERNET, ETHERTYPE_V4, ETHERTYPE_V6, Fix, Headers, Packet, Part, adjusted, parse};
+pub use parse::{
+    Difference, ETHERNET, ETHERTYPE_V4, ETHERTYPE_V6, Fix, Headers, Packet, Part, adjusted, parse,
+};
 pub use peers::{find_by_backend, find_by_frontend, remember};
 pub use resolve::{Caller, Destination, Tables, Target, Verdict, Why, is_reserved, resolve};

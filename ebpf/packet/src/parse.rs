@@ -8,17 +8,15 @@ pub trait Packet {
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
     /// Replaces bytes.
     fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()>;
-    /// Accounts for a replaced word in the checksum of an IPv4 header.
-    fn fix_header(&mut self, checksum: u32, from: u32, to: u32) -> Option<()>;
-    /// Accounts for a replaced word, or half word, in a transport checksum.
-    fn fix_transport(&mut self, checksum: u32, from: u32, to: u32, fix: Fix) -> Option<()>;
+    /// Accounts for replaced words in the checksum of an IPv4 header.
+    fn fix_header(&mut self, checksum: u32, by: Difference) -> Option<()>;
+    /// Accounts for replaced words in a transport checksum.
+    fn fix_transport(&mut self, checksum: u32, by: Difference, fix: Fix) -> Option<()>;
 }
 
 /// What kind of change a transport checksum sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fix {
-    /// Two or four bytes.
-    pub size: u32,
     /// They stand in the pseudo header.
     pub pseudo: bool,
     /// A checksum of zero means that there is none (UDP).
@@ -100,15 +98,24 @@ pub fn parse<P: Packet>(packet: &P, network: u32, ethertype: u16, quoted: bool) 
         _ => return None,
     };
     if headers.part != Part::Later && matches!(headers.proto, TCP | UDP | SCTP) {
-        let ports = packet.load::<4>(headers.transport)?;
+        let ports = if headers.proto == TCP && !quoted {
+            let start = packet.load::<14>(headers.transport)?;
+            headers.flags = start[13];
+            [start[0], start[1], start[2], start[3]]
+        } else {
+            packet.load::<4>(headers.transport)?
+        };
         headers.src_port = NetPort(u16::from_ne_bytes([ports[0], ports[1]]));
         headers.dst_port = NetPort(u16::from_ne_bytes([ports[2], ports[3]]));
-        if headers.proto == TCP && !quoted {
-            let [flags] = packet.load::<1>(headers.transport + 13)?;
-            headers.flags = flags;
-        }
     }
     Some(headers)
+}
+
+/// The protocol that the network header names; an extension header of IPv6 counts as one.
+#[inline(always)]
+pub(crate) fn protocol_of<P: Packet>(packet: &P, network: u32, ethertype: u16) -> Option<u8> {
+    let at = if ethertype == ETHERTYPE_V4 { 9 } else { 6 };
+    packet.load::<1>(network + at).map(|[proto]| proto)
 }
 
 #[inline(always)]
@@ -207,14 +214,40 @@ pub(crate) fn checksum_of(headers: &Headers) -> Option<(u32, bool)> {
     }
 }
 
-/// A checksum after a word that it covers was replaced by another, as RFC 1624 has it; half words stand in the low half.
-/// All in the order in which they stand in the packet.
+/// What replacing words makes of a sum over them, as RFC 1624 has it. All in the order in which they stand in the packet; half
+/// words in the low half.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Difference(u64);
+
+impl Difference {
+    /// Nothing is replaced.
+    pub const NONE: Self = Self(0);
+
+    /// One more word is. No packet has so many that they would not fit.
+    #[inline(always)]
+    #[must_use]
+    pub const fn replace(self, from: u32, to: u32) -> Self {
+        Self(self.0 + !from as u64 + to as u64)
+    }
+
+    /// As the sum of one word.
+    #[inline(always)]
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation, reason = "two folds leave 32 bits")]
+    pub const fn word(self) -> u32 {
+        let once = (self.0 & 0xffff_ffff) + (self.0 >> 32);
+        ((once & 0xffff_ffff) + (once >> 32)) as u32
+    }
+}
+
+/// A checksum after that.
 #[inline(always)]
 #[must_use]
-pub const fn adjusted(checksum: u16, from: u32, to: u32) -> u16 {
+pub const fn adjusted(checksum: u16, by: Difference) -> u16 {
+    let word = by.word();
     let mut sum = !checksum as u32;
-    sum += (!from & 0xffff) + (!from >> 16) + (to & 0xffff) + (to >> 16);
-    // Five half words at most: two folds leave sixteen bits.
+    sum += (word & 0xffff) + (word >> 16);
+    // Three half words: two folds leave sixteen bits.
     sum = (sum & 0xffff) + (sum >> 16);
     sum = (sum & 0xffff) + (sum >> 16);
     #[allow(clippy::cast_possible_truncation, reason = "folded to sixteen bits")]
@@ -230,7 +263,8 @@ pub(crate) fn count_hop<P: Packet>(packet: &mut P, headers: &Headers) -> Option<
         return packet.store(headers.network + 7, &[left]);
     }
     let word = |hops: u8| u32::from(u16::from_ne_bytes([hops, headers.proto]));
-    packet.fix_header(headers.network + 10, word(headers.hops), word(left))?;
+    let by = Difference::NONE.replace(word(headers.hops), word(left));
+    packet.fix_header(headers.network + 10, by)?;
     packet.store(headers.network + 8, &[left])
 }
 
@@ -266,21 +300,65 @@ pub(crate) fn set_address<P: Packet>(
     if headers.v4 {
         let at = headers.network + if end == End::Source { 12 } else { 16 };
         let (from, to) = (old.v4_word(), new.v4_word());
+        let by = Difference::NONE.replace(from, to);
         if let Some((checksum, fix)) = transport {
-            packet.fix_transport(checksum, from, to, fix)?;
+            packet.fix_transport(checksum, by, fix)?;
         }
-        packet.fix_header(headers.network + 10, from, to)?;
+        packet.fix_header(headers.network + 10, by)?;
         return packet.store(at, &to.to_ne_bytes());
     }
     let at = headers.network + if end == End::Source { 8 } else { 24 };
     if let Some((checksum, fix)) = transport {
-        let mut word = 0;
-        while word < 4 {
-            packet.fix_transport(checksum, old.0[word], new.0[word], fix)?;
-            word += 1;
-        }
+        packet.fix_transport(checksum, replaced(Difference::NONE, &old, new), fix)?;
     }
     packet.store(at, &new.octets())
+}
+
+/// An address for another.
+#[inline(always)]
+fn replaced(by: Difference, old: &NetAddr, new: &NetAddr) -> Difference {
+    let ([a, b, c, d], [e, f, g, h]) = (old.0, new.0);
+    by.replace(a, e).replace(b, f).replace(c, g).replace(d, h)
+}
+
+/// Source and destination as one: addresses stand beside each other, and so do ports, and each helper of the kernel takes its time.
+#[inline(always)]
+pub(crate) fn set_ends<P: Packet>(
+    packet: &mut P,
+    headers: &Headers,
+    source: (&NetAddr, NetPort),
+    destination: (&NetAddr, NetPort),
+) -> Option<()> {
+    let checksum = checksum_of(headers);
+    let (from, to) = ((headers.src, headers.dst), (*source.0, *destination.0));
+    if from != to {
+        // Neither family's address stands in the other's place.
+        let by = replaced(replaced(Difference::NONE, &from.0, &to.0), &from.1, &to.1);
+        if let Some((checksum, may_be_absent)) = checksum {
+            packet.fix_transport(checksum, by, Fix { pseudo: true, may_be_absent })?;
+        }
+        if headers.v4 {
+            packet.fix_header(headers.network + 10, by)?;
+            let ([a, b, c, d], [e, f, g, h]) = (to.0.v4_word().to_ne_bytes(), to.1.v4_word().to_ne_bytes());
+            packet.store(headers.network + 12, &[a, b, c, d, e, f, g, h])?;
+        } else {
+            packet.store(headers.network + 8, &to.0.octets())?;
+            packet.store(headers.network + 24, &to.1.octets())?;
+        }
+    }
+    let ports = |source: NetPort, destination: NetPort| {
+        let ([a, b], [c, d]) = (source.0.to_ne_bytes(), destination.0.to_ne_bytes());
+        [a, b, c, d]
+    };
+    let (from, to) = (ports(headers.src_port, headers.dst_port), ports(source.1, destination.1));
+    if from == to || headers.part == Part::Later {
+        return Some(());
+    }
+    if let Some((checksum, may_be_absent)) = checksum {
+        let by = Difference::NONE.replace(u32::from_ne_bytes(from), u32::from_ne_bytes(to));
+        packet.fix_transport(checksum, by, Fix { pseudo: false, may_be_absent })?;
+    }
+    packet.store(headers.transport, &to)
 }
 
 /// Replaces a port, and accounts for it in a checksum.
@@ -297,8 +375,8 @@ pub(crate) fn set_port<P: Packet>(
         return Some(());
     }
     if let Some((checksum, may_be_absent)) = checksum {
-        let fix = Fix { size: 2, pseudo: false, may_be_absent };
-        packet.fix_transport(checksum, u32::from(old.0), u32::from(new.0), fix)?;
+        let by = Difference::NONE.replace(u32::from(old.0), u32::from(new.0));
+        packet.fix_transport(checksum, by, Fix { pseudo: false, may_be_absent })?;
     }
     let at = headers.transport + if end == End::Source { 0 } else { 2 };
     packet.store(at, &new.0.to_ne_bytes())

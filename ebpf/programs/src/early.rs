@@ -7,7 +7,7 @@ use aya_ebpf::{
     helpers::bpf_redirect,
     programs::XdpContext,
 };
-use ebpf_packet::{Action, ETHERNET, Fix, Packet, adjusted, ingress};
+use ebpf_packet::{Action, Difference, ETHERNET, Fix, Packet, adjusted, ingress};
 
 use crate::machine::Machine;
 
@@ -36,14 +36,14 @@ impl Frame {
         (start + N <= end).then_some(start as *mut [u8; N])
     }
 
-    /// Accounts for a replaced word in the checksum at an offset.
+    /// Accounts for replaced words in the checksum at an offset.
     #[inline(always)]
-    fn adjust(&mut self, checksum: u32, from: u32, to: u32, may_be_absent: bool) -> Option<()> {
+    fn adjust(&mut self, checksum: u32, by: Difference, may_be_absent: bool) -> Option<()> {
         let old = u16::from_ne_bytes(self.load(checksum)?);
         if may_be_absent && old == 0 {
             return Some(());
         }
-        let new = match adjusted(old, from, to) {
+        let new = match adjusted(old, by) {
             0 if may_be_absent => 0xffff,
             new => new,
         };
@@ -65,13 +65,13 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
-    fn fix_header(&mut self, checksum: u32, from: u32, to: u32) -> Option<()> {
-        self.adjust(checksum, from, to, false)
+    fn fix_header(&mut self, checksum: u32, by: Difference) -> Option<()> {
+        self.adjust(checksum, by, false)
     }
 
     #[inline(always)]
-    fn fix_transport(&mut self, checksum: u32, from: u32, to: u32, fix: Fix) -> Option<()> {
-        self.adjust(checksum, from, to, fix.may_be_absent)
+    fn fix_transport(&mut self, checksum: u32, by: Difference, fix: Fix) -> Option<()> {
+        self.adjust(checksum, by, fix.may_be_absent)
     }
 }
 

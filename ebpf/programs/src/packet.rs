@@ -13,7 +13,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use ebpf_common::UNTRACKED_MARK;
-use ebpf_packet::{Action, ETHERNET, Fix, Packet, Way, egress, ingress, loopback};
+use ebpf_packet::{Action, Difference, ETHERNET, Fix, Packet, Way, egress, ingress, loopback};
 
 use crate::{bytes::Bytes, machine::Machine};
 
@@ -38,13 +38,14 @@ impl Packet for SkbPacket {
     }
 
     #[inline(always)]
-    fn fix_header(&mut self, checksum: u32, from: u32, to: u32) -> Option<()> {
-        fix_header(self.skb, checksum, from, to)
+    fn fix_header(&mut self, checksum: u32, by: Difference) -> Option<()> {
+        fix_header(self.skb, checksum, by)
     }
 
     #[inline(always)]
-    fn fix_transport(&mut self, checksum: u32, from: u32, to: u32, fix: Fix) -> Option<()> {
-        let mut flags = u64::from(fix.size);
+    fn fix_transport(&mut self, checksum: u32, by: Difference, fix: Fix) -> Option<()> {
+        // Of no size: a difference.
+        let mut flags = 0;
         if fix.pseudo {
             flags |= u64::from(BPF_F_PSEUDO_HDR);
         }
@@ -53,7 +54,7 @@ impl Packet for SkbPacket {
         }
         // SAFETY: the helper takes integers.
         let result =
-            unsafe { bpf_l4_csum_replace(self.skb.cast(), checksum, u64::from(from), u64::from(to), flags) };
+            unsafe { bpf_l4_csum_replace(self.skb.cast(), checksum, 0, u64::from(by.word()), flags) };
         (result == 0).then_some(())
     }
 }
@@ -78,11 +79,11 @@ pub(crate) fn store<const N: usize>(
     (result == 0).then_some(())
 }
 
-/// Accounts for a replaced word in the checksum of an IPv4 header.
+/// Accounts for replaced words in the checksum of an IPv4 header.
 #[inline(always)]
-pub(crate) fn fix_header(skb: *mut __sk_buff, checksum: u32, from: u32, to: u32) -> Option<()> {
+pub(crate) fn fix_header(skb: *mut __sk_buff, checksum: u32, by: Difference) -> Option<()> {
     // SAFETY: the helper takes integers.
-    let result = unsafe { bpf_l3_csum_replace(skb.cast(), checksum, u64::from(from), u64::from(to), 4) };
+    let result = unsafe { bpf_l3_csum_replace(skb.cast(), checksum, 0, u64::from(by.word()), 0) };
     (result == 0).then_some(())
 }
 

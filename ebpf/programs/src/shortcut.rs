@@ -15,7 +15,7 @@ use aya_ebpf::{
 };
 use ebpf_common::{FarPod, LinkAddress, NetAddr, PodRouter};
 use ebpf_packet::{
-    ETHERNET, ETHERTYPE_V4, ETHERTYPE_V6, FarTables, Fix, Packet, Way, from_far_pod, to_far_pod,
+    Difference, ETHERNET, ETHERTYPE_V4, ETHERTYPE_V6, FarTables, Fix, Packet, Way, from_far_pod, to_far_pod,
 };
 
 use crate::{
@@ -167,12 +167,12 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
-    fn fix_header(&mut self, checksum: u32, from: u32, to: u32) -> Option<()> {
-        fix_header(self.skb, checksum, from, to)
+    fn fix_header(&mut self, checksum: u32, by: Difference) -> Option<()> {
+        fix_header(self.skb, checksum, by)
     }
 
     #[inline(always)]
-    fn fix_transport(&mut self, _checksum: u32, _from: u32, _to: u32, _fix: Fix) -> Option<()> {
+    fn fix_transport(&mut self, _checksum: u32, _by: Difference, _fix: Fix) -> Option<()> {
         // Ports and addresses stay.
         None
     }

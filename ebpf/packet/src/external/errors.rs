@@ -105,14 +105,14 @@ fn rewrite_error<P: Packet>(
     ends: [(NetAddr, NetPort); 2],
 ) -> Option<()> {
     let checksum = outer.transport + 2;
-    let content = Fix { size: 4, pseudo: false, may_be_absent: false };
+    let content = Fix { pseudo: false, may_be_absent: false };
     let quoted_addresses = if outer.v4 { None } else { Some((checksum, content)) };
     let [source, destination] = ends;
     set_address(packet, inner, End::Source, &source.0, quoted_addresses)?;
     set_port(packet, inner, End::Source, source.1, Some((checksum, false)))?;
     set_address(packet, inner, End::Destination, &destination.0, quoted_addresses)?;
     set_port(packet, inner, End::Destination, destination.1, Some((checksum, false)))?;
-    let pseudo = Fix { size: 4, pseudo: true, may_be_absent: false };
+    let pseudo = Fix { pseudo: true, may_be_absent: false };
     let own = if outer.v4 { None } else { Some((checksum, pseudo)) };
     set_address(packet, outer, End::Source, src, own)?;
     set_address(packet, outer, End::Destination, dst, own)

@@ -14,7 +14,7 @@ use ebpf_common::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::parse::{ETHERNET, ETHERTYPE_V4, ETHERTYPE_V6, adjusted};
+use crate::parse::{Difference, ETHERNET, ETHERTYPE_V4, ETHERTYPE_V6, Fix, adjusted};
 
 /// A frame in a vector.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,16 +28,16 @@ impl Packet for Frame {
         self.0.get_mut(offset as usize..offset as usize + N)?.copy_from_slice(bytes);
         Some(())
     }
-    fn fix_header(&mut self, checksum: u32, from: u32, to: u32) -> Option<()> {
+    fn fix_header(&mut self, checksum: u32, by: Difference) -> Option<()> {
         let old = u16::from_ne_bytes(self.load(checksum)?);
-        self.store(checksum, &adjusted(old, from, to).to_ne_bytes())
+        self.store(checksum, &adjusted(old, by).to_ne_bytes())
     }
-    fn fix_transport(&mut self, checksum: u32, from: u32, to: u32, fix: Fix) -> Option<()> {
+    fn fix_transport(&mut self, checksum: u32, by: Difference, fix: Fix) -> Option<()> {
         let old = u16::from_ne_bytes(self.load(checksum)?);
         if fix.may_be_absent && old == 0 {
             return Some(());
         }
-        let new = adjusted(old, from, to);
+        let new = adjusted(old, by);
         let new = if fix.may_be_absent && new == 0 { 0xffff } else { new };
         self.store(checksum, &new.to_ne_bytes())
     }
