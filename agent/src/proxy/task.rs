@@ -46,6 +46,8 @@ const SECOND_LOOK: Duration = Duration::from_secs(2);
 /// How long what an earlier agent left, and the API server does not name, goes on answering: the server or its
 /// controllers may be behind.
 const SETTLE: Duration = Duration::from_secs(20);
+/// How long what follows the first programming may take: devices, rules, servers.
+const REST: Duration = Duration::from_secs(1);
 /// How often it is looked whether somebody took programs, settings or rules away, of which the kernel tells nobody.
 const AUDIT: Duration = Duration::from_secs(30);
 /// How long sockets of an endpoint that is gone are looked for while their service has no other.
@@ -72,6 +74,8 @@ pub(super) struct Proxy {
     filled: bool,
     /// When what an earlier agent left, and nobody has named since, is removed.
     settle_at: Option<Instant>,
+    /// When the start is over, and what it needed of the program is let go.
+    rest_at: Option<Instant>,
     machine: Machine,
     node_facts: NodeFacts,
     /// The devices that clients outside are served through; `None` before the first time.
@@ -114,6 +118,7 @@ impl Proxy {
             look_at: None,
             filled: false,
             settle_at: None,
+            rest_at: None,
             machine: Machine::default(),
             node_facts,
             devices: None,
@@ -155,6 +160,7 @@ impl Proxy {
         loop {
             let later = Instant::now() + GIVE_UP;
             let (look, settle) = (self.look_at.unwrap_or(later), self.settle_at.unwrap_or(later));
+            let rest = self.rest_at.unwrap_or(later);
             let audit = self.audit_at;
             // All arms are cancel-safe: a token, channels, times, a descriptor, and four streams, whose items are lost in no
             // await.
@@ -212,6 +218,11 @@ impl Proxy {
                 }
                 () = tokio::time::sleep_until(settle.into()) => {
                     self.settle().await?;
+                    continue;
+                }
+                () = tokio::time::sleep_until(rest.into()) => {
+                    self.rest_at = None;
+                    crate::host::memory::trim();
                     continue;
                 }
                 () = tokio::time::sleep_until(audit.into()) => {
@@ -332,6 +343,7 @@ impl Proxy {
         this.finish(&noteworthy, report).await;
         // Listings of thousands of objects were read, and forgotten but for the few fields that count.
         crate::host::memory::trim();
+        this.rest_at = Some(Instant::now() + REST);
         Ok(this)
     }
 
