@@ -231,7 +231,7 @@ async fn vanish(cri: &Cri, sandbox: &str, id: &str, number: usize) {
                 client.open(stream, &[("streamtype", name)]).await;
             }
             // Every other one is gone before its command is there.
-            if number / 5 % 2 == 0 {
+            if (number / 5).is_multiple_of(2) {
                 client.collect(&[], Some("ready")).await;
             }
         }

@@ -228,6 +228,8 @@ mod tests {
             routes: Vec::new(),
             neighbours: BTreeMap::new(),
             peers: BTreeMap::new(),
+            pods: Vec::new(),
+            has_rules: false,
         }
     }
 

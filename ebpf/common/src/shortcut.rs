@@ -85,10 +85,10 @@ impl FarPodEntry {
     /// The entry of a pod that has this address.
     #[must_use]
     pub const fn new(address: &NetAddr, pod: &FarPod) -> Self {
-        let [a, b, c, d, e, f] = pod.mac;
+        let mac = pod.mac;
         Self {
             link: pod.link as u64 | (fold_ip(address) as u64) << 32,
-            mac: u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]),
+            mac: u64::from_ne_bytes([mac[0], mac[1], mac[2], mac[3], mac[4], mac[5], 0, 0]),
         }
     }
 
@@ -100,8 +100,8 @@ impl FarPodEntry {
         if (self.link >> 32) as u32 != fold_ip(address) {
             return None;
         }
-        let [a, b, c, d, e, f, _, _] = self.mac.to_ne_bytes();
-        Some(FarPod { link: self.link as u32, mac: [a, b, c, d, e, f] })
+        let mac = self.mac.to_ne_bytes();
+        Some(FarPod { link: self.link as u32, mac: [mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]] })
     }
 }
 

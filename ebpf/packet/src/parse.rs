@@ -316,6 +316,7 @@ pub(crate) fn set_address<P: Packet>(
 
 /// An address for another.
 #[inline(always)]
+#[allow(clippy::many_single_char_names, reason = "the words of two addresses; a loop would index")]
 fn replaced(by: Difference, old: &NetAddr, new: &NetAddr) -> Difference {
     let ([a, b, c, d], [e, f, g, h]) = (old.0, new.0);
     by.replace(a, e).replace(b, f).replace(c, g).replace(d, h)
@@ -323,6 +324,7 @@ fn replaced(by: Difference, old: &NetAddr, new: &NetAddr) -> Difference {
 
 /// Source and destination as one: addresses stand beside each other, and so do ports, and each helper of the kernel takes its time.
 #[inline(always)]
+#[allow(clippy::many_single_char_names, reason = "one store of both; a copy of slices could panic")]
 pub(crate) fn set_ends<P: Packet>(
     packet: &mut P,
     headers: &Headers,

@@ -117,6 +117,7 @@ fn route(skb: *mut __sk_buff, kind: u16, to: [u8; 6], from: u32) -> Option<i32> 
 }
 
 #[inline(always)]
+#[allow(clippy::many_single_char_names, reason = "one store of both addresses; a copy of slices could panic")]
 fn reach(skb: *mut __sk_buff) -> Option<i32> {
     let kind = ethertype(skb);
     let router = FAR.router()?;

@@ -9,7 +9,7 @@ use std::{
 
 use ebpf_common::{
     AffinityKey, AffinityValue, Backend, ExtentHeader, FlowKey, FlowValue, FragmentKey, FragmentPorts,
-    FrontendKey, FrontendValue, NodeAddressUse, NodePortBounds, ServiceSlot,
+    FrontendKey, FrontendValue, NetPort, NodeAddressUse, NodePortBounds, ServiceSlot,
 };
 use proptest::prelude::*;
 
