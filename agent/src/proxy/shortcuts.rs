@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, fs, net::IpAddr, path::Path};
 
 use cni_plugins_host::nft;
-use ebpf_loader::{PodPort, Tunnel};
+use ebpf_loader::{DataPlane, PodPort, Tunnel};
 use netlink_packet_route::link::{InfoKind, LinkLayerType};
 
 use super::{
@@ -28,13 +28,39 @@ const EBTABLES: &str = "/sys/module/ebtables";
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Chosen {
     /// The pods' ports of one bridge, by index.
-    pub(super) ports: Vec<PodPort>,
+    ports: Vec<PodPort>,
     /// The tunnel to other nodes' pods, with the addresses of those.
-    pub(super) tunnel: Option<Tunnel>,
+    tunnel: Option<Tunnel>,
+}
+
+/// What is chosen while nothing sees frames or packets on their way. `routed`: the programs know the node's routes.
+pub(super) fn wanted(machine: &Machine, node: &NodeFacts, auto: bool, routed: bool) -> Chosen {
+    if !auto || are_frames_filtered() {
+        return Chosen::default();
+    }
+    let mut chosen = choose(machine, node);
+    if !routed || chosen.tunnel.is_some() && are_packets_filtered() {
+        chosen.tunnel = None;
+        // Alone on its bridge.
+        if chosen.ports.len() == 1 {
+            chosen.ports.clear();
+        }
+    }
+    chosen
+}
+
+/// Has the programs do it.
+pub(super) fn apply(plane: &mut DataPlane, wanted: &Chosen) {
+    let before = plane.usage();
+    let pods = plane.shortcut_pods(&wanted.ports);
+    let routed = plane.route_pods(wanted.tunnel.as_ref());
+    if (pods, routed) != (before.shortcuts, before.far_pods) {
+        tracing::debug!(pods, routed, "pods hand their packets straight to each other, and to the tunnel");
+    }
 }
 
 /// The first bridge that has pods which are better off.
-pub(super) fn choose(machine: &Machine, node: &NodeFacts) -> Chosen {
+fn choose(machine: &Machine, node: &NodeFacts) -> Chosen {
     let is_pods = |link: &&LinkFacts| {
         link.kind == Some(InfoKind::Bridge) && link.up && link.plain && leads_to_pods(machine, node, link)
     };
@@ -85,7 +111,7 @@ fn ports(machine: &Machine, bridge: u32) -> Vec<PodPort> {
 }
 
 /// Whether something on this machine sees frames between ports of a bridge; true where that cannot be found out.
-pub(super) fn are_frames_filtered() -> bool {
+fn are_frames_filtered() -> bool {
     let calls = |name: &str| {
         fs::read_to_string(Path::new(BRIDGE_NETFILTER).join(name)).is_ok_and(|value| value.trim() != "0")
     };
@@ -100,7 +126,7 @@ fn has_legacy_tables() -> bool {
 
 /// Whether something on this machine sees or changes packets that it routes between pods; true where that cannot be found
 /// out.
-pub(super) fn are_packets_filtered() -> bool {
+fn are_packets_filtered() -> bool {
     has_legacy_tables() || nft::filters_frames(true).unwrap_or(true) || nft::ports::any().unwrap_or(true)
 }
 

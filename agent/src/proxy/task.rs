@@ -518,30 +518,11 @@ impl Proxy {
     /// Has pods of this node hand their packets straight to each other and to the tunnel, where nothing wants to see them on
     /// their way.
     fn shortcut_pods(&mut self) {
-        if !self.filled {
-            return;
-        }
-        let mut wanted = if self.config.shortcut == ShortcutMode::Auto && !shortcuts::are_frames_filtered() {
-            shortcuts::choose(&self.machine, &self.node_facts)
-        } else {
-            shortcuts::Chosen::default()
-        };
-        // Without clients outside the programs know no routes.
-        if !self.config.serve_outside || wanted.tunnel.is_some() && shortcuts::are_packets_filtered() {
-            wanted.tunnel = None;
-            if wanted.ports.len() == 1 {
-                wanted.ports.clear();
-            }
-        }
-        let before = self.plane.usage();
-        let pods = self.plane.shortcut_pods(&wanted.ports);
-        let routed = self.plane.route_pods(wanted.tunnel.as_ref());
-        if (pods, routed) != (before.shortcuts, before.far_pods) {
-            tracing::debug!(
-                pods,
-                routed,
-                "pods hand their packets straight to each other, and to the tunnel"
-            );
+        if self.filled {
+            let auto = self.config.shortcut == ShortcutMode::Auto;
+            // Without clients outside the programs know no routes.
+            let wanted = shortcuts::wanted(&self.machine, &self.node_facts, auto, self.config.serve_outside);
+            shortcuts::apply(&mut self.plane, &wanted);
         }
     }
 

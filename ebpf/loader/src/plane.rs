@@ -29,7 +29,7 @@ use crate::{
     report::SyncReport,
     room,
     services::Services,
-    shortcuts::{self, PodPort, Routed, Tunnel},
+    shortcuts::{self, Routed},
     sys::{self, TestRun},
     table::{Change, DesiredService, DesiredWay, ServiceKey, ServiceTable},
 };
@@ -144,9 +144,9 @@ pub struct Usage {
 /// Loaded programs and their maps. Dropping it changes nothing in the kernel: everything is pinned.
 pub struct DataPlane {
     config: Config,
-    pins: PinDir,
-    object: Ebpf,
-    maps: Maps,
+    pub(crate) pins: PinDir,
+    pub(crate) object: Ebpf,
+    pub(crate) maps: Maps,
     services: Services,
     adopted: bool,
     addresses: Addresses,
@@ -154,9 +154,9 @@ pub struct DataPlane {
     devices: Vec<Device>,
     flow_stock: FlowStock,
     /// Pods that hand their packets straight to each other.
-    shortcuts: usize,
+    pub(crate) shortcuts: usize,
     /// Pods' addresses between which and the tunnel they are routed.
-    routed: Routed,
+    pub(crate) routed: Routed,
     /// Why clients outside cannot be served, if so.
     external: Result<(), String>,
 }
@@ -414,38 +414,6 @@ impl DataPlane {
         let failed = devices::serve(&mut self.object, &self.pins, &mut self.maps.devices, &devices);
         self.devices = devices;
         failed.into_iter().map(|(name, error)| (name, describe_chain(&error))).collect()
-    }
-
-    /// Has these pods, and no others, hand their packets straight to each other, for as long as this is called again
-    /// within a minute; how many do. One that the kernel or a foreign program on its link is in the way of has its packets
-    /// carried by the bridge, as all have later.
-    pub fn shortcut_pods(&mut self, ports: &[PodPort]) -> usize {
-        let until = sys::monotonic() + shortcuts::TRUST;
-        let until = if ports.is_empty() { 0 } else { u64::try_from(until.as_nanos()).unwrap_or(u64::MAX) };
-        self.shortcut_pods_until(ports, until)
-    }
-
-    /// Has those of them that have an address here exchange packets with the tunnel to other nodes without bridge and stack, for
-    /// as long as the former holds; with no tunnel none. How many addresses that are.
-    pub fn route_pods(&mut self, tunnel: Option<&Tunnel>) -> usize {
-        shortcuts::route(&mut self.object, &self.pins, &mut self.maps, &mut self.routed, tunnel);
-        self.routed.count()
-    }
-
-    /// The addresses that were told last are fresh: those that pods had contradicted before are right again.
-    pub fn believe_pods(&mut self) {
-        self.routed.believe();
-    }
-
-    /// The same until a moment of `CLOCK_MONOTONIC`, in nanoseconds: for tests.
-    #[doc(hidden)]
-    pub fn shortcut_pods_until(&mut self, ports: &[PodPort], until_ns: u64) -> usize {
-        let served = shortcuts::serve(&mut self.object, &self.pins, &mut self.maps.shortcuts, ports);
-        if let Err(error) = self.maps.trust_shortcuts(until_ns) {
-            tracing::warn!(%error, "pods' packets take the bridge");
-        }
-        self.shortcuts = served;
-        served
     }
 
     /// Says behind which addresses of this node clients outside are hidden from endpoints that are not told who they

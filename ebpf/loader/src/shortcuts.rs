@@ -26,6 +26,7 @@ use crate::{
     devices::{self, TCX_EGRESS, TCX_INGRESS, update},
     maps::Maps,
     pins::PinDir,
+    plane::DataPlane,
     sys,
 };
 
@@ -36,7 +37,7 @@ pub(crate) type ShortcutMap = HashMap<MapData, LinkAddress, PodLink>;
 pub(crate) type FarPodMap = HashMap<MapData, NetAddr, FarPodEntry>;
 
 /// How long what was written holds true without being written again.
-pub(crate) const TRUST: Duration = Duration::from_secs(90);
+const TRUST: Duration = Duration::from_secs(90);
 const PROGRAM: &str = "kl_pod";
 const PIN: &str = "pod-";
 const FAR_PROGRAM: &str = "kl_far";
@@ -62,6 +63,40 @@ pub struct Tunnel {
     pub mtu: u32,
     /// The pods' addresses, each with the host's side of the link of its pod.
     pub pods: BTreeMap<IpAddr, u32>,
+}
+
+impl DataPlane {
+    /// Has these pods, and no others, hand their packets straight to each other, for as long as this is called again
+    /// within a minute; how many do. One that the kernel or a foreign program on its link is in the way of has its packets
+    /// carried by the bridge, as all have later.
+    pub fn shortcut_pods(&mut self, ports: &[PodPort]) -> usize {
+        let until = sys::monotonic() + TRUST;
+        let until = if ports.is_empty() { 0 } else { u64::try_from(until.as_nanos()).unwrap_or(u64::MAX) };
+        self.shortcut_pods_until(ports, until)
+    }
+
+    /// Has those of them that have an address here exchange packets with the tunnel to other nodes without bridge and stack, for
+    /// as long as the former holds; with no tunnel none. How many addresses that are.
+    pub fn route_pods(&mut self, tunnel: Option<&Tunnel>) -> usize {
+        route(&mut self.object, &self.pins, &mut self.maps, &mut self.routed, tunnel);
+        self.routed.count()
+    }
+
+    /// The addresses that were told last are fresh: those that pods had contradicted before are right again.
+    pub fn believe_pods(&mut self) {
+        self.routed.believe();
+    }
+
+    /// The same until a moment of `CLOCK_MONOTONIC`, in nanoseconds: for tests.
+    #[doc(hidden)]
+    pub fn shortcut_pods_until(&mut self, ports: &[PodPort], until_ns: u64) -> usize {
+        let served = serve(&mut self.object, &self.pins, &mut self.maps.shortcuts, ports);
+        if let Err(error) = self.maps.trust_shortcuts(until_ns) {
+            tracing::warn!(%error, "pods' packets take the bridge");
+        }
+        self.shortcuts = served;
+        served
+    }
 }
 
 /// Loads the programs. A kernel that does not take them has a bridge.
@@ -98,13 +133,7 @@ impl Routed {
 }
 
 /// Routes packets between the tunnel and its pods, as far as these hand their packets to each other, or with no tunnel none.
-pub(crate) fn route(
-    object: &mut Ebpf,
-    pins: &PinDir,
-    maps: &mut Maps,
-    routed: &mut Routed,
-    tunnel: Option<&Tunnel>,
-) {
+fn route(object: &mut Ebpf, pins: &PinDir, maps: &mut Maps, routed: &mut Routed, tunnel: Option<&Tunnel>) {
     let program = program(object, FAR_PROGRAM).and_then(|program| program.fd().ok());
     let tunnel = tunnel.filter(|tunnel| match &program {
         Some(program) => attach_far(program.as_fd(), pins, tunnel.index).unwrap_or_else(|error| {
@@ -178,7 +207,7 @@ fn attach_far(program: BorrowedFd<'_>, pins: &PinDir, index: u32) -> io::Result<
 }
 
 /// Makes exactly these pods hand their packets to each other; how many of them do.
-pub(crate) fn serve(object: &mut Ebpf, pins: &PinDir, map: &mut ShortcutMap, ports: &[PodPort]) -> usize {
+fn serve(object: &mut Ebpf, pins: &PinDir, map: &mut ShortcutMap, ports: &[PodPort]) -> usize {
     let program = program(object, PROGRAM).and_then(|program| program.fd().ok());
     let wanted = match &program {
         Some(program) => attached(program.as_fd(), pins, ports),

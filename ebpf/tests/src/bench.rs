@@ -8,6 +8,7 @@
 
 pub mod client;
 pub mod connections;
+pub mod far;
 mod lanes;
 mod live;
 pub mod memory;

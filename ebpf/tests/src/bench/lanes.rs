@@ -70,12 +70,17 @@ impl Ground {
         Ok(ground)
     }
 
+    /// Where the client is, and the server.
+    pub(super) fn both(&self) -> (Namespace, Namespace) {
+        (self.client.handle(), self.server.handle())
+    }
+
     /// Joins both as pods to a bridge of a node, or of the calling thread's namespace, as the pods of this number;
     /// the server there.
     pub(super) fn pods(&self, node: Option<&Namespace>, bridge: &str, number: u8) -> Result<SocketAddrV4> {
         let device = format!("pod{number}");
         let (name, bridge_of) = (device.clone(), bridge.to_owned());
-        let (client, server) = (self.client.handle(), self.server.handle());
+        let (client, server) = self.both();
         let join = move || -> Result<()> {
             ip(&["link", "add", &bridge_of, "type", "bridge"])?;
             ip(&["link", "set", &bridge_of, "up"])?;

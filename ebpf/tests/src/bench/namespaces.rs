@@ -88,6 +88,19 @@ impl Namespace {
         other.run(move || up(&peer, &peer_address))?
     }
 
+    /// The same with a device of the calling thread's namespace.
+    pub fn join_caller(
+        &self,
+        (name, address): (&str, &str),
+        (peer, peer_address): (&str, &str),
+    ) -> Result<()> {
+        let thread = self.thread.to_string();
+        ip(&["link", "add", name, "type", "veth", "peer", "name", peer, "netns", &thread])?;
+        up(name, address)?;
+        let (peer, peer_address) = (peer.to_owned(), peer_address.to_owned());
+        self.run(move || up(&peer, &peer_address))?
+    }
+
     /// Joins a bridge of the calling thread's namespace: `port` there, `device` with this link address and these addresses
     /// here.
     pub fn plug(

@@ -11,7 +11,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use ebpf_tests::bench::{
-    client, connections, packets,
+    client, connections, far, packets,
     peers::{self, Peer},
     programming::{self, Size},
     rates, shortcut, soak,
@@ -82,6 +82,9 @@ enum What {
         /// Repetitions per block.
         #[arg(long, default_value_t = 2000)]
         block: u32,
+        /// Pods of two nodes with a tunnel between them instead.
+        #[arg(long)]
+        far: bool,
     },
     /// Many services from nothing, and one endpoint changed.
     Programming {
@@ -159,9 +162,10 @@ fn main() -> Result<()> {
             }
             println!("{}", serde_json::to_string_pretty(&reports)?);
         }
-        What::Pods { precision, seconds, block } => {
+        What::Pods { precision, seconds, block, far } => {
             let limit = Duration::from_secs(seconds);
-            let reports = shortcut::measure(&shortcut::Options { precision, limit, block })?;
+            let options = shortcut::Options { precision, limit, block };
+            let reports = if far { far::measure(&options)? } else { shortcut::measure(&options)? };
             println!("{}", serde_json::to_string_pretty(&reports)?);
         }
         What::Packets { services, endpoints, runs } => {

@@ -55,7 +55,7 @@ enum Part {
     Programming,
     /// What a packet from outside costs, and how many of them are forwarded.
     Packets,
-    /// What pods of one node gain by their short way.
+    /// What pods of one node, and of two, gain by their short way.
     Pods,
 }
 
@@ -110,7 +110,8 @@ pub(crate) fn run(layout: &Layout, arguments: &Arguments) -> Result<()> {
         report.rates = Some(step("rates of packets", || rates(layout, arguments))?);
     }
     if arguments.does(Part::Pods) {
-        report.pods = step("pods of one node", || pods(layout, arguments))?;
+        report.pods = step("pods of one node", || pods(layout, arguments, &[]))?;
+        report.far_pods = step("pods of two nodes", || pods(layout, arguments, &["--far"]))?;
     }
     report.judge();
     report.print();
@@ -138,10 +139,10 @@ fn connections(layout: &Layout, arguments: &Arguments) -> Result<Vec<Way>> {
     )
 }
 
-fn pods(layout: &Layout, arguments: &Arguments) -> Result<Vec<Work>> {
+fn pods(layout: &Layout, arguments: &Arguments, which: &[&str]) -> Result<Vec<Work>> {
     let seconds = arguments.seconds().to_string();
     let block = if arguments.quick { "500" } else { "2000" };
-    measured(layout, &["pods", "--seconds", &seconds, "--block", block])
+    measured(layout, &[&["pods", "--seconds", &seconds, "--block", block], which].concat())
 }
 
 fn packets(layout: &Layout, arguments: &Arguments) -> Result<Vec<Packets>> {
