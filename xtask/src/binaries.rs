@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::cmd::{Cmd, step};
 
@@ -43,6 +43,22 @@ pub(crate) fn build_only(repo: &Path, executables: &[&str]) -> Result<()> {
         cargo(&others).dir(repo).run()?;
     }
     if plugins.is_empty() { Ok(()) } else { build_plugins(repo) }
+}
+
+/// Fails where an executable that a node runs was not built yet.
+pub(crate) fn require(repo: &Path) -> Result<()> {
+    let missing: Vec<String> = EXECUTABLES
+        .iter()
+        .map(|name| file(repo, name))
+        .filter(|path| !path.is_file())
+        .map(|path| path.display().to_string())
+        .collect();
+    ensure!(
+        missing.is_empty(),
+        "--no-build: {} not built yet; once without it builds all",
+        missing.join(", ")
+    );
+    Ok(())
 }
 
 /// Where cargo leaves an executable of this workspace.

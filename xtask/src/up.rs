@@ -45,7 +45,9 @@ pub(crate) fn run(layout: &Layout, options: &Options) -> Result<()> {
         hints(layout);
         return Ok(());
     }
-    if !options.no_build {
+    if options.no_build {
+        binaries::require(&layout.repo)?;
+    } else {
         setup::run(&layout.repo, setup::Scope::Run)?;
         binaries::build(&layout.repo)?;
     }

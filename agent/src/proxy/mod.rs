@@ -26,6 +26,7 @@ mod node_ports;
 mod nodes;
 mod reports;
 mod routes;
+mod rules;
 mod shortcuts;
 pub mod show;
 mod task;

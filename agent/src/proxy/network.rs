@@ -17,12 +17,11 @@ use netlink_packet_route::{
     },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteType},
-    rule::RuleMessage,
     tc::{TcAttribute, TcMessage},
 };
-use rtnetlink::{Handle, IpVersion, MulticastGroup, RouteMessageBuilder, sys::AsyncSocket as _};
+use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, sys::AsyncSocket as _};
 
-use super::cidr::Cidr;
+use super::{cidr::Cidr, rules};
 
 /// Loses against every other route to the same addresses.
 const METRIC: u32 = u32::MAX - 1;
@@ -183,7 +182,7 @@ impl Kernel {
             peers: peers.into_iter().map(|(port, peer)| (port, peer.mac)).collect(),
             pods,
             // Where the kernel does not tell, there may be any.
-            has_rules: self.has_rules().await.unwrap_or(true),
+            has_rules: rules::has_others(&self.handle).await.unwrap_or(true),
             links,
             addresses: addresses.into_iter().map(|(_, index, ip)| (index, ip)).collect(),
             uplinks,
@@ -274,26 +273,6 @@ impl Kernel {
                     .intersects(AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed)
         };
         listed.iter().filter(usable).filter_map(own_address).map(|(_, _, ip)| ip).collect()
-    }
-
-    /// Whether there are rules besides the three that every machine has.
-    async fn has_rules(&self) -> Result<bool> {
-        /// `RT_TABLE_LOCAL`, `RT_TABLE_MAIN` and `RT_TABLE_DEFAULT`.
-        const USUAL: [u8; 3] = [255, RouteHeader::RT_TABLE_MAIN, 253];
-        for version in [IpVersion::V4, IpVersion::V6] {
-            let rules: Vec<RuleMessage> = self
-                .handle
-                .rule()
-                .get(version)
-                .execute()
-                .try_collect()
-                .await
-                .context("list the rules of routing")?;
-            if rules.iter().any(|rule| !USUAL.contains(&rule.header.table)) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     /// Neighbours whose link address is known.
@@ -519,7 +498,7 @@ pub(super) async fn unguard_range(range: &Cidr) -> Result<()> {
     }
 }
 
-fn code(error: &rtnetlink::Error) -> Option<i32> {
+pub(super) fn code(error: &rtnetlink::Error) -> Option<i32> {
     match error {
         rtnetlink::Error::NetlinkError(message) => Some(message.raw_code()),
         _ => None,

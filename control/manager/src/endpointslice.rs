@@ -2,12 +2,17 @@
 //!
 //! Wakes on Services, their pods, their slices, and nodes that change zones.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use control_decide::{
     endpoints::{
         SERVICE_NAME, is_relevant_change, selected_spec, selects,
         slice::{CONTROLLER, MANAGED_BY, Plan, plan},
+        trigger::{Triggers, annotate},
     },
     object::{is_being_deleted, name, uid},
 };
@@ -28,6 +33,19 @@ use crate::{
 
 const WORKERS: usize = 4;
 const ZONE: &str = "topology.kubernetes.io/zone";
+
+/// What was done and seen before.
+#[derive(Default)]
+struct Memory {
+    written: Written,
+    triggers: Mutex<Triggers<Key>>,
+}
+
+impl Memory {
+    fn triggers<T>(&self, look: impl FnOnce(&mut Triggers<Key>) -> T) -> T {
+        look(&mut self.triggers.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
 
 /// Registers the controller.
 pub(crate) fn start(context: &Arc<Context>) {
@@ -68,10 +86,10 @@ pub(crate) fn start(context: &Arc<Context>) {
             context.endpoint_slices.wait_until_synced().await;
         }
     };
-    let (shared, written) = (Arc::clone(context), Arc::new(Written::default()));
+    let (shared, memory) = (Arc::clone(context), Arc::new(Memory::default()));
     context.work(Controller::EndpointSlice, &queue, WORKERS, ready, move |key| {
-        let (context, written) = (Arc::clone(&shared), Arc::clone(&written));
-        async move { reconcile(&context, &written, &key).await }
+        let (context, memory) = (Arc::clone(&shared), Arc::clone(&memory));
+        async move { reconcile(&context, &memory, &key).await }
     });
 }
 
@@ -102,11 +120,13 @@ fn service_of(slice: &EndpointSlice) -> Option<Key> {
     labels.get(SERVICE_NAME).filter(|_| ours).map(|name| Key::new(namespace, name))
 }
 
-async fn reconcile(context: &Context, written: &Written, key: &Key) -> Result<Option<Duration>, WriteError> {
+async fn reconcile(context: &Context, memory: &Memory, key: &Key) -> Result<Option<Duration>, WriteError> {
+    let written = &memory.written;
     let Some(service) = context.services.get(key).filter(|service| !is_being_deleted(&service.metadata))
     else {
         // Its slices have the Service as their owner and are garbage now.
         written.forget(key);
+        memory.triggers(|triggers| triggers.forget(key));
         return Ok(None);
     };
     if selected_spec(&service).is_none() {
@@ -120,7 +140,10 @@ async fn reconcile(context: &Context, written: &Written, key: &Key) -> Result<Op
         return Ok(Some(CATCH_UP));
     }
     let pods = context.pods.in_namespace(&key.namespace);
-    let plan = plan(&service, &pods, &slices, &zones(context, &pods));
+    let mut plan = plan(&service, &pods, &slices, &zones(context, &pods));
+    let selected = pods.iter().map(AsRef::as_ref).filter(|pod| selects(&service, pod));
+    let changed_at = memory.triggers(|triggers| triggers.next(key.clone(), &service, selected));
+    plan.create.iter_mut().chain(&mut plan.update).for_each(|slice| annotate(slice, changed_at));
     carry_out(context, written, key, plan).await.map(|()| None)
 }
 

@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "memory-mapped kernel arrays")]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     marker::PhantomData,
     os::fd::{AsFd, AsRawFd, OwnedFd},
@@ -15,7 +15,7 @@ use std::{
 use aya::{
     Ebpf,
     maps::{
-        Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray, RingBuf,
+        Array, HashMap, IterableMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf,
         lpm_trie::{Key, LpmTrie},
     },
 };
@@ -104,6 +104,10 @@ pub(crate) struct Maps {
     extents: Mapped<u64>,
     backends: Mapped<Backend>,
     node_ports: Mapped<NodePortBounds>,
+    /// Ids of services that are gone: what counted them is another's next.
+    freed: BTreeSet<u32>,
+    /// Another process, or other maps, had ids before, and nobody knows which.
+    inherited: bool,
     /// Frontends to be written together.
     collected: Option<Vec<(FrontendKey, FrontendWord)>>,
 }
@@ -133,8 +137,24 @@ impl Maps {
             extents: Mapped::open(object, map_names::EXTENTS)?,
             backends: Mapped::open(object, map_names::BACKENDS)?,
             node_ports: Mapped::open(object, map_names::NODE_PORT_BOUNDS)?,
+            freed: BTreeSet::new(),
+            inherited: true,
             collected: None,
         })
+    }
+
+    /// They were just made: nothing in them was anybody's before.
+    pub(crate) fn made_anew(&mut self) {
+        self.inherited = false;
+    }
+
+    /// Has a service count from nothing.
+    fn forget_stats(&mut self, service: u32) -> Result<(), MapError> {
+        if self.stats(service)? == ServiceStats::default() {
+            return Ok(());
+        }
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
+        self.stats.set(service, PerCpuValues::try_from(vec![ServiceStats::default(); cpus])?, 0)
     }
 
     /// Takes over what smaller maps of the same layout hold: every id stays what it is.
@@ -344,11 +364,17 @@ impl Memory for Maps {
     }
 
     fn write_name(&mut self, service: u32, name: &str) -> Result<(), MemoryError> {
+        let is_anothers =
+            self.freed.remove(&service) || self.inherited && self.name(service).as_deref() != Some(name);
+        if is_anothers && let Err(error) = self.forget_stats(service) {
+            tracing::warn!(name, %error, "a service goes on counting where a former one ended");
+        }
         let failed = |source| MemoryError::WriteService { what: "name", service, source };
         self.names.write(service, name).map_err(failed)
     }
 
     fn remove_name(&mut self, service: u32) -> Result<(), MemoryError> {
+        self.freed.insert(service);
         let failed = |source| MemoryError::WriteService { what: "name", service, source };
         self.names.remove(service).map_err(failed)
     }

@@ -203,6 +203,8 @@ impl DataPlane {
         if !adopted {
             if fits(&pins.maps(), config.capacity) {
                 maps.copy_from(&pins.maps())?;
+            } else {
+                maps.made_anew();
             }
             maps.write_meta(meta(config.capacity)).map_err(OpenError::Meta)?;
         }

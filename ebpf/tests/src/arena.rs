@@ -132,6 +132,13 @@ fn sweep(root: &Path) {
     }
 }
 
+/// Whether the kernel has TCX (Linux 6.6); without it all packets of pods take bridge and stack.
+pub fn has_tcx() -> Result<bool> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("the kernel's version")?;
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.trim().parse::<u32>().ok());
+    Ok((numbers.next(), numbers.next()) >= (Some(6), Some(6)))
+}
+
 /// Has the kernel end the child when the thread that starts it ends, however that ends.
 pub fn end_with_us(command: &mut Command) -> &mut Command {
     // SAFETY: between fork and exec the closure makes one system call and touches no memory of the parent.

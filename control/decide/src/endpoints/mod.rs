@@ -6,6 +6,7 @@
 
 pub mod legacy;
 pub mod slice;
+pub mod trigger;
 
 use std::net::IpAddr;
 
