@@ -54,6 +54,36 @@ fn a_cluster_ip_spreads_over_its_backends_and_getpeername_shows_it() -> Result<(
 }
 
 #[test]
+fn a_service_counts_from_nothing_whoever_had_its_number_before() -> Result<()> {
+    let arena = Arena::enter(&ips(&["10.244.0.1"]))?;
+    let backend = at("10.244.0.1:8080");
+    let _server = Server::tcp(backend)?;
+    let vip = at("10.96.0.10:80");
+    let of = |name: &str| ServiceTable::from([(key(name), service(Tcp, &[vip], &[backend]))]);
+    let mut plane = run(&arena, &of("first"))?;
+    let ask = |times: u64| (0..times).try_for_each(|_| ask_tcp(vip).map(drop));
+    ask(3)?;
+    assert_eq!(plane.stats(&key("first")).unwrap().forwarded, 3);
+    // The numbers of those that are gone are given again.
+    for name in ["second", "third"] {
+        assert!(plane.replace_all(&of(name)).refused.is_empty());
+        assert_eq!(plane.stats(&key(name)).unwrap().forwarded, 0, "{name}");
+        ask(2)?;
+        assert_eq!(plane.stats(&key(name)).unwrap().forwarded, 2, "{name}");
+    }
+    // Another process goes on counting, and gives the number of what goes meanwhile to a new one.
+    drop(plane);
+    let mut plane = run(&arena, &of("third"))?;
+    assert_eq!(plane.stats(&key("third")).unwrap().forwarded, 2);
+    for name in ["fourth", "fifth"] {
+        assert!(plane.replace_all(&of(name)).refused.is_empty());
+        assert_eq!(plane.stats(&key(name)).unwrap().forwarded, 0, "{name}");
+        ask(1)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_v6_socket_reaches_v4_and_v6_services() -> Result<()> {
     let arena = Arena::enter(&ips(&["10.244.0.1", "fd00::1"]))?;
     let _v4 = Server::tcp(at("10.244.0.1:8080"))?;
