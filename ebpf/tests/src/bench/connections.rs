@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use ebpf_common::Protocol;
-use ebpf_loader::{Capacity, DataPlane};
+use ebpf_loader::{Capacity, Config, DataPlane};
 use serde::Serialize;
 
 use super::{
@@ -170,13 +170,19 @@ fn fill(arena: &Arena, options: &Options, lane: &Lane) -> Result<(DataPlane, Dur
     // For the calls of datagram sockets.
     let udp = service(Protocol::Udp, &[lane.vip(Port::Byte).into()], &[lane.direct(Port::Byte).into()]);
     table.insert(key("bench/udp:8080/UDP/IPv4"), udp);
-    let mut config = arena.config();
-    config.capacity = Capacity::default();
-    let mut plane = DataPlane::open(config)?;
+    let backends = table.values().map(|desired| desired.backends.len()).sum();
+    let capacity = Capacity::default().grown_for(table.len(), table.len(), backends);
+    let capacity = capacity.context("too many services")?;
+    let mut plane = DataPlane::open(Config { capacity, ..arena.config() })?;
     let start = Instant::now();
     let report = plane.replace_all(&table);
     let load = start.elapsed();
-    ensure!(report.refused.is_empty(), "not programmed: {:?}", report.refused);
+    ensure!(
+        report.refused.is_empty(),
+        "{} not programmed: {:?}",
+        report.refused.len(),
+        report.refused.first()
+    );
     plane.attach()?;
     Ok((plane, load))
 }
