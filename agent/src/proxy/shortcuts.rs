@@ -31,26 +31,45 @@ pub(super) struct Chosen {
     ports: Vec<PodPort>,
     /// The tunnel to other nodes' pods, with the addresses of those.
     tunnel: Option<Tunnel>,
+    /// Why packets take the longer way that they could spare otherwise.
+    obstacle: Option<&'static str>,
 }
 
 /// What is chosen while nothing sees frames or packets on their way. `routed`: the programs know the node's routes.
 pub(super) fn wanted(machine: &Machine, node: &NodeFacts, auto: bool, routed: bool) -> Chosen {
-    if !auto || are_frames_filtered() {
+    if !auto {
         return Chosen::default();
     }
+    if are_frames_filtered() {
+        let obstacle =
+            Some("frames between pods are filtered (ebtables, nftables, or iptables with br_netfilter)");
+        return Chosen { obstacle, ..Chosen::default() };
+    }
     let mut chosen = choose(machine, node);
-    if !routed || chosen.tunnel.is_some() && are_packets_filtered() {
+    if !routed {
+        (chosen.tunnel, chosen.obstacle) = (None, None);
+    } else if chosen.tunnel.is_some() && are_packets_filtered() {
         chosen.tunnel = None;
-        // Alone on its bridge.
-        if chosen.ports.len() == 1 {
-            chosen.ports.clear();
-        }
+        chosen.obstacle =
+            Some("other programs' tables of nftables or iptables, or host ports by nftables, see them");
+    }
+    // Alone on its bridge.
+    if chosen.tunnel.is_none() && chosen.ports.len() == 1 {
+        chosen.ports.clear();
     }
     chosen
 }
 
-/// Has the programs do it.
-pub(super) fn apply(plane: &mut DataPlane, wanted: &Chosen) {
+/// Has the programs do it, and tells once what is in the way: `told` is what was told last.
+pub(super) fn apply(plane: &mut DataPlane, wanted: &Chosen, told: &mut Option<&'static str>) {
+    if *told != wanted.obstacle {
+        if let Some(obstacle) = wanted.obstacle {
+            tracing::info!(obstacle, "packets of pods take the way through the node's stack");
+        } else {
+            tracing::info!("nothing is in the way of pods' packets any more");
+        }
+        *told = wanted.obstacle;
+    }
     let before = plane.usage();
     let pods = plane.shortcut_pods(&wanted.ports);
     let routed = plane.route_pods(wanted.tunnel.as_ref());
@@ -69,9 +88,14 @@ fn choose(machine: &Machine, node: &NodeFacts) -> Chosen {
     let all = bridges.into_values().map(|bridge| {
         let ports = ports(machine, bridge.index);
         let tunnel = tunnel(machine, node, bridge, &ports);
-        Chosen { ports, tunnel }
+        let ruled = tunnel.is_some() && machine.has_rules;
+        let obstacle =
+            ruled.then_some("rules of routing may choose another way for packets to other nodes' pods");
+        Chosen { ports, tunnel: tunnel.filter(|_| !ruled), obstacle }
     });
-    all.into_iter().find(|chosen| chosen.ports.len() > 1 || chosen.tunnel.is_some()).unwrap_or_default()
+    let gains =
+        |chosen: &Chosen| chosen.ports.len() > 1 || chosen.tunnel.is_some() || chosen.obstacle.is_some();
+    all.into_iter().find(gains).unwrap_or_default()
 }
 
 /// The tunnel by which these pods reach those of other nodes, if nothing else chooses or sees its packets.
@@ -84,7 +108,7 @@ fn tunnel(machine: &Machine, node: &NodeFacts, bridge: &LinkFacts, ports: &[PodP
             && node.pod_devices.contains(&link.name)
             && machine.routes.iter().any(|route| route.of_overlay && route.link == link.index)
     };
-    let link = machine.links.iter().find(is_tunnel).filter(|_| !machine.has_rules)?;
+    let link = machine.links.iter().find(is_tunnel)?;
     let of_bridge = |index: &u32| ports.iter().any(|port| port.index == *index);
     let mut pods: BTreeMap<IpAddr, Option<u32>> = BTreeMap::new();
     for (ip, index) in machine.pods.iter().filter(|(_, index)| of_bridge(index)) {

@@ -31,9 +31,9 @@ pub enum Output {
 pub enum Question {
     /// Every programmed service port, and what it listens on.
     List,
-    /// Everything about one Service: `namespace/name`, or `namespace/name:port`.
+    /// Everything about one Service.
     Show {
-        /// The Service.
+        /// `namespace/name`, or `namespace/name:port`; without a namespace, the Services of that name in all of them.
         name: String,
     },
     /// Network devices that clients outside are served through.
@@ -44,12 +44,14 @@ pub enum Question {
         #[arg(long, default_value_t = 1000)]
         limit: usize,
     },
-    /// Where a connection goes: SRC is `host`, `pod` or an address, DST is address:port. An address that is neither the
-    /// node's nor on the way of a pods' device is a client outside.
+    /// Where a connection goes, as in `trace pod 10.96.0.10:53 --protocol UDP`.
     Trace {
-        /// Who dials.
+        /// Who dials: `host`, `pod` or an address. One that is neither the node's nor on the way of a pods' device is a
+        /// client outside.
+        #[arg(value_name = "SRC")]
         source: String,
-        /// What is dialled.
+        /// What is dialled: address:port, `[address]:port` with IPv6.
+        #[arg(value_name = "DST:PORT")]
         destination: String,
         /// TCP, UDP or SCTP.
         #[arg(long, default_value = "TCP")]
@@ -110,7 +112,7 @@ fn list(view: &View) -> Document {
     let services = view.services();
     let rows = services.iter().map(|service| {
         let listens: Vec<String> = service.frontends.iter().map(|(key, _)| describe(key)).collect();
-        vec![service.name.clone(), listens.join(","), service.backends.len().to_string(), affinity(service)]
+        vec![shown(&service.name), listens.join(","), service.backends.len().to_string(), affinity(service)]
     });
     let text = table(&["SERVICE", "LISTENS", "ENDPOINTS", "AFFINITY"], rows);
     Document { json: services.iter().map(service_json).collect(), text }
@@ -122,11 +124,7 @@ fn affinity(service: &SeenService) -> String {
 
 fn show(view: &View, name: &str) -> Result<Document> {
     let all = view.services();
-    let asked = |service: &&SeenService| {
-        let full = service.name.as_str();
-        let port_of = |end: char| full.strip_prefix(name).is_some_and(|rest| rest.starts_with(end));
-        full == name || port_of(':') || port_of('/')
-    };
+    let asked = |service: &&SeenService| is_asked(&service.name, name);
     let found: Vec<&SeenService> = all.iter().filter(asked).collect();
     if found.is_empty() {
         let known: Vec<&str> = all.iter().map(|service| service.name.as_str()).take(10).collect();
@@ -145,16 +143,37 @@ fn show(view: &View, name: &str) -> Result<Document> {
         text += &indent(&table(&["LISTENS", "ON", "POLICY"], frontends));
         let endpoints = service.backends.iter().map(|backend| {
             let here = if backend.local { "this node" } else { "" };
-            let takes = if backend.cluster { "all clients" } else { "policy Local only (draining)" };
-            vec![backend.address.to_string(), takes.into(), backend.connections.to_string(), here.into()]
+            let clients = if backend.cluster { "all" } else { "those of policy Local (draining)" };
+            vec![backend.address.to_string(), clients.into(), backend.connections.to_string(), here.into()]
         });
         if service.backends.is_empty() {
             text += "  no endpoints: connections are refused\n";
         } else {
-            text += &indent(&table(&["ENDPOINT", "TAKES", "CONNECTIONS", "RUNS ON"], endpoints));
+            text += &indent(&table(&["ENDPOINT", "CLIENTS", "CONNECTIONS", "RUNS ON"], endpoints));
         }
     }
     Ok(Document { json: found.into_iter().map(service_json).collect(), text })
+}
+
+/// Whether a programmed port, `namespace/name:port` or a host port's key, is one of what was asked for.
+fn is_asked(full: &str, asked: &str) -> bool {
+    let begins = |text: &str| {
+        text.strip_prefix(asked).is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '/']))
+    };
+    let bare = full.split_once('/').map(|(_, name)| name).filter(|_| !asked.contains('/'));
+    begins(full) || bare.is_some_and(begins)
+}
+
+/// A name as columns show it: host ports are called by their sandboxes, of which the first characters tell which.
+fn shown(name: &str) -> String {
+    let short = |part: &str| {
+        let id: String = part.chars().take_while(char::is_ascii_hexdigit).collect();
+        match (id.len(), part.get(..13), part.get(64..)) {
+            (64, Some(short), Some(rest)) => format!("{short}{rest}"),
+            _ => part.to_owned(),
+        }
+    };
+    name.split_inclusive(['/', ',']).map(short).collect()
 }
 
 fn kind(key: &FrontendKey) -> String {
@@ -278,7 +297,7 @@ fn flows(view: &View, limit: usize) -> Result<Document> {
             flow.endpoint.to_string(),
             source,
             state(flow).to_owned(),
-            flow.service.clone(),
+            shown(&flow.service),
         ]
     });
     let head = ["PROTOCOL", "CLIENT", "DIALLED", "ENDPOINT", "HIDDEN BEHIND", "STATE", "SERVICE"];
@@ -303,7 +322,7 @@ fn backends(view: &View) -> Document {
             let place = if backend.local { "yes" } else { "no" };
             vec![
                 backend.address.to_string(),
-                service.name.clone(),
+                shown(&service.name),
                 place.to_owned(),
                 backend.connections.to_string(),
             ]
@@ -321,7 +340,7 @@ fn stats(view: &View) -> Document {
         let s = &service.stats;
         let figures = [s.forwarded, s.refused, s.affinity_hits, s.healed, s.external];
         let figures = figures.iter().map(ToString::to_string);
-        std::iter::once(service.name.clone()).chain(figures).collect()
+        std::iter::once(shown(&service.name)).chain(figures).collect()
     });
     Document { text: table(&STATS_HEAD, rows), json: services.iter().map(service_json).collect() }
 }
@@ -345,7 +364,7 @@ fn watch(pin_dir: &Path, mut draw: impl FnMut(&str) -> Result<()>) -> Result<()>
                 figures.iter().zip(old).map(|(new, old)| new.saturating_sub(*old)).collect();
             let busy = rates.iter().any(|rate| *rate > 0);
             busy.then(|| {
-                std::iter::once(name.clone()).chain(rates.iter().map(|rate| format!("{rate}/s"))).collect()
+                std::iter::once(shown(name)).chain(rates.iter().map(|rate| format!("{rate}/s"))).collect()
             })
         });
         // Home and clear: the picture stays in place.
@@ -444,6 +463,32 @@ mod tests {
     fn columns_are_as_wide_as_their_widest_cell() {
         let rows = [vec!["a".to_owned(), "b".to_owned()], vec!["longer".to_owned(), "c".to_owned()]];
         assert_eq!(table(&["X", "Y"], rows.into_iter()), "X       Y\na       b\nlonger  c\n");
+    }
+
+    #[test]
+    fn services_are_found_with_and_without_their_namespace() {
+        for (asked, found) in [
+            ("a/web", true),
+            ("a/web:http", true),
+            ("web", true),
+            ("web:http", true),
+            ("a", true),
+            ("we", false),
+            ("b/web", false),
+        ] {
+            assert_eq!(is_asked("a/web:http", asked), found, "{asked}");
+        }
+        assert!(is_asked("a/web", "web") && !is_asked("a/web", "web:http"));
+    }
+
+    #[test]
+    fn ids_of_sandboxes_are_cut() {
+        let id = "0123456789abcdef".repeat(4);
+        assert_eq!(
+            shown(&format!("hostport/net,{id},eth0.json/TCP/80/IPv4")),
+            "hostport/net,0123456789abc,eth0.json/TCP/80/IPv4"
+        );
+        assert_eq!(shown("default/web:http"), "default/web:http");
     }
 
     #[test]

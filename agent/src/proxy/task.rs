@@ -78,6 +78,8 @@ pub(super) struct Proxy {
     rest_at: Option<Instant>,
     machine: Machine,
     node_facts: NodeFacts,
+    /// Why pods' packets take the longer way, as it was told last.
+    told_obstacle: Option<&'static str>,
     /// The devices that clients outside are served through; `None` before the first time.
     devices: Option<Vec<Device>>,
     firewall: Firewall,
@@ -121,6 +123,7 @@ impl Proxy {
             rest_at: None,
             machine: Machine::default(),
             node_facts,
+            told_obstacle: None,
             devices: None,
             firewall: Firewall::default(),
             audit_at: Instant::now() + AUDIT,
@@ -522,7 +525,7 @@ impl Proxy {
             let auto = self.config.shortcut == ShortcutMode::Auto;
             // Without clients outside the programs know no routes.
             let wanted = shortcuts::wanted(&self.machine, &self.node_facts, auto, self.config.serve_outside);
-            shortcuts::apply(&mut self.plane, &wanted);
+            shortcuts::apply(&mut self.plane, &wanted, &mut self.told_obstacle);
         }
     }
 

@@ -3,14 +3,16 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use ebpf_tests::{
     arena::ip,
+    bench::live::{Generator, MANY_FROM},
     frames::{Carried, SYN, frame},
-    places::send_frames,
+    places::without_offload,
     servers::Server,
     tables::at,
 };
@@ -107,6 +109,7 @@ fn a_flood_of_first_packets_is_no_connection_to_anybody() -> Result<()> {
     let world = World::make()?;
     // As frames of the tests are addressed.
     ip(&["link", "set", "uplink", "address", "02:00:00:00:00:01"])?;
+    without_offload("uplink")?;
     shut_the_firewall()?;
     set_bridge_netfilter("0")?;
     let _server = world.near.run(|| Server::echo(at("10.244.1.2:9090")))??;
@@ -123,19 +126,17 @@ fn a_flood_of_first_packets_is_no_connection_to_anybody() -> Result<()> {
     };
     talk()?;
     let before = tracked()?;
+    let flood = world.outside.run(|| {
+        let first = frame(MANY_FROM.into(), at("203.0.113.1:30001"), Carried::Tcp(SYN), b"");
+        Generator::of_many(first, nix::net::if_::if_nametoindex("eth0")?)
+    })??;
+    let flood = Arc::new(flood);
     let seconds = std::env::var("KEELSON_FLOOD_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
     let (until, started) = (Instant::now() + Duration::from_secs(seconds), Instant::now());
     let mut sent = 0;
     while sent < LEAST || Instant::now() < until {
-        let batch = move || {
-            let frames = (sent..sent + LEAST / 4).map(|n| {
-                let [_, a, b, c] = n.to_be_bytes();
-                let client = SocketAddr::new([198, 18 + a % 2, b, c].into(), 1024 + u16::from(a));
-                frame(client, at("203.0.113.1:30001"), Carried::Tcp(SYN), b"")
-            });
-            send_frames("eth0", frames)
-        };
-        world.outside.run(batch)??;
+        let flood = Arc::clone(&flood);
+        world.outside.run(move || flood.send(LEAST / 4))??;
         sent += LEAST / 4;
         talk()?;
     }

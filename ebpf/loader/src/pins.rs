@@ -126,6 +126,7 @@ impl PinDir {
 /// running process and no cooperation of one. True where there was something to remove.
 pub fn unload(root: &Path) -> Result<bool, PinError> {
     if !root.exists() {
+        remove_empty_parents(root)?;
         unmount_ours(root);
         return Ok(false);
     }
@@ -148,14 +149,24 @@ pub fn unload(root: &Path) -> Result<bool, PinError> {
         remove_flat_dir(&dir)?;
     }
     fs::remove_dir(root).map_err(|source| failed("remove", root, source))?;
-    if let Some(parent) = root.parent()
-        && parent.file_name().is_some_and(|name| name == "keelson")
-        && list(parent)?.is_empty()
-    {
-        fs::remove_dir(parent).map_err(|source| failed("remove", parent, source))?;
-    }
+    remove_empty_parents(root)?;
     unmount_ours(root);
     Ok(true)
+}
+
+/// Removes what a pin directory lay in, up to our part of the usual file system, unless others have something there.
+fn remove_empty_parents(root: &Path) -> Result<(), PinError> {
+    let ours = Path::new(BPFFS).join("keelson");
+    for parent in root.ancestors().skip(1).take_while(|parent| parent.starts_with(&ours)) {
+        match fs::remove_dir(parent) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => break,
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("remove", parent, error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Names of the current maps below a pin directory, with the bytes of kernel memory that each occupies.

@@ -10,7 +10,7 @@ pub mod client;
 pub mod connections;
 pub mod far;
 mod lanes;
-mod live;
+pub mod live;
 pub mod memory;
 pub mod namespaces;
 pub mod packets;

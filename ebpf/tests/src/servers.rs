@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -10,6 +10,10 @@ use std::{
     thread::JoinHandle,
     time::{Duration, Instant},
 };
+
+use anyhow::{anyhow, ensure};
+
+use crate::bench::namespaces::Namespace;
 
 /// How long anything here waits before a test fails.
 pub const DEADLINE: Duration = Duration::from_secs(10);
@@ -123,4 +127,27 @@ pub fn ask_udp(socket: &UdpSocket, address: SocketAddr) -> io::Result<(String, S
     let mut buffer = [0; 1500];
     let (len, from) = socket.recv_from(&mut buffer)?;
     Ok((String::from_utf8_lossy(&buffer[..len]).into_owned(), from))
+}
+
+/// Sends some megabytes to a server that `server` makes for it, from `client`; fails where others than these arrive.
+pub fn send_much(server: &Namespace, address: SocketAddr, client: &Namespace) -> anyhow::Result<()> {
+    const BYTES: usize = 8 << 20;
+    let listener = server.run(move || TcpListener::bind(address))??;
+    let reader = std::thread::spawn(move || -> anyhow::Result<usize> {
+        let (mut stream, _) = listener.accept()?;
+        stream.set_read_timeout(Some(DEADLINE))?;
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all)?;
+        ensure!(all.iter().all(|byte| *byte == 7), "other bytes than were sent");
+        Ok(all.len())
+    });
+    client.run(move || -> anyhow::Result<()> {
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_write_timeout(Some(DEADLINE))?;
+        stream.write_all(&vec![7; BYTES])?;
+        Ok(stream.shutdown(Shutdown::Write)?)
+    })??;
+    let received = reader.join().map_err(|_panic| anyhow!("the reader ends"))??;
+    ensure!(received == BYTES, "{received} of {BYTES} bytes arrived");
+    Ok(())
 }

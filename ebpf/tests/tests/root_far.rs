@@ -5,8 +5,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{Read, Write},
-    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -14,7 +13,7 @@ use ebpf_loader::{DataPlane, DesiredWay, PodPort, SourcePrefix, Tunnel};
 use ebpf_tests::{
     arena::{Arena, has_tcx, ip},
     bench::namespaces::Namespace,
-    servers::{DEADLINE, Server, ask_tcp},
+    servers::{Server, ask_tcp, send_much},
     tables::at,
 };
 
@@ -212,8 +211,8 @@ fn pods_of_two_nodes_talk_past_bridge_and_stack() -> Result<()> {
     assert_eq!(ask_tcp(near_v4(1))?.0, near_v4(1).to_string());
     assert_eq!(ask_tcp(far()[0])?.0, far()[0].to_string());
     // Large segments both ways; the pod learns that the tunnel is narrower than it thinks.
-    much(&ground.other, far()[0], &ground.pods[0])?;
-    much(&ground.pods[0], near_v4(1), &ground.other)?;
+    send_much(&ground.other, SocketAddr::new(far()[0].ip(), 9000), &ground.pods[0])?;
+    send_much(&ground.pods[0], SocketAddr::new(near_v4(1).ip(), 9000), &ground.other)?;
     // Only as long as it is wanted.
     assert_eq!(ground.plane.route_pods(None), 0);
     let again = ground.carried(1)?;
@@ -224,29 +223,6 @@ fn pods_of_two_nodes_talk_past_bridge_and_stack() -> Result<()> {
     assert_eq!(ground.plane.shortcut_pods_until(&Ground::ports()?, 1), 2);
     assert!(ground.carried(1)? > ROUNDS * 12);
     ground.servers.clear();
-    Ok(())
-}
-
-/// Some megabytes to a server of `server` from `client`.
-fn much(server: &Namespace, address: SocketAddr, client: &Namespace) -> Result<()> {
-    const BYTES: usize = 8 << 20;
-    let address = SocketAddr::new(address.ip(), 9000);
-    let listener = server.run(move || TcpListener::bind(address))??;
-    let reader = std::thread::spawn(move || -> Result<usize> {
-        let (mut stream, _) = listener.accept()?;
-        stream.set_read_timeout(Some(DEADLINE))?;
-        let mut all = Vec::new();
-        stream.read_to_end(&mut all)?;
-        ensure!(all.iter().all(|byte| *byte == 7), "other bytes than were sent");
-        Ok(all.len())
-    });
-    client.run(move || -> Result<()> {
-        let mut stream = TcpStream::connect(address)?;
-        stream.set_write_timeout(Some(DEADLINE))?;
-        stream.write_all(&vec![7; BYTES])?;
-        Ok(stream.shutdown(Shutdown::Write)?)
-    })??;
-    assert_eq!(reader.join().expect("the reader ends")?, BYTES);
     Ok(())
 }
 

@@ -2,18 +2,14 @@
 //!
 //! Whether the bridge carried a packet is seen by the counter of the port that it leaves by.
 
-use std::{
-    fs,
-    io::{Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-};
+use std::{fs, net::SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use ebpf_loader::{DataPlane, Device, PodPort, Side};
 use ebpf_tests::{
     arena::{Arena, has_tcx, ip},
     bench::namespaces::Namespace,
-    servers::{DEADLINE, Server, ask_tcp},
+    servers::{Server, ask_tcp, send_much},
     tables::at,
 };
 
@@ -123,7 +119,7 @@ fn pods_of_one_bridge_talk_past_it_and_nobody_else_notices() -> Result<()> {
     let answer = ground.pods[0].run(move || ask_tcp(address))??;
     assert_eq!(answer.0, address.to_string());
     // Large segments, whose checksums nobody has computed.
-    much(&ground.pods[1], &ground.pods[0])?;
+    send_much(&ground.pods[1], at("10.244.0.3:9000"), &ground.pods[0])?;
     // Itself, by its own address.
     assert_eq!(ground.pods[0].run(|| ask_tcp(v4(1)))??.0, v4(1).to_string());
     // A pod that nobody hands anything to any more.
@@ -134,28 +130,6 @@ fn pods_of_one_bridge_talk_past_it_and_nobody_else_notices() -> Result<()> {
     assert_eq!(ground.plane.shortcut_pods(&[]), 0);
     assert!(ground.carried(1, 3)? > ROUNDS * 3);
     ground.servers.clear();
-    Ok(())
-}
-
-/// Some megabytes from one pod to another.
-fn much(server: &Namespace, client: &Namespace) -> Result<()> {
-    const BYTES: usize = 8 << 20;
-    let listener = server.run(|| TcpListener::bind("10.244.0.3:9000"))??;
-    let reader = std::thread::spawn(move || -> Result<usize> {
-        let (mut stream, _) = listener.accept()?;
-        stream.set_read_timeout(Some(DEADLINE))?;
-        let mut all = Vec::new();
-        stream.read_to_end(&mut all)?;
-        ensure!(all.iter().all(|byte| *byte == 7), "other bytes than were sent");
-        Ok(all.len())
-    });
-    client.run(|| -> Result<()> {
-        let mut stream = TcpStream::connect("10.244.0.3:9000")?;
-        stream.set_write_timeout(Some(DEADLINE))?;
-        stream.write_all(&vec![7; BYTES])?;
-        Ok(stream.shutdown(Shutdown::Write)?)
-    })??;
-    assert_eq!(reader.join().expect("the reader ends")?, BYTES);
     Ok(())
 }
 

@@ -19,11 +19,10 @@ use ebpf_common::Protocol;
 use ebpf_loader::{DataPlane, DesiredWay, PodPort, ServiceTable, SourcePrefix, Tunnel};
 
 use super::{
-    client::Work,
-    connections::{WorkReport, race},
+    connections::WorkReport,
     lanes::{CLIENT_POD, Ground, Port, SERVER_POD},
     namespaces::Namespace,
-    shortcut::Options,
+    shortcut::{Options, race_both},
 };
 use crate::{
     arena::{Arena, ip},
@@ -176,17 +175,7 @@ pub fn measure(options: &Options) -> Result<Vec<WorkReport>> {
             server.shorten(&mut plane)
         })?
         .context("the server's node")?;
-    let works = [(Work::Connections, Port::Byte), (Work::Requests, Port::Echo)];
-    let mut reports = Vec::new();
-    for (work, port) in works {
-        let direct = (ground.plain.clone(), at(PLAIN, port));
-        let ours = (ground.served.clone(), vip(port));
-        let order = [direct.clone(), ours, direct];
-        let until = (options.precision, options.limit);
-        let (peers, task) = (std::iter::empty(), (work, options.block));
-        reports.push(race(&mut ground.dialler, &order, peers, task, until)?);
-    }
-    Ok(reports)
+    race_both(&mut ground, options, |port| at(PLAIN, port), vip)
 }
 
 /// Two nodes, the first one perhaps the calling thread's namespace, with a wire between them and a pod each.

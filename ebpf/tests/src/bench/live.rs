@@ -9,6 +9,7 @@
 
 use std::{
     io,
+    net::{Ipv4Addr, SocketAddrV4},
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
@@ -32,6 +33,15 @@ const STORE_WORD: u8 = 0x62;
 const MOVE: u8 = 0xbf;
 const MOVE_NUMBER: u8 = 0xb7;
 const ADD_NUMBER: u8 = 0x07;
+const ADD: u8 = 0x0f;
+const SUBTRACT: u8 = 0x1f;
+const AND_NUMBER: u8 = 0x57;
+const SHIFT_RIGHT: u8 = 0x77;
+const TO_BIG_ENDIAN: u8 = 0xdc;
+const STORE_HALF: u8 = 0x6b;
+const CALL: u8 = 0x85;
+/// Helper that gives a random number.
+const RANDOM: i32 = 7;
 const JUMP_IF_GREATER: u8 = 0x2d;
 const EXIT: u8 = 0x95;
 
@@ -101,7 +111,7 @@ struct LinkAttr {
 
 /// Sends one frame, again and again, by one device.
 #[derive(Debug)]
-pub(super) struct Generator {
+pub struct Generator {
     program: OwnedFd,
     frame: Vec<u8>,
     device: u32,
@@ -109,14 +119,23 @@ pub(super) struct Generator {
 
 impl Generator {
     /// For this frame, whose length is a multiple of four, and the device of this number.
-    pub(super) fn new(frame: Vec<u8>, device: u32) -> Result<Self> {
-        let program = load(&sender(&frame)?).context("load the program that makes frames")?;
+    pub fn new(frame: Vec<u8>, device: u32) -> Result<Self> {
+        let program = load(&sender(&frame, &[])?).context("load the program that makes frames")?;
         Ok(Self { program, frame, device })
+    }
+
+    /// The same with another client for each frame, which is a first packet of TCP over IPv4 from [`MANY_FROM`]: one of
+    /// 8,192 addresses with one of 32,768 ports.
+    pub fn of_many(mut frame: Vec<u8>, device: u32) -> Result<Self> {
+        // Padding, as on a real wire.
+        frame.resize(frame.len().next_multiple_of(4), 0);
+        let program = sender(&frame, &another_client()).and_then(|program| load(&program));
+        Ok(Self { program: program.context("load the program that makes frames")?, frame, device })
     }
 
     /// Sends so many; the caller's thread is in the device's network namespace. Returns when they have been worked off as
     /// far as the kernel does it at once.
-    pub(super) fn send(&self, count: u32) -> Result<()> {
+    pub fn send(&self, count: u32) -> Result<()> {
         let len = u32::try_from(self.frame.len())?;
         // The start of the context: where the data begins and ends, and the device.
         let context = [0, len, 0, self.device, 0, 0];
@@ -154,22 +173,54 @@ pub(super) fn swallow(device: &str) -> Result<OwnedFd> {
     owned(link)
 }
 
-/// The program that writes a frame and sends it.
-fn sender(frame: &[u8]) -> Result<Vec<Instruction>> {
+/// The client that a frame for [`Generator::of_many`] is from.
+pub const MANY_FROM: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(11, 0, 255, 255), 1024);
+
+/// Writes other addresses and ports into a frame. What is added to one half of the address is taken from the other, and what is
+/// added to the port from the acknowledgement, which nobody reads in a first packet: so all checksums stay right.
+fn another_client() -> Vec<Instruction> {
+    let halves = |(shift_by, mask): (i32, i32), (more, more_at): (i32, i16), (less, less_at): (i32, i16)| {
+        vec![
+            Instruction::new(MOVE, (4, 7), 0, 0),
+            Instruction::new(SHIFT_RIGHT, (4, 0), 0, shift_by),
+            Instruction::new(AND_NUMBER, (4, 0), 0, mask),
+            Instruction::new(MOVE_NUMBER, (5, 0), 0, more),
+            Instruction::new(ADD, (5, 4), 0, 0),
+            Instruction::new(TO_BIG_ENDIAN, (5, 0), 0, 16),
+            Instruction::new(STORE_HALF, (2, 5), more_at, 0),
+            Instruction::new(MOVE_NUMBER, (5, 0), 0, less),
+            Instruction::new(SUBTRACT, (5, 4), 0, 0),
+            Instruction::new(TO_BIG_ENDIAN, (5, 0), 0, 16),
+            Instruction::new(STORE_HALF, (2, 5), less_at, 0),
+        ]
+    };
+    let address = halves((0, 0x1fff), (0x0b00, 26), (0xffff, 28));
+    let port = halves((16, 0x7fff), (i32::from(MANY_FROM.port()), 34), (0xffff, 44));
+    [address, port].concat()
+}
+
+/// The program that writes a frame, changes it by `change` (data in register 2, a random number in 7), and sends it.
+fn sender(frame: &[u8], change: &[Instruction]) -> Result<Vec<Instruction>> {
     let (words, rest) = frame.as_chunks::<4>();
     ensure!(rest.is_empty() && words.len() <= 64, "a frame of {} bytes", frame.len());
-    let to_the_end = i16::try_from(words.len() + 2)?;
-    let mut program = vec![
+    let to_the_end = i16::try_from(words.len() + change.len() + 2)?;
+    let mut program = vec![Instruction::new(MOVE, (6, 1), 0, 0)];
+    if !change.is_empty() {
+        program.push(Instruction::new(CALL, (0, 0), 0, RANDOM));
+        program.push(Instruction::new(MOVE, (7, 0), 0, 0));
+    }
+    program.extend([
         // Where the data begins and ends.
-        Instruction::new(LOAD_WORD, (2, 1), 0, 0),
-        Instruction::new(LOAD_WORD, (3, 1), 4, 0),
+        Instruction::new(LOAD_WORD, (2, 6), 0, 0),
+        Instruction::new(LOAD_WORD, (3, 6), 4, 0),
         Instruction::new(MOVE, (4, 2), 0, 0),
         Instruction::new(ADD_NUMBER, (4, 0), 0, i32::try_from(frame.len())?),
         Instruction::new(JUMP_IF_GREATER, (4, 3), to_the_end, 0),
-    ];
+    ]);
     for (at, word) in (0_i16..).step_by(4).zip(words) {
         program.push(Instruction::new(STORE_WORD, (2, 0), at, i32::from_ne_bytes(*word)));
     }
+    program.extend(change);
     for verdict in [XDP_TX, XDP_DROP] {
         program.push(Instruction::new(MOVE_NUMBER, (0, 0), 0, verdict));
         program.push(Instruction::new(EXIT, (0, 0), 0, 0));
@@ -217,13 +268,13 @@ mod tests {
 
     #[test]
     fn a_short_page_is_dropped_before_it_is_written() {
-        let program = sender(&[7; 64]).unwrap();
+        let program = sender(&[7; 64], &[]).unwrap();
         let jump = program.iter().position(|one| one.code == JUMP_IF_GREATER).unwrap();
         let to = jump + 1 + usize::try_from(program[jump].offset).unwrap();
         assert_eq!(program[to].number, XDP_DROP);
         assert_eq!(program[to - 1].code, EXIT);
         assert_eq!(program[jump + 1].code, STORE_WORD);
         assert_eq!(program.iter().filter(|one| one.code == STORE_WORD).count(), 16);
-        assert!(sender(&[0; 63]).is_err());
+        assert!(sender(&[0; 63], &[]).is_err());
     }
 }

@@ -59,10 +59,20 @@ pub fn measure(options: &Options) -> Result<Vec<WorkReport>> {
     let served =
         plane.shortcut_pods_until(&[pod("client", CLIENT_POD)?, pod("server", SERVER_POD)?], u64::MAX);
     ensure!(served == 2, "the kernel has no short way between pods (TCX, Linux 6.6)");
+    race_both(&mut ground, options, |port| at(plain_server, port), vip)
+}
+
+/// Both kinds of work: straight to the server's pod over the plain bridge, and through the ClusterIP.
+pub(super) fn race_both(
+    ground: &mut Ground,
+    options: &Options,
+    plain: impl Fn(Port) -> SocketAddrV4,
+    vip: impl Fn(Port) -> SocketAddrV4,
+) -> Result<Vec<WorkReport>> {
     let works = [(Work::Connections, Port::Byte), (Work::Requests, Port::Echo)];
     let mut reports = Vec::new();
     for (work, port) in works {
-        let direct = (ground.plain.clone(), at(plain_server, port));
+        let direct = (ground.plain.clone(), plain(port));
         let ours = (ground.served.clone(), vip(port));
         let order = [direct.clone(), ours, direct];
         let until = (options.precision, options.limit);
