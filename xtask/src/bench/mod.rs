@@ -7,8 +7,11 @@ mod lb;
 mod machine;
 mod node;
 pub(crate) mod overlay;
+mod pods;
 mod start;
 mod stats;
+
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -21,7 +24,8 @@ use crate::process::write_atomic;
 pub(crate) enum What {
     /// The service data plane beside iptables and nftables: connections, programming, memory.
     Lb(lb::Arguments),
-    /// `kubectl apply` of the example to all pods Ready, images present. Needs `up`.
+    /// `kubectl apply` of the example, and pods made at once, until all are Ready, images present; then how soon the end of a
+    /// container is told. Needs `up`.
     Start {
         /// Repetitions.
         #[arg(long, default_value_t = 5)]
@@ -33,19 +37,31 @@ pub(crate) enum What {
     Overlay(overlay::Arguments),
     /// keelson-bridge beside Debian's bridge plugin: ADD, DEL, a hundred at once, GC, size.
     Cni(cni::Arguments),
-    /// Memory of every component after the walk. Needs `up`.
-    Node,
+    /// Memory of every component as it is, then memory and processor time with a full node: idle, and with probes. Needs `up`.
+    Node {
+        /// Seconds of each look.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
 }
 
 /// Runs one measurement.
 pub(crate) fn run(layout: &Layout, what: &What) -> Result<()> {
     match what {
         What::Lb(arguments) => lb::run(layout, arguments),
-        What::Start { runs } => start::run(layout, *runs),
+        What::Start { runs } => {
+            interrupt::watch()?;
+            start::run(layout, *runs)?;
+            pods::starts(layout, *runs)
+        }
         What::Cri(arguments) => cri::run(layout, arguments),
         What::Overlay(arguments) => overlay::run(layout, arguments),
         What::Cni(arguments) => cni::run(layout, arguments),
-        What::Node => node::run(layout),
+        What::Node { seconds } => {
+            interrupt::watch()?;
+            node::run(layout)?;
+            pods::idle(layout, Duration::from_secs(*seconds))
+        }
     }
 }
 
