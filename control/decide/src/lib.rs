@@ -11,9 +11,10 @@
 //! Reading order: [`object`] (what every controller asks of an object), [`deployment`] → [`replicaset`] →
 //! [`scheduler`] (a rollout's way down to a node), [`endpoints`] (a Service's way to its pods), then the
 //! housekeepers: [`garbage`], [`node_ipam`], [`node_lifecycle`], [`taint_eviction`], [`pod_gc`],
-//! [`namespace`], [`certificates`], [`volumes`].
+//! [`namespace`], [`certificates`], [`volumes`], [`attachments`], [`resource_claims`].
 
 pub mod adoption;
+pub mod attachments;
 pub mod certificates;
 pub mod cidr;
 pub mod deployment;
@@ -26,6 +27,7 @@ pub mod object;
 pub mod pod_gc;
 pub mod quantity;
 pub mod replicaset;
+pub mod resource_claims;
 pub mod scheduler;
 pub mod selector;
 pub mod taint_eviction;

@@ -43,13 +43,17 @@ pub enum Controller {
     Volumes,
     /// Ephemeral volumes of pods → claims.
     EphemeralVolumes,
+    /// Resource claim templates of pods → claims.
+    ResourceClaims,
+    /// Volumes of drivers → nodes of pods.
+    AttachDetach,
     /// Pods → nodes.
     Scheduler,
 }
 
 impl Controller {
     /// All of them.
-    pub const ALL: [Controller; 17] = [
+    pub const ALL: [Controller; 19] = [
         Controller::Scheduler,
         Controller::Deployment,
         Controller::ReplicaSet,
@@ -67,6 +71,8 @@ impl Controller {
         Controller::Certificates,
         Controller::Volumes,
         Controller::EphemeralVolumes,
+        Controller::ResourceClaims,
+        Controller::AttachDetach,
     ];
 
     /// The name in logs, metrics and events, as upstream spells it.
@@ -88,6 +94,8 @@ impl Controller {
             Controller::Certificates => "certificatesigningrequest-controller",
             Controller::Volumes => "persistentvolume-controller",
             Controller::EphemeralVolumes => "ephemeral-volume-controller",
+            Controller::ResourceClaims => "resourceclaim-controller",
+            Controller::AttachDetach => "attachdetach-controller",
             Controller::Scheduler => "default-scheduler",
         }
     }

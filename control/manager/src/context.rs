@@ -14,7 +14,8 @@ use k8s_openapi::{
             ServiceAccount,
         },
         discovery::v1::EndpointSlice,
-        storage::v1::StorageClass,
+        resource::v1::ResourceClaim,
+        storage::v1::{CSIDriver, StorageClass, VolumeAttachment},
     },
 };
 use kube::{Api, Client, core::Resource};
@@ -52,6 +53,9 @@ pub(crate) struct Context {
     pub(crate) claims: Arc<Informer<PersistentVolumeClaim>>,
     pub(crate) volumes: Arc<Informer<PersistentVolume>>,
     pub(crate) storage_classes: Arc<Informer<StorageClass>>,
+    pub(crate) attachments: Arc<Informer<VolumeAttachment>>,
+    pub(crate) drivers: Arc<Informer<CSIDriver>>,
+    pub(crate) resource_claims: Arc<Informer<ResourceClaim>>,
     /// Only those named `kube-root-ca.crt`.
     pub(crate) root_ca_maps: Arc<Informer<ConfigMap>>,
 }
@@ -85,6 +89,9 @@ impl Context {
             claims: Informer::new("PersistentVolumeClaim"),
             volumes: Informer::new("PersistentVolume"),
             storage_classes: Informer::new("StorageClass"),
+            attachments: Informer::new("VolumeAttachment"),
+            drivers: Informer::new("CSIDriver"),
+            resource_claims: Informer::new("ResourceClaim"),
             root_ca_maps: Informer::new("ConfigMap"),
         }
     }
@@ -107,12 +114,23 @@ impl Context {
         if self.config.runs(Controller::Certificates) {
             self.inform(&self.certificate_requests, slim::whole, None);
         }
-        if self.config.runs(Controller::Volumes) || self.config.runs(Controller::EphemeralVolumes) {
+        let attaches = self.config.runs(Controller::AttachDetach);
+        let binds = self.config.runs(Controller::Volumes);
+        if binds || attaches || self.config.runs(Controller::EphemeralVolumes) {
             self.inform(&self.claims, slim::whole, None);
         }
-        if self.config.runs(Controller::Volumes) {
+        if binds || attaches {
             self.inform(&self.volumes, slim::whole, None);
+        }
+        if binds {
             self.inform(&self.storage_classes, slim::whole, None);
+        }
+        if attaches {
+            self.inform(&self.attachments, slim::whole, None);
+            self.inform(&self.drivers, slim::whole, None);
+        }
+        if self.config.runs(Controller::ResourceClaims) {
+            self.inform(&self.resource_claims, slim::whole, None);
         }
         if self.config.runs(Controller::RootCa) {
             self.inform(&self.root_ca_maps, slim::config_map, Some("metadata.name=kube-root-ca.crt"));

@@ -10,6 +10,7 @@
 //! This crate touches nothing but the API server: no files, no kernel, no containers. The only secret it holds is the key
 //! that it signs certificates with, where it is given one.
 
+mod attach_detach;
 mod certificates;
 mod config;
 mod context;
@@ -28,6 +29,7 @@ mod owners;
 mod pod_gc;
 mod queue;
 mod replicaset;
+mod resource_claims;
 mod resources;
 mod root_ca;
 mod scheduler;
@@ -83,6 +85,8 @@ pub async fn run(
             }
             Controller::Volumes => volumes::start(&context),
             Controller::EphemeralVolumes => ephemeral::start(&context),
+            Controller::ResourceClaims => resource_claims::start(&context),
+            Controller::AttachDetach => attach_detach::start(&context),
             Controller::Scheduler => scheduler::start(&context),
         }
     }

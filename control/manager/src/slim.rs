@@ -42,6 +42,7 @@ pub(crate) fn pod(pod: &mut Pod) {
             node_selector: spec.node_selector,
             overhead: spec.overhead,
             priority: spec.priority,
+            resource_claims: spec.resource_claims,
             resources: spec.resources,
             restart_policy: spec.restart_policy,
             scheduler_name: spec.scheduler_name,
@@ -60,6 +61,7 @@ pub(crate) fn pod(pod: &mut Pod) {
             pod_ip: status.pod_ip,
             pod_ips: status.pod_ips,
             reason: status.reason,
+            resource_claim_statuses: status.resource_claim_statuses,
             ..PodStatus::default()
         });
     }
@@ -87,7 +89,7 @@ fn restarts_only(statuses: Vec<ContainerStatus>) -> Vec<ContainerStatus> {
         .collect()
 }
 
-/// Keeps of nodes what scheduling, addresses and health need.
+/// Keeps of nodes what scheduling, addresses, health and attached volumes need.
 pub(crate) fn node(node: &mut Node) {
     metadata(node);
     if let Some(status) = node.status.take() {
@@ -95,6 +97,8 @@ pub(crate) fn node(node: &mut Node) {
             addresses: status.addresses,
             allocatable: status.allocatable,
             conditions: status.conditions,
+            volumes_attached: status.volumes_attached,
+            volumes_in_use: status.volumes_in_use,
             ..NodeStatus::default()
         });
     }
