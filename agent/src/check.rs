@@ -17,6 +17,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use crate::chain::chain;
 use crate::config::AgentConfig;
 use crate::host::cgroups::controllers;
+use crate::host::requirements;
 use crate::runtime::cri;
 use crate::{network, roles};
 
@@ -81,6 +82,7 @@ impl fmt::Display for Finding {
 /// Looks at everything.
 pub async fn run(config: &AgentConfig) -> Vec<Finding> {
     let mut findings = machine();
+    findings.extend(demands(config));
     findings.extend(files(config));
     findings.extend(ports(config));
     findings.extend(between_nodes(config).await);
@@ -89,11 +91,10 @@ pub async fn run(config: &AgentConfig) -> Vec<Finding> {
     if !config.is_standalone() && has_credentials {
         findings.push(api_server(config).await);
     }
-    if !config.ignored.is_empty() {
-        let mend = "remove them, or live without what they ask for";
-        let found = format!("without effect: {}", config.ignored.join(", "));
-        findings.push(Finding::of(Grade::Doubtful, "configuration fields", found, mend));
-    }
+    findings.extend(config.ignored.iter().map(|ignored| {
+        let found = format!("without effect: {}", ignored.reason);
+        Finding::of(Grade::Doubtful, &ignored.field, found, "remove it, or live without what it asks for")
+    }));
     findings
 }
 
@@ -150,6 +151,15 @@ fn machine() -> Vec<Finding> {
         Finding::of(Grade::Doubtful, "fs.inotify.max_user_instances", found, &mend)
     });
     findings
+}
+
+/// What the configuration demands of the machine.
+fn demands(config: &AgentConfig) -> Vec<Finding> {
+    let unmet = requirements::unmet(config);
+    if unmet.is_empty() {
+        return vec![Finding::good("demands of the configuration", "met")];
+    }
+    unmet.into_iter().map(|unmet| Finding::of(Grade::Bad, unmet.field, unmet.found, unmet.mend)).collect()
 }
 
 fn files(config: &AgentConfig) -> Vec<Finding> {
@@ -250,6 +260,10 @@ fn not_after(path: &Path) -> Result<i64, String> {
 
 fn ports(config: &AgentConfig) -> Vec<Finding> {
     let mut addresses = vec![("port", SocketAddr::new(config.address, config.port))];
+    if config.serving.read_only_port != 0 {
+        let port = config.serving.read_only_port;
+        addresses.push(("readOnlyPort", SocketAddr::new(config.address, port)));
+    }
     if config.healthz_port != 0 {
         addresses.push(("healthzPort", SocketAddr::new(config.healthz_bind_address, config.healthz_port)));
     }

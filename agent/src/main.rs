@@ -1,102 +1,36 @@
 //! Node agent: pods, probes, volumes, status, the kubelet API and the eBPF service proxy.
 //!
 //! Input: `--config FILE` (KubeletConfiguration and a `keelson:` section). Roles run as tasks of one process and end
-//! together; pods outlive them. This file only reads the configuration and joins the roles.
+//! together; pods outlive them. This file only reads the configuration and joins the roles; [`arguments`] is the command line.
+
+mod arguments;
 
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::Parser as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
-use tracing_subscriber::EnvFilter;
 
-use keelson_agent::config::AgentConfig;
+use keelson_agent::config::{AgentConfig, LoggingSettings};
 use keelson_agent::proxy::show;
-use keelson_agent::{check, host, preflight, roles};
+use keelson_agent::{check, host, logging, preflight, roles};
 
-/// The client library's own reports of an unreachable API server repeat ours.
-const DEFAULT_LOG: &str = "info,kube_client=off";
-
-/// Kubernetes node agent.
-#[derive(Debug, Parser)]
-#[command(name = "keelson-agent", version)]
-struct Arguments {
-    /// Configuration file: KubeletConfiguration v1beta1 with a `keelson:` section.
-    #[arg(long, default_value = "/etc/keelson/agent.yaml")]
-    config: PathBuf,
-    #[command(subcommand)]
-    command: Option<Chore>,
-}
-
-/// What the program does instead of running the agent.
-#[derive(Debug, Subcommand)]
-enum Chore {
-    /// Tell what this machine lacks, and how to mend it; starts nothing.
-    Check,
-    /// The service data plane, which outlives the agent.
-    #[command(subcommand)]
-    Proxy(ProxyChore),
-    /// The network between nodes, which outlives the agent.
-    #[command(subcommand)]
-    Network(NetworkChore),
-    /// What the service data plane of this node does.
-    Service {
-        /// Where it is pinned; the configuration file tells by default.
-        #[arg(long)]
-        pin_dir: Option<PathBuf>,
-        /// How the answer looks.
-        #[arg(long, short, value_enum, default_value_t)]
-        output: show::Output,
-        #[command(subcommand)]
-        question: ServiceQuestion,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum NetworkChore {
-    /// Remove the tunnel device and the routes to other nodes' pods.
-    Cleanup {
-        /// The tunnel device.
-        #[arg(long, default_value = "kl-vxlan")]
-        device: String,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum ServiceQuestion {
-    #[command(flatten)]
-    Maps(show::Question),
-    /// Compare the maps with the API server; fails where they differ.
-    Verify,
-}
-
-#[derive(Debug, Subcommand)]
-enum ProxyChore {
-    /// Detach and unpin the data plane, and remove its routes.
-    Cleanup {
-        /// Where it is pinned.
-        #[arg(long)]
-        pin_dir: PathBuf,
-        /// Service range whose route is removed.
-        #[arg(long = "service-cidr", default_value = "")]
-        service_cidr: String,
-    },
-}
+use arguments::{Arguments, Chore, NetworkChore, ProxyChore, ServiceQuestion};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new(DEFAULT_LOG)),
-        )
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
-    match start(&arguments) {
+    let outcome = match &arguments.command {
+        Some(chore) => {
+            logging::init(&LoggingSettings::default());
+            do_chore(&arguments, chore)
+        }
+        None => start(&arguments),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
             error!("{problem:#}");
@@ -105,41 +39,57 @@ fn main() -> ExitCode {
     }
 }
 
+fn do_chore(arguments: &Arguments, chore: &Chore) -> anyhow::Result<()> {
+    install_tls();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    match chore {
+        Chore::Check => {
+            let config = AgentConfig::load_from(&arguments.source())?;
+            report(&runtime.block_on(check::run(&config)))
+        }
+        Chore::Proxy(ProxyChore::Cleanup { pin_dir, service_cidr }) => {
+            runtime.block_on(keelson_agent::proxy::cleanup(pin_dir, service_cidr))
+        }
+        Chore::Network(NetworkChore::Cleanup { device }) => {
+            runtime.block_on(keelson_agent::network::cleanup(device))
+        }
+        Chore::Service { pin_dir, output, question } => {
+            service(arguments, pin_dir.as_deref(), *output, question)
+        }
+    }
+}
+
+/// Runs the agent.
 fn start(arguments: &Arguments) -> anyhow::Result<()> {
-    // Fails only when one was installed before: this is the first statement of the process.
-    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
-        warn!("a TLS provider was installed already");
-    }
-    if let Some(chore) = &arguments.command {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        return match chore {
-            Chore::Check => {
-                let config = AgentConfig::load(&arguments.config)?;
-                report(&runtime.block_on(check::run(&config)))
-            }
-            Chore::Proxy(ProxyChore::Cleanup { pin_dir, service_cidr }) => {
-                runtime.block_on(keelson_agent::proxy::cleanup(pin_dir, service_cidr))
-            }
-            Chore::Network(NetworkChore::Cleanup { device }) => {
-                runtime.block_on(keelson_agent::network::cleanup(device))
-            }
-            Chore::Service { pin_dir, output, question } => {
-                service(arguments, pin_dir.as_deref(), *output, question)
-            }
-        };
-    }
     host::memory::economize();
-    let config = AgentConfig::load(&arguments.config)?;
-    if !config.ignored.is_empty() {
-        warn!(fields = %config.ignored.join(", "), "configuration fields without effect so far");
+    let config = AgentConfig::load_from(&arguments.source());
+    // What is wrong with the configuration is told in the usual form.
+    logging::init(&config.as_ref().map(|config| config.logging.clone()).unwrap_or_default());
+    install_tls();
+    let config = config?;
+    for ignored in &config.ignored {
+        warn!(field = %ignored.field, "a configuration field changes nothing: {}", ignored.reason);
+    }
+    for flag in arguments.idle() {
+        warn!("--{flag} changes nothing");
     }
     preflight::check(&config)?;
+    if config.keelson.kubelet {
+        host::prepare(&config)?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let cancel = CancellationToken::new();
         tokio::spawn(cancel_on_signal(cancel.clone())?);
         roles::run(config, cancel).await
     })
+}
+
+fn install_tls() {
+    // Fails only when one was installed before: nothing of this process used TLS yet.
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        warn!("a TLS provider was installed already");
+    }
 }
 
 /// Prints findings; an error when one of them stops the agent.
@@ -161,7 +111,7 @@ fn service(
     question: &ServiceQuestion,
 ) -> anyhow::Result<()> {
     let from_config = || {
-        let config = AgentConfig::load(&arguments.config).context("--pin-dir is not given, and")?;
+        let config = AgentConfig::load_from(&arguments.source()).context("--pin-dir is not given, and")?;
         let section =
             config.keelson.proxy.as_ref().context("the configuration has no keelson.proxy section")?;
         anyhow::Ok(section.pin_dir.clone())
@@ -173,7 +123,7 @@ fn service(
         Ok(out.flush()?)
     };
     let ServiceQuestion::Maps(question) = question else {
-        let config = AgentConfig::load(&arguments.config)?;
+        let config = AgentConfig::load_from(&arguments.source())?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let differences = runtime.block_on(roles::verify_services(&config, &pin_dir))?;
         for difference in &differences {

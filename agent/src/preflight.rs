@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::bail;
 
 use crate::config::AgentConfig;
+use crate::host::requirements;
 
 /// Fails with every problem found.
 pub fn check(config: &AgentConfig) -> anyhow::Result<()> {
@@ -33,6 +34,7 @@ pub fn check(config: &AgentConfig) -> anyhow::Result<()> {
         if !client_ca.as_os_str().is_empty() {
             readable("authentication.x509.clientCAFile", client_ca);
         }
+        problems.extend(requirements::unmet(config).iter().map(ToString::to_string));
         own_directories(config, &mut problems);
     }
     if problems.is_empty() {

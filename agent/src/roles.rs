@@ -19,12 +19,16 @@ use tracing::{error, info};
 use crate::certificates::Credentials;
 use crate::config::{AgentConfig, EvictionConfig, ImageGcConfig, LogRotationConfig};
 use crate::contracts::{Host, NodeFacts, ObjectSource, PodLookup, RuntimeHealth};
-use crate::cpus::Cpus;
 use crate::csi::{Csi, CsiSettings};
 use crate::devices::Devices;
+use crate::dra::{Dra, DraSettings};
 use crate::events::{self, EventRecorder, EventType};
+use crate::host::kernel_memory::KernelMemory;
+use crate::numa::Numa;
 use crate::observability::{self, Observed};
+use crate::pace::Pace;
 use crate::plugins::Handlers;
+use crate::pods::clock::WallClock;
 use crate::pods::context::{PodContext, STATUS_WRITES};
 use crate::pods::directory::PodDirectory;
 use crate::pods::manager::{self, Eviction, Inbox};
@@ -71,15 +75,18 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     let memory_capacity = memory_capacity().await;
     let source: Arc<dyn ObjectSource> = Arc::new(objects.clone());
     let csi = csi(&config, &source, &client, &node);
+    let claims = claims(&config, &source, &client);
     let host = host::assemble(&config, source, client.clone(), csi.clone(), memory_capacity);
     host.cgroups.ensure_root().await.context("cgroups for pods cannot be made")?;
-    let images = Images::new(cri.clone(), config.parallel_pulls());
+    let images = Images::new(cri.clone(), config.parallel_pulls()).with_rate(config.pull_rate());
     let (pressure_sender, pressures) = watch::channel(BTreeSet::new());
     let (going_down_sender, going_down) = watch::channel(false);
+    let devices = Devices::load(&config.keelson.root_dir, cancel.child_token());
     let context = Arc::new(PodContext {
-        cpus: Cpus::load(&config)?,
+        numa: Numa::load(&config, memory_capacity, devices.clone())?,
         users: UserRanges::load(&config)?,
-        devices: Devices::load(&config.keelson.root_dir, cancel.child_token()),
+        devices,
+        claims,
         cri: cri.clone(),
         images: images.clone(),
         host,
@@ -90,26 +97,21 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
         config: Arc::clone(&config),
         node: node.clone(),
         health: health.clone(),
-        prober: Prober {
-            cri: cri.clone(),
-            events: recorder.clone(),
-            counters: Arc::clone(&counters),
-            agent_started: jiff::Timestamp::now(),
-        },
+        prober: prober(&cri, &recorder, &counters),
         status_slots: Arc::new(Semaphore::new(STATUS_WRITES)),
         memory_capacity,
+        kernel_memory: KernelMemory::read(),
         pressures,
         going_down,
+        clock: Arc::new(WallClock),
     });
 
     let (mut roles, recheck) = (Roles::new(cancel.clone()), Arc::new(Notify::new()));
     let observed =
         Observed { health: health.clone(), pods: Arc::new(directory.clone()), probes: Arc::clone(&counters) };
     start_healthz(&mut roles, &config, observed).await?;
-    roles.endless(
-        "runtime health",
-        health::run(cri.clone(), health_sender, Arc::clone(&recheck), cancel.clone()),
-    );
+    let follow_health = health::run(cri.clone(), health_sender, Arc::clone(&recheck), cancel.clone());
+    roles.endless("runtime health", follow_health);
     let lookup: Arc<dyn PodLookup> = Arc::new(directory.clone());
     start_kubelet_api(&mut roles, &config, &client, (&lookup, &cri, &context.host), counters)?;
     start_credentials(&mut roles, &config, credentials);
@@ -123,25 +125,47 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
         info!(node = %node_name, "agent started; keelson.kubeconfig is not given: its pods are the static ones");
         return roles.join().await;
     }
-    roles.endless("events", events::run(client.clone(), node_name.clone(), facts, cancel.clone()));
+    start_events(&mut roles, &config, &client, facts);
     roles.endless("services", follow_services);
     roles.endless("node watch", sources::node::run(client.clone(), node_name, node_sender, cancel.clone()));
     let csi = csi.context("a node with an API server has volumes of drivers")?;
     start_node(&mut roles, &context, (lookup, &csi), recheck, &cancel)?;
-    start_plugins(&mut roles, &config, csi);
+    start_plugins(&mut roles, &context, csi);
     let requests = start_host_ports(&mut roles, &config)?;
     start_proxy(&mut roles, &config, &client, (node, requests), &recorder)?;
     info!(node = %config.keelson.node_name, cri = %config.container_runtime_endpoint, "agent started");
     roles.join().await
 }
 
+fn prober(cri: &cri::Cri, events: &EventRecorder, counters: &Arc<ProbeCounters>) -> Prober {
+    Prober {
+        cri: cri.clone(),
+        events: events.clone(),
+        counters: Arc::clone(counters),
+        agent_started: jiff::Timestamp::now(),
+    }
+}
+
+/// Writes what is recorded to the API server.
+fn start_events(
+    roles: &mut Roles,
+    config: &AgentConfig,
+    client: &Client,
+    facts: mpsc::Receiver<events::Fact>,
+) {
+    let (name, pace) = (config.keelson.node_name.clone(), config.event_rate().map(Pace::new));
+    roles.endless("events", events::run(client.clone(), name, facts, pace, roles.cancel.clone()));
+}
+
 /// Looks after the processors and devices that containers have for themselves.
 fn start_allocators(roles: &mut Roles, context: &PodContext, pods: &Arc<dyn PodLookup>) {
     let (config, cancel) = (&context.config, roles.cancel.clone());
     let period = config.cpu_manager_reconcile_period.0;
-    roles.endless("processors", context.cpus.clone().run(context.cri.clone(), period, cancel.clone()));
+    roles.endless("processors", context.numa.clone().run(context.cri.clone(), period, cancel.clone()));
     let root_dir = config.keelson.root_dir.clone();
-    roles.optional("device plugins", context.devices.clone().run(root_dir, Arc::clone(pods), cancel));
+    let also_told = (context.numa.clone(), context.claims.clone());
+    let devices = context.devices.clone().run(root_dir, Arc::clone(pods), also_told, cancel);
+    roles.optional("device plugins", devices);
 }
 
 /// Volumes of drivers; there are none without an API server.
@@ -156,12 +180,19 @@ fn csi(
     (!config.is_standalone()).then(|| Csi::new(settings, Arc::clone(objects), client.clone()))
 }
 
+/// Devices of drivers, with what an earlier agent knew of them.
+fn claims(config: &AgentConfig, objects: &Arc<dyn ObjectSource>, client: &Client) -> Dra {
+    let settings = DraSettings::new(&config.keelson.root_dir, &config.keelson.node_name);
+    Dra::load(settings, Arc::clone(objects), client.clone())
+}
+
 /// Takes plugins in that register by a socket.
-fn start_plugins(roles: &mut Roles, config: &AgentConfig, csi: Csi) {
-    let (cancel, handlers) = (roles.cancel.clone(), csi.clone());
+fn start_plugins(roles: &mut Roles, context: &PodContext, csi: Csi) {
+    let (cancel, claims) = (roles.cancel.clone(), context.claims.clone());
+    let handlers: Handlers = Arc::new(vec![Arc::new(csi.clone()), Arc::new(claims.clone())]);
     roles.endless("CSI node", csi.announce(cancel.clone()));
-    let handlers: Handlers = Arc::new(vec![Arc::new(handlers)]);
-    let directory = plugins::directory(&config.keelson.root_dir);
+    roles.endless("ResourceSlices", claims.tidy_slices(cancel.clone()));
+    let directory = plugins::directory(&context.config.keelson.root_dir);
     roles.endless("plugins", plugins::run(directory, handlers, cancel));
 }
 
@@ -204,7 +235,7 @@ async fn run_beside_a_kubelet(config: &AgentConfig, cancel: CancellationToken) -
     if let Some(credentials) = credentials {
         roles.endless("credentials", credentials.follow(cancel.clone()));
     }
-    roles.endless("events", events::run(client.clone(), node_name.clone(), facts, cancel.clone()));
+    start_events(&mut roles, config, &client, facts);
     let node_watch = sources::node::run(client.clone(), node_name.clone(), node_sender, cancel);
     roles.endless("node watch", node_watch);
     // Who runs the pods sees to their host ports.
@@ -294,7 +325,8 @@ fn start_pods(
         Inbox { events: pod_event_queue, evictions: eviction_queue, expects_static, mirrors: mirror_sender };
     start_shutdown(roles, &context.config, directory, (evictions.clone(), going_down));
     start_upkeep(roles, context, directory, images, (evictions, pressures))?;
-    let follow = runtime::events::follow(context.cri.clone(), directory.clone(), cancel.clone());
+    let audit = context.config.clients.sync_frequency.0;
+    let follow = runtime::events::follow(context.cri.clone(), directory.clone(), audit, cancel.clone());
     roles.endless("CRI events", follow);
     roles.endless("pods", manager::run(Arc::clone(context), directory.clone(), inbox, cancel));
     Ok(())
@@ -370,7 +402,9 @@ fn start_upkeep(
         root_dir: config.keelson.root_dir.clone(),
         pod_logs_dir: config.pod_logs_dir.clone(),
     };
-    roles.endless("disk limits", limits::run(limits, cancel.clone()));
+    if config.machine.local_storage_capacity_isolation {
+        roles.endless("disk limits", limits::run(limits, cancel.clone()));
+    }
     let evictor = Evictor {
         config: EvictionConfig::of(config).map_err(settings)?,
         cri,

@@ -13,8 +13,9 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
+use keelson_agent::config::TlsRules;
 use keelson_agent::contracts::{ContainerRef, LookupError, PodLookup};
-use keelson_agent::server::{ServerConfig, Serving, serve};
+use keelson_agent::server::{ServerConfig, ServerSettings, Serving, serve};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -98,10 +99,10 @@ struct Bench {
 
 impl Bench {
     async fn start() -> Self {
-        Self::with_debugging(true).await
+        Self::with(true, ServerSettings::default()).await
     }
 
-    async fn with_debugging(debugging: bool) -> Self {
+    async fn with(debugging: bool, settings: ServerSettings) -> Self {
         // Whoever comes second finds it installed, by another test of this process.
         drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
         let dir = tempfile::tempdir().unwrap();
@@ -126,6 +127,7 @@ impl Bench {
             volumes: keelson_agent::server::DriverVolumes::default(),
             configz: json!({"kubeletconfig": {}}),
             debugging,
+            settings,
             probes: Arc::default(),
         };
         let channel = tonic::transport::Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
@@ -243,12 +245,80 @@ async fn metrics_are_told_even_when_the_runtime_is_away() {
 
 #[tokio::test]
 async fn debugging_can_be_switched_off() {
-    let bench = Bench::with_debugging(false).await;
+    let bench = Bench::with(false, ServerSettings::default()).await;
     let admin = Some(("kubernetes-admin", "system:masters"));
-    for path in ["/containerLogs/ns/web/nginx", "/configz", "/runningpods/", "/exec/ns/web/nginx?command=ls"]
-    {
+    for path in [
+        "/containerLogs/ns/web/nginx",
+        "/configz",
+        "/runningpods/",
+        "/exec/ns/web/nginx?command=ls",
+        "/logs/",
+    ] {
         let disabled = (StatusCode::METHOD_NOT_ALLOWED, "Debug endpoints are disabled.".to_owned());
         assert_eq!(bench.get(admin, path).await, disabled, "{path}");
     }
     assert_eq!(bench.get(admin, "/pods").await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn the_nodes_logs_are_shown_unless_that_is_off() {
+    let logs = tempfile::tempdir().unwrap();
+    std::fs::create_dir(logs.path().join("pods")).unwrap();
+    write(logs.path(), "daemon.log", "hello\n");
+    let settings = ServerSettings { log_root: logs.path().to_owned(), ..ServerSettings::default() };
+    let bench = Bench::with(true, settings.clone()).await;
+    let admin = Some(("kubernetes-admin", "system:masters"));
+    assert_eq!(bench.get(admin, "/logs/daemon.log").await, (StatusCode::OK, "hello\n".to_owned()));
+    let (status, listing) = bench.get(admin, "/logs/").await;
+    assert!(status == StatusCode::OK && listing.contains("<a href=\"pods/\">pods/</a>"), "{listing}");
+    assert_eq!(bench.get(admin, "/logs").await.0, StatusCode::MOVED_PERMANENTLY);
+    assert_eq!(bench.get(admin, "/logs/%2e%2e/passwd").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(bench.get(None, "/logs/").await.0, StatusCode::UNAUTHORIZED);
+    let off = ServerSettings { system_logs: false, profiling: false, debug_flags: false, ..settings };
+    let bench = Bench::with(true, off).await;
+    for (path, message) in [
+        ("/logs/", "logs endpoint is disabled."),
+        ("/debug/pprof/heap", "profiling endpoint is disabled."),
+        ("/debug/flags/v", "flags endpoint is disabled."),
+    ] {
+        assert_eq!(bench.get(admin, path).await, (StatusCode::METHOD_NOT_ALLOWED, message.to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn the_read_only_port_tells_everybody_a_little() {
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let settings = ServerSettings { secure: false, read_only: Some(free), ..ServerSettings::default() };
+    let mut bench = Bench::with(true, settings).await;
+    bench.address = free;
+    let get = async |path: &str| {
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(bench.connect().await)).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::get(path).header("host", "localhost").body(Empty::<Bytes>::new()).unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        let status = response.status();
+        (status, response.into_body().collect().await.unwrap().to_bytes())
+    };
+    assert_eq!(get("/healthz").await.0, StatusCode::OK);
+    assert!(get("/pods").await.1.starts_with(b"{"));
+    assert_eq!(get("/metrics").await.0, StatusCode::OK);
+    for path in ["/containerLogs/ns/web/nginx", "/exec/ns/web/nginx?command=ls", "/configz", "/logs/"] {
+        assert_eq!(get(path).await.0, StatusCode::METHOD_NOT_ALLOWED, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_minimum_of_tls_1_3_refuses_1_2() {
+    let tls = TlsRules { only_13: true, ..TlsRules::default() };
+    let bench = Bench::with(true, ServerSettings { tls, ..ServerSettings::default() }).await;
+    let mut roots = RootCertStore::empty();
+    roots.add(bench.authority.0.der().clone()).unwrap();
+    let old = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS12])
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = ServerName::try_from("localhost").unwrap();
+    let refused = TlsConnector::from(Arc::new(old)).connect(name, bench.connect().await).await;
+    assert!(refused.is_err(), "TLS 1.2 is too old");
+    assert_eq!(bench.get(None, "/healthz").await.0, StatusCode::UNAUTHORIZED, "1.3 is not");
 }

@@ -192,12 +192,15 @@ fn agent(layout: &Layout, node: &Node) -> Value {
             "imagefs.available": "500Mi",
         },
         "imageGCHighThresholdPercent": 100,
+        // The machine is somebody's: it may swap, and its kernel stays as it is.
+        "failSwapOn": false,
         "keelson": {
             "instance": layout.instance,
             "nodeName": node.name,
             "nodeIP": node.address,
             "kubeconfig": identity.join("agent.kubeconfig"),
             "rootDir": layout.data.join("kubelet"),
+            "setKernelDefaults": false,
             "containerLogLinksDir": layout.log().join("containers"),
             "cni": {
                 "confDir": layout.run.join("cni/net.d"),

@@ -9,8 +9,9 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 
@@ -151,7 +152,7 @@ pub(crate) fn inside(node: &Layout, program: &std::path::Path) -> Result<Command
 }
 
 /// `cargo xtask node NAME -- COMMAND`: runs a command as the node itself would.
-pub(crate) fn run(layout: &Layout, node: &str, command: &[String]) -> Result<bool> {
+pub(crate) fn run(layout: &Layout, node: &str, command: &[String]) -> Result<ExitCode> {
     let nodes = layout.nodes();
     let Some(place) = nodes.iter().find(|place| place.name() == node) else {
         let known: Vec<String> = nodes.iter().map(Layout::name).collect();
@@ -164,7 +165,10 @@ pub(crate) fn run(layout: &Layout, node: &str, command: &[String]) -> Result<boo
         bail!("no command given: cargo xtask node {node} -- COMMAND");
     };
     let status = inside(place, std::path::Path::new(program))?.args(arguments).status();
-    Ok(status.with_context(|| format!("running {program} in {node}"))?.success())
+    let status = status.with_context(|| format!("running {program} in {node}"))?;
+    // As shells tell it: its own, or that of the signal that ended it.
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }
 
 #[cfg(test)]

@@ -291,9 +291,6 @@ pub(crate) fn remove_data_plane(layout: &Layout) -> Result<()> {
         // Without the binary: an unpinned link is a detached program.
         fs::remove_dir_all(&pins).with_context(|| format!("removing {}", pins.display()))?;
     }
-    if let Some(parent) = pins.parent() {
-        fs::remove_dir(parent).ok();
-    }
     Ok(())
 }
 

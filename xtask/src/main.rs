@@ -107,8 +107,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -116,12 +115,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<bool> {
+fn run(command: Command) -> Result<ExitCode> {
+    let code = |well: bool| if well { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     // In a test guest there is no checkout, and a peer needs none.
     match &command {
-        Command::VmInit => return vm::guest::init().map(|()| true),
-        Command::VmGuest => return vm::guest::run().map(|()| true),
-        Command::OverlayPeer { side } => return side.run().map(|()| true),
+        Command::VmInit => return vm::guest::init().map(|()| ExitCode::SUCCESS),
+        Command::VmGuest => return vm::guest::run().map(|()| ExitCode::SUCCESS),
+        Command::OverlayPeer { side } => return side.run().map(|()| ExitCode::SUCCESS),
         _ => {}
     }
     let repo = paths::repo_root()?;
@@ -134,11 +134,11 @@ fn run(command: Command) -> Result<bool> {
         }
         Command::Up(options) => up::run(&layout, &options)?,
         Command::Down => down::run(&layout)?,
-        Command::Status { json } => return status::run(&layout, json),
+        Command::Status { json } => return status::run(&layout, json).map(code),
         Command::Node { name, command } => return fabric::run(&layout, &name, &command),
         Command::Test { tiers, guests } => test::run(&repo, &tiers, &guests)?,
         Command::Bench { what } => bench::run(&layout, &what)?,
-        Command::Conformance { what } => return conformance::run(&layout, &what),
+        Command::Conformance { what } => return conformance::run(&layout, &what).map(code),
         Command::Fuzz(options) => fuzz::run(&repo, &options)?,
         Command::Tidy => tidy::run(&repo)?,
         Command::Images => images::ensure(&layout.images()).map(drop)?,
@@ -146,5 +146,5 @@ fn run(command: Command) -> Result<bool> {
         Command::Supervise => supervise::run(&layout)?,
         Command::VmInit | Command::VmGuest | Command::OverlayPeer { .. } => {}
     }
-    Ok(true)
+    Ok(ExitCode::SUCCESS)
 }

@@ -26,9 +26,10 @@ impl BackOff {
 
     /// When the next try is allowed, given that the last one failed at `failed_at`; `None`: now.
     ///
-    /// The first failure ever (and the first after a long quiet run) is retried at once.
+    /// The first failure ever (and the first after a long quiet run) is retried at once; so is one of the future, whose
+    /// time is of a clock that was set back since: nobody is to wait until it is there again.
     pub fn retry_at(&self, failed_at: Timestamp, now: Timestamp, max: SignedDuration) -> Option<Timestamp> {
-        if self.delay_seconds == 0 || self.expired(failed_at, max) {
+        if self.delay_seconds == 0 || failed_at > now || self.expired(failed_at, max) {
             return None;
         }
         let retry_at = failed_at + self.delay();
@@ -75,6 +76,14 @@ mod tests {
             now += delays.last().copied().unwrap_or_default();
         }
         assert_eq!(delays, [10, 20, 40, 80, 160, 300, 300]);
+    }
+
+    #[test]
+    fn a_failure_of_the_future_holds_nothing_back() {
+        let mut backoff = BackOff::default();
+        backoff.advance(at(0), at(0), MAX);
+        assert_eq!(backoff.retry_at(at(60), at(50), MAX), None);
+        assert_eq!(backoff.retry_at(at(60), at(60), MAX), Some(at(70)));
     }
 
     #[test]

@@ -3,12 +3,15 @@
 //! A device belongs to one container at a time. Ordinary init containers have ended before the others of their pod start:
 //! these take over their devices. A grant outlives restarts of its container and of the agent, and ends with the pod.
 
+mod near;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 
 use crate::model::{ContainerKind, containers};
 use crate::resources::{Side, amount};
+pub use near::TooFew;
 
 /// One device, as its plugin tells.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,6 +39,7 @@ pub struct Grant {
 pub struct Ledger {
     resources: BTreeMap<String, BTreeMap<String, Device>>,
     grants: BTreeMap<Holder, BTreeMap<String, Grant>>,
+    promises: near::Promises,
 }
 
 /// What may be chosen from.
@@ -95,15 +99,12 @@ impl Ledger {
 
     /// What `holder` may get of the resource.
     pub fn offer(&self, resource: &str, holder: &Holder, spec: &PodSpec) -> Offer {
-        let is_init = |name: &str| {
-            containers(spec).any(|entry| entry.container.name == name && entry.kind == ContainerKind::Init)
-        };
-        let mut taken = BTreeSet::new();
+        let mut taken = self.promised_to_others(resource, holder, spec);
         let mut own = BTreeSet::new();
         for (other, grants) in &self.grants {
             let Some(grant) = grants.get(resource) else { continue };
             // Of the same pod: one that has ended when this one starts.
-            let hands_over = other.0 == holder.0 && other.1 != holder.1 && is_init(&other.1);
+            let hands_over = other.0 == holder.0 && other.1 != holder.1 && is_init(spec, &other.1);
             if hands_over { own.extend(grant.ids.clone()) } else { taken.extend(grant.ids.clone()) }
         }
         let healthy = |id: &&String| {
@@ -121,6 +122,9 @@ impl Ledger {
 
     /// Gives devices to a container.
     pub fn grant(&mut self, holder: Holder, resource: &str, grant: Grant) {
+        if let Some(promises) = self.promises.get_mut(&holder) {
+            promises.remove(resource);
+        }
         self.grants.entry(holder).or_default().insert(resource.to_owned(), grant);
     }
 
@@ -148,10 +152,16 @@ impl Ledger {
 
     /// The pod is over; whether it had anything.
     pub fn release(&mut self, pod_uid: &str) -> bool {
+        self.take_back(pod_uid);
         let before = self.grants.len();
         self.grants.retain(|(uid, _), _| uid != pod_uid);
         before != self.grants.len()
     }
+}
+
+/// Whether a container of the pod ends before the others start.
+fn is_init(spec: &PodSpec, name: &str) -> bool {
+    containers(spec).any(|entry| entry.container.name == name && entry.kind == ContainerKind::Init)
 }
 
 impl Offer {
@@ -227,6 +237,48 @@ mod tests {
         assert_eq!(give(&mut ledger, holder("p", "side"), 2).unwrap(), ["d0", "d1"]);
         assert_eq!(give(&mut ledger, holder("p", "a"), 2).unwrap(), ["d2", "d3"]);
         assert_eq!(give(&mut ledger, holder("q", "a"), 1), None);
+    }
+
+    #[test]
+    fn what_is_promised_is_near_and_nobody_elses() {
+        let mut ledger = Ledger::default();
+        let device = |node: i64| Device { healthy: true, nodes: vec![node] };
+        let all = [("a", 0), ("b", 0), ("c", 1), ("d", 1), ("e", 1)];
+        ledger
+            .set_devices(RESOURCE, all.iter().map(|(id, node)| ((*id).to_owned(), device(*node))).collect());
+        let (spec, nodes) = (spec(), [0, 1].into_iter().collect());
+        let container = &spec.containers[0];
+        let hinted = |ledger: &Ledger, uid: &str| {
+            let hints = ledger.hints(&holder(uid, "a"), container, &spec, nodes).remove(0).unwrap();
+            let text = hints.iter().map(|hint| (hint.nodes.unwrap().to_string(), hint.preferred));
+            text.collect::<Vec<_>>()
+        };
+        let told = |all: &[(&str, bool)]| {
+            all.iter().map(|(nodes, preferred)| ((*nodes).to_owned(), *preferred)).collect::<Vec<_>>()
+        };
+        assert_eq!(hinted(&ledger, "p"), told(&[("0", true), ("1", true), ("0-1", false)]));
+        let near = Some([1].into_iter().collect());
+        ledger.promise(&holder("p", "a"), container, &spec, near).unwrap();
+        assert_eq!(hinted(&ledger, "p"), told(&[("1", true), ("0-1", false)]), "what it was promised");
+        assert_eq!(hinted(&ledger, "q"), told(&[("0", true), ("0-1", false)]));
+        let offer = ledger.offer(RESOURCE, &holder("q", "a"), &spec);
+        assert_eq!(offer.available.iter().collect::<Vec<_>>(), ["a", "b", "e"]);
+        // An init container of the same pod may have them before.
+        assert_eq!(ledger.offer(RESOURCE, &holder("p", "init"), &spec).available.len(), 5);
+        assert_eq!(ledger.offer(RESOURCE, &holder("p", "side"), &spec).available.len(), 3);
+        let offer = ledger.offer(RESOURCE, &holder("p", "a"), &spec);
+        let (ids, alike) = ledger.promised(RESOURCE, &holder("p", "a"), &offer).unwrap();
+        assert_eq!(ids.iter().collect::<Vec<_>>(), ["c", "d"]);
+        assert_eq!(
+            alike.available.iter().collect::<Vec<_>>(),
+            ["c", "d", "e"],
+            "its plugin may prefer another"
+        );
+        ledger.promise(&holder("q", "a"), container, &spec, near).unwrap();
+        let error = ledger.promise(&holder("r", "a"), container, &spec, None).unwrap_err();
+        assert_eq!((error.requested, error.available), (2, 1));
+        ledger.release("p");
+        ledger.promise(&holder("r", "a"), container, &spec, None).unwrap();
     }
 
     #[test]

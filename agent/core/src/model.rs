@@ -146,11 +146,16 @@ pub enum RunState {
 
 /// What the agent knows beyond the CRI: its steps, failures and probe results.
 #[derive(Debug, Clone, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact by itself")]
 pub struct PodMemory {
     /// Pod cgroup.
     pub cgroup: Step,
     /// Volumes.
     pub volumes: Step,
+    /// ResourceClaims, made ready for the coming sandbox.
+    pub claims: Step,
+    /// The pod may have ResourceClaims that are to be undone.
+    pub claims_held: bool,
     /// Creation of the newest sandbox.
     pub sandbox: Step,
     /// Sandboxes that StopPodSandbox has succeeded for.
@@ -167,6 +172,8 @@ pub struct PodMemory {
     pub released: Released,
     /// The API has the last status.
     pub status_written: bool,
+    /// Its phase is final, whether or not the API has told us so.
+    pub over: bool,
 }
 
 /// What of a finished or terminating pod has been given back.
@@ -275,6 +282,8 @@ pub enum StepKey {
     Cgroup,
     /// Volumes mounted or torn down.
     Volumes,
+    /// ResourceClaims made ready or undone.
+    Claims,
     /// A sandbox made, stopped or removed.
     Sandbox,
     /// The image of a container.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
+use crate::memory_rules::{ContainerMemory, MemoryRules};
 use crate::resources::{Side, amount, pod_limit, pod_request, request};
 
 /// A pod's quality of service.
@@ -32,6 +33,8 @@ pub struct CgroupSettings {
     pub pids_limit: Option<u64>,
     /// Node memory in bytes, for oom scores.
     pub memory_capacity: u64,
+    /// What containers' memory gets beside its limit.
+    pub memory: MemoryRules,
 }
 
 /// A pod's cgroup and its values; `None` means unlimited or unset.
@@ -60,6 +63,8 @@ pub struct ContainerCgroup {
     pub memory_max: Option<u64>,
     /// oom_score_adj.
     pub oom_score_adj: i32,
+    /// Swap, throttling, and how the kernel ends it.
+    pub memory: ContainerMemory,
 }
 
 impl QosClass {
@@ -131,8 +136,10 @@ impl PodCgroup {
 }
 
 impl ContainerCgroup {
-    /// Values for one container of `spec`.
-    pub fn of(spec: &PodSpec, container: &Container, settings: &CgroupSettings) -> Self {
+    /// Values for one container of `pod`.
+    pub fn of(pod: &Pod, container: &Container, settings: &CgroupSettings) -> Self {
+        let default = PodSpec::default();
+        let spec = pod.spec.as_ref().unwrap_or(&default);
         let resources = container.resources.as_ref();
         let cpu_limit = amount(resources, Side::Limits, "cpu").filter(|milli| *milli > 0);
         let memory = amount(resources, Side::Limits, "memory").filter(|bytes| *bytes > 0);
@@ -141,6 +148,7 @@ impl ContainerCgroup {
             cpu_quota: cpu_limit.and_then(|milli| quota(milli, settings)),
             memory_max: memory.and_then(|bytes| u64::try_from(bytes).ok()),
             oom_score_adj: oom_score(spec, container, settings.memory_capacity),
+            memory: ContainerMemory::of(pod, container, &settings.memory, settings.memory_capacity),
         }
     }
 }
@@ -165,7 +173,8 @@ const MAX_SHARES: u64 = 262_144;
 /// The kernel refuses shorter quotas.
 const MIN_QUOTA_MICROS: u64 = 1000;
 
-fn shares(milli_cpu: i64) -> u64 {
+/// cpu.shares for thousandths of processors.
+pub fn shares(milli_cpu: i64) -> u64 {
     let milli_cpu = u64::try_from(milli_cpu).unwrap_or(0);
     (milli_cpu.saturating_mul(1024) / 1000).clamp(MIN_SHARES, MAX_SHARES)
 }
@@ -215,6 +224,7 @@ mod tests {
             cfs_period: Duration::from_millis(100),
             pids_limit: None,
             memory_capacity: 1 << 30,
+            memory: MemoryRules::default(),
         }
     }
 
@@ -244,8 +254,8 @@ mod tests {
         assert_eq!(values.cpu_shares, 256);
         assert_eq!(values.cpu_quota, Some((50_000, 100_000)));
         assert_eq!(values.memory_max, Some(512 << 20));
-        let spec = pod.spec.expect("spec");
-        assert_eq!(ContainerCgroup::of(&spec, &spec.containers[0], &settings()).oom_score_adj, 750);
+        let container = &pod.spec.as_ref().expect("spec").containers[0];
+        assert_eq!(ContainerCgroup::of(&pod, container, &settings()).oom_score_adj, 750);
     }
 
     #[test]

@@ -23,6 +23,7 @@ use super::follow::{self, Seen};
 use super::store::{Pair, Store};
 use crate::config::AgentConfig;
 use crate::files;
+use crate::pace::Pace;
 
 /// How the agent proves to the API server who it is. Clones share it.
 #[derive(Clone)]
@@ -31,6 +32,8 @@ pub struct Credentials {
     /// Whether the agent renews its own certificate; it is then kept there.
     own: Option<Store>,
     inner: Arc<RwLock<Client>>,
+    /// `kubeAPIQPS` and `kubeAPIBurst`.
+    pace: Option<Pace>,
     /// What the files held before they were loaded.
     seen: Seen,
 }
@@ -42,12 +45,14 @@ impl Credentials {
         let own = renews(config).then(|| client_store(config));
         let seen = Seen::of(&files_of(&kubeconfig, own.as_ref()));
         let client = build(&kubeconfig, own.as_ref()).await?;
-        Ok(Self { kubeconfig, own, inner: Arc::new(RwLock::new(client)), seen })
+        let pace = config.api_rate().map(Pace::new);
+        Ok(Self { kubeconfig, own, inner: Arc::new(RwLock::new(client)), pace, seen })
     }
 
     /// The client for everybody.
     pub fn client(&self) -> Client {
-        Client::new(Following(Arc::clone(&self.inner)), "default")
+        let following = Following { current: Arc::clone(&self.inner), pace: self.pace.clone() };
+        Client::new(following, "default")
     }
 
     /// Reads everything again; what cannot be used changes nothing.
@@ -90,7 +95,18 @@ impl Credentials {
 
 /// A client that is whatever client is the current one.
 #[derive(Clone)]
-struct Following(Arc<RwLock<Client>>);
+struct Following {
+    current: Arc<RwLock<Client>>,
+    pace: Option<Pace>,
+}
+
+/// Heartbeats must not wait for anything, and events have a pace of their own.
+fn is_paced(request: &Request<Body>) -> bool {
+    let path = request.uri().path();
+    let is_node_status = path.starts_with("/api/v1/nodes/") && path.ends_with("/status");
+    let is_event = path.starts_with("/api/v1/") && path.split('/').any(|part| part == "events");
+    !is_node_status && !is_event && !path.starts_with("/apis/coordination.k8s.io/")
+}
 
 impl tower::Service<Request<Body>> for Following {
     type Response = Response<Body>;
@@ -106,8 +122,15 @@ impl tower::Service<Request<Body>> for Following {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let client = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
-        Box::pin(async move { client.send(request).await })
+        let pace = self.pace.clone().filter(|_| is_paced(&request));
+        let current = Arc::clone(&self.current);
+        Box::pin(async move {
+            if let Some(pace) = pace {
+                pace.wait().await;
+            }
+            let client = current.read().unwrap_or_else(PoisonError::into_inner).clone();
+            client.send(request).await
+        })
     }
 }
 
@@ -171,4 +194,26 @@ async fn build(path: &Path, own: Option<&Store>) -> anyhow::Result<Client> {
 pub(super) async fn of_kubeconfig(kubeconfig: Kubeconfig) -> anyhow::Result<Client> {
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     Client::try_from(config).context("the API client cannot be made")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heartbeats_and_events_do_not_wait() {
+        let is_paced = |path: &str| is_paced(&Request::builder().uri(path).body(Body::empty()).unwrap());
+        for path in
+            ["/api/v1/namespaces/a/pods/b/status", "/api/v1/nodes/n", "/api/v1/namespaces/events-of/pods"]
+        {
+            assert!(is_paced(path), "{path}");
+        }
+        for path in [
+            "/api/v1/nodes/n/status",
+            "/api/v1/namespaces/default/events",
+            "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/n",
+        ] {
+            assert!(!is_paced(path), "{path}");
+        }
+    }
 }

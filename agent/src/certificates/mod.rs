@@ -37,7 +37,7 @@ pub struct Served {
 
 /// Directory of certificates that the agent makes or is given.
 pub fn directory(config: &AgentConfig) -> PathBuf {
-    config.keelson.root_dir.join("pki")
+    config.keelson.cert_dir.clone().unwrap_or_else(|| config.keelson.root_dir.join("pki"))
 }
 
 /// The serving certificate: of the configured files, read again when they change; else, with `serverTLSBootstrap`, one that

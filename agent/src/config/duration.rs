@@ -1,9 +1,10 @@
 //! Durations as Kubernetes configuration files write them (`1m30s`, `100ms`). Pure.
 
+use std::fmt;
 use std::time::Duration;
 
-use serde::Deserialize;
 use serde::de::Error as _;
+use serde::{Deserialize, Serialize};
 
 /// A `metav1.Duration`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -49,6 +50,36 @@ fn unit_seconds(unit: &str) -> Option<f64> {
     })
 }
 
+/// As Go writes it: `1m30s`, `100ms`, `0s`.
+impl fmt::Display for GoDuration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (seconds, nanos) = (self.0.as_secs(), self.0.subsec_nanos());
+        if seconds == 0 {
+            return match nanos {
+                0 => write!(f, "0s"),
+                1_000_000.. => write!(f, "{}ms", f64::from(nanos) / 1e6),
+                1000.. => write!(f, "{}µs", f64::from(nanos) / 1e3),
+                _ => write!(f, "{nanos}ns"),
+            };
+        }
+        let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
+        if hours > 0 {
+            write!(f, "{hours}h")?;
+        }
+        if seconds >= 60 {
+            write!(f, "{minutes}m")?;
+        }
+        let rest = u32::try_from(seconds % 60).unwrap_or(0);
+        write!(f, "{}s", f64::from(rest) + f64::from(nanos) / 1e9)
+    }
+}
+
+impl Serialize for GoDuration {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 impl<'de> Deserialize<'de> for GoDuration {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
@@ -68,6 +99,9 @@ mod tests {
             [("1m30s", 90_000), ("100ms", 100), ("0", 0), ("1.5h", 5_400_000), ("2m0s", 120_000)]
         {
             assert_eq!(GoDuration::parse(text), Some(GoDuration::from_millis(millis)), "{text}");
+        }
+        for text in ["0s", "100ms", "1.5s", "1m0s", "1m30s", "4h0m0s"] {
+            assert_eq!(GoDuration::parse(text).map(|read| read.to_string()).as_deref(), Some(text));
         }
         for text in ["", "5", "1x", "-1s", "s", "1 m"] {
             assert_eq!(GoDuration::parse(text), None, "{text}");

@@ -39,6 +39,15 @@ pub struct KeelsonConfig {
     /// `<rootDir>/pods/<uid>` and the agent's state.
     #[serde(default = "default_root_dir")]
     pub root_dir: PathBuf,
+    /// Certificates that the agent makes or is given; absent: `<rootDir>/pki`.
+    #[serde(default)]
+    pub cert_dir: Option<PathBuf>,
+    /// Whether the agent sets the kernel's settings that `protectKernelDefaults` is about, where that is off.
+    #[serde(default = "yes")]
+    pub set_kernel_defaults: bool,
+    /// `external`: a controller of the node's provider makes the node ready for pods, and knows its addresses.
+    #[serde(default)]
+    pub cloud_provider: String,
     /// Directory of the log links.
     #[serde(default = "default_log_links")]
     pub container_log_links_dir: PathBuf,

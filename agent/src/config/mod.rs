@@ -1,75 +1,66 @@
 //! The agent's configuration: `KubeletConfiguration` v1beta1 plus a `keelson:` section.
 //!
-//! Input: a YAML or JSON file. Output: [`AgentConfig`], complete and checked. Unknown fields are errors that name
-//! the field; fields that upstream knows and the agent does not act on yet are accepted and listed in
-//! [`AgentConfig::ignored`], so that a stock file works. Nothing here touches the node.
+//! Input: a YAML or JSON file, drop-ins, and what the command line says. Output: [`AgentConfig`], complete and checked. Unknown
+//! fields are errors that name the field; fields that upstream knows and that change nothing here are accepted and listed in
+//! [`AgentConfig::ignored`] with the reason, so that a stock file works. Nothing here changes the node.
+//!
+//! Reading order: [`AgentConfig`], then the groups of fields beside it; [`load`] is how they come about.
 
+mod access;
+mod alone;
+mod clients;
 mod cpus;
 mod defaults;
 mod duration;
+mod gate_names;
+pub mod gates;
+mod inert;
 mod keelson;
 mod known;
+mod load;
+mod logging;
+mod machine;
+mod numa;
 mod sections;
+mod serving;
+mod shutdown;
 mod upkeep;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use agent_core::resources::{milli, whole};
-use agent_core::shutdown::{Group, groups};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::sources::pods::StaticSource;
 use crate::sources::static_url;
 
+pub use access::{Authentication, Authorization, Enabled, Webhook, WebhookAuthorization, X509Authentication};
+pub use clients::ClientSettings;
 use defaults::{
     any_address, default_cgroup_driver, default_cluster_domain, default_endpoint, default_healthz_port,
     default_lease_seconds, default_max_pods, default_pod_logs_dir, default_port, default_quota_period,
     default_resolv_conf, localhost, no_limit, root_path, ten_seconds, twenty_seconds, two_minutes, yes,
 };
 pub use duration::GoDuration;
+pub use inert::InertSettings;
 pub use keelson::{
     CniConfig, ForwardingMode, KeelsonConfig, MasqueradeConfig, NetworkSection, ProxySection, ShortcutMode,
     UnderlaySection, XdpMode,
 };
+pub use load::{ConfigError, Ignored, Source};
+pub use logging::LoggingSettings;
+pub use machine::{MachineSettings, Reserved, ReservedCgroup};
+pub use numa::MemoryReservation;
 pub use sections::{CrashLoopBackOff, UserNamespaces};
+pub use serving::{ServingSettings, TlsRules};
+pub use shutdown::ShutdownGroup;
 pub use upkeep::{EvictionConfig, ImageGcConfig, LogRotationConfig};
 
-/// Why a configuration is refused.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("cannot read configuration {path}")]
-    Read {
-        /// File.
-        path: PathBuf,
-        /// Cause.
-        #[source]
-        source: std::io::Error,
-    },
-    /// Not YAML, a wrong type, or an unknown field.
-    #[error("configuration {path}")]
-    Parse {
-        /// File.
-        path: PathBuf,
-        /// Cause, naming the field.
-        #[source]
-        source: serde_norway::Error,
-    },
-    /// Values that parse and cannot work.
-    #[error("configuration {path}: {}", problems.join("; "))]
-    Invalid {
-        /// File.
-        path: PathBuf,
-        /// One sentence each.
-        problems: Vec<String>,
-    },
-}
-
 /// Everything the agent is told from outside.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(clippy::struct_excessive_bools, reason = "the switches are KubeletConfiguration's")]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AgentConfig {
@@ -179,13 +170,28 @@ pub struct AgentConfig {
     /// Options of the policy `static`.
     #[serde(default)]
     pub cpu_manager_policy_options: BTreeMap<String, String>,
+    /// `none`, `best-effort`, `restricted` or `single-numa-node`.
+    #[serde(default)]
+    pub topology_manager_policy: String,
+    /// `container` or `pod`.
+    #[serde(default)]
+    pub topology_manager_scope: String,
+    /// Options of the policy.
+    #[serde(default)]
+    pub topology_manager_policy_options: BTreeMap<String, String>,
+    /// `None` or `Static`.
+    #[serde(default)]
+    pub memory_manager_policy: String,
+    /// What pods cannot have of each NUMA node's memory.
+    #[serde(default)]
+    pub reserved_memory: Vec<MemoryReservation>,
     /// Pods with users of their own.
     #[serde(default)]
     pub user_namespaces: UserNamespaces,
     /// How often containers' processors are looked after, beside at changes.
     #[serde(default = "ten_seconds")]
     pub cpu_manager_reconcile_period: GoDuration,
-    /// What is held to its share of the node: `pods`, or nothing (`none`).
+    /// What is held to its share of the node; absent: `pods`.
     #[serde(default)]
     pub enforce_node_allocatable: Option<Vec<String>>,
     /// RuntimeDefault seccomp for containers that say nothing.
@@ -281,105 +287,33 @@ pub struct AgentConfig {
     /// exec, attach, port-forward, logs and run are served.
     #[serde(default = "yes")]
     pub enable_debugging_handlers: bool,
+    /// Features of Kubernetes, on or off.
+    #[serde(default)]
+    pub feature_gates: BTreeMap<String, bool>,
+    /// What goes to the log.
+    #[serde(default)]
+    pub logging: LoggingSettings,
+    /// The machine and the agent's own process.
+    #[serde(flatten)]
+    pub machine: MachineSettings,
+    /// The server of the kubelet API.
+    #[serde(flatten)]
+    pub serving: ServingSettings,
+    /// Requests that the agent makes.
+    #[serde(flatten)]
+    pub clients: ClientSettings,
+    /// What changes nothing here.
+    #[serde(flatten)]
+    pub inert: InertSettings,
     /// Keelson's own settings.
+    #[serde(skip_serializing)]
     pub keelson: KeelsonConfig,
-    /// Fields of the file that the agent knows and does not act on.
+    /// Fields of the file that are known and change nothing.
     #[serde(skip)]
-    pub ignored: Vec<String>,
-}
-
-/// An entry of `shutdownGracePeriodByPodPriority`.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct ShutdownGroup {
-    /// The lowest priority of its pods.
-    pub priority: i32,
-    /// Seconds that they may take.
-    pub shutdown_grace_period_seconds: i64,
-}
-
-/// `authentication`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Authentication {
-    /// Client certificates.
-    pub x509: X509Authentication,
-    /// Anonymous requests.
-    pub anonymous: Enabled,
-    /// Bearer tokens by TokenReview.
-    pub webhook: Webhook,
-}
-
-/// `authentication.x509`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct X509Authentication {
-    /// CA of client certificates; empty switches them off.
-    #[serde(rename = "clientCAFile")]
-    pub client_ca_file: PathBuf,
-}
-
-/// An on/off switch.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Enabled {
-    /// On or off.
-    pub enabled: bool,
-}
-
-/// `authentication.webhook`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Webhook {
-    /// On or off.
-    pub enabled: bool,
-    /// How long an answer is kept.
-    #[serde(rename = "cacheTTL")]
-    pub cache_ttl: Option<GoDuration>,
-}
-
-/// `authorization`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Authorization {
-    /// `Webhook` or `AlwaysAllow`.
-    pub mode: String,
+    pub ignored: Vec<Ignored>,
 }
 
 impl AgentConfig {
-    /// Reads, parses and checks `path`.
-    pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(path, &text)
-    }
-
-    /// Parses and checks `text`; `path` is for messages only.
-    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let parse_error = |source| ConfigError::Parse { path: path.to_owned(), source };
-        let mut document: serde_norway::Mapping = serde_norway::from_str(text).map_err(parse_error)?;
-        let mut ignored = Vec::new();
-        for field in known::NOT_ACTED_ON {
-            if document.shift_remove(*field).is_some() {
-                ignored.push((*field).to_owned());
-            }
-        }
-        // Parsed from text again where nothing was removed, because only then errors carry line numbers.
-        let parsed: Result<Self, _> = if ignored.is_empty() {
-            serde_norway::from_str(text)
-        } else {
-            serde_norway::from_value(serde_norway::Value::Mapping(document))
-        };
-        let mut config = parsed.map_err(parse_error)?;
-        config.ignored = ignored;
-        let problems = config.problems();
-        if problems.is_empty() {
-            Ok(config)
-        } else {
-            Err(ConfigError::Invalid { path: path.to_owned(), problems })
-        }
-    }
-
     /// Socket path of the CRI runtime service.
     pub fn runtime_socket(&self) -> PathBuf {
         socket_path(&self.container_runtime_endpoint)
@@ -400,53 +334,6 @@ impl AgentConfig {
             (None, true) => 1,
             (None, false) => 5,
         }
-    }
-
-    /// Which pods end together when the node goes down, and how long they may take; none: they are not waited for.
-    pub fn shutdown_groups(&self) -> Vec<Group> {
-        let by_priority = self
-            .shutdown_grace_period_by_pod_priority
-            .iter()
-            .map(|group| Group { priority: group.priority, seconds: group.shutdown_grace_period_seconds });
-        if !self.shutdown_grace_period_by_pod_priority.is_empty() {
-            return by_priority.collect();
-        }
-        let seconds = |period: GoDuration| i64::try_from(period.0.as_secs()).unwrap_or(i64::MAX);
-        groups(seconds(self.shutdown_grace_period), seconds(self.shutdown_grace_period_critical_pods))
-    }
-
-    fn shutdown_problems(&self) -> Vec<String> {
-        let (total, critical) = (self.shutdown_grace_period.0, self.shutdown_grace_period_critical_pods.0);
-        let by_priority = &self.shutdown_grace_period_by_pod_priority;
-        let mut problems = Vec::new();
-        if critical > total {
-            problems.push(format!(
-                "shutdownGracePeriodCriticalPods {critical:?} must not be longer than shutdownGracePeriod {total:?}"
-            ));
-        }
-        let second = std::time::Duration::from_secs(1);
-        for (field, period) in [("shutdownGracePeriod", total), ("shutdownGracePeriodCriticalPods", critical)]
-        {
-            if !period.is_zero() && period < second {
-                problems.push(format!("{field} {period:?} must be 0 or at least 1s"));
-            }
-        }
-        let has_periods = !total.is_zero() || !critical.is_zero();
-        if !by_priority.is_empty() && has_periods {
-            problems.push(
-                "shutdownGracePeriodByPodPriority and shutdownGracePeriod exclude each other".to_owned(),
-            );
-        }
-        for (place, group) in by_priority.iter().enumerate() {
-            let field = format!("shutdownGracePeriodByPodPriority[{place}]");
-            if group.shutdown_grace_period_seconds < 0 {
-                problems.push(format!("{field}.shutdownGracePeriodSeconds must be 0 or more"));
-            }
-            if by_priority.iter().take(place).any(|other| other.priority == group.priority) {
-                problems.push(format!("{field}.priority {} is there twice", group.priority));
-            }
-        }
-        problems
     }
 
     /// What is reserved of a resource for the system and for Kubernetes; thousandths of `cpu`.
@@ -521,20 +408,15 @@ impl AgentConfig {
         if self.is_standalone() {
             problems.extend(self.standalone_problems());
         }
-        for name in self.enforce_node_allocatable.iter().flatten() {
-            match name.as_str() {
-                "pods" | "none" | "" => {}
-                "system-reserved"
-                | "kube-reserved"
-                | "system-reserved-compressible"
-                | "kube-reserved-compressible" => problems.push(format!(
-                    "enforceNodeAllocatable {name:?} is not supported: only pods are held to their share"
-                )),
-                _ => problems.push(format!("enforceNodeAllocatable {name:?}: expected pods or none")),
-            }
-        }
+        problems.extend(self.machine_problems());
+        problems.extend(self.serving.problems(self));
+        problems.extend(self.client_problems());
+        problems.extend(self.inert.problems(self));
+        problems.extend(self.logging.problems(self));
+        problems.extend(self.gate_problems());
         problems.extend(self.shutdown_problems());
         problems.extend(self.cpu_problems());
+        problems.extend(self.numa_problems());
         problems.extend(self.user_namespaces.problem());
         problems.extend(LogRotationConfig::of(self).err().into_iter().flatten());
         problems.extend(ImageGcConfig::of(self).err().into_iter().flatten());
@@ -542,46 +424,14 @@ impl AgentConfig {
         if !self.static_pod_path.as_os_str().is_empty() && !self.static_pod_path.is_absolute() {
             problems.push(format!("staticPodPath {} is not absolute", self.static_pod_path.display()));
         }
+        if !matches!(self.keelson.cloud_provider.as_str(), "" | "external") {
+            let given = &self.keelson.cloud_provider;
+            problems.push(format!("keelson.cloudProvider {given:?}: expected external, or nothing"));
+        }
         for (field, dir) in [("podLogsDir", &self.pod_logs_dir), ("keelson.rootDir", &self.keelson.root_dir)]
         {
             if !dir.is_absolute() {
                 problems.push(format!("{field} {} is not absolute", dir.display()));
-            }
-        }
-        problems
-    }
-}
-
-impl AgentConfig {
-    /// What cannot work where there is no API server.
-    fn standalone_problems(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        let without = "keelson.kubeconfig is not given: the node stands alone, and";
-        if !self.keelson.kubelet {
-            problems.push(format!("{without} keelson.kubelet: false leaves nothing to do"));
-        }
-        if self.bootstraps() {
-            problems.push(format!(
-                "{without} keelson.bootstrapKubeconfig does not say where to keep what it leads to: name the file in \
-                 keelson.kubeconfig"
-            ));
-        }
-        let proxy = self.keelson.proxy.as_ref().is_some_and(|section| section.enabled);
-        let network = self.keelson.network.as_ref().is_some_and(|section| section.enabled);
-        for (field, is_on) in [("keelson.proxy", proxy), ("keelson.network", network)] {
-            if is_on {
-                problems.push(format!("{without} {field} has nobody to tell it of services and nodes"));
-            }
-        }
-        if !self.pod_cidr.is_empty() {
-            for range in self.pod_cidr.split(',') {
-                let parts = range.split_once('/');
-                let is_good = parts.is_some_and(|(address, length)| {
-                    address.parse::<IpAddr>().is_ok() && length.parse::<u8>().is_ok()
-                });
-                if !is_good {
-                    problems.push(format!("podCIDR {range:?} is not an address range, as 10.88.0.0/24"));
-                }
             }
         }
         problems

@@ -1,11 +1,11 @@
 //! Sections of the configuration with a field or two.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::GoDuration;
 
 /// `userNamespaces`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct UserNamespaces {
     /// Ids of one pod, a multiple of 65536.
@@ -27,7 +27,7 @@ impl Default for UserNamespaces {
 }
 
 /// `crashLoopBackOff`.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct CrashLoopBackOff {
     /// 1 s to 300 s.

@@ -10,14 +10,15 @@ mod pod_resources;
 mod server;
 mod wire;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use agent_core::devices::{Device, Grant, Holder, Ledger};
+use agent_core::devices::{Device, Grant, Holder, Ledger, Offer, TooFew};
+use agent_core::numa::{Hints, Nodes};
 use anyhow::Context as _;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use prost::Message as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +31,8 @@ use self::wire::{
     PreferredContainer, PreferredRequest, PreferredResponse, RegisterRequest,
 };
 use crate::contracts::PodLookup;
+use crate::dra::Dra;
+use crate::numa::Numa;
 
 /// Deadline of a call to a plugin.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -107,6 +110,7 @@ impl Devices {
         self,
         root_dir: PathBuf,
         pods: Arc<dyn PodLookup>,
+        (numa, claims): (Numa, Dra),
         cancel: CancellationToken,
     ) -> anyhow::Result<()> {
         let directory = self.0.directory.clone();
@@ -117,7 +121,7 @@ impl Devices {
         let plugins = self.0.directory.join("kubelet.sock");
         let resources = root_dir.join("pod-resources/kubelet.sock");
         let registration = server::Registration(self.clone());
-        let lister = server::PodResourcesLister(self, pods);
+        let lister = server::PodResourcesLister { devices: self, pods, numa, claims };
         tokio::try_join!(
             server::serve(&plugins, registration, cancel.clone()),
             server::serve(&resources, lister, cancel),
@@ -191,13 +195,7 @@ impl Devices {
         let spec = pod.spec.clone().unwrap_or_default();
         let (channel, options) =
             self.plugin(resource).ok_or_else(|| format!("no device plugin is registered for {resource}"))?;
-        let offer = self.state().ledger.offer(resource, holder, &spec);
-        let mut ids = offer.choose(count).ok_or_else(|| {
-            format!(
-                "requested number of devices unavailable for {resource}. Requested: {count}, Available: {}",
-                offer.available.len()
-            )
-        })?;
+        let (mut ids, offer) = self.to_choose_from(resource, holder, &spec, count)?;
         if options.get_preferred_allocation_available {
             let must_include = offer.own.iter().take(usize::try_from(count).unwrap_or(usize::MAX));
             let request = PreferredRequest {
@@ -223,6 +221,53 @@ impl Devices {
         let answer = answer.containers.into_iter().next().unwrap_or_default().encode_to_vec();
         self.state().ledger.grant(holder.clone(), resource, Grant { ids, answer });
         Ok(())
+    }
+
+    /// Devices that would do, and those that a plugin may prefer to them.
+    fn to_choose_from(
+        &self,
+        resource: &str,
+        holder: &Holder,
+        spec: &PodSpec,
+        count: u64,
+    ) -> Result<(BTreeSet<String>, Offer), String> {
+        let state = self.state();
+        let offer = state.ledger.offer(resource, holder, spec);
+        if let Some(promised) = state.ledger.promised(resource, holder, &offer) {
+            return Ok(promised);
+        }
+        let available = offer.available.len();
+        let too_few = || TooFew { resource: resource.to_owned(), requested: count, available }.to_string();
+        Ok((offer.choose(count).ok_or_else(too_few)?, offer))
+    }
+
+    /// The NUMA nodes, of all that there are, that could give a container its devices, or, without one, all of the pod's.
+    pub fn hints(&self, pod: &Pod, container: Option<&Container>, all: Nodes) -> Vec<Hints> {
+        let Some(spec) = &pod.spec else { return Vec::new() };
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let state = self.state();
+        match container {
+            Some(container) => state.ledger.hints(&(uid, container.name.clone()), container, spec, all),
+            None => state.ledger.hints_of_pod(&uid, spec, all),
+        }
+    }
+
+    /// Promises a container its devices, those near some NUMA nodes before others.
+    pub fn promise(&self, pod: &Pod, container: &Container, near: Option<Nodes>) -> Result<(), String> {
+        let Some(spec) = &pod.spec else { return Ok(()) };
+        let holder = (pod.metadata.uid.clone().unwrap_or_default(), container.name.clone());
+        let promised = self.state().ledger.promise(&holder, container, spec, near);
+        promised.map_err(|problem| problem.to_string())
+    }
+
+    /// The pod was not admitted: what it was promised is free.
+    pub fn take_back(&self, pod_uid: &str) {
+        self.state().ledger.take_back(pod_uid);
+    }
+
+    /// Whether one of the pod's containers has devices.
+    pub fn has(&self, pod_uid: &str) -> bool {
+        self.state().ledger.has(pod_uid)
     }
 
     /// Tells plugins that want to know before each start of a container.

@@ -12,6 +12,8 @@ use tonic::server::NamedService;
 use super::wire::{self, Empty, GetRequest, GetResponse, PodResourcesList, RegisterRequest};
 use super::{Devices, pod_resources};
 use crate::contracts::PodLookup;
+use crate::dra::Dra;
+use crate::numa::Numa;
 pub(super) use crate::plugins::socket::{answer as unary, serve, unimplemented};
 
 /// `v1beta1.Registration`.
@@ -47,7 +49,12 @@ impl tower::Service<http::Request<Body>> for Registration {
 
 /// `v1.PodResourcesLister`.
 #[derive(Clone)]
-pub(super) struct PodResourcesLister(pub(super) Devices, pub(super) Arc<dyn PodLookup>);
+pub(super) struct PodResourcesLister {
+    pub(super) devices: Devices,
+    pub(super) pods: Arc<dyn PodLookup>,
+    pub(super) numa: Numa,
+    pub(super) claims: Dra,
+}
 
 impl NamedService for PodResourcesLister {
     const NAME: &'static str = "v1.PodResourcesLister";
@@ -63,24 +70,24 @@ impl tower::Service<http::Request<Body>> for PodResourcesLister {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let (devices, pods) = (self.0.clone(), Arc::clone(&self.1));
+        let lister = self.clone();
         async move {
             Ok(match request.uri().path() {
                 wire::LIST => {
                     let list = move |_: Empty| async move {
-                        Ok(PodResourcesList { pods: pod_resources::list(&devices, &pods.pods()) })
+                        Ok(PodResourcesList { pods: pod_resources::list(&lister) })
                     };
                     unary(request, list).await
                 }
                 wire::GET => {
                     let get = move |wanted: GetRequest| async move {
-                        let pod = pod_resources::get(&devices, &pods.pods(), &wanted)?;
+                        let pod = pod_resources::get(&lister, &wanted)?;
                         Ok(GetResponse { pod: Some(pod) })
                     };
                     unary(request, get).await
                 }
                 wire::ALLOCATABLE => {
-                    let allocatable = move |_: Empty| async move { Ok(pod_resources::allocatable(&devices)) };
+                    let allocatable = move |_: Empty| async move { Ok(pod_resources::allocatable(&lister)) };
                     unary(request, allocatable).await
                 }
                 _ => unimplemented(),

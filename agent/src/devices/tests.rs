@@ -20,6 +20,7 @@ use super::wire::{
     PodResourcesList, Topology,
 };
 use super::*;
+use crate::config::AgentConfig;
 use crate::contracts::{ContainerRef, LookupError};
 
 const TEST_DEADLINE: Duration = Duration::from_secs(20);
@@ -213,7 +214,15 @@ async fn start(
 ) -> (Devices, CancellationToken, JoinHandle<anyhow::Result<()>>) {
     let cancel = CancellationToken::new();
     let devices = Devices::load(root, cancel.clone());
-    let run = tokio::spawn(devices.clone().run(root.to_owned(), Arc::new(Pods(pods)), cancel.clone()));
+    let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\ntlsCertFile: /c\n\
+                tlsPrivateKeyFile: /k\nkeelson: {nodeName: n1, nodeIP: 192.0.2.1, kubeconfig: /kc}\n";
+    let config = AgentConfig::parse(Path::new("test"), text).unwrap();
+    let numa = Numa::load(&config, 1 << 30, devices.clone()).unwrap();
+    let client = crate::sources::offline::client();
+    let objects = Arc::new(crate::sources::objects::Objects::new(client.clone()));
+    let claims = Dra::load(crate::dra::DraSettings::new(root, "n1"), objects, client);
+    let both = (numa, claims);
+    let run = tokio::spawn(devices.clone().run(root.to_owned(), Arc::new(Pods(pods)), both, cancel.clone()));
     let begin = Instant::now();
     loop {
         let kubelet = wire::channel(root.join("device-plugins/kubelet.sock"));

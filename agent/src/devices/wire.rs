@@ -179,6 +179,48 @@ pub(super) struct ContainerResources {
     pub(super) devices: Vec<ContainerDevices>,
     #[prost(int64, repeated, tag = "3")]
     pub(super) cpu_ids: Vec<i64>,
+    #[prost(message, repeated, tag = "4")]
+    pub(super) memory: Vec<ContainerMemory>,
+    #[prost(message, repeated, tag = "5")]
+    pub(super) dynamic_resources: Vec<DynamicResource>,
+}
+
+/// What a container has of one ResourceClaim.
+#[allow(clippy::struct_field_names, reason = "as the API has them")]
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct DynamicResource {
+    #[prost(string, tag = "2")]
+    pub(super) claim_name: String,
+    #[prost(string, tag = "3")]
+    pub(super) claim_namespace: String,
+    #[prost(message, repeated, tag = "4")]
+    pub(super) claim_resources: Vec<ClaimResource>,
+}
+
+/// One device of it.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct ClaimResource {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) cdi_devices: Vec<CdiDevice>,
+    #[prost(string, tag = "2")]
+    pub(super) driver_name: String,
+    #[prost(string, tag = "3")]
+    pub(super) pool_name: String,
+    #[prost(string, tag = "4")]
+    pub(super) device_name: String,
+    #[prost(string, optional, tag = "5")]
+    pub(super) share_id: Option<String>,
+}
+
+/// Memory of one kind, on one or more NUMA nodes.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct ContainerMemory {
+    #[prost(string, tag = "1")]
+    pub(super) memory_type: String,
+    #[prost(uint64, tag = "2")]
+    pub(super) size: u64,
+    #[prost(message, optional, tag = "3")]
+    pub(super) topology: Option<Topology>,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -211,4 +253,6 @@ pub(super) struct AllocatableResponse {
     pub(super) devices: Vec<ContainerDevices>,
     #[prost(int64, repeated, tag = "2")]
     pub(super) cpu_ids: Vec<i64>,
+    #[prost(message, repeated, tag = "3")]
+    pub(super) memory: Vec<ContainerMemory>,
 }

@@ -20,6 +20,7 @@ use tracing::{debug, info, warn};
 use series::{Decision, SeriesTable};
 
 use crate::chain::chain;
+use crate::pace::Pace;
 
 /// Facts waiting to be written.
 const QUEUE: usize = 512;
@@ -132,11 +133,12 @@ pub fn pod_reference(pod: &Pod, container: Option<&str>) -> ObjectReference {
     }
 }
 
-/// Writes facts until `cancel`, or until every recorder is gone.
+/// Writes facts until `cancel`, or until every recorder is gone; no faster than `pace`.
 pub async fn run(
     client: Client,
     node_name: String,
     mut facts: mpsc::Receiver<Fact>,
+    pace: Option<Pace>,
     cancel: CancellationToken,
 ) {
     let mut table = SeriesTable::default();
@@ -154,13 +156,20 @@ pub async fn run(
         // Cancel-safe: a write that is cut off has at worst made the event.
         let written = tokio::select! {
             () = cancel.cancelled() => return,
-            written = write(&client, &node_name, &fact, &decision) => written,
+            written = paced(pace.as_ref(), write(&client, &node_name, &fact, &decision)) => written,
         };
         if let Err(error) = written {
             table.forget(&fact);
             warn!(reason = %fact.reason, error = %error, "event not written");
         }
     }
+}
+
+async fn paced<T>(pace: Option<&Pace>, write: impl Future<Output = T>) -> T {
+    if let Some(pace) = pace {
+        pace.wait().await;
+    }
+    write.await
 }
 
 /// Logs facts until `cancel`, where there is no API server to write them to.

@@ -6,24 +6,56 @@
 
 pub mod cgroups;
 pub(crate) mod descriptors;
+pub mod kernel_memory;
 pub mod log_links;
 pub mod memory;
 pub(crate) mod mount_table;
+mod own;
+pub mod requirements;
 pub mod stall;
 pub mod stats;
 mod sys;
+mod tunables;
 pub mod usage;
 pub mod volumes;
 
 pub(crate) use self::sys::on_readable;
 
+use std::path::Path;
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use kube::Client;
+use tracing::info;
 
 use crate::config::AgentConfig;
 use crate::contracts::{Host, ObjectSource};
 use crate::csi::Csi;
+
+/// Makes this process and the machine what the configuration wants them to be, before anything runs.
+pub fn prepare(config: &AgentConfig) -> anyhow::Result<()> {
+    let machine = &config.machine;
+    own::set_oom_score(machine.oom_score_adj);
+    own::allow_open_files(u64::try_from(machine.max_open_files).unwrap_or(0));
+    if !machine.protect_kernel_defaults && config.keelson.set_kernel_defaults {
+        tunables::set(Path::new(tunables::ROOT));
+    }
+    for cgroup in config.reserved_cgroups() {
+        let (whose, path) = (cgroup.whose, &cgroup.path);
+        cgroups::others::hold(&cgroup)
+            .with_context(|| format!("failed to enforce {whose} reserved cgroup limits on {path:?}"))?;
+        info!("updated limits on {whose} reserved cgroup {path}");
+    }
+    if !machine.kubelet_cgroups.is_empty() {
+        cgroups::others::join(&machine.kubelet_cgroups)
+            .with_context(|| format!("kubeletCgroups {:?} cannot be joined", machine.kubelet_cgroups))?;
+    }
+    if !machine.system_cgroups.is_empty() {
+        cgroups::others::gather_system(&machine.system_cgroups)
+            .with_context(|| format!("systemCgroups {:?} cannot be filled", machine.system_cgroups))?;
+    }
+    Ok(())
+}
 
 /// Everything of this module that the pod loop needs, for this configuration.
 ///

@@ -5,9 +5,14 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+/// Where the kernel shows it.
+pub(crate) const TABLE: &str = "/proc/self/mountinfo";
+
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mount {
+    /// Number of the file system's device: `8:16`.
+    pub(crate) device: String,
     /// Directory of the file system that is shown.
     pub(crate) root: PathBuf,
     /// Where.
@@ -20,7 +25,7 @@ pub(crate) struct Mount {
 
 /// Every mount, in order.
 pub(crate) fn read() -> io::Result<Vec<Mount>> {
-    Ok(parse(&std::fs::read_to_string("/proc/self/mountinfo")?))
+    Ok(parse(&std::fs::read_to_string(TABLE)?))
 }
 
 /// Mount points at or below `dir`, the newest first: the order to unmount in.
@@ -49,11 +54,12 @@ pub(crate) fn parse(text: &str) -> Vec<Mount> {
 
 fn parse_line(line: &str) -> Option<Mount> {
     let (mount, file_system) = line.split_once(" - ")?;
-    let mut fields = mount.split(' ').skip(3);
-    let (root, mount_point) = (fields.next()?, fields.next()?);
+    let mut fields = mount.split(' ').skip(2);
+    let (device, root, mount_point) = (fields.next()?, fields.next()?, fields.next()?);
     let mut fields = file_system.split(' ');
     let (fs_type, _source) = (fields.next()?, fields.next()?);
     Some(Mount {
+        device: device.to_owned(),
         root: unescape(root),
         point: unescape(mount_point),
         fs_type: fs_type.to_owned(),
@@ -92,6 +98,7 @@ mod tests {
         );
         assert_eq!(mounts.len(), 2);
         assert_eq!((mounts[0].fs_type.as_str(), mounts[0].root.as_path()), ("ext3", Path::new("/mnt1")));
+        assert_eq!((mounts[0].device.as_str(), mounts[1].device.as_str()), ("98:0", "0:5"));
         assert_eq!(mounts[1].point, Path::new("/a b\\"));
         assert_eq!(mounts[1].super_options, "rw,size=4k");
     }

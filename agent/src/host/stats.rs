@@ -40,6 +40,10 @@ pub struct MemoryFigures {
     pub working_set: u64,
     /// Anonymous memory.
     pub rss: u64,
+    /// Swap.
+    pub swap: u64,
+    /// … that is free.
+    pub swap_free: u64,
 }
 
 impl MemoryFigures {
@@ -202,6 +206,8 @@ fn memory(meminfo: &str) -> MemoryFigures {
         usage,
         working_set: usage.saturating_sub(bytes("Inactive(file):")),
         rss: bytes("AnonPages:"),
+        swap: bytes("SwapTotal:"),
+        swap_free: bytes("SwapFree:"),
     }
 }
 
@@ -246,8 +252,10 @@ mod tests {
     fn kernel_files_are_understood() {
         let stat = "cpu  100 0 50 1000 30 5 5 40 0 0\ncpu0 1 1\nbtime 1700000000\n";
         assert_eq!(cpu_used(stat, 100), Duration::from_secs(2));
-        let figures =
-            memory("MemTotal: 1000 kB\nMemFree: 400 kB\nInactive(file): 100 kB\nAnonPages: 50 kB\n");
+        let figures = memory(
+            "MemTotal: 1000 kB\nMemFree: 400 kB\nInactive(file): 100 kB\nAnonPages: 50 kB\nSwapTotal: 8 kB\nSwapFree: 6 kB\n",
+        );
+        assert_eq!((figures.swap, figures.swap_free), (8192, 6144));
         assert_eq!((figures.usage, figures.working_set, figures.available()), (614_400, 512_000, 512_000));
         let routes = "Iface Destination Gateway Flags RefCnt Use Metric Mask\n\
                       eth0 0000A8C0 0 1 0 0 0 00FFFFFF\neth0 00000000 0100A8C0 3 0 0 0 00000000\n";

@@ -20,7 +20,7 @@ mod state;
 mod underlay;
 pub mod wireguard;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -50,6 +50,8 @@ use underlay::{Choice, Underlay};
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 /// A look without a reason, in case that the kernel's message of a change was lost.
 const AUDIT: Duration = Duration::from_secs(60);
+/// What a peer may not have published yet is no problem before.
+const PATIENCE: Duration = Duration::from_secs(15);
 /// Between two looks at the encrypted tunnel's peers; two of them, and a pass, are within a second.
 const LOOK: Duration = Duration::from_millis(400);
 /// One pass over the kernel's tables at most.
@@ -267,7 +269,7 @@ async fn converge_for_ever(
         match pass.unwrap_or_else(|_elapsed| Err(anyhow::anyhow!("the kernel did not answer in time"))) {
             Ok(()) => {
                 pause = RETRY.0;
-                next = Instant::now() + AUDIT;
+                next = overlay.unsure_until().unwrap_or_else(|| Instant::now() + AUDIT);
                 overlay.told_failure.clear();
             }
             Err(error) => {
@@ -297,7 +299,8 @@ struct Overlay {
     paths: watch::Receiver<path::Learned>,
     /// Whether the other mode's device is known to be gone.
     alone: bool,
-    problems: BTreeSet<Problem>,
+    /// What is wrong with peers, since when, and whether it was told.
+    problems: BTreeMap<Problem, (Instant, bool)>,
     told_failure: String,
 }
 
@@ -319,7 +322,7 @@ impl Overlay {
             refused: BTreeSet::new(),
             keys: None,
             alone: false,
-            problems: BTreeSet::new(),
+            problems: BTreeMap::new(),
             told_failure: String::new(),
         }
     }
@@ -527,15 +530,28 @@ impl Overlay {
         failure.map_or(Ok(()), Err)
     }
 
-    /// What is wrong with peers becomes Events, once each.
+    /// What is wrong with peers becomes Events, once each; what may only not have been published yet, a while later.
     fn tell(&mut self, wires: &Wires, node: Option<&Node>, problems: BTreeSet<Problem>) {
-        for problem in problems.difference(&self.problems) {
-            warn!(%problem, "something is wrong with a peer");
+        self.problems.retain(|problem, _| problems.contains(problem));
+        for problem in problems {
+            let may_come = matches!(problem, Problem::Unpublished { .. });
+            let text = problem.to_string();
+            let (since, told) = self.problems.entry(problem).or_insert((Instant::now(), false));
+            if *told || may_come && since.elapsed() < PATIENCE {
+                continue;
+            }
+            *told = true;
+            warn!(problem = %text, "something is wrong with a peer");
             if let Some(node) = node {
-                wires.events.node(node, EventType::Warning, "OverlayPeer", problem.to_string());
+                wires.events.node(node, EventType::Warning, "OverlayPeer", text);
             }
         }
-        self.problems = problems;
+    }
+
+    /// When the first of the problems that were not told yet is one.
+    fn unsure_until(&self) -> Option<Instant> {
+        let untold = self.problems.values().filter(|(_, told)| !told);
+        untold.map(|(since, _)| *since + PATIENCE).min()
     }
 
     fn failed(&mut self, wires: &Wires, error: &anyhow::Error) {

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
-use k8s_openapi::api::core::v1::NodeSystemInfo;
+use k8s_openapi::api::core::v1::{NodeSwapStatus, NodeSystemInfo};
 use nix::sys::utsname::uname;
 use nix::unistd::{SysconfVar, sysconf};
 
 use super::KUBELET_VERSION;
+use crate::host::kernel_memory::swap_capacity;
 
 /// Facts about the machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub(super) struct MachineInfo {
     pub(super) kernel: String,
     pub(super) os_image: String,
     pub(super) architecture: String,
+    /// Swap in bytes.
+    pub(super) swap: u64,
 }
 
 impl Machine {
@@ -47,6 +50,7 @@ impl Machine {
                 kernel: name.release().to_string_lossy().into_owned(),
                 os_image: pretty_name(&text("/etc/os-release")),
                 architecture: architecture(&name.machine().to_string_lossy()),
+                swap: swap_capacity(&text("/proc/meminfo")),
             },
             cpus: cpus.unwrap_or(1).max(1),
             huge_pages: huge_pages(Path::new("/sys/kernel/mm/hugepages")),
@@ -67,6 +71,10 @@ impl MachineInfo {
             operating_system: "linux".to_owned(),
             os_image: self.os_image.clone(),
             system_uuid: self.system_uuid.clone(),
+            swap: i64::try_from(self.swap)
+                .ok()
+                .filter(|bytes| *bytes > 0)
+                .map(|bytes| NodeSwapStatus { capacity: Some(bytes) }),
             ..NodeSystemInfo::default()
         }
     }
@@ -95,8 +103,8 @@ pub(super) fn architecture(machine: &str) -> String {
     .to_owned()
 }
 
-/// Directories `hugepages-<size>kB` hold the number of pages of that size.
-fn huge_pages(dir: &Path) -> BTreeMap<String, u64> {
+/// Bytes of huge pages by resource name: directories `hugepages-<size>kB` hold the number of pages of that size.
+pub(crate) fn huge_pages(dir: &Path) -> BTreeMap<String, u64> {
     let mut pages = BTreeMap::new();
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -136,6 +144,13 @@ mod tests {
             (page_size(2048), page_size(1 << 20), page_size(64)),
             ("2Mi".into(), "1Gi".into(), "64Ki".into())
         );
+    }
+
+    #[test]
+    fn swap_is_told_where_there_is_some() {
+        let swapping = MachineInfo { swap: 1 << 30, ..MachineInfo::default() };
+        assert_eq!(swapping.node_info("").swap, Some(NodeSwapStatus { capacity: Some(1 << 30) }));
+        assert_eq!(MachineInfo::default().node_info("").swap, None);
     }
 
     #[test]

@@ -14,6 +14,8 @@ mod register;
 mod report;
 mod status;
 
+pub(crate) use machine::huge_pages;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Node, NodeSpec};
+use k8s_openapi::api::core::v1::{Node, NodeSpec, Taint};
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::json;
@@ -56,15 +56,28 @@ async fn try_register(
 
 pub(super) fn node(config: &AgentConfig, labels: BTreeMap<String, String>) -> Node {
     let provider_id = Some(config.provider_id.clone()).filter(|id| !id.is_empty());
-    let taints = Some(config.register_with_taints.clone()).filter(|taints| !taints.is_empty());
+    let mut taints = config.register_with_taints.clone();
+    let mut annotations = BTreeMap::from([(
+        "volumes.kubernetes.io/controller-managed-attach-detach".to_owned(),
+        "true".to_owned(),
+    )]);
+    if config.keelson.cloud_provider == "external" {
+        // Its controller takes the taint away once the node is known to the provider.
+        taints.push(Taint {
+            key: "node.cloudprovider.kubernetes.io/uninitialized".to_owned(),
+            value: Some("true".to_owned()),
+            effect: "NoSchedule".to_owned(),
+            time_added: None,
+        });
+        let address = config.keelson.node_ip.to_string();
+        annotations.insert("alpha.kubernetes.io/provided-node-ip".to_owned(), address);
+    }
+    let taints = Some(taints).filter(|taints| !taints.is_empty());
     Node {
         metadata: ObjectMeta {
             name: Some(config.keelson.node_name.clone()),
             labels: Some(labels),
-            annotations: Some(BTreeMap::from([(
-                "volumes.kubernetes.io/controller-managed-attach-detach".to_owned(),
-                "true".to_owned(),
-            )])),
+            annotations: Some(annotations),
             ..ObjectMeta::default()
         },
         spec: Some(NodeSpec { taints, provider_id, ..NodeSpec::default() }),

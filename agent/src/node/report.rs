@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeStatus};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{info, warn};
 
@@ -130,7 +130,7 @@ impl Reporter {
     }
 
     async fn write(&mut self, desired: &NodeStatus) -> Result<(), RequestError> {
-        let patch = Patch::Merge(json!({"status": desired}));
+        let patch = Patch::Merge(json!({"status": without_gone(desired, self.node.status.as_ref())}));
         let name = &self.config.keelson.node_name;
         let node = within(self.api.patch_status(name, &PatchParams::default(), &patch)).await?;
         self.node = Arc::new(node);
@@ -176,6 +176,20 @@ impl Reporter {
             self.facts.events.node(&self.node, EventType::Normal, reason, text);
         }
     }
+}
+
+/// A merge leaves what it does not name: resources that are gone are named, with null.
+fn without_gone(desired: &NodeStatus, current: Option<&NodeStatus>) -> Value {
+    let mut status = json!(desired);
+    for list in ["capacity", "allocatable"] {
+        let known = json!(current)[list].as_object().cloned().unwrap_or_default();
+        if let Some(wanted) = status[list].as_object_mut() {
+            for name in known.into_iter().map(|(name, _)| name) {
+                wanted.entry(name).or_insert(Value::Null);
+            }
+        }
+    }
+    status
 }
 
 /// The event's reason for a condition's new status, as upstream names it.

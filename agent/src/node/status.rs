@@ -60,10 +60,13 @@ pub(super) fn desired(inputs: Inputs<'_>) -> NodeStatus {
         .filter(|condition| !TYPES.contains(&condition.type_.as_str()));
     let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
     NodeStatus {
-        addresses: Some(vec![
-            address("InternalIP", inputs.config.keelson.node_ip.to_string()),
-            address("Hostname", inputs.config.keelson.node_name.clone()),
-        ]),
+        addresses: Some(match given_addresses(&inputs) {
+            Some(given) => given,
+            None => vec![
+                address("InternalIP", inputs.config.keelson.node_ip.to_string()),
+                address("Hostname", inputs.config.keelson.node_name.clone()),
+            ],
+        }),
         allocatable: Some(left),
         capacity: Some(capacity),
         conditions: Some(foreign.cloned().chain(inputs.conditions).collect()),
@@ -78,6 +81,13 @@ pub(super) fn desired(inputs: Inputs<'_>) -> NodeStatus {
         runtime_handlers: Some(inputs.health.handlers.clone()).filter(|handlers| !handlers.is_empty()),
         ..NodeStatus::default()
     }
+}
+
+/// Those that a controller of the node's provider knows better.
+fn given_addresses(inputs: &Inputs<'_>) -> Option<Vec<NodeAddress>> {
+    let is_external = inputs.config.keelson.cloud_provider == "external";
+    let given = inputs.current?.addresses.clone()?;
+    (is_external && !given.is_empty()).then_some(given)
 }
 
 /// Whether `desired` says anything that `current` does not, heartbeats aside.
@@ -113,8 +123,10 @@ fn capacity(config: &AgentConfig, machine: &Machine, figures: &NodeFigures) -> A
     let mut capacity = machine.huge_pages.clone();
     capacity.insert("cpu".to_owned(), machine.cpus * 1000);
     capacity.insert("memory".to_owned(), figures.memory.total);
-    capacity.insert("ephemeral-storage".to_owned(), figures.node_fs.capacity);
-    capacity.insert("pods".to_owned(), u64::from(config.max_pods));
+    if config.machine.local_storage_capacity_isolation {
+        capacity.insert("ephemeral-storage".to_owned(), figures.node_fs.capacity);
+    }
+    capacity.insert("pods".to_owned(), config.pods_at_most(machine.cpus));
     capacity
 }
 

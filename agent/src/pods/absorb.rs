@@ -7,11 +7,12 @@ use agent_core::model::{ImageState, ProbeFailure, StartFailure, Step as Progress
 use agent_core::plan::PodAction;
 use agent_core::probe::ProbeKind;
 use agent_core::resize::Applied;
+use agent_core::status::sync::Written;
 use jiff::{SignedDuration, Timestamp};
 use tracing::{debug, info, warn};
 
 use super::start::StartError;
-use super::steps::Outcome;
+use super::steps::{Outcome, StepError};
 use super::worker::Worker;
 use crate::contracts::{MountedVolumes, VolumeError};
 use crate::events::EventType;
@@ -25,6 +26,9 @@ const LONGEST_HOLD: SignedDuration = SignedDuration::from_secs(10);
 /// Pauses after volumes could not be mounted, growing; a change of what they need ends them.
 const FIRST_MOUNT_RETRY: SignedDuration = SignedDuration::from_secs(1);
 const LONGEST_MOUNT_RETRY: SignedDuration = SignedDuration::from_secs(30);
+/// Pauses after ResourceClaims could not be made ready, growing; a driver that registers ends them.
+const FIRST_CLAIM_RETRY: SignedDuration = SignedDuration::from_secs(1);
+const LONGEST_CLAIM_RETRY: SignedDuration = SignedDuration::from_secs(30);
 /// Pause after a sandbox could not be made.
 const SANDBOX_RETRY: SignedDuration = SignedDuration::from_secs(2);
 
@@ -33,6 +37,9 @@ impl Worker {
     pub(super) fn absorb(&mut self, action: Option<PodAction>, outcome: Option<Outcome>, now: Timestamp) {
         if let Some(action) = &action {
             self.memory.finished(action);
+            if touches_claims(action) {
+                self.memory.claims_held = self.context.claims.holds(self.desired.uid());
+            }
         }
         match (action, outcome) {
             (None, Some(Outcome::Status(written))) => {
@@ -51,6 +58,7 @@ impl Worker {
                 }
             }
             (Some(_), Some(Outcome::Volumes(result))) => self.absorb_volumes(result, now),
+            (Some(_), Some(Outcome::Claims(result))) => self.absorb_claims(result, now),
             (Some(action), Some(Outcome::Sandbox(result))) => self.absorb_sandbox(&action, result, now),
             (Some(PodAction::EnsureImage { container }), Some(Outcome::Image(result))) => {
                 self.absorb_image(container, result, now);
@@ -62,7 +70,7 @@ impl Worker {
                 self.hold(&action, now);
             }
             (None, _) => {
-                let failed = super::status_sync::Written::Failed("the write ended unexpectedly".to_owned());
+                let failed = Written::Failed("the write ended unexpectedly".to_owned());
                 self.sync.done(failed, now);
             }
         }
@@ -147,6 +155,21 @@ impl Worker {
         }
     }
 
+    fn absorb_claims(&mut self, result: Result<(), StepError>, now: Timestamp) {
+        match result {
+            Ok(()) => {
+                self.memory.claims = Progress::Done;
+                self.claim_failures = 0;
+            }
+            Err(error) => {
+                warn!(pod = %self.desired.described(), %error, "ResourceClaims not ready");
+                let pause = FIRST_CLAIM_RETRY.saturating_mul(1 << self.claim_failures.min(6));
+                self.claim_failures += 1;
+                self.memory.claims = Progress::Failed { retry_at: now + pause.min(LONGEST_CLAIM_RETRY) };
+            }
+        }
+    }
+
     fn absorb_sandbox(&mut self, action: &PodAction, result: Result<(), CriError>, now: Timestamp) {
         self.stale = true;
         match result {
@@ -204,8 +227,14 @@ fn touches_cri(action: &PodAction) -> bool {
     !matches!(
         action,
         PodAction::EnsureCgroup
+            | PodAction::ReleaseClaims
             | PodAction::TearDownVolumes
             | PodAction::RemoveCgroup
             | PodAction::DeleteFromApi
     )
+}
+
+/// Whether what the pod holds of ResourceClaims may be another thing after the step.
+fn touches_claims(action: &PodAction) -> bool {
+    matches!(action, PodAction::PrepareClaims | PodAction::ReleaseClaims | PodAction::StartContainer { .. })
 }

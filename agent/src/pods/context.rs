@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use agent_core::eviction::Pressure;
 use agent_core::identity::{ClusterDns, Resolver, parse_resolv_conf};
+use agent_core::memory_rules::MemoryRules;
 use agent_core::plan::PlanSettings;
 use agent_core::qos::{CgroupSettings, PodCgroup};
-use agent_core::resources::ResourceList;
+use agent_core::resources::{ResourceList, whole};
 use agent_core::status::NodeIdentity;
 use cri_shim_api::v1;
 use jiff::SignedDuration;
@@ -17,11 +18,14 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Client;
 use tokio::sync::{Semaphore, watch};
 
+use super::clock::Clock;
 use crate::config::AgentConfig;
 use crate::contracts::{Host, RuntimeHealth};
-use crate::cpus::Cpus;
 use crate::devices::Devices;
+use crate::dra::Dra;
 use crate::events::EventRecorder;
+use crate::host::kernel_memory::KernelMemory;
+use crate::numa::Numa;
 use crate::probes::Prober;
 use crate::runtime::cri::Cri;
 use crate::runtime::images::Images;
@@ -48,12 +52,14 @@ pub struct PodContext {
     pub services: Services,
     /// Events.
     pub events: EventRecorder,
-    /// Processors for one container each.
-    pub cpus: Cpus,
+    /// Processors, memory and devices for one container each.
+    pub numa: Numa,
     /// Ids for pods with users of their own.
     pub users: UserRanges,
     /// Devices of plugins.
     pub devices: Devices,
+    /// ResourceClaims.
+    pub claims: Dra,
     /// API server.
     pub client: Client,
     /// Configuration.
@@ -68,10 +74,14 @@ pub struct PodContext {
     pub status_slots: Arc<Semaphore>,
     /// Node memory in bytes.
     pub memory_capacity: u64,
+    /// What the kernel can do for containers' memory.
+    pub kernel_memory: KernelMemory,
     /// What the node runs short of.
     pub pressures: watch::Receiver<BTreeSet<Pressure>>,
     /// The node is going down.
     pub going_down: watch::Receiver<bool>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
 }
 
 impl PodContext {
@@ -107,6 +117,22 @@ impl PodContext {
             cfs_period: self.config.cpu_cfs_quota_period.0,
             pids_limit: u64::try_from(self.config.pod_pids_limit).ok().filter(|limit| *limit > 0),
             memory_capacity: self.memory_capacity,
+            memory: self.memory_rules(),
+        }
+    }
+
+    /// What containers' memory gets beside its limit.
+    fn memory_rules(&self) -> MemoryRules {
+        let KernelMemory { unified, swap_controller, swap_capacity } = self.kernel_memory;
+        let allocatable = self.allocatable().get("memory").and_then(whole);
+        MemoryRules {
+            unified,
+            swap_controller,
+            swap: self.config.swap_behavior(),
+            swap_capacity,
+            kill_together: !self.config.machine.single_process_oom_kill.unwrap_or(false),
+            throttling: self.config.memory_throttling(),
+            allocatable: allocatable.and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0),
         }
     }
 

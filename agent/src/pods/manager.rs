@@ -12,11 +12,12 @@ use agent_core::eviction;
 use agent_core::model::{DesiredPod, Fate, is_static};
 use agent_core::resize::{Blocked, check, grows, holding, pending};
 use agent_core::shutdown;
+use agent_core::status::sync::version;
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::context::PodContext;
 use super::directory::{Entry, PodDirectory, PodView, Signals};
@@ -198,6 +199,11 @@ impl Manager {
         let others = self.holders_beside(uid);
         let node = self.context.node.borrow().clone();
         let Some(running) = self.pods.get_mut(uid) else { return };
+        if version(&pod) < version(&running.pod) {
+            // A server that is behind tells of a pod that was: nothing of that is to happen again.
+            debug!(%uid, "an older state of a pod is ignored");
+            return;
+        }
         if let (Some(new), Some(old)) = (&pod.spec, &running.pod.spec) {
             let asks = running.blocked.is_some() || grows(new, old);
             match node {
@@ -253,10 +259,7 @@ impl Manager {
             return (!makes_room).then_some(rejection);
         }
         // The last check: what it promises is held until the pod is over.
-        self.context.cpus.admit(pod).err().map(|problem| Rejection {
-            reason: "UnexpectedAdmissionError".to_owned(),
-            message: format!("{problem}, which is unexpected"),
-        })
+        self.context.numa.admit(pod).err()
     }
 
     /// Pods that hold resources.
@@ -342,7 +345,11 @@ impl Manager {
         let mut waiting = Vec::new();
         for pod in std::mem::take(&mut self.waiting_statics) {
             let uid = pod.metadata.uid.clone().unwrap_or_default();
-            if self.pods.contains_key(&uid) {
+            if let Some(running) = self.pods.get(&uid) {
+                // One that was removed and put back starts anew when its end is over.
+                if running.is_gone() {
+                    waiting.push(pod);
+                }
                 continue;
             }
             let name = key(&pod);

@@ -10,6 +10,7 @@
 //! ```
 
 mod absorb;
+pub mod clock;
 pub mod context;
 pub mod directory;
 mod fate;

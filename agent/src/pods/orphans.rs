@@ -21,6 +21,9 @@ pub(super) async fn traces(context: &PodContext, found: &[FoundPod]) -> Vec<Foun
             grace: None,
         });
     };
+    for (uid, namespace) in context.claims.pods() {
+        add(uid, &namespace, "");
+    }
     match context.host.volumes.on_disk().await {
         Ok(uids) => uids.into_iter().for_each(|uid| add(uid, "", "")),
         Err(error) => warn!(%error, "cannot list pod directories"),

@@ -144,13 +144,15 @@ async fn configure(
     let mut process = environment(input, container).await?;
     let mut allocation = context.devices.allocate(&input.pod, container).await.map_err(StartError::config)?;
     allocation.devices.extend(block_devices(input, container)?);
+    let claimed = Box::pin(context.claims.cdi_ids(&input.pod, container)).await;
+    allocation.cdi_devices.extend(claimed.map_err(StartError::config)?);
     // What the pod says itself counts.
     for (name, value) in &allocation.variables {
         if !process.variables.iter().any(|(known, _)| known == name) {
             process.variables.push((name.clone(), value.clone()));
         }
     }
-    let cpus = context.cpus.allocate(&input.pod, container).await.map_err(StartError::config)?;
+    let sets = context.numa.allocate(&input.pod, container).await.map_err(StartError::config)?;
     let mounts = mounts(input, container, &process).await?;
     let (hosts, message) = write_files(input, container, request.attempt).await?;
     let user = input.image_users.get(&container.name).cloned().unwrap_or_default();
@@ -162,7 +164,6 @@ async fn configure(
         namespaces.pid = v1::NamespaceMode::Target as i32;
         namespaces.target_id.clone_from(target);
     }
-    let spec = input.pod.spec.clone().unwrap_or_default();
     Ok(container_config(ContainerInput {
         pod: &input.pod,
         container,
@@ -171,10 +172,10 @@ async fn configure(
         process,
         mount_paths: &mounts,
         allocation: &allocation,
-        cpus: &cpus,
+        sets: &sets,
         hosts_file: &hosts,
         message_file: &message,
-        cgroup: ContainerCgroup::of(&spec, container, &context.cgroup_settings()),
+        cgroup: ContainerCgroup::of(&input.pod, container, &context.cgroup_settings()),
         security,
     }))
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use agent_core::model::find_container;
 use agent_core::plan::PodAction;
 use agent_core::qos::{ContainerCgroup, PodCgroup, QosClass, pod_cgroup_path};
+use agent_core::status::sync::Written;
 use k8s_openapi::api::core::v1::{Container, Pod, Secret};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::Api;
@@ -14,7 +15,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::context::PodContext;
-use super::status_sync::{self, Written};
+use super::status_sync;
 use super::{kill, start};
 use crate::chain::chain;
 use crate::contracts::{HostPath, MountedVolumes, ObjectSource as _, VolumeContext, VolumeError};
@@ -42,6 +43,8 @@ pub(super) enum Outcome {
     Plain(Result<(), StepError>),
     /// Volumes are mounted.
     Volumes(Result<MountedVolumes, VolumeError>),
+    /// ResourceClaims are ready, or why not.
+    Claims(Result<(), StepError>),
     /// A sandbox was made, or why not.
     Sandbox(Result<(), CriError>),
     /// The image is there, or why not.
@@ -98,6 +101,11 @@ pub(super) async fn run(input: StepInput, step: Step) -> Outcome {
             Outcome::Plain(done.map_err(|error| StepError(chain(&error))))
         }
         PodAction::MountVolumes => Outcome::Volumes(mount_volumes(&input).await),
+        PodAction::PrepareClaims => Outcome::Claims(Box::pin(prepare_claims(&input)).await),
+        PodAction::ReleaseClaims => {
+            let uid = input.pod.metadata.uid.as_deref().unwrap_or_default();
+            Outcome::Plain(Box::pin(context.claims.release(uid)).await.map_err(StepError))
+        }
         PodAction::CreateSandbox { attempt } => {
             Outcome::Sandbox(Box::pin(create_sandbox(&input, attempt)).await)
         }
@@ -131,8 +139,7 @@ pub(super) async fn run(input: StepInput, step: Step) -> Outcome {
         PodAction::RemoveCgroup => {
             // No container is left that could use them.
             let uid = input.pod.metadata.uid.as_deref().unwrap_or_default();
-            context.devices.release(uid).await;
-            context.cpus.release(uid).await;
+            context.numa.release(uid).await;
             context.users.release(uid);
             Outcome::Plain(remove_cgroup(&input).await)
         }
@@ -146,14 +153,12 @@ pub(super) async fn run(input: StepInput, step: Step) -> Outcome {
 /// The pod's cgroup gives room first and takes it back last, so that no container is ever above its pod.
 async fn resize(input: &StepInput, id: &str, name: &str) -> Result<(), StepError> {
     let context = &input.context;
-    let (Some(container), Some(spec)) = (find(&input.pod, name), input.pod.spec.as_ref()) else {
-        return Ok(());
-    };
+    let Some(container) = find(&input.pod, name) else { return Ok(()) };
     let settings = context.cgroup_settings();
     let pod = PodCgroup::of(&input.pod, &settings);
     let wide = PodCgroup { memory_max: None, cpu_quota: None, ..pod.clone() };
     let fail = |error: crate::contracts::CgroupError| StepError(chain(&error));
-    let values = ContainerCgroup::of(spec, &container, &settings);
+    let values = ContainerCgroup::of(&input.pod, &container, &settings);
     if let Some(limit) = values.memory_max {
         room_for(context, id, limit).await?;
     }
@@ -189,6 +194,15 @@ async fn mount_volumes(input: &StepInput) -> Result<MountedVolumes, VolumeError>
         allocatable: context.allocatable().into_iter().map(|(name, quantity)| (name, quantity.0)).collect(),
     };
     context.host.volumes.mount_all(&input.pod, &volume_context).await
+}
+
+async fn prepare_claims(input: &StepInput) -> Result<(), StepError> {
+    let context = &input.context;
+    context.claims.prepare(&input.pod).await.map_err(|problem| {
+        let message = format!("Failed to prepare dynamic resources: {problem}");
+        context.events.pod(&input.pod, None, EventType::Warning, "FailedPrepareDynamicResources", message);
+        StepError(problem)
+    })
 }
 
 async fn create_sandbox(input: &StepInput, attempt: u32) -> Result<(), CriError> {

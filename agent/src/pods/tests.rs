@@ -2,11 +2,15 @@
 //!
 //! What is asserted is what a user or the runtime would notice: calls in their order, and what the API was told.
 
+mod claims;
 mod fake_api;
 mod fake_cri;
+mod lapse;
 mod of_the_node;
+mod trouble;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,21 +19,23 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::{Value, json};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::clock::Clock;
 use super::context::PodContext;
 use super::directory::PodDirectory;
 use super::manager::{self, Eviction, Inbox};
 use crate::config::AgentConfig;
 use crate::contracts::{
     CgroupError, CgroupManager, FoundPodCgroup, Host, HostPath, LogLink, LogLinks, MountedVolumes,
-    PodLookup as _, RuntimeHealth, VolumeContext, VolumeError, VolumeManager,
+    PodLookup as _, RuntimeHealth, VolumeContext, VolumeError, VolumeManager, VolumeStep,
 };
-use crate::cpus::Cpus;
 use crate::devices::Devices;
+use crate::dra::{Dra, DraSettings};
 use crate::events::EventRecorder;
+use crate::numa::Numa;
 use crate::probes::Prober;
 use crate::runtime::cri;
 use crate::runtime::events::follow;
@@ -43,16 +49,29 @@ use crate::users::UserRanges;
 
 use fake_api::FakeApi;
 use fake_cri::FakeCri;
+use lapse::Lapse;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// What happened, in order, told by every fake.
 #[derive(Clone, Default)]
-struct Journal(Arc<Mutex<Vec<String>>>);
+struct Journal(Arc<Mutex<Vec<String>>>, Arc<Trap>);
+
+/// Springs with a line of the journal.
+#[derive(Default)]
+struct Trap {
+    /// Lines until then; none when it is not set.
+    lines: AtomicUsize,
+    sprung: Notify,
+}
 
 impl Journal {
     fn add(&self, line: impl Into<String>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(line.into());
+        let one_less = |left: usize| left.checked_sub(1);
+        if self.1.lines.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less) == Ok(1) {
+            self.1.sprung.notify_one();
+        }
     }
 
     fn take(&self) -> Vec<String> {
@@ -85,7 +104,7 @@ impl Journal {
 }
 
 /// A host that only takes notes.
-struct FakeHost(Journal, tempfile::TempDir);
+struct FakeHost(Journal, tempfile::TempDir, AtomicBool);
 
 impl VolumeManager for FakeHost {
     fn mount_all<'a>(
@@ -93,7 +112,14 @@ impl VolumeManager for FakeHost {
         _pod: &'a Pod,
         _context: &'a VolumeContext,
     ) -> BoxFuture<'a, Result<MountedVolumes, VolumeError>> {
-        async { Ok(MountedVolumes::default()) }.boxed()
+        let full = self.2.load(Ordering::SeqCst);
+        let error = || VolumeError {
+            volume: "v".to_owned(),
+            step: VolumeStep::SetUp,
+            message: "no space left on device".to_owned(),
+            waits: false,
+        };
+        async move { if full { Err(error()) } else { Ok(MountedVolumes::default()) } }.boxed()
     }
 
     fn sub_path<'a>(
@@ -158,10 +184,16 @@ struct Scene {
     offline: bool,
     exclusive_cpus: bool,
     expects_static: BTreeSet<StaticSource>,
+    /// Events are in the journal, too.
+    tells_events: bool,
+    clock: Arc<Lapse>,
+    /// Of calls to the runtime that change something.
+    deadline: Duration,
     agent: Option<Agent>,
 }
 
 struct Agent {
+    claims: Dra,
     events: mpsc::Sender<PodEvent>,
     evictions: mpsc::Sender<Eviction>,
     directory: PodDirectory,
@@ -173,7 +205,11 @@ struct Agent {
 impl Scene {
     async fn new() -> Self {
         let journal = Journal::default();
-        let host = Arc::new(FakeHost(journal.clone(), tempfile::tempdir().expect("a directory")));
+        let host = Arc::new(FakeHost(
+            journal.clone(),
+            tempfile::tempdir().expect("a directory"),
+            AtomicBool::new(false),
+        ));
         let mut scene = Self {
             api: FakeApi::new(journal.clone()),
             cri: FakeCri::new(journal.clone(), host.1.path().join("cri.sock")),
@@ -184,6 +220,9 @@ impl Scene {
             offline: false,
             exclusive_cpus: false,
             expects_static: BTreeSet::new(),
+            tells_events: false,
+            clock: Arc::new(Lapse::new(1)),
+            deadline: Duration::from_secs(10),
             agent: None,
         };
         scene.cri.serve();
@@ -204,13 +243,20 @@ impl Scene {
             Arc::new(AgentConfig::parse(std::path::Path::new("test"), &yaml).expect("a configuration"));
         std::fs::create_dir_all(root.join("kubelet/pods/u")).expect("a pod directory");
         let socket = self.cri.socket().to_owned();
-        let cri = cri::connect(socket.clone(), socket, Duration::from_secs(10));
-        let (events, _facts) = EventRecorder::new();
+        let cri = cri::connect(socket.clone(), socket, self.deadline);
+        let (events, facts) = EventRecorder::new();
         let client = if self.offline { offline::client() } else { self.api.client() };
+        if self.tells_events {
+            let forever = CancellationToken::new();
+            tokio::spawn(crate::events::run(client.clone(), "n".to_owned(), facts, None, forever));
+        }
         let (store, _writer) = kube::runtime::reflector::store();
         let node: Node =
             serde_json::from_value(json!({"metadata": {"name": "n", "uid": "node-uid"}})).expect("a node");
         let host: Arc<FakeHost> = Arc::clone(&self.host);
+        let devices = Devices::load(&root.join("kubelet"), CancellationToken::new());
+        let objects = Objects::new(client.clone());
+        let dra = DraSettings::new(&root.join("kubelet"), "n");
         Arc::new(PodContext {
             images: Images::new(cri.clone(), 2),
             host: Host {
@@ -218,12 +264,13 @@ impl Scene {
                 cgroups: Arc::clone(&host) as Arc<dyn CgroupManager>,
                 log_links: host as Arc<dyn LogLinks>,
             },
-            objects: Objects::new(client.clone()),
+            claims: Dra::load(dra, Arc::new(objects.clone()), client.clone()),
+            objects,
             services: Services { store, synced: watch::channel(!self.offline).1 },
             events: events.clone(),
-            cpus: Cpus::load(&config).expect("this machine has a processor 0"),
+            numa: Numa::load(&config, 1 << 30, devices.clone()).expect("this machine has a processor 0"),
             users: UserRanges::load(&config).expect("no subordinate ids"),
-            devices: Devices::load(&root.join("kubelet"), CancellationToken::new()),
+            devices,
             client,
             config,
             node: watch::channel(Some(Arc::new(node))).1,
@@ -236,8 +283,10 @@ impl Scene {
             },
             status_slots: Arc::new(Semaphore::new(4)),
             memory_capacity: 1 << 30,
+            kernel_memory: crate::host::kernel_memory::KernelMemory::default(),
             pressures: self.pressures.subscribe(),
             going_down: self.going_down.subscribe(),
+            clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
             cri,
         })
     }
@@ -247,7 +296,13 @@ impl Scene {
         let directory = PodDirectory::default();
         let (events, queue) = mpsc::channel(16);
         let context = self.context();
-        let follower = tokio::spawn(follow(context.cri.clone(), directory.clone(), cancel.clone()));
+        let claims = context.claims.clone();
+        let follower = tokio::spawn(follow(
+            context.cri.clone(),
+            directory.clone(),
+            Duration::from_secs(30),
+            cancel.clone(),
+        ));
         let (evictions, eviction_queue) = mpsc::channel(4);
         let inbox = Inbox {
             events: queue,
@@ -261,8 +316,15 @@ impl Scene {
         let pods = tokio::spawn(manager::run(context, directory.clone(), inbox, cancel.clone()));
         events.send(PodEvent::Synced(self.api.pods())).await.expect("the manager listens");
         let feed = tokio::spawn(self.api.clone().feed(events.clone()));
-        self.agent =
-            Some(Agent { events, evictions, directory, cancel, tasks: vec![follower, mirrors, pods], feed });
+        self.agent = Some(Agent {
+            claims,
+            events,
+            evictions,
+            directory,
+            cancel,
+            tasks: vec![follower, mirrors, pods],
+            feed,
+        });
     }
 
     async fn stop_agent(&mut self) {

@@ -7,20 +7,20 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use agent_core::backoff::BackOff;
-use agent_core::model::{DesiredPod, Fate, ObservedPod, PodMemory, ProbeResults, Step as Progress, StepKey};
+use agent_core::model::{DesiredPod, Fate, ObservedPod, PodMemory, Step as Progress, StepKey};
 use agent_core::plan::{PlanInput, PodAction, PodPlan, Waiting, active_deadline, plan};
 use agent_core::resize::Applied;
+use agent_core::status::sync::StatusSync;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodResourceClaimStatus, PodStatus};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
+use super::clock::Clock;
 use super::context::PodContext;
 use super::directory::{PodView, Signals};
-use super::status_sync::StatusSync;
 use super::steps::{self, Outcome, Step, StepInput};
 use crate::contracts::HostPath;
 use crate::events::EventType;
@@ -33,6 +33,8 @@ use crate::sources::objects::{Wake, keys_of};
 const PROBE_REPORTS: usize = 16;
 /// Pause after the CRI could not be read.
 const OBSERVE_RETRY: SignedDuration = SignedDuration::from_millis(500);
+/// A clock that is set this far back is not only corrected a little.
+const SET_BACK: SignedDuration = SignedDuration::from_secs(1);
 /// A loop that plans more often than this within one pass has a bug: it stops until the next change.
 const PASSES: usize = 16;
 
@@ -64,6 +66,7 @@ pub(super) struct Worker {
     pub(super) refresh_volumes_at: Option<Timestamp>,
     pub(super) mount_problem: Option<String>,
     pub(super) mount_failures: u32,
+    pub(super) claim_failures: u32,
     /// Something that the volumes depend on changed while they were set up.
     pub(super) volumes_outdated: bool,
     pub(super) image_users: Arc<HashMap<String, ImageUser>>,
@@ -77,6 +80,8 @@ pub(super) struct Worker {
     seen_objects: u64,
     observe_retry_at: Option<Timestamp>,
     wake_at: Option<Timestamp>,
+    /// What the clock showed at the last look.
+    clock_read: Timestamp,
 }
 
 /// Runs the loop to its end.
@@ -102,7 +107,8 @@ impl Worker {
         let shown = now.mirror.as_ref().unwrap_or(&now.pod);
         let status = shown.status.clone().unwrap_or_default();
         let mut memory = PodMemory::default();
-        recall(&mut memory, &status, context.plan_settings().max_restart_delay);
+        memory.recall(&status, context.plan_settings().max_restart_delay);
+        memory.claims_held = context.claims.holds(now.uid());
         Self {
             observer: Observer::new(now.uid(), context.pod_dir(now.uid())),
             sync: if now.is_static() {
@@ -127,6 +133,7 @@ impl Worker {
             refresh_volumes_at: None,
             mount_problem: None,
             mount_failures: 0,
+            claim_failures: 0,
             volumes_outdated: false,
             image_users: Arc::default(),
             tasks: JoinSet::new(),
@@ -137,6 +144,7 @@ impl Worker {
             seen_objects: 0,
             observe_retry_at: None,
             wake_at: None,
+            clock_read: Timestamp::MIN,
         }
     }
 
@@ -148,7 +156,7 @@ impl Worker {
         // Static pods do not wait for the API.
         self.memory.services_synced = *self.context.services.synced.borrow() || self.desired.is_static();
         for _ in 0..PASSES {
-            let now = Timestamp::now();
+            let now = self.read_clock();
             self.apply_times(now);
             let plan = self.plan(now);
             self.wake_at = plan.wake_at;
@@ -163,6 +171,19 @@ impl Worker {
         }
         warn!(pod = %self.desired.described(), "the plan does not settle");
         false
+    }
+
+    fn read_clock(&mut self) -> Timestamp {
+        let now = self.context.clock.now();
+        if self.clock_read.duration_since(now) > SET_BACK {
+            info!(pod = %self.desired.described(), from = %self.clock_read, to = %now, "the clock was set back");
+            self.memory.clock_went_back(now);
+            self.holds.clear();
+            self.sync.retry_now();
+            self.refresh_volumes_at = self.refresh_volumes_at.map(|_| now);
+        }
+        self.clock_read = now;
+        now
     }
 
     fn plan(&self, now: Timestamp) -> PodPlan {
@@ -185,7 +206,7 @@ impl Worker {
             }
             Err(error) => {
                 debug!(pod = %self.desired.described(), call = error.call, %error, "cannot read the CRI");
-                self.observe_retry_at = Some(Timestamp::now() + OBSERVE_RETRY);
+                self.observe_retry_at = Some(self.context.clock.now() + OBSERVE_RETRY);
                 false
             }
         }
@@ -273,7 +294,7 @@ impl Worker {
 
     /// Waits for the next input and takes it in. True at shutdown.
     async fn wait(&mut self) -> bool {
-        let timer = sleep_until(self.next_wake());
+        let timer = sleep_until(Arc::clone(&self.context.clock), self.next_wake());
         // Each arm is cancel-safe: watches and channels keep what was not taken, join_next leaves unfinished tasks in
         // the set, and a dropped timer is set again.
         tokio::select! {
@@ -291,7 +312,7 @@ impl Worker {
             Some(joined) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.take_outcome(joined),
             Some(report) = self.reports.recv() => self.absorb_probe(&report),
             () = timer => {
-                if self.observe_retry_at.is_some_and(|at| at <= Timestamp::now()) {
+                if self.observe_retry_at.is_some_and(|at| at <= self.context.clock.now()) {
                     self.stale = true;
                 }
             }
@@ -302,10 +323,16 @@ impl Worker {
     fn next_wake(&self) -> Option<Timestamp> {
         let started = self.status.start_time.as_ref().map(|time| time.0);
         let deadline = active_deadline(&self.desired, started).filter(|_| self.desired.fate == Fate::Run);
-        [self.wake_at, self.refresh_volumes_at, self.sync.retry_at(), self.observe_retry_at, deadline]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.wake_at,
+            self.refresh_volumes_at,
+            self.sync.retry_at(self.clock_read),
+            self.observe_retry_at,
+            deadline,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     fn take_desired(&mut self) {
@@ -319,8 +346,10 @@ impl Worker {
             self.sync.learn(&next.pod);
         }
         self.cut_short(&next.fate);
-        let failed = matches!(self.desired.fate, Fate::Fail { .. }) && next.fate == Fate::Run;
-        let fate = if failed { self.desired.fate.clone() } else { next.fate.clone() };
+        if claims_told(&next.pod) != claims_told(&self.desired.pod) {
+            self.retry_claims();
+        }
+        let fate = self.desired.fate.followed_by(next.fate.clone());
         self.desired = DesiredPod { fate, ..next };
         if spec_changed {
             self.register_objects();
@@ -343,7 +372,7 @@ impl Worker {
         if let Some(status) = status
             .filter(|_| self.memory.containers.values().all(|known| known.probes.container_id.is_empty()))
         {
-            recall(&mut self.memory, status, self.context.plan_settings().max_restart_delay);
+            self.memory.recall(status, self.context.plan_settings().max_restart_delay);
         }
     }
 
@@ -356,7 +385,9 @@ impl Worker {
         };
         for (action, task) in self.running.values() {
             let pointless = match action {
-                Some(PodAction::EnsureImage { .. } | PodAction::MountVolumes) => old_grace.is_none(),
+                Some(PodAction::EnsureImage { .. } | PodAction::MountVolumes | PodAction::PrepareClaims) => {
+                    old_grace.is_none()
+                }
                 Some(PodAction::KillContainer { grace, .. }) => grace > new_grace,
                 _ => false,
             };
@@ -372,11 +403,19 @@ impl Worker {
             self.seen_objects = signals.objects;
             self.memory.volumes = Progress::Todo;
             self.volumes_outdated = self.memory.busy.contains(&StepKey::Volumes);
+            self.retry_claims();
             for memory in self.memory.containers.values_mut() {
                 memory.start_failure = None;
             }
         }
         self.stale = true;
+    }
+
+    /// Something that its ResourceClaims wait for may have come.
+    fn retry_claims(&mut self) {
+        if matches!(self.memory.claims, Progress::Failed { .. }) {
+            self.memory.claims = Progress::Todo;
+        }
     }
 
     fn take_outcome(&mut self, joined: Result<(tokio::task::Id, Outcome), tokio::task::JoinError>) {
@@ -390,7 +429,7 @@ impl Worker {
             }
         };
         let Some((action, _)) = self.running.remove(&id) else { return };
-        self.absorb(action, outcome, Timestamp::now());
+        self.absorb(action, outcome, self.context.clock.now());
     }
 
     /// Tells the object source what the pod uses, and is woken when one of those changes.
@@ -420,40 +459,17 @@ impl Worker {
     }
 }
 
-/// Readiness and back-off as the API remembers them from the agent before this one.
-fn recall(memory: &mut PodMemory, status: &PodStatus, max_delay: SignedDuration) {
-    for known in status.container_statuses.iter().chain(&status.init_container_statuses).flatten() {
-        let entry = memory.containers.entry(known.name.clone()).or_default();
-        entry.applied = known
-            .resources
-            .clone()
-            .map(|resources| Applied { attempt: u32::try_from(known.restart_count).unwrap_or(0), resources });
-        let id = known.container_id.as_deref().and_then(|id| id.split_once("://")).map(|(_, id)| id);
-        if let Some(id) = id {
-            entry.probes = ProbeResults {
-                container_id: id.to_owned(),
-                started: known.started.unwrap_or(false),
-                ready: known.ready,
-                failed: None,
-            };
-        }
-        let crashed = known.state.as_ref().and_then(|state| state.waiting.as_ref());
-        let ended = known.last_state.as_ref().and_then(|last| last.terminated.as_ref()?.finished_at.clone());
-        if let Some(ended) =
-            ended.filter(|_| crashed.and_then(|w| w.reason.as_deref()) == Some("CrashLoopBackOff"))
-        {
-            let restarts = u32::try_from(known.restart_count).unwrap_or(0) + 1;
-            entry.restart_backoff = BackOff::resumed(restarts, ended.0, max_delay);
-        }
-    }
+/// Which ResourceClaims were made for the pod.
+fn claims_told(pod: &Pod) -> Option<&Vec<PodResourceClaimStatus>> {
+    pod.status.as_ref()?.resource_claim_statuses.as_ref()
 }
 
-async fn sleep_until(at: Option<Timestamp>) {
+async fn sleep_until(clock: Arc<dyn Clock>, at: Option<Timestamp>) {
     match at {
         None => std::future::pending().await,
         Some(at) => {
-            let pause = at.duration_since(Timestamp::now());
-            tokio::time::sleep(pause.try_into().unwrap_or_default()).await;
+            let pause = at.duration_since(clock.now());
+            tokio::time::sleep(clock.sleep(pause.try_into().unwrap_or_default())).await;
         }
     }
 }

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
 
 use super::labels;
 use crate::devices::Allocation;
+use crate::numa::Sets;
 
 /// What a container depends on beside its spec.
 #[derive(Debug, Clone)]
@@ -28,8 +29,8 @@ pub struct ContainerInput<'a> {
     pub mount_paths: &'a HashMap<usize, ResolvedMount>,
     /// What device plugins ask for.
     pub allocation: &'a Allocation,
-    /// Processors it may run on; empty: all.
-    pub cpus: &'a str,
+    /// Processors it may run on, and nodes of its memory; empty: all.
+    pub sets: &'a Sets,
     /// Managed /etc/hosts.
     pub hosts_file: &'a Path,
     /// File behind the termination message path.
@@ -114,7 +115,8 @@ pub fn container_config(input: ContainerInput<'_>) -> v1::ContainerConfig {
         tty: container.tty.unwrap_or(false),
         linux: Some(v1::LinuxContainerConfig {
             resources: Some(v1::LinuxContainerResources {
-                cpuset_cpus: input.cpus.to_owned(),
+                cpuset_cpus: input.sets.cpus.clone(),
+                cpuset_mems: input.sets.mems.clone(),
                 ..resources(input.cgroup)
             }),
             security_context: Some(input.security),
@@ -133,6 +135,8 @@ pub fn resources(values: ContainerCgroup) -> v1::LinuxContainerResources {
         cpu_period: values.cpu_quota.map_or(0, |(_, period)| signed(period)),
         memory_limit_in_bytes: values.memory_max.map_or(0, signed),
         oom_score_adj: i64::from(values.oom_score_adj),
+        memory_swap_limit_in_bytes: values.memory.with_swap.map_or(0, signed),
+        unified: values.memory.files(),
         ..v1::LinuxContainerResources::default()
     }
 }

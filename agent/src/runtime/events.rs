@@ -14,8 +14,6 @@ use tracing::{debug, info, warn};
 use super::cri::{Cri, CriError};
 use super::labels;
 
-/// The audit of a runtime that sends events.
-const AUDIT: Duration = Duration::from_secs(30);
 /// The relist while it is open whether the runtime sends events.
 const WHILE_OPENING: Duration = Duration::from_secs(5);
 /// The relist of one that does not.
@@ -51,8 +49,8 @@ pub struct FoundPod {
 /// State of everything the CRI lists of one pod, to tell whether something changed.
 type Fingerprint = BTreeMap<String, i32>;
 
-/// Follows the event stream until `cancel`, with reconnects.
-pub async fn follow(cri: Cri, waker: impl Waker, cancel: CancellationToken) {
+/// Follows the event stream until `cancel`, with reconnects; everything is looked at again after `audit`.
+pub async fn follow(cri: Cri, waker: impl Waker, audit: Duration, cancel: CancellationToken) {
     let mut pause = FIRST_PAUSE;
     let mut seen: BTreeMap<String, Fingerprint> = BTreeMap::new();
     loop {
@@ -60,7 +58,7 @@ pub async fn follow(cri: Cri, waker: impl Waker, cancel: CancellationToken) {
         // Cancel-safe: dropping the stream or a list loses nothing that the next relist does not find.
         let ended = tokio::select! {
             () = cancel.cancelled() => return,
-            ended = stream(&cri, &waker, &mut seen, &mut pause) => ended,
+            ended = stream(&cri, &waker, &mut seen, (&mut pause, audit)) => ended,
         };
         let wait = match ended {
             Err(error) if error.code == Code::Unimplemented => {
@@ -87,7 +85,7 @@ async fn stream(
     cri: &Cri,
     waker: &impl Waker,
     seen: &mut BTreeMap<String, Fingerprint>,
-    pause: &mut Duration,
+    (pause, audit): (&mut Duration, Duration),
 ) -> Result<(), CriError> {
     let mut opening = std::pin::pin!(cri.events());
     let mut opening_relist = tokio::time::interval(WHILE_OPENING);
@@ -102,7 +100,7 @@ async fn stream(
     relist(cri, waker, seen).await?;
     debug!("CRI events are flowing");
     *pause = FIRST_PAUSE;
-    let mut audit = tokio::time::interval(AUDIT);
+    let mut audit = tokio::time::interval(audit.max(RELIST));
     audit.reset();
     loop {
         // Both arms are cancel-safe: a tonic stream and an interval keep their state.

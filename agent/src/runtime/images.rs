@@ -7,11 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use agent_core::pace::Rate;
 use cri_shim_api::v1;
 use tokio::sync::Semaphore;
 
 use super::cri::{Cri, CriError};
 use super::security::ImageUser;
+use crate::pace::Pace;
 
 /// Between the look for an image and the container made from it there is never more.
 const RECENT: Duration = Duration::from_secs(600);
@@ -72,6 +74,8 @@ impl PullPolicy {
 pub struct Images {
     cri: Cri,
     slots: Arc<Semaphore>,
+    /// Pulls in a time.
+    pace: Option<Pace>,
     /// Images by id that a container was about to be made from, and when that was.
     ensured: Arc<Mutex<BTreeMap<String, Instant>>>,
 }
@@ -79,7 +83,13 @@ pub struct Images {
 impl Images {
     /// At most `parallel` pulls at the same time.
     pub fn new(cri: Cri, parallel: usize) -> Self {
-        Self { cri, slots: Arc::new(Semaphore::new(parallel.max(1))), ensured: Arc::default() }
+        Self { cri, slots: Arc::new(Semaphore::new(parallel.max(1))), pace: None, ensured: Arc::default() }
+    }
+
+    /// No more pulls in a time than that.
+    #[must_use]
+    pub fn with_rate(self, rate: Option<Rate>) -> Self {
+        Self { pace: rate.map(Pace::new), ..self }
     }
 
     /// Images that a container is about to be made from: they must not be removed.
@@ -141,6 +151,10 @@ impl Images {
     ) -> Result<ReadyImage, ImageError> {
         on_pull();
         let waiting_since = Instant::now();
+        if self.pace.as_ref().is_some_and(|pace| !pace.try_take()) {
+            let message = "pull QPS exceeded".to_owned();
+            return Err(ImageError { reason: "ErrImagePull", message, runtime_away: false });
+        }
         // The semaphore is never closed.
         let _slot = self.slots.acquire().await.ok();
         let since = Instant::now();
@@ -233,6 +247,18 @@ fn is_valid_name(image: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn pulls_beyond_the_rate_fail_as_upstream() {
+        use crate::runtime::cri;
+        let socket = std::path::PathBuf::from("/nonexistent/cri.sock");
+        let cri = cri::connect(socket.clone(), socket, Duration::from_secs(1));
+        let images = Images::new(cri, 1).with_rate(Rate::of(1, 1));
+        let pull = || images.pull("image", Vec::new(), None, || ());
+        assert_ne!(pull().await.unwrap_err().message, "pull QPS exceeded");
+        let second = pull().await.unwrap_err();
+        assert_eq!((second.reason, second.message.as_str()), ("ErrImagePull", "pull QPS exceeded"));
+    }
 
     #[test]
     fn names_that_no_registry_has_are_refused() {

@@ -109,6 +109,7 @@ fn resource_text(
     );
     text.metric("pod_cpu_usage_seconds_total", "counter", cpu_help, sum_by_pod(cpu_seconds));
     text.metric("pod_memory_working_set_bytes", "gauge", memory_help, sum_by_pod(working_set));
+    swap(&mut text, node, by_container(swap_usage), sum_by_pod(swap_usage));
     let errors = [(String::new(), if failed { 1.0 } else { 0.0 })];
     text.metric(
         "resource_scrape_error",
@@ -117,6 +118,21 @@ fn resource_text(
         errors,
     );
     text
+}
+
+/// Swap of containers, the node and pods, where any is told.
+fn swap(
+    text: &mut Exposition,
+    node: Option<&NodeFigures>,
+    containers: impl IntoIterator<Item = (String, f64)>,
+    pods: BTreeMap<String, f64>,
+) {
+    let help = |what: &str| format!("Current amount of the {what} swap usage in bytes");
+    text.metric("container_swap_usage_bytes", "gauge", &help("container"), containers);
+    let used = node.map(|node| node.memory.swap.saturating_sub(node.memory.swap_free));
+    let node = used.map(|used| (String::new(), float(used)));
+    text.metric("node_swap_usage_bytes", "gauge", "Current swap usage of the node in bytes", node);
+    text.metric("pod_swap_usage_bytes", "gauge", &help("pod"), pods);
 }
 
 /// The agent's own figures.
@@ -156,6 +172,11 @@ fn count_running(pod: &Pod) -> usize {
 
 fn cpu_seconds(container: &ContainerFigures) -> Option<f64> {
     container.cpu_nanos().map(|nanos| float(nanos) / 1e9)
+}
+
+fn swap_usage(container: &ContainerFigures) -> Option<f64> {
+    let swap = container.stats.swap.as_ref()?;
+    swap.swap_usage_bytes.as_ref().map(|bytes| float(bytes.value))
 }
 
 fn working_set(container: &ContainerFigures) -> Option<f64> {

@@ -2,16 +2,19 @@
 //!
 //! Input: HTTP requests of clients with a certificate of the client CA; pods through [`PodLookup`]; the CRI. Output:
 //! what kubectl, the API server and metrics-server read. Streams are relayed to the runtime's streaming server as raw
-//! bytes; this module never looks inside them and changes no pod. Nothing is served without a client certificate.
+//! bytes; this module never looks inside them and changes no pod. Nothing is served without a client certificate, but for
+//! what `readOnlyPort` tells everybody where it is configured.
 //!
 //! Bounds: [`MAX_CONNECTIONS`] at a time, further ones wait in the listen queue; a handshake has [`HANDSHAKE_DEADLINE`].
 
 mod auth;
 mod cadvisor;
 mod certificate;
+mod configz;
 mod driver_volumes;
 mod logs;
 mod metrics;
+mod node_logs;
 mod pod_summary;
 mod reply;
 mod routes;
@@ -31,7 +34,7 @@ use cri_shim_api::v1::runtime_service_client::RuntimeServiceClient;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -43,7 +46,7 @@ use self::auth::Identity;
 pub use self::certificate::Serving;
 pub use self::driver_volumes::DriverVolumes;
 use self::routes::Api;
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, TlsRules};
 use crate::contracts::PodLookup;
 use crate::probes::counters::ProbeCounters;
 
@@ -79,8 +82,68 @@ pub struct ServerConfig {
     pub configz: Value,
     /// Logs, exec and their like are served.
     pub debugging: bool,
+    /// What else is served, and how.
+    pub settings: ServerSettings,
     /// Answer to `/metrics/probes`.
     pub probes: Arc<ProbeCounters>,
+}
+
+/// Switches of the server.
+#[derive(Debug, Clone)]
+#[allow(clippy::struct_excessive_bools, reason = "the switches are KubeletConfiguration's")]
+pub struct ServerSettings {
+    /// The kubelet API is served.
+    pub secure: bool,
+    /// How its connections are protected.
+    pub tls: TlsRules,
+    /// Where pods and figures are told to everybody.
+    pub read_only: Option<SocketAddr>,
+    /// `/logs/` is served.
+    pub system_logs: bool,
+    /// … and asks the node's services.
+    pub log_query: bool,
+    /// The node's logs.
+    pub log_root: PathBuf,
+    /// `/debug/pprof/` would be served if there were one.
+    pub profiling: bool,
+    /// `/debug/flags/v` is served.
+    pub debug_flags: bool,
+    /// How old sizes of volumes may be.
+    pub sizes_age: Duration,
+}
+
+impl ServerSettings {
+    fn new(config: &AgentConfig) -> Self {
+        let serving = &config.serving;
+        Self {
+            secure: serving.enable_server,
+            tls: serving.tls(),
+            read_only: (serving.read_only_port != 0)
+                .then(|| SocketAddr::new(config.address, serving.read_only_port)),
+            system_logs: serving.enable_system_log_handler,
+            log_query: serving.enable_system_log_query,
+            profiling: serving.enable_profiling_handler,
+            debug_flags: serving.enable_debug_flags_handler,
+            sizes_age: config.clients.volume_stats_agg_period.0,
+            ..Self::default()
+        }
+    }
+}
+
+impl Default for ServerSettings {
+    fn default() -> Self {
+        Self {
+            secure: true,
+            tls: TlsRules::default(),
+            read_only: None,
+            system_logs: true,
+            log_query: false,
+            log_root: PathBuf::from("/var/log"),
+            profiling: true,
+            debug_flags: true,
+            sizes_age: Duration::from_secs(60),
+        }
+    }
 }
 
 impl ServerConfig {
@@ -97,29 +160,66 @@ impl ServerConfig {
             runtime_socket: config.runtime_socket(),
             images: None,
             volumes: DriverVolumes::default(),
-            configz: configz(config),
+            configz: configz::configz(config),
             debugging: config.enable_debugging_handlers,
+            settings: ServerSettings::new(config),
             probes,
         }
     }
 }
 
-/// Serves until `cancel`. Fails at once when the address is taken or a certificate cannot be read.
+/// Serves until `cancel`. Fails at once when an address is taken or a certificate cannot be read.
 pub async fn serve(
     config: ServerConfig,
     state: Arc<dyn PodLookup>,
     runtime: RuntimeServiceClient<Channel>,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
-    let tls = tls::server_config(config.serving.clone(), &config.client_ca_file)
-        .context("cannot set up TLS of the kubelet API")?;
-    let acceptor = TlsAcceptor::from(Arc::new(tls));
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .with_context(|| format!("cannot listen on {} for the kubelet API", config.listen))?;
-    info!(address = %config.listen, "kubelet API is served");
+    let mut listeners = Vec::new();
+    if config.settings.secure {
+        let tls = tls::server_config(config.serving.clone(), &config.client_ca_file, &config.settings.tls)
+            .context("cannot set up TLS of the kubelet API")?;
+        let door = Door::Tls(TlsAcceptor::from(Arc::new(tls)));
+        listeners.push((listen(config.listen, "kubelet API").await?, door));
+        info!(address = %config.listen, "kubelet API is served");
+    }
+    if let Some(address) = config.settings.read_only {
+        listeners.push((listen(address, "read-only kubelet API").await?, Door::ReadOnly));
+        info!(%address, "read-only kubelet API is served");
+    }
     let api = Arc::new(Api::new(config, state, runtime));
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let loops = listeners
+        .into_iter()
+        .map(|(listener, door)| accept(listener, door, Arc::clone(&api), Arc::clone(&slots), cancel.clone()));
+    // Nothing to serve is nothing to end for.
+    tokio::try_join!(futures::future::try_join_all(loops), async {
+        cancel.cancelled().await;
+        Ok(())
+    })?;
+    Ok(())
+}
+
+async fn listen(address: SocketAddr, what: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} for the {what}"))
+}
+
+/// How connections come in.
+#[derive(Clone)]
+enum Door {
+    /// With TLS; who the client is, its certificate tells.
+    Tls(TlsAcceptor),
+    /// In the clear, for whoever comes; little is told there.
+    ReadOnly,
+}
+
+async fn accept(
+    listener: TcpListener,
+    door: Door,
+    api: Arc<Api>,
+    slots: Arc<Semaphore>,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
     loop {
         let slot = tokio::select! {
             () = cancel.cancelled() => return Ok(()),
@@ -140,11 +240,11 @@ pub async fn serve(
                 continue;
             }
         };
-        let (api, acceptor, cancel) = (Arc::clone(&api), acceptor.clone(), cancel.clone());
+        let (api, door, cancel) = (Arc::clone(&api), door.clone(), cancel.clone());
         tokio::spawn(async move {
             tokio::select! {
                 () = cancel.cancelled() => {}
-                outcome = connection(stream, acceptor, api) => {
+                outcome = connection(stream, door, api) => {
                     if let Err(error) = outcome {
                         debug!(%peer, %error, "kubelet API connection ended");
                     }
@@ -157,10 +257,19 @@ pub async fn serve(
 
 async fn connection(
     stream: TcpStream,
-    acceptor: TlsAcceptor,
+    door: Door,
     api: Arc<Api>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     stream.set_nodelay(true)?;
+    let Door::Tls(acceptor) = door else {
+        let service = service_fn(move |request| {
+            let api = Arc::clone(&api);
+            async move { Ok::<_, std::convert::Infallible>(api.handle_read_only(request).await) }
+        });
+        return auto::Builder::new(TokioExecutor::new())
+            .serve_connection(TokioIo::new(stream), service)
+            .await;
+    };
     let stream = tokio::time::timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await??;
     let identity =
         stream.get_ref().1.peer_certificates().and_then(|chain| Identity::of(chain.first()?)).map(Arc::new);
@@ -171,37 +280,4 @@ async fn connection(
     auto::Builder::new(TokioExecutor::new())
         .serve_connection_with_upgrades(TokioIo::new(stream), service)
         .await
-}
-
-/// The settings in effect, as `/configz` shows them.
-fn configz(config: &AgentConfig) -> Value {
-    json!({"kubeletconfig": {
-        "address": config.address,
-        "port": config.port,
-        "healthzPort": config.healthz_port,
-        "containerRuntimeEndpoint": config.container_runtime_endpoint,
-        "cgroupRoot": config.cgroup_root,
-        "cgroupDriver": config.cgroup_driver,
-        "clusterDomain": config.cluster_domain,
-        "clusterDNS": config.cluster_dns,
-        "allowedUnsafeSysctls": config.allowed_unsafe_sysctls,
-        "cpuManagerPolicy": config.cpu_manager_policy,
-        "seccompDefault": config.seccomp_default,
-        "maxPods": config.max_pods,
-        "podPidsLimit": config.pod_pids_limit,
-        "cpuCFSQuota": config.cpu_cfs_quota,
-        "podLogsDir": config.pod_logs_dir,
-        "resolvConf": config.resolv_conf,
-        "nodeLeaseDurationSeconds": config.node_lease_duration_seconds,
-        "systemReserved": config.system_reserved,
-        "kubeReserved": config.kube_reserved,
-        "staticPodPath": config.static_pod_path,
-        "containerLogMaxSize": config.container_log_max_size,
-        "containerLogMaxFiles": config.container_log_max_files,
-        "imageGCHighThresholdPercent": config.image_gc_high_threshold_percent,
-        "imageGCLowThresholdPercent": config.image_gc_low_threshold_percent,
-        "evictionHard": config.eviction_hard,
-        "evictionSoft": config.eviction_soft,
-        "enableDebuggingHandlers": config.enable_debugging_handlers,
-    }})
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cri_shim_api::v1::image_service_client::ImageServiceClient;
 use cri_shim_api::v1::runtime_service_client::RuntimeServiceClient;
 use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
@@ -14,12 +15,15 @@ use super::auth::{self, Identity};
 use super::reply::{self, Reply};
 use super::sizes::Sizes;
 use super::summary::Sampler;
-use super::{ServerConfig, cadvisor, logs, metrics, streams, summary};
+use super::{ServerConfig, cadvisor, logs, metrics, node_logs, streams, summary};
 use crate::contracts::PodLookup;
+use crate::logging;
 
+/// A verbosity has no more digits.
+const LONGEST_NUMBER: usize = 32;
 /// Paths that `enableDebuggingHandlers` switches.
-const DEBUGGING: [&str; 7] =
-    ["run", "exec", "attach", "portForward", "containerLogs", "configz", "runningpods"];
+const DEBUGGING: [&str; 9] =
+    ["run", "exec", "attach", "portForward", "containerLogs", "configz", "runningpods", "logs", "debug"];
 
 /// The API's state: where answers come from.
 pub(super) struct Api {
@@ -103,10 +107,19 @@ impl Api {
         if !identity.is_allowed() {
             return forbidden(identity, &request);
         }
+        self.answer(request, self.config.debugging).await
+    }
+
+    /// Answers one request of anybody, on the read-only port.
+    pub(super) async fn handle_read_only(&self, request: Request<Incoming>) -> Reply {
+        self.answer(request, false).await
+    }
+
+    async fn answer(&self, request: Request<Incoming>, debugging: bool) -> Reply {
         let path = request.uri().path().to_owned();
         let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
         let is_get = request.method() == Method::GET;
-        if !self.config.debugging && segments.first().is_some_and(|first| DEBUGGING.contains(first)) {
+        if !debugging && segments.first().is_some_and(|first| DEBUGGING.contains(first)) {
             return reply::text(StatusCode::METHOD_NOT_ALLOWED, "Debug endpoints are disabled.");
         }
         match segments.as_slice() {
@@ -125,6 +138,11 @@ impl Api {
                 logs::answer(self, Target { namespace, pod, uid: None, container }, &Query::of(&request))
                     .await
             }
+            ["logs", ..] if is_get => {
+                let rest = path.strip_prefix("/logs").unwrap_or_default();
+                node_logs::answer(self, rest, &Query::of(&request)).await
+            }
+            ["debug", rest @ ..] => self.debug(rest, request).await,
             ["exec", rest @ ..] => match container_target(rest) {
                 Some(target) => streams::exec(self, target, request).await,
                 None => not_found(),
@@ -146,6 +164,36 @@ impl Api {
                     .await
             }
             _ => not_found(),
+        }
+    }
+}
+
+impl Api {
+    /// Below `/debug`: there is no profiler, and the log's verbosity can be changed.
+    async fn debug(&self, rest: &[&str], request: Request<Incoming>) -> Reply {
+        let disabled =
+            |what: &str| reply::text(StatusCode::METHOD_NOT_ALLOWED, format!("{what} endpoint is disabled."));
+        match rest {
+            ["pprof", ..] if !self.config.settings.profiling => disabled("profiling"),
+            ["flags", "v"] if !self.config.settings.debug_flags => disabled("flags"),
+            ["flags", "v"] if request.method() == Method::PUT => set_verbosity(request).await,
+            ["flags", "v"] => reply::text(StatusCode::NOT_ACCEPTABLE, "unsupported http method"),
+            _ => not_found(),
+        }
+    }
+}
+
+/// Says more or less in the log, as the body wants.
+async fn set_verbosity(request: Request<Incoming>) -> Reply {
+    let body = Limited::new(request.into_body(), LONGEST_NUMBER).collect().await;
+    let bytes = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes).trim().to_owned();
+    let outcome = text.parse::<u32>().map_err(|error| error.to_string()).and_then(logging::set_verbosity);
+    match outcome {
+        Ok(()) => reply::text(StatusCode::OK, format!("successfully set klog.logging.verbosity to {text}")),
+        Err(problem) => {
+            let message = format!("failed set klog.logging.verbosity {text}: {problem}");
+            reply::text(StatusCode::BAD_REQUEST, message)
         }
     }
 }

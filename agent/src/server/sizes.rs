@@ -1,6 +1,6 @@
 //! Sizes of the pods' logs and volumes, for `/stats/summary`.
 //!
-//! Walking directories takes as long as it takes: a pod is walked at most once a minute, only while somebody asks, one walk
+//! Walking directories takes as long as it takes: a pod is walked at most once in `volumeStatsAggPeriod`, only while somebody asks, one walk
 //! at a time, and whoever asks waits for [`PATIENCE`] and then takes what is known.
 
 use std::collections::BTreeMap;
@@ -14,10 +14,9 @@ use tokio::sync::Semaphore;
 use super::ServerConfig;
 use crate::host::stats::{FsFigures, file_system, same_file_system};
 use crate::host::usage::{TreeUse, tree};
+use crate::host::volumes::is_remote;
 use crate::runtime::sandbox_config::log_directory;
 
-/// Older sizes are taken anew.
-const AGE: Duration = Duration::from_secs(60);
 /// How long a request waits for a walk.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -62,7 +61,7 @@ impl Sizes {
             known.retain(|uid, _| pods.iter().any(|pod| pod.metadata.uid.as_ref() == Some(uid)));
             let is_old = |pod: &&Arc<Pod>| {
                 let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-                known.get(uid).is_none_or(|(at, _)| at.elapsed() >= AGE)
+                known.get(uid).is_none_or(|(at, _)| at.elapsed() >= config.settings.sizes_age)
             };
             pods.iter().filter(is_old).cloned().collect()
         };
@@ -98,8 +97,8 @@ fn measure(pod: &Pod, root: &Path, logs: &Path) -> PodSizes {
     let mut volumes = Vec::new();
     let directory = root.join("pods").join(uid).join("volumes");
     for plugin in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
-        // A driver's file system may never answer; the driver is asked instead.
-        if plugin.file_name() == "kubernetes.io~csi" {
+        // A driver's file system may never answer (the driver is asked instead), and a server's neither.
+        if plugin.file_name() == "kubernetes.io~csi" || is_remote(&plugin.file_name()) {
             continue;
         }
         for volume in std::fs::read_dir(plugin.path()).into_iter().flatten().flatten() {

@@ -235,6 +235,11 @@ fn node_summary(name: &str, node: &NodeFigures, nano_cores: u64, now: Timestamp)
             "workingSetBytes": memory.working_set,
             "rssBytes": memory.rss,
         },
+        "swap": {
+            "time": now,
+            "swapAvailableBytes": memory.swap_free,
+            "swapUsageBytes": memory.swap.saturating_sub(memory.swap_free),
+        },
         "fs": fs_summary(&node.node_fs, now),
         "runtime": {"imageFs": fs_summary(&node.node_fs, now)},
         "rlimit": {"time": now, "maxpid": node.pids.max, "curproc": node.pids.current},

@@ -3,12 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::version::{TLS12, TLS13};
+use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
 
 use super::certificate::Serving;
+use crate::config::TlsRules;
 
 /// Why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +36,9 @@ pub(super) enum TlsError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The configured versions and suites leave nothing to speak.
+    #[error("cannot use tlsMinVersion, tlsCipherSuites and tlsCurvePreferences together")]
+    Rules(#[source] rustls::Error),
     /// Certificate and key do not fit, or are not supported.
     #[error("cannot use the serving certificate {}", path.display())]
     Certificate {
@@ -44,10 +50,17 @@ pub(super) enum TlsError {
     },
 }
 
-/// TLS 1.2 and 1.3, HTTP/2 and 1.1. A client may come without certificate, so that it gets a 401 to read instead of a
+/// TLS 1.2 and 1.3 as `rules` allow, HTTP/2 and 1.1. A client may come without certificate, so that it gets a 401 to read instead of a
 /// broken handshake; one with a certificate that the CA did not sign fails. Without a client CA nobody is known.
-pub(super) fn server_config(serving: Serving, client_ca: &Path) -> Result<ServerConfig, TlsError> {
-    let builder = ServerConfig::builder();
+pub(super) fn server_config(
+    serving: Serving,
+    client_ca: &Path,
+    rules: &TlsRules,
+) -> Result<ServerConfig, TlsError> {
+    let versions: &[&SupportedProtocolVersion] = if rules.only_13 { &[&TLS13] } else { &[&TLS12, &TLS13] };
+    let builder = ServerConfig::builder_with_provider(Arc::new(provider(rules)))
+        .with_protocol_versions(versions)
+        .map_err(TlsError::Rules)?;
     let builder = if client_ca.as_os_str().is_empty() {
         builder.with_no_client_auth()
     } else {
@@ -68,6 +81,21 @@ pub(super) fn server_config(serving: Serving, client_ca: &Path) -> Result<Server
     Ok(config)
 }
 
+/// What the rules leave of the suites and key exchanges there are; the suites of TLS 1.3 always stay, as upstream.
+fn provider(rules: &TlsRules) -> CryptoProvider {
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    if let Some(wanted) = &rules.suites {
+        provider.cipher_suites.retain(|suite| {
+            suite.tls13().is_some()
+                || suite.suite().as_str().is_some_and(|name| wanted.iter().any(|wanted| wanted == name))
+        });
+    }
+    if !rules.curves.is_empty() {
+        provider.kx_groups.retain(|group| rules.curves.contains(&u16::from(group.name())));
+    }
+    provider
+}
+
 pub(super) fn certificates(
     what: &'static str,
     path: &Path,
@@ -79,4 +107,28 @@ pub(super) fn certificates(
         return Err(read(rustls::pki_types::pem::Error::NoItemsFound));
     }
     Ok(certificates)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(rules: &TlsRules) -> Vec<&'static str> {
+        provider(rules).cipher_suites.iter().filter_map(|suite| suite.suite().as_str()).collect()
+    }
+
+    #[test]
+    fn rules_leave_the_suites_that_they_name() {
+        let wanted = "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384";
+        let rules =
+            TlsRules { suites: Some(vec![wanted.to_owned()]), curves: vec![29], ..TlsRules::default() };
+        let left = names(&rules);
+        assert!(
+            left.contains(&wanted) && left.iter().all(|name| *name == wanted || name.starts_with("TLS13_"))
+        );
+        assert_eq!(provider(&rules).kx_groups.len(), 1);
+        assert!(names(&TlsRules::default()).len() > left.len());
+        let none = TlsRules { suites: Some(Vec::new()), ..TlsRules::default() };
+        assert!(names(&none).iter().all(|name| name.starts_with("TLS13_")) && !names(&none).is_empty());
+    }
 }

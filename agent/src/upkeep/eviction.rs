@@ -28,6 +28,7 @@ use crate::host::cgroups::usage::CgroupUse;
 use crate::host::stall::MemoryStall;
 use crate::host::stats::{self, NodeFigures};
 use crate::host::usage::{TreeUse, tree};
+use crate::host::volumes::is_remote;
 use crate::pods::directory::{PodDirectory, PodView};
 use crate::pods::manager::Eviction;
 use crate::runtime::cri::{Cri, CriError};
@@ -328,9 +329,15 @@ pub(super) fn add_files(used: &mut PodUse, root: &Path, logs: &Path) {
     for (name, container) in &mut used.containers {
         container.disk = container.disk.saturating_add(tree(&logs.join(name)).bytes);
     }
-    let volumes: TreeUse = tree(&root.join("pods").join(uid).join("volumes"));
-    used.volumes = volumes.bytes;
-    used.inodes = used.inodes.saturating_add(volumes.inodes);
+    let plugins =
+        std::fs::read_dir(root.join("pods").join(uid).join("volumes")).into_iter().flatten().flatten();
+    used.volumes = 0;
+    // A server's file system is not on the node's disk, and may never answer.
+    for plugin in plugins.filter(|plugin| !is_remote(&plugin.file_name())) {
+        let volumes: TreeUse = tree(&plugin.path());
+        used.volumes = used.volumes.saturating_add(volumes.bytes);
+        used.inodes = used.inodes.saturating_add(volumes.inodes.saturating_add(1));
+    }
 }
 
 #[cfg(test)]

@@ -20,10 +20,10 @@ use crate::cmd::{Cmd, step};
 use crate::images::deb::Packages;
 
 /// Raised whenever [`build_system`] changes.
-const RECIPE: u32 = 2;
+const RECIPE: u32 = 3;
 /// What the guest has beside Debian's minimal system.
 const PACKAGES: &str = "systemd-sysv,udev,dbus,kmod,iproute2,nftables,procps,apparmor,busybox-static,containerd,\
-                        runc,crun,criu,iptables,curl,conntrack,tcpdump";
+                        runc,crun,criu,iptables,curl,conntrack,tcpdump,nfs-common,nfs-kernel-server";
 /// Modules of the first stage: enough to reach the disk.
 const BOOT_MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_rng", "ext4", "crc32c_generic"];
 /// cgroup drivers, each with an instance of keelson-cri of its own.
@@ -139,6 +139,8 @@ fn configure(root: &Path) -> Result<()> {
     ] {
         symlink(Path::new("/etc/systemd/system").join(unit), wants.join(link))?;
     }
+    // Started by the test that needs it.
+    fs::remove_file(wants.join("nfs-server.service")).ok();
     // Nobody logs in, nothing is updated, and no network is waited for.
     for unit in [
         "getty.target",
@@ -148,6 +150,7 @@ fn configure(root: &Path) -> Result<()> {
         "e2scrub_all.timer",
         "systemd-timesyncd.service",
         "systemd-networkd-wait-online.service",
+        "nfs-blkmap.service",
     ] {
         let link = root.join("etc/systemd/system").join(unit);
         fs::remove_file(&link).ok();

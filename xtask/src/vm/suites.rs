@@ -124,6 +124,14 @@ pub(super) const SUITES: &[Suite] = &[
         programs: &["ip", "nft", "tc", "bridge", "nsenter"],
         ..PLAIN
     },
+    // With a server that is the machine's own.
+    Suite {
+        folder: "agent",
+        lanes: &[Lane::Debian],
+        tests: &["root_nfs"],
+        modules: &[&["nfs", "nfsv4", "nfsd"]],
+        ..PLAIN
+    },
     Suite {
         folder: "cri-shim/runtime",
         lanes: &[Lane::Light, Lane::Debian],

@@ -239,6 +239,19 @@ fn b_nodes_reach_pods_and_the_service_from_everywhere() {
 }
 
 #[test]
+fn b_pods_packets_take_the_short_way_to_other_nodes() {
+    pods();
+    for node in NODES {
+        wait_for(&format!("{node} routes its pods' packets"), LIMIT, || {
+            let told = inside_ok(node, &["curl", "-sS", "--max-time", "5", "http://127.0.0.1:10249/metrics"]);
+            let line = told.lines().find(|line| line.starts_with("keelson_service_routed_pod_addresses"));
+            let count = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok());
+            if count.is_some_and(|count| count >= 1.0) { Ok(()) } else { Err(format!("{line:?}")) }
+        });
+    }
+}
+
+#[test]
 fn c_kubectl_reaches_pods_on_every_node() {
     for node in NODES {
         let pod = pod_on(node);

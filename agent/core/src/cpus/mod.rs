@@ -5,6 +5,7 @@
 //! Whole sockets are taken before whole cores, these before single threads, and as few sockets and cores as possible are broken
 //! up, as upstream.
 
+mod near;
 mod set;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +14,8 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use serde::{Deserialize, Serialize};
 
 pub use self::set::{CpuSet, ParseCpuSetError};
+use crate::model::is_sidecar;
+use crate::numa::Nodes;
 use crate::qos::QosClass;
 use crate::resources::milli;
 
@@ -23,6 +26,8 @@ pub struct Place {
     pub socket: u32,
     /// Its core, a number of its own on the whole machine.
     pub core: u32,
+    /// Its NUMA node.
+    pub node: u32,
 }
 
 /// The machine's processors that are on.
@@ -81,7 +86,13 @@ impl Assignments {
 
     /// All that is given away.
     pub fn taken(&self) -> CpuSet {
-        let sets = self.0.values().flat_map(BTreeMap::values).filter_map(|set| set.parse::<CpuSet>().ok());
+        self.0.keys().fold(CpuSet::default(), |all, uid| all.union(&self.of_pod(uid)))
+    }
+
+    /// What the pod's containers have together.
+    pub fn of_pod(&self, pod_uid: &str) -> CpuSet {
+        let sets = self.0.get(pod_uid).into_iter().flat_map(BTreeMap::values);
+        let sets = sets.filter_map(|set| set.parse::<CpuSet>().ok());
         sets.fold(CpuSet::default(), |all, set| all.union(&set))
     }
 
@@ -97,10 +108,6 @@ fn exclusive(container: &Container) -> Option<usize> {
     let asked = milli(requests.get("cpu")?)?;
     let whole = usize::try_from(asked / 1000).ok()?;
     (asked > 0 && asked % 1000 == 0).then_some(whole)
-}
-
-fn is_sidecar(container: &Container) -> bool {
-    container.restart_policy.as_deref() == Some("Always")
 }
 
 impl Policy {
@@ -123,54 +130,72 @@ impl Policy {
     }
 
     /// Gives the pod's containers what they ask for, all or nothing. What the pod has already stays.
-    ///
-    /// Init containers that end before the others start run on the same processors as these.
     pub fn assign(&self, assignments: &mut Assignments, pod: &Pod) -> Result<(), CpuError> {
-        let Some(spec) = pod.spec.as_ref().filter(|spec| QosClass::of(spec) == QosClass::Guaranteed) else {
-            return Ok(());
-        };
-        let uid = pod.metadata.uid.clone().unwrap_or_default();
-        if assignments.0.contains_key(&uid) {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        if assignments.0.contains_key(uid) {
             return Ok(());
         }
-        let mut free = self.all().minus(&assignments.taken()).minus(&self.reserved);
-        let mut given: BTreeMap<String, String> = BTreeMap::new();
-        let mut own = CpuSet::default();
-        for (container, count) in long_lived(spec) {
-            let set = self.checked(&free, count)?;
-            free = free.minus(&set);
-            own = own.union(&set);
-            given.insert(container.name.clone(), set.to_string());
-        }
-        let first = spec.init_containers.iter().flatten().filter(|container| !is_sidecar(container));
-        for (container, count) in first.filter_map(|container| Some((container, exclusive(container)?))) {
-            let set = if own.len() >= count {
-                own.first(count)
-            } else {
-                let more = self.checked(&free, count - own.len())?;
-                free = free.minus(&more);
-                own.union(&more)
-            };
-            own = own.union(&set);
-            given.insert(container.name.clone(), set.to_string());
-        }
-        if !given.is_empty() {
-            assignments.0.insert(uid, given);
+        for container in pod.spec.iter().flat_map(in_turn) {
+            if let Err(error) = self.assign_container(assignments, pod, container, None) {
+                assignments.release(uid);
+                return Err(error);
+            }
         }
         Ok(())
     }
 
-    fn checked(&self, free: &CpuSet, count: usize) -> Result<CpuSet, CpuError> {
+    /// Gives one of the pod's containers what it asks for, of the processors `near` before others.
+    ///
+    /// Init containers that end before the others start run on the same processors as these.
+    pub fn assign_container(
+        &self,
+        assignments: &mut Assignments,
+        pod: &Pod,
+        container: &Container,
+        near: Option<Nodes>,
+    ) -> Result<(), CpuError> {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let Some(count) = asked(pod, container).filter(|_| assignments.of(uid, &container.name).is_none())
+        else {
+            return Ok(());
+        };
+        let free = self.free(assignments);
+        let own = if ends_first(pod, container) { assignments.of_pod(uid) } else { CpuSet::default() };
+        let set = if own.len() >= count {
+            own.first(count)
+        } else {
+            own.union(&self.checked(&free, count - own.len(), near)?)
+        };
+        let given = assignments.0.entry(uid.to_owned()).or_default();
+        given.insert(container.name.clone(), set.to_string());
+        Ok(())
+    }
+
+    /// What nobody has.
+    fn free(&self, assignments: &Assignments) -> CpuSet {
+        self.all().minus(&assignments.taken()).minus(&self.reserved)
+    }
+
+    fn checked(&self, free: &CpuSet, count: usize, near: Option<Nodes>) -> Result<CpuSet, CpuError> {
         let per_core = self.members(|place| place.core).values().map(CpuSet::len).max().unwrap_or(1).max(1);
         if self.options.full_cores_only && !count.is_multiple_of(per_core) {
             return Err(CpuError::Alignment { requested: count, per_core });
         }
         let not_enough = || CpuError::NotEnough { requested: count, available: free.len() };
-        let set = self.take(free, count).ok_or_else(not_enough)?;
+        let set = self.take_near(free, count, near).ok_or_else(not_enough)?;
         if self.options.full_cores_only && !self.is_whole_cores(&set) {
             return Err(not_enough());
         }
         Ok(set)
+    }
+
+    /// Of the free ones those of some nodes first.
+    fn take_near(&self, free: &CpuSet, count: usize, near: Option<Nodes>) -> Option<CpuSet> {
+        let Some(near) = near else { return self.take(free, count) };
+        let aligned = free.minus(&free.minus(&self.of_nodes(near)));
+        let first = self.take(&aligned, count.min(aligned.len()))?;
+        let rest = self.take(&free.minus(&first), count - first.len())?;
+        Some(first.union(&rest))
     }
 
     fn is_whole_cores(&self, set: &CpuSet) -> bool {
@@ -230,10 +255,24 @@ impl Policy {
     }
 }
 
-/// Containers that run side by side for the pod's life, with what they ask for.
-fn long_lived(spec: &PodSpec) -> impl Iterator<Item = (&Container, usize)> {
-    let sidecars = spec.init_containers.iter().flatten().filter(|container| is_sidecar(container));
-    sidecars.chain(&spec.containers).filter_map(|container| Some((container, exclusive(container)?)))
+/// What a container of the pod gets for itself.
+fn asked(pod: &Pod, container: &Container) -> Option<usize> {
+    let spec = pod.spec.as_ref().filter(|spec| QosClass::of(spec) == QosClass::Guaranteed);
+    spec.and_then(|_| exclusive(container))
+}
+
+/// Whether a container of the pod has ended before most others start.
+fn ends_first(pod: &Pod, container: &Container) -> bool {
+    let init = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    init.into_iter().any(|init| init.name == container.name && !is_sidecar(init))
+}
+
+/// A pod's containers in the order in which they are given something: those that run side by side for the pod's life, then those
+/// that have ended before and may have the same.
+pub fn in_turn(spec: &PodSpec) -> impl Iterator<Item = &Container> {
+    let init = || spec.init_containers.iter().flatten();
+    let (sidecars, first) = (init().filter(|c| is_sidecar(c)), init().filter(|c| !is_sidecar(c)));
+    sidecars.chain(&spec.containers).chain(first)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ fn machine(sockets: u32, cores: u32, threads: u32) -> Topology {
         for socket in 0..sockets {
             for core in 0..cores {
                 let core = socket * cores + core;
-                topology.insert(thread * sockets * cores + core, Place { socket, core });
+                topology.insert(thread * sockets * cores + core, Place { socket, core, node: socket });
             }
         }
     }
@@ -159,4 +159,38 @@ proptest! {
         let set: CpuSet = numbers.into_iter().collect();
         prop_assert_eq!(set.to_string().parse::<CpuSet>(), Ok(set));
     }
+}
+
+#[test]
+fn hints_tell_which_nodes_have_enough() {
+    let policy = policy(machine(2, 4, 1), "0");
+    let mut assignments = Assignments::default();
+    let near = Some([0].into_iter().collect());
+    let alone = |uid: &str, cpu: &str| {
+        let pod = pod(uid, &[container("a", cpu)]);
+        let container = pod.spec.as_ref().unwrap().containers[0].clone();
+        (pod, container)
+    };
+    let hinted = |assignments: &Assignments, uid: &str, cpu: &str| {
+        let (pod, container) = alone(uid, cpu);
+        policy.hints(assignments, &pod, &container).map(|hints| {
+            let text = hints
+                .iter()
+                .map(|hint| format!("{}{}", hint.nodes.unwrap(), if hint.preferred { "!" } else { "" }));
+            text.collect::<Vec<_>>().join(" ")
+        })
+    };
+    assert_eq!(hinted(&assignments, "u", "500m"), None, "shared ones are everywhere");
+    assert_eq!(hinted(&assignments, "u", "2").unwrap(), "0! 1! 0-1");
+    assert_eq!(hinted(&assignments, "u", "4").unwrap(), "1! 0-1", "one is reserved");
+    assert_eq!(hinted(&assignments, "u", "5").unwrap(), "0-1!", "no node has as many");
+    assert_eq!(hinted(&assignments, "u", "8").unwrap(), "", "nothing has");
+    let (pod, container) = alone("v", "3");
+    policy.assign_container(&mut assignments, &pod, &container, near).unwrap();
+    assert_eq!(assignments.of("v", "a").unwrap().to_string(), "1-3");
+    assert_eq!(hinted(&assignments, "v", "3").unwrap(), "0! 0-1", "what it has");
+    assert_eq!(hinted(&assignments, "u", "2").unwrap(), "1! 0-1");
+    let (pod, container) = alone("w", "2");
+    policy.assign_container(&mut assignments, &pod, &container, near).unwrap();
+    assert_eq!(assignments.of("w", "a").unwrap().to_string(), "4-5", "nothing is left of the nearer ones");
 }

@@ -5,6 +5,7 @@
 //! when time alone will change the answer. It never decides on stale facts: a step's result arrives as Observed or
 //! Memory before the next call.
 
+mod continuity;
 mod run;
 mod teardown;
 
@@ -30,6 +31,10 @@ pub enum PodAction {
     EnsureCgroup,
     /// Set up all volumes.
     MountVolumes,
+    /// NodePrepareResources for the pod's ResourceClaims.
+    PrepareClaims,
+    /// NodeUnprepareResources for those that no other pod uses.
+    ReleaseClaims,
     /// RunPodSandbox.
     CreateSandbox {
         /// `metadata.attempt`.
@@ -175,10 +180,8 @@ pub fn plan(input: PlanInput<'_>) -> PodPlan {
 pub fn is_finished(input: PlanInput<'_>) -> bool {
     let spec = input.desired.spec();
     // A phase told to the API is never taken back, even when the CRI has forgotten the containers.
-    if matches!(
-        input.desired.api_status().and_then(|status| status.phase.as_deref()),
-        Some("Succeeded" | "Failed")
-    ) {
+    let told = input.desired.api_status().and_then(|status| status.phase.as_deref());
+    if input.memory.over || matches!(told, Some("Succeeded" | "Failed")) {
         return true;
     }
     let ended_for_good = |container: &Container| {
@@ -234,6 +237,7 @@ impl PodAction {
         match self {
             Self::EnsureCgroup | Self::RemoveCgroup => StepKey::Cgroup,
             Self::MountVolumes | Self::TearDownVolumes => StepKey::Volumes,
+            Self::PrepareClaims | Self::ReleaseClaims => StepKey::Claims,
             Self::CreateSandbox { .. } | Self::StopSandbox { .. } | Self::RemoveSandbox { .. } => {
                 StepKey::Sandbox
             }

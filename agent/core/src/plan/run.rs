@@ -1,7 +1,7 @@
 //! The plan of a pod that is to run: cgroup, volumes, sandbox, images, then containers in order.
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::PodSpec;
+use k8s_openapi::api::core::v1::{ContainerStatus, PodSpec};
 
 use super::{PlanInput, PodAction, PodPlan};
 use crate::model::{
@@ -251,6 +251,11 @@ fn prepare_sandbox(input: PlanInput<'_>, plan: &mut PodPlan) {
         plan.step(memory, PodAction::StopSandbox { id: old });
         return;
     }
+    // Drivers may act on the sandbox as well.
+    if memory.claims != Step::Done && crate::claims::has_any(&input.desired.pod) {
+        due(plan, input.now, &memory.claims, |plan| plan.step(memory, PodAction::PrepareClaims));
+        return;
+    }
     let attempt = input.observed.sandboxes.first().map_or(0, |newest| newest.attempt + 1);
     let sandbox_due = match memory.sandbox {
         // A sandbox made earlier has died or lost its address: the next attempt needs no pause.
@@ -379,12 +384,8 @@ fn start_with(input: PlanInput<'_>, plan: &mut PodPlan, wanted: Wanted<'_>, imag
             return;
         }
     };
-    let known = input.desired.api_status().and_then(|status| {
-        let statuses = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
-        statuses.into_iter().find(|status| status.name == name && status.container_id.is_some())
-    });
-    let after_forgotten = known.map_or(0, |status| u32::try_from(status.restart_count).unwrap_or(0) + 1);
-    let attempt = wanted.newest.map_or(after_forgotten, |instance| instance.attempt + 1);
+    let after_newest = wanted.newest.map_or(0, |instance| instance.attempt + 1);
+    let attempt = after_newest.max(after_told(input, &name));
     let replaces_failed_at = wanted
         .newest
         .filter(|instance| !instance.is_outdated(wanted.entry.container))
@@ -401,6 +402,18 @@ fn start_with(input: PlanInput<'_>, plan: &mut PodPlan, wanted: Wanted<'_>, imag
             target_id,
         },
     );
+}
+
+/// The restart count after the one that the API was told: the CRI may have lost the instance that it was told of.
+fn after_told(input: PlanInput<'_>, name: &str) -> u32 {
+    let ran = |status: &&ContainerStatus| {
+        status.container_id.is_some() || status.last_state.is_some() || status.restart_count > 0
+    };
+    let told = input.desired.api_status().and_then(|status| {
+        let statuses = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+        statuses.into_iter().find(|status| status.name == name).filter(ran)
+    });
+    told.map_or(0, |status| u32::try_from(status.restart_count).unwrap_or(0) + 1)
 }
 
 /// Old instances and old sandboxes that nothing shows any more.

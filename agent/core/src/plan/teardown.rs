@@ -74,6 +74,11 @@ fn stopped(input: PlanInput<'_>, plan: &mut PodPlan, grace: i64) -> bool {
         kill(input, plan, instance, grace);
         return false;
     }
+    // Before the phase is told: who reads it may give the devices to the next pod.
+    if memory.claims_held || memory.busy.contains(&StepKey::Claims) {
+        plan.step(memory, PodAction::ReleaseClaims);
+        return false;
+    }
     plan.ended = true;
     let to_stop =
         input.observed.sandboxes.iter().find(|sandbox| !memory.stopped_sandboxes.contains(&sandbox.id));

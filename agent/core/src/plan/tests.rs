@@ -3,6 +3,8 @@
 //! The world carries every action out at once (or fails it, where a scenario says so) and moves time to the next wake-up;
 //! a scenario's expectation is the log of actions. The property at the end runs random pods through random accidents.
 
+mod claims;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -93,6 +95,8 @@ impl World {
                 self.memory.volumes = Step::Done;
                 "volumes".to_owned()
             }
+            PodAction::PrepareClaims => self.prepare_claims(),
+            PodAction::ReleaseClaims => self.release_claims(),
             PodAction::CreateSandbox { attempt } => {
                 self.memory.sandbox = Step::Done;
                 self.ids += 1;
@@ -571,4 +575,24 @@ fn an_evicted_pod_ends_with_the_nodes_grace() {
     world.settle().log.clear();
     world.fate(Fate::Fail { reason: "Evicted".to_owned(), message: "m".to_owned(), grace: Some(1) }).settle();
     world.expect("kill a 1, stop sandbox, teardown, remove cgroup");
+}
+
+#[test]
+fn a_pod_that_is_over_starts_nothing_though_the_runtime_forgot_it() {
+    let mut world = one("Never");
+    world.settle().exit("a", 0).settle().log.clear();
+    world.memory.over = true;
+    world.observed = ObservedPod::default();
+    world.settle().expect("");
+}
+
+#[test]
+fn an_instance_that_the_runtime_lost_is_counted() {
+    let mut world = one("Always");
+    let mut pod = Arc::unwrap_or_clone(Arc::clone(&world.desired.pod));
+    pod.status = serde_json::from_value(json!({"phase": "Running", "containerStatuses": [{"name": "a", "image": "i",
+        "imageID": "", "ready": false, "restartCount": 4, "state": {"waiting": {"reason": "ContainerCreating"}}}]}))
+    .expect("a status");
+    world.desired = DesiredPod::new(Arc::new(pod), Fate::Run);
+    world.settle().expect("cgroup, volumes, image a, sandbox 0, start a 5");
 }

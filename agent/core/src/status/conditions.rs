@@ -66,7 +66,9 @@ pub(super) fn derive(
         condition(input, "ContainersReady", containers_ready),
         condition(input, "PodScheduled", Verdict::yes()),
     ];
-    if let Fate::Fail { message, grace: Some(_), .. } = &input.desired.fate {
+    if let Fate::Fail { message, grace: Some(_), .. } = &input.desired.fate
+        && phase == "Failed"
+    {
         let verdict = Verdict { holds: true, reason: "TerminationByKubelet", message: message.clone() };
         conditions.push(condition(input, DISRUPTED, verdict));
     }

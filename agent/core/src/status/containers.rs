@@ -55,7 +55,10 @@ fn from_instance(
         },
         image_id: instance.image_id.clone(),
         container_id: Some(container_id(input, instance)),
-        restart_count: i32::try_from(instance.attempt).unwrap_or(i32::MAX),
+        // The runtime may have lost the newest instance and show an older one.
+        restart_count: i32::try_from(instance.attempt)
+            .unwrap_or(i32::MAX)
+            .max(previous(input, name).map_or(0, |status| status.restart_count)),
         last_state: before.clone(),
         started: Some(false),
         ready: false,
@@ -94,14 +97,7 @@ fn from_instance(
 /// Nothing in the CRI: not started yet, or removed behind the agent's back.
 fn without_instance(input: StatusInput<'_>, entry: ContainerSpec<'_>) -> ContainerStatus {
     let name = entry.container.name.as_str();
-    let previous = input
-        .previous
-        .container_statuses
-        .iter()
-        .chain(&input.previous.init_container_statuses)
-        .chain(&input.previous.ephemeral_container_statuses)
-        .flatten()
-        .find(|status| status.name == name);
+    let previous = previous(input, name);
     let known = previous.filter(|status| status.container_id.is_some());
     if let Some(known) = known
         && !input.plan.waiting.contains_key(name)
@@ -119,11 +115,25 @@ fn without_instance(input: StatusInput<'_>, entry: ContainerSpec<'_>) -> Contain
         image_id: String::new(),
         started: Some(false),
         ready: false,
-        restart_count: known.map_or(0, |status| status.restart_count),
+        restart_count: previous.map_or(0, |status| status.restart_count),
         state: Some(waiting(reason, message)),
-        last_state: known.and_then(|status| lost(status.clone()).state),
+        last_state: previous.and_then(last_end),
         ..ContainerStatus::default()
     }
+}
+
+/// What was said of the container last.
+fn previous<'a>(input: StatusInput<'a>, name: &str) -> Option<&'a ContainerStatus> {
+    let previous = input.previous;
+    let ephemeral = &previous.ephemeral_container_statuses;
+    let all = previous.container_statuses.iter().chain(&previous.init_container_statuses).chain(ephemeral);
+    all.flatten().find(|status| status.name == name)
+}
+
+/// How a container ended last that the CRI no longer knows.
+fn last_end(status: &ContainerStatus) -> Option<ContainerState> {
+    let lost = lost(status.clone());
+    lost.state.filter(|state| state.terminated.is_some()).or(lost.last_state)
 }
 
 fn is_over(status: &ContainerStatus) -> bool {

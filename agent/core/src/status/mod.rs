@@ -6,6 +6,7 @@
 
 pub mod conditions;
 mod containers;
+pub mod sync;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, HostIP, PodIP, PodSpec, PodStatus};
@@ -76,12 +77,16 @@ pub fn derive(input: StatusInput<'_>) -> PodStatus {
         phase: Some(phase.to_owned()),
         ..PodStatus::default()
     };
-    if let Fate::Fail { reason, message, .. } = &input.desired.fate {
-        status.reason = Some(reason.clone());
-        status.message = Some(message.clone());
-    } else if phase == "Failed" {
-        status.reason.clone_from(&input.previous.reason);
-        status.message.clone_from(&input.previous.message);
+    match &input.desired.fate {
+        Fate::Fail { reason, message, .. } if phase == "Failed" => {
+            status.reason = Some(reason.clone());
+            status.message = Some(message.clone());
+        }
+        _ if phase == "Failed" => {
+            status.reason.clone_from(&input.previous.reason);
+            status.message.clone_from(&input.previous.message);
+        }
+        _ => {}
     }
     status.conditions = Some(conditions::derive(input, phase, &statuses));
     let (init, main): (Vec<_>, Vec<_>) =
@@ -116,7 +121,8 @@ fn phase(input: StatusInput<'_>, statuses: &[(ContainerKind, ContainerStatus)]) 
         _ => {}
     }
     let spec = input.desired.spec();
-    if matches!(input.desired.fate, Fate::Fail { .. }) {
+    // Whoever waits for the end of a pod waits for its processes: before they have ended the phase is not final.
+    if matches!(input.desired.fate, Fate::Fail { .. }) && input.plan.ended {
         return "Failed";
     }
     let counts = Counts::of(spec, statuses);

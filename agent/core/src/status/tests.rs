@@ -202,3 +202,35 @@ fn a_rejected_pod_is_failed_with_its_reason() {
         "kubectl would show their waiting reason instead of the pod's"
     );
 }
+
+#[test]
+fn an_evicted_pod_is_failed_when_nothing_of_it_runs() {
+    let mut evicted = case(&json!({"containers": [{"name": "a"}]})).with("a", 0, RunState::Running, 0);
+    evicted.fate = Fate::Fail { reason: "Evicted".to_owned(), message: "m".to_owned(), grace: Some(1) };
+    let status = evicted.check("Running PRTSC=True I=True R=True CR=True");
+    assert_eq!(status.reason, None);
+    evicted.observed.containers[0].state = RunState::Exited;
+    let status = evicted.check(
+        "Failed PRTSC=True I=True R=False(PodFailed) CR=False(PodFailed) DT=True(TerminationByKubelet)",
+    );
+    assert_eq!(status.reason.as_deref(), Some("Evicted"));
+}
+
+#[test]
+fn restarts_of_a_container_that_the_runtime_lost_are_not_forgotten() {
+    let mut lost = case(&json!({"containers": [{"name": "a"}]}));
+    lost.pod["status"] = json!({"phase": "Running", "containerStatuses": [{"name": "a", "image": "i",
+        "imageID": "i", "ready": false, "restartCount": 4, "containerID": "containerd://a4",
+        "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+        "lastState": {"terminated": {"exitCode": 3}}}]});
+    for _ in 0..2 {
+        let status = lost.derive();
+        let container = status.container_statuses.clone().expect("statuses").remove(0);
+        assert_eq!((container.restart_count, container.container_id), (4, None));
+        let last = container.last_state.and_then(|last| last.terminated).expect("an end");
+        assert_eq!(last.exit_code, 3);
+        lost.pod["status"] = serde_json::to_value(status).expect("a status");
+    }
+    let older = lost.with("a", 3, RunState::Exited, 1).derive();
+    assert_eq!(older.container_statuses.expect("statuses")[0].restart_count, 4);
+}

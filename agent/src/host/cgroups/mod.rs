@@ -5,6 +5,7 @@
 //! own cgroups are the runtime's; it makes them below the pod's.
 
 mod hierarchy;
+pub(crate) mod others;
 mod removal;
 pub mod usage;
 mod values;
@@ -19,8 +20,9 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tracing::warn;
 
-use self::hierarchy::{Hierarchy, mounted};
+use self::hierarchy::{Hierarchy, Version, mounted};
 use self::values::{Setting, apply, memory_setting, pod_settings, shares_setting};
+use super::kernel_memory::{has_swap_file, own_unified};
 use crate::contracts::{CgroupError, CgroupManager, FoundPodCgroup};
 
 /// cpu.shares of the best-effort class: only what nobody else wants.
@@ -29,6 +31,22 @@ const BEST_EFFORT_SHARES: u64 = 2;
 /// The controllers that are mounted, in any hierarchy.
 pub fn controllers() -> io::Result<BTreeSet<String>> {
     Ok(mounted()?.into_iter().flat_map(|hierarchy| hierarchy.controllers).collect())
+}
+
+/// Whether all controllers are in the version 2 hierarchy.
+pub fn is_unified() -> io::Result<bool> {
+    Ok(mounted()?.iter().all(|hierarchy| hierarchy.version == Version::V2))
+}
+
+/// Whether the memory controller counts swap.
+pub(super) fn counts_swap() -> io::Result<bool> {
+    let own = std::fs::read_to_string("/proc/self/cgroup")?;
+    let hierarchies = mounted()?;
+    let memory = hierarchies.iter().find(|hierarchy| hierarchy.has("memory"));
+    Ok(memory.is_some_and(|memory| match memory.version {
+        Version::V1 => memory.mount_point.join("memory.memsw.limit_in_bytes").exists(),
+        Version::V2 => own_unified(&own).is_some_and(|own| has_swap_file(&memory.mount_point, own)),
+    }))
 }
 
 /// The manager of one `cgroupRoot`.

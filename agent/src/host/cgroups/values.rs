@@ -4,10 +4,11 @@ use std::io;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 
-use agent_core::qos::{PodCgroup, weight_from_shares};
+use agent_core::qos::{PodCgroup, shares, weight_from_shares};
 use tracing::warn;
 
 use super::hierarchy::{Hierarchy, Version};
+use crate::config::ReservedCgroup;
 
 /// One value and its files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +18,13 @@ pub(super) struct Setting {
     v1: Vec<(&'static str, String)>,
     /// File and text on v2.
     v2: (&'static str, String),
+}
+
+impl Setting {
+    /// Whether it is written there.
+    pub(super) fn is_for(&self, hierarchy: &Hierarchy) -> bool {
+        hierarchy.has(self.controller)
+    }
 }
 
 /// The cpu weight alone.
@@ -35,6 +43,18 @@ pub(super) fn memory_setting(limit: Option<u64>) -> Setting {
         v1: vec![("memory.limit_in_bytes", limit.map_or("-1".to_owned(), |bytes| bytes.to_string()))],
         v2: ("memory.max", limit.map_or("max".to_owned(), |bytes| bytes.to_string())),
     }
+}
+
+/// What is reserved, as limits; what is not named stays as it is.
+pub(super) fn reserved_settings(cgroup: &ReservedCgroup) -> Vec<Setting> {
+    let cpu = cgroup.milli_cpu.map(|milli| shares_setting(shares(i64::try_from(milli).unwrap_or(i64::MAX))));
+    let memory = cgroup.memory.map(|bytes| memory_setting(Some(bytes)));
+    let pids = cgroup.pids.map(|pids| Setting {
+        controller: "pids",
+        v1: vec![("pids.max", pids.to_string())],
+        v2: ("pids.max", pids.to_string()),
+    });
+    cpu.into_iter().chain(memory).chain(pids).collect()
 }
 
 /// All values of a pod; absent ones are written as unlimited, so that an update can lift a limit.
@@ -65,7 +85,7 @@ pub(super) fn pod_settings(cgroup: &PodCgroup) -> Vec<Setting> {
 /// left out: the pod then runs without that limit, which is better than not at all.
 pub(super) fn apply(hierarchy: &Hierarchy, path: &str, settings: &[Setting]) -> io::Result<()> {
     let dir = hierarchy.dir(path);
-    for setting in settings.iter().filter(|setting| hierarchy.has(setting.controller)) {
+    for setting in settings.iter().filter(|setting| setting.is_for(hierarchy)) {
         let files: &[(&str, String)] = match hierarchy.version {
             Version::V1 => &setting.v1,
             Version::V2 => std::slice::from_ref(&setting.v2),
@@ -131,6 +151,22 @@ mod tests {
                 "pids.max=max"
             ]
         );
+    }
+
+    #[test]
+    fn reservations_are_limits_of_what_they_name() {
+        let cgroup = ReservedCgroup {
+            whose: crate::config::Reserved::Kube,
+            path: "/kube.slice".to_owned(),
+            milli_cpu: Some(500),
+            memory: Some(1 << 20),
+            pids: None,
+        };
+        let written: Vec<String> = reserved_settings(&cgroup)
+            .iter()
+            .map(|setting| format!("{}={}", setting.v2.0, setting.v2.1))
+            .collect();
+        assert_eq!(written, ["cpu.weight=20", "memory.max=1048576"]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Volumes by claim: what a PersistentVolumeClaim leads to.
 //!
-//! Input: the claim's name, the API server. Output: the path of a `hostPath` or `local` PersistentVolume, or a driver's volume. What a
-//! claim led to is kept in the pod's directory: it does not change while the pod lives, and containers start again without an
+//! Input: the claim's name, the API server. Output: the path of a `hostPath` or `local` PersistentVolume, a volume on a server, or a
+//! driver's volume. What a claim led to is kept in the pod's directory: it does not change while the pod lives, and containers start again without an
 //! API server.
 
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use kube::{Api, Client};
 use serde::{Deserialize, Serialize};
 
 use super::host_path;
+use super::remote::NetworkVolume;
 
 /// Deadline of one request.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -24,6 +25,8 @@ pub(super) enum Found {
     Path(FoundPath),
     /// A driver's volume: its PersistentVolume, and whether it is a device.
     Csi { volume: String, block: bool },
+    /// A volume on a server.
+    Network { network: Box<NetworkVolume> },
 }
 
 /// A directory of the node.
@@ -124,14 +127,34 @@ fn belongs(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Result<(
     Ok(())
 }
 
-/// The directory of a volume that is one of the node's.
-pub(super) fn path_of(volume: &PersistentVolume) -> Result<FoundPath, String> {
-    let (name, spec) = (volume.metadata.name.as_deref().unwrap_or_default(), volume.spec.as_ref());
-    if spec.and_then(|spec| spec.volume_mode.as_deref()) == Some("Block") {
+/// A device is a driver's business.
+fn refuse_block(volume: &PersistentVolume) -> Result<(), String> {
+    let mode = volume.spec.as_ref().and_then(|spec| spec.volume_mode.as_deref());
+    if mode == Some("Block") {
+        let name = volume.metadata.name.as_deref().unwrap_or_default();
         return Err(format!(
             "persistentvolume \"{name}\" is a block device, which is supported for CSI volumes only"
         ));
     }
+    Ok(())
+}
+
+/// The volume on a server, where it is one. `read_only` is the pod's wish.
+pub(super) fn network_of(
+    volume: &PersistentVolume,
+    read_only: bool,
+) -> Result<Option<NetworkVolume>, String> {
+    let found = NetworkVolume::of_persistent(volume, read_only);
+    if found.is_some() {
+        refuse_block(volume)?;
+    }
+    Ok(found)
+}
+
+/// The directory of a volume that is one of the node's.
+pub(super) fn path_of(volume: &PersistentVolume) -> Result<FoundPath, String> {
+    refuse_block(volume)?;
+    let (name, spec) = (volume.metadata.name.as_deref().unwrap_or_default(), volume.spec.as_ref());
     if let Some(source) = spec.and_then(|spec| spec.host_path.as_ref()) {
         return Ok(FoundPath { path: source.path.clone(), kind: source.type_.clone() });
     }
@@ -139,7 +162,7 @@ pub(super) fn path_of(volume: &PersistentVolume) -> Result<FoundPath, String> {
         // It must be there: what belongs on another disk must not land on this one.
         Some(source) => Ok(FoundPath { path: source.path.clone(), kind: Some("Directory".to_owned()) }),
         None => Err(format!(
-            "persistentvolume \"{name}\" is neither CSI, hostPath nor local: no volume plugin matched"
+            "persistentvolume \"{name}\" is neither CSI, NFS, iSCSI, hostPath nor local: no volume plugin matched"
         )),
     }
 }
@@ -174,11 +197,12 @@ mod tests {
         assert_eq!((host.path.as_str(), host.kind.as_deref()), ("/d", Some("DirectoryOrCreate")));
         let local = found(json!({"local": {"path": "/mnt/d"}})).unwrap();
         assert_eq!(local.kind.as_deref(), Some("Directory"));
-        assert!(
-            found(json!({"nfs": {"path": "/d", "server": "s"}}))
-                .unwrap_err()
-                .contains("no volume plugin matched")
-        );
+        let rbd = json!({"rbd": {"image": "i", "monitors": ["m"]}});
+        assert!(found(rbd).unwrap_err().contains("no volume plugin matched"));
+        let nfs = json!({"nfs": {"path": "/d", "server": "s"}});
+        assert!(network_of(&volume("u1", &nfs), false).unwrap().is_some());
+        let block = json!({"nfs": {"path": "/d", "server": "s"}, "volumeMode": "Block"});
+        assert!(network_of(&volume("u1", &block), false).unwrap_err().contains("is a block device"));
         let block = json!({"local": {"path": "/dev/x"}, "volumeMode": "Block"});
         assert!(found(block).unwrap_err().contains("is a block device"));
         let foreign = volume("u2", &json!({"hostPath": {"path": "/d"}}));
@@ -192,5 +216,10 @@ mod tests {
         let csi = Found::Csi { volume: "pv".to_owned(), block: true };
         let text = serde_json::to_string(&csi).unwrap();
         assert_eq!(serde_json::from_str::<Found>(&text).unwrap(), csi);
+        let nfs = json!({"nfs": {"path": "/d", "server": "s"}});
+        let network = network_of(&volume("u1", &nfs), true).unwrap().unwrap();
+        let found = Found::Network { network: Box::new(network) };
+        let text = serde_json::to_string(&found).unwrap();
+        assert_eq!(serde_json::from_str::<Found>(&text).unwrap(), found);
     }
 }

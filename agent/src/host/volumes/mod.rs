@@ -11,6 +11,7 @@ mod content;
 mod empty_dir;
 mod host_path;
 pub(crate) mod ownership;
+mod remote;
 mod select;
 mod sub_path;
 mod teardown;
@@ -30,6 +31,8 @@ use tracing::debug;
 use self::claim::Found;
 use self::content::{Content, Inputs};
 use self::ownership::Ownership;
+pub(crate) use self::remote::is_remote;
+use self::remote::{Group, NetworkVolume, Remote};
 use self::tokens::Tokens;
 use crate::contracts::{
     Dependency, HostPath, MountedVolumes, ObjectSource, VolumeContext, VolumeError, VolumeFigures,
@@ -45,13 +48,15 @@ pub struct Volumes {
     tokens: Tokens,
     client: Client,
     csi: Option<Csi>,
+    remote: Remote,
 }
 
 impl Volumes {
     /// Volumes below `<root_dir>/pods`; `objects` gives ConfigMaps and Secrets, `client` requests tokens and reads claims.
     pub fn new(root_dir: &Path, objects: Arc<dyn ObjectSource>, client: Client) -> Self {
         let tokens = Tokens::new(client.clone());
-        Self { pods_dir: root_dir.join("pods"), objects, tokens, client, csi: None }
+        let remote = Remote::new(root_dir, Arc::clone(&objects));
+        Self { pods_dir: root_dir.join("pods"), objects, tokens, client, csi: None, remote }
     }
 
     /// With volumes of drivers.
@@ -116,8 +121,12 @@ impl Volumes {
             let inline = CsiVolume::inline(pod, name, source);
             return self.set_up_csi(pod, name, (inline, None), mounted).await;
         }
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        if let Some(volume) = NetworkVolume::inline(volume, namespace) {
+            return self.set_up_remote(pod, &volume).await;
+        }
         let Some((plugin, in_memory)) = content::plugin(volume) else {
-            return Err(failed(name, "no volume plugin matched".to_owned()));
+            return Err(failed(name, unmatched(volume)));
         };
         let path = self.volume_dir(pod, plugin, name)?;
         let inputs = Inputs { pod, spec, context, objects: self.objects.as_ref(), tokens: &self.tokens };
@@ -147,6 +156,9 @@ impl Volumes {
             let path = blocking(name, move || found.check()).await?;
             return Ok(HostPath { path, read_only });
         }
+        if let Some(Found::Network { network }) = &known {
+            return self.set_up_remote(pod, network).await;
+        }
         let bound = match (claim::ask(&self.client, (namespace, claim), maker).await, &known, &self.csi) {
             (Ok(bound), ..) => bound,
             // A pod that has its volume goes on without the API server.
@@ -158,6 +170,13 @@ impl Volumes {
             }
             (Err(problem), ..) => return Err(failed(name, problem)),
         };
+        let network = claim::network_of(&bound.volume, read_only);
+        if let Some(network) = network.map_err(|problem| failed(name, problem))? {
+            let noted =
+                claim::note(&pod_dir, name, &Found::Network { network: Box::new(network.clone()) }).await;
+            noted.map_err(|problem| failed(name, problem))?;
+            return self.set_up_remote(pod, &network).await;
+        }
         let volume = CsiVolume::of_persistent(&bound.volume, read_only);
         let Some(volume) = volume else {
             let found = claim::path_of(&bound.volume).map_err(|problem| failed(name, problem))?;
@@ -178,6 +197,15 @@ impl Volumes {
         self.set_up_csi(pod, name, (volume, Some(&bound.claim)), mounted).await
     }
 
+    /// A volume on a server.
+    async fn set_up_remote(&self, pod: &Pod, volume: &NetworkVolume) -> Result<HostPath, VolumeError> {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let ownership = pod.spec.as_ref().map(Ownership::of).unwrap_or_default();
+        let group = Group { ownership, always: changes_owner_always(pod) };
+        let path = self.remote.set_up(uid, volume, group).await?;
+        Ok(HostPath { path, read_only: volume.read_only })
+    }
+
     /// A driver's volume.
     async fn set_up_csi(
         &self,
@@ -189,8 +217,6 @@ impl Volumes {
         let Some(csi) = &self.csi else {
             return Err(failed(name, "no volume plugin matched".to_owned()));
         };
-        let security = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
-        let policy = security.and_then(|security| security.fs_group_change_policy.as_deref());
         let read_only = volume.is_read_only();
         let order = MountOrder {
             pod,
@@ -198,7 +224,7 @@ impl Volumes {
             volume,
             claim,
             group: pod.spec.as_ref().and_then(|spec| Ownership::of(spec).group),
-            group_always: policy != Some("OnRootMismatch"),
+            group_always: changes_owner_always(pod),
         };
         let done = csi.mount(&order).await?;
         mounted.refresh_at = [mounted.refresh_at, done.refresh_at].into_iter().flatten().min();
@@ -231,8 +257,15 @@ impl VolumeManager for Volumes {
         sub_path: &'a str,
     ) -> BoxFuture<'a, Result<PathBuf, VolumeError>> {
         let (volume, wanted) = (volume.clone(), sub_path.to_owned());
-        let shown = volume.path.display().to_string();
-        async move { blocking(&shown, move || sub_path::resolve(&volume, &wanted)).await }.boxed()
+        let (path, shown) = (volume.path.clone(), volume.path.display().to_string());
+        async move {
+            let work = move || sub_path::resolve(&volume, &wanted);
+            if self.remote.has(&path) {
+                return self.remote.within(&path, work).await.map_err(|problem| failed(&shown, problem));
+            }
+            blocking(&shown, work).await
+        }
+        .boxed()
     }
 
     fn teardown<'a>(&'a self, pod_uid: &'a str) -> BoxFuture<'a, Result<(), VolumeError>> {
@@ -245,6 +278,8 @@ impl VolumeManager for Volumes {
             if let Some(csi) = &self.csi {
                 csi.tear_down(pod_uid).await?;
             }
+            // Then what must not be looked at: a server that is gone never answers.
+            self.remote.tear_down(pod_uid).await?;
             let dir = self.pod_dir(pod_uid);
             let shown = dir.display().to_string();
             blocking(&shown, move || teardown::remove(&dir).map_err(|error| error.to_string())).await
@@ -303,6 +338,22 @@ fn list(dir: &Path) -> io::Result<Vec<String>> {
         entries => entries?,
     };
     entries.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned())).collect()
+}
+
+/// `fsGroupChangePolicy`: the group is given to every file, not only where the root has another one.
+fn changes_owner_always(pod: &Pod) -> bool {
+    let security = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    let policy = security.and_then(|security| security.fs_group_change_policy.as_deref());
+    policy != Some("OnRootMismatch")
+}
+
+/// Why a volume of a kind that the agent does not have is refused, in upstream's words.
+fn unmatched(volume: &Volume) -> String {
+    // Upstream still has the plugin, which does nothing but say so.
+    if volume.git_repo.is_some() {
+        return "git-repo volume plugin has been disabled".to_owned();
+    }
+    "no volume plugin matched".to_owned()
 }
 
 /// A device is passed to containers, a file system is mounted into them.

@@ -105,7 +105,8 @@ async fn empty_dirs_are_shared_and_kept() {
 async fn problems_name_the_volume() {
     let bench = Bench::new();
     for (volume, message) in [
-        (json!({"name": "v", "nfs": {"server": "s", "path": "/"}}), "no volume plugin matched"),
+        (json!({"name": "v", "rbd": {"image": "i", "monitors": ["m"]}}), "no volume plugin matched"),
+        (json!({"name": "v", "gitRepo": {"repository": "r"}}), "git-repo volume plugin has been disabled"),
         (json!({"name": "v", "emptyDir": {"medium": "Moon"}}), "unknown storage medium \"Moon\""),
         (json!({"name": "v", "configMap": {"name": "x", "optional": true}}), ""),
     ] {

@@ -20,11 +20,30 @@ pub(super) struct FakeApi {
     pod: Arc<Mutex<Option<Value>>>,
     changed: Arc<Notify>,
     created: Arc<Mutex<u32>>,
+    trouble: Arc<Mutex<Trouble>>,
+    /// The only ResourceClaim.
+    pub(super) claim: Arc<Mutex<Option<Value>>>,
+}
+
+/// What the server answers instead of what it should, one code after the other.
+#[derive(Default)]
+struct Trouble {
+    codes: Vec<u16>,
+    requests: usize,
+    /// It does what it is asked all the same.
+    done: bool,
 }
 
 impl FakeApi {
     pub(super) fn new(journal: Journal) -> Self {
-        Self { journal, pod: Arc::default(), changed: Arc::default(), created: Arc::default() }
+        Self {
+            journal,
+            pod: Arc::default(),
+            changed: Arc::default(),
+            created: Arc::default(),
+            trouble: Arc::default(),
+            claim: Arc::default(),
+        }
     }
 
     pub(super) fn client(&self) -> Client {
@@ -68,6 +87,25 @@ impl FakeApi {
         *self.lock() = None;
     }
 
+    /// From now on every request fails, with these codes in turn; `done`: after it was carried out. No code: all is well.
+    pub(super) fn fail_with(&self, codes: &[u16], done: bool) {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        *trouble = Trouble { codes: codes.to_vec(), requests: 0, done };
+    }
+
+    /// Requests that failed since.
+    pub(super) fn failed(&self) -> usize {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).requests
+    }
+
+    /// The code to fail with now, and whether the request is carried out all the same.
+    fn trouble(&self) -> Option<(u16, bool)> {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let code = *trouble.codes.get(trouble.requests % trouble.codes.len().max(1))?;
+        trouble.requests += 1;
+        Some((code, trouble.done))
+    }
+
     /// The watch: the newest state after each change.
     pub(super) async fn feed(self, events: mpsc::Sender<PodEvent>) {
         loop {
@@ -90,6 +128,19 @@ impl FakeApi {
     }
 
     async fn answer(&self, request: Request<Body>) -> Response<Body> {
+        match self.trouble() {
+            None => self.answer_well(request).await,
+            Some((code, done)) => {
+                if done {
+                    self.answer_well(request).await;
+                }
+                let kind = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no", "code": code});
+                json_response(code, &kind)
+            }
+        }
+    }
+
+    async fn answer_well(&self, request: Request<Body>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let body = body.collect().await.expect("a body").to_bytes();
         let is_pod = parts.uri.path().contains("/pods/p");
@@ -102,6 +153,16 @@ impl FakeApi {
             let made = serde_json::to_value(&*self.create(pod)).expect("a pod");
             self.changed.notify_one();
             return json_response(201, &made);
+        }
+        let claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(claim) = claim.filter(|_| parts.uri.path().contains("/resourceclaims/")) {
+            return json_response(200, &claim);
+        }
+        if parts.method == Method::POST && parts.uri.path().ends_with("/events") {
+            let event: Value = serde_json::from_slice(&body).expect("an event");
+            let text = |field: &str| event[field].as_str().unwrap_or_default().to_owned();
+            self.journal.add(format!("event: {} {}", text("reason"), text("message")));
+            return json_response(201, &event);
         }
         if parts.method == Method::PATCH && is_pod {
             let patch: Value = serde_json::from_slice(&body).expect("a patch");

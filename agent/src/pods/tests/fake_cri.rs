@@ -10,7 +10,7 @@ use cri_shim_api::v1::image_service_server::{ImageService, ImageServiceServer};
 use cri_shim_api::v1::runtime_service_server::{RuntimeService, RuntimeServiceServer};
 use futures::Stream;
 use tokio::net::UnixListener;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::{BroadcastStream, UnixListenerStream};
@@ -31,7 +31,12 @@ pub(super) struct FakeCri {
 
 impl FakeCri {
     pub(super) fn new(journal: Journal, socket: PathBuf) -> Self {
-        let runtime = Runtime { journal, state: Arc::default(), events: broadcast::Sender::new(64) };
+        let runtime = Runtime {
+            journal,
+            state: Arc::default(),
+            events: broadcast::Sender::new(64),
+            stalled: watch::Sender::new(false),
+        };
         Self { runtime, socket, server: None }
     }
 
@@ -68,6 +73,23 @@ impl FakeCri {
         self.runtime.events.send(None).ok();
     }
 
+    /// Whether calls wait until they may go on.
+    pub(super) fn stall(&self, stalled: bool) {
+        self.runtime.stalled.send_replace(stalled);
+    }
+
+    /// Sandboxes and containers that are there, and how many instances of one container run at most.
+    pub(super) fn left(&self) -> (usize, usize, usize) {
+        let state = self.runtime.lock();
+        let mut running: BTreeMap<String, usize> = BTreeMap::new();
+        let is_running = |c: &&Container| c.status.state == v1::ContainerState::ContainerRunning as i32;
+        for container in state.containers.values().filter(is_running) {
+            let name = container.status.metadata.clone().unwrap_or_default().name;
+            *running.entry(name).or_default() += 1;
+        }
+        (state.sandboxes.len(), state.containers.len(), running.values().copied().max().unwrap_or(0))
+    }
+
     pub(super) fn exit(&self, name: &str, code: i32) {
         let mut state = self.runtime.lock();
         let newest = state
@@ -87,6 +109,8 @@ struct Runtime {
     journal: Journal,
     state: Arc<Mutex<State>>,
     events: broadcast::Sender<Option<v1::ContainerEventResponse>>,
+    /// Calls wait.
+    stalled: watch::Sender<bool>,
 }
 
 #[derive(Default)]
@@ -129,6 +153,23 @@ impl Runtime {
             ..v1::ContainerEventResponse::default()
         };
         self.events.send(Some(event)).ok();
+    }
+
+    /// Returns when calls may go on.
+    async fn gate(&self) {
+        let mut stalled = self.stalled.subscribe();
+        // The sender lives as long as the runtime does.
+        stalled.wait_for(|stalled| !stalled).await.ok();
+    }
+
+    /// A name is taken until its container is removed, as in containerd.
+    fn reserve(&self, metadata: &v1::ContainerMetadata, uid: Option<&String>) -> Result<(), Status> {
+        let state = self.lock();
+        let taken = state.containers.values().any(|other| {
+            other.status.metadata.as_ref() == Some(metadata)
+                && other.status.labels.get(crate::runtime::labels::POD_UID) == uid
+        });
+        if taken { Err(Status::unknown(format!("name {metadata:?} is reserved"))) } else { Ok(()) }
     }
 
     fn name_of(&self, id: &str) -> String {
@@ -181,10 +222,14 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<v1::RunPodSandboxRequest>,
     ) -> Result<Response<v1::RunPodSandboxResponse>, Status> {
+        self.gate().await;
         let config = request.into_inner().config.unwrap_or_default();
         let metadata = config.metadata.unwrap_or_default();
         self.journal.add(format!("cri: run sandbox {}", metadata.attempt));
         let id = format!("sandbox{}", metadata.attempt);
+        if self.lock().sandboxes.get(&id).is_some_and(|other| other.metadata.as_ref() == Some(&metadata)) {
+            return Err(Status::unknown(format!("name {metadata:?} is reserved")));
+        }
         let sandbox = v1::PodSandbox {
             id: id.clone(),
             metadata: Some(metadata),
@@ -236,6 +281,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<v1::ListPodSandboxRequest>,
     ) -> Result<Response<v1::ListPodSandboxResponse>, Status> {
+        self.gate().await;
         let filter = request.into_inner().filter.unwrap_or_default();
         let state = self.lock();
         let items =
@@ -247,6 +293,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<v1::CreateContainerRequest>,
     ) -> Result<Response<v1::CreateContainerResponse>, Status> {
+        self.gate().await;
         let request = request.into_inner();
         let config = request.config.unwrap_or_default();
         let metadata = config.metadata.unwrap_or_default();
@@ -254,7 +301,11 @@ impl RuntimeService for Runtime {
             config.linux.and_then(|linux| linux.security_context?.namespace_options).unwrap_or_default();
         let is_target = namespaces.pid == v1::NamespaceMode::Target as i32;
         let target = if is_target { format!(" target {}", namespaces.target_id) } else { String::new() };
-        self.journal.add(format!("cri: create {} {}{target}", metadata.name, metadata.attempt));
+        let claimed: Vec<String> =
+            config.cdi_devices.iter().map(|device| format!(" cdi {}", device.name)).collect();
+        let claimed = claimed.concat();
+        self.journal.add(format!("cri: create {} {}{target}{claimed}", metadata.name, metadata.attempt));
+        self.reserve(&metadata, config.labels.get(crate::runtime::labels::POD_UID))?;
         let mut state = self.lock();
         state.clock += 1;
         let id = format!("c{}", state.clock);
@@ -276,6 +327,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<v1::StartContainerRequest>,
     ) -> Result<Response<v1::StartContainerResponse>, Status> {
+        self.gate().await;
         let id = request.into_inner().container_id;
         self.journal.add(format!("cri: start {}", self.name_of(&id)));
         if let Some(container) = self.lock().containers.get_mut(&id) {
@@ -290,6 +342,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<v1::StopContainerRequest>,
     ) -> Result<Response<v1::StopContainerResponse>, Status> {
+        self.gate().await;
         let request = request.into_inner();
         self.journal.add(format!("cri: stop {} {}", self.name_of(&request.container_id), request.timeout));
         if let Some(container) = self.lock().containers.get_mut(&request.container_id) {
@@ -313,6 +366,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<v1::ListContainersRequest>,
     ) -> Result<Response<v1::ListContainersResponse>, Status> {
+        self.gate().await;
         let filter = request.into_inner().filter.unwrap_or_default();
         let state = self.lock();
         let containers = state

@@ -109,6 +109,20 @@ async fn a_restart_leaves_static_pods_alone_however_late_they_are_read() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_static_pod_that_is_removed_and_put_back_at_once_runs_again() {
+    let mut scene = Scene::with_statics().await;
+    let pod = static_pod("one");
+    scene.statics(vec![Arc::clone(&pod)]).await;
+    scene.journal.wait_for("api: Running Ready=True").await;
+    scene.journal.take();
+    scene.statics(Vec::new()).await;
+    scene.statics(vec![pod]).await;
+    scene.journal.wait_for("cri: run sandbox").await;
+    scene.journal.assert_order(&["cri: stop a 30", "cri: remove sandbox", "cri: run sandbox"]);
+    scene.stop_agent().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_evicted_pod_ends_quickly_and_says_why() {
     let mut scene = Scene::new().await;
     scene.create(simple()).await;

@@ -4,21 +4,22 @@
 //! creation and, for those that share what is left, whenever that changes. Who has what is on disk before a container starts.
 //! Which processors are given is decided by [`agent_core::cpus`].
 
-mod topology;
-
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use agent_core::cpus::{Assignments, CpuSet, Policy, Topology};
+use agent_core::numa::{Hints, Nodes};
 use anyhow::{Context as _, ensure};
 use cri_shim_api::v1;
 use k8s_openapi::api::core::v1::{Container, Pod};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::book::{Book, has_directory};
+use super::machine;
 use crate::config::AgentConfig;
 use crate::runtime::cri::Cri;
 use crate::runtime::labels::{CONTAINER_NAME, POD_UID};
@@ -28,63 +29,101 @@ const FILE: &str = "keelson_cpu_state.json";
 
 /// The CPU manager. Clones share it; without the policy it gives nothing.
 #[derive(Clone)]
-pub struct Cpus(Option<Arc<Inner>>);
+pub(super) struct Cpus(Option<Arc<Inner>>);
 
 struct Inner {
     policy: Policy,
-    path: PathBuf,
-    /// Who has, or was promised, what.
-    promised: std::sync::Mutex<Assignments>,
-    /// What of it is on disk.
-    written: Mutex<Assignments>,
+    book: Book<Assignments>,
     /// What containers share has changed.
     changed: Notify,
 }
 
 impl Cpus {
     /// By the configuration, with what earlier agents gave away. Blocks.
-    pub fn load(config: &AgentConfig) -> anyhow::Result<Self> {
+    pub(super) fn load(config: &AgentConfig) -> anyhow::Result<Self> {
         if config.cpu_manager_policy != "static" {
             return Ok(Self(None));
         }
-        let topology = topology::read(Path::new(topology::SYSFS))?;
-        let policy = policy(config, topology)?;
-        let path = config.keelson.root_dir.join(FILE);
-        let assignments = read(&path, &config.keelson.root_dir, &policy).with_context(|| {
-            format!("{} does not fit this machine: drain the node and remove it", path.display())
-        })?;
-        info!(reserved = %policy.reserved, shared = %policy.shared(&assignments), "processors are given to containers");
-        Ok(Self(Some(Arc::new(Inner::new(policy, path, assignments)))))
+        let topology = machine::processors(Path::new(machine::SYSFS))?;
+        let inner = Inner::open(policy(config, topology)?, &config.keelson.root_dir)?;
+        let shared = inner.policy.shared(&inner.book.promised());
+        info!(reserved = %inner.policy.reserved, %shared, "processors are given to containers");
+        Ok(Self(Some(Arc::new(inner))))
+    }
+
+    /// The nodes that could give a container its processors, or, without one, all of the pod's together.
+    pub(super) fn hints(&self, pod: &Pod, container: Option<&Container>) -> Vec<Hints> {
+        let Some(inner) = &self.0 else { return Vec::new() };
+        let assignments = inner.book.promised();
+        vec![match container {
+            Some(container) => inner.policy.hints(&assignments, pod, container),
+            None => inner.policy.hints_of_pod(&assignments, pod),
+        }]
+    }
+
+    /// Whether one of the pod's containers has, or was promised, some for itself.
+    pub(super) fn has(&self, pod_uid: &str) -> bool {
+        self.0.as_ref().is_some_and(|inner| inner.book.promised().0.contains_key(pod_uid))
     }
 
     /// Promises the processors that the pod's containers need for themselves, or says why it cannot have them.
-    pub fn admit(&self, pod: &Pod) -> Result<(), String> {
-        self.0.as_ref().map_or(Ok(()), |inner| inner.promise(pod))
+    pub(super) fn promise(&self, pod: &Pod) -> Result<(), String> {
+        let Some(inner) = &self.0 else { return Ok(()) };
+        inner.book.promise(|next| inner.policy.assign(next, pod)).map_err(|error| error.to_string())
+    }
+
+    /// The same for one container, of the processors near some nodes.
+    pub(super) fn promise_near(
+        &self,
+        pod: &Pod,
+        container: &Container,
+        near: Option<Nodes>,
+    ) -> Result<(), String> {
+        let Some(inner) = &self.0 else { return Ok(()) };
+        let promised = inner.book.promise(|next| inner.policy.assign_container(next, pod, container, near));
+        promised.map_err(|error| error.to_string())
     }
 
     /// The cpuset of a container about to start; empty where the policy is off.
-    pub async fn allocate(&self, pod: &Pod, container: &Container) -> Result<String, String> {
+    pub(super) async fn allocate(&self, pod: &Pod, container: &Container) -> Result<String, String> {
         let Some(inner) = &self.0 else { return Ok(String::new()) };
-        inner.promise(pod)?;
+        self.promise(pod).map_err(|error| format!("Allocate failed due to {error}"))?;
         inner.write().await?;
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        let assignments = inner.promised().clone();
+        let assignments = inner.book.promised().clone();
         Ok(inner.cpus_of(&assignments, uid, &container.name).to_string())
     }
 
-    /// The pod is over: its processors are everybody's.
-    pub async fn release(&self, pod_uid: &str) {
-        let Some(inner) = &self.0 else { return };
-        if !inner.promised().release(pod_uid) {
-            return;
+    /// What a container has for itself.
+    pub(super) fn of(&self, pod_uid: &str, container: &str) -> CpuSet {
+        let own = self.0.as_ref().and_then(|inner| inner.book.promised().of(pod_uid, container));
+        own.unwrap_or_default()
+    }
+
+    /// What containers could have for themselves.
+    pub(super) fn allocatable(&self) -> CpuSet {
+        let policy = self.0.as_ref().map(|inner| &inner.policy);
+        policy.map(|policy| policy.all().minus(&policy.reserved)).unwrap_or_default()
+    }
+
+    /// The pod is over, or was not admitted: its processors are everybody's.
+    pub(super) fn take_back(&self, pod_uid: &str) {
+        if let Some(inner) = &self.0 {
+            inner.book.promised().release(pod_uid);
         }
-        if let Err(problem) = inner.write().await {
+    }
+
+    /// Writes down what was taken back.
+    pub(super) async fn settle(&self) {
+        if let Some(inner) = &self.0
+            && let Err(problem) = inner.write().await
+        {
             warn!("{problem}");
         }
     }
 
     /// Keeps running containers on the processors that are theirs until `cancel`: at every change, and every `period`.
-    pub async fn run(self, cri: Cri, period: Duration, cancel: CancellationToken) {
+    pub(super) async fn run(self, cri: Cri, period: Duration, cancel: CancellationToken) {
         let Some(inner) = self.0 else { return cancel.cancelled().await };
         let mut told = BTreeMap::new();
         loop {
@@ -103,49 +142,36 @@ impl Cpus {
 }
 
 impl Inner {
-    fn new(policy: Policy, path: PathBuf, assignments: Assignments) -> Self {
-        let promised = std::sync::Mutex::new(assignments.clone());
-        Self { policy, path, promised, written: Mutex::new(assignments), changed: Notify::new() }
-    }
-
-    fn promised(&self) -> MutexGuard<'_, Assignments> {
-        self.promised.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// All of the pod's containers or none.
-    fn promise(&self, pod: &Pod) -> Result<(), String> {
-        let mut promised = self.promised();
-        let mut next = promised.clone();
-        self.policy.assign(&mut next, pod).map_err(|error| format!("Allocate failed due to {error}"))?;
-        *promised = next;
-        Ok(())
+    /// The rules, and what was given away to pods that still have a directory.
+    fn open(policy: Policy, root_dir: &Path) -> anyhow::Result<Self> {
+        let book = Book::open(root_dir.join(FILE), |known: &mut Assignments| {
+            known.0.retain(|uid, _| has_directory(root_dir, uid));
+            let taken = known.taken();
+            ensure!(
+                taken.is_subset(&policy.all()),
+                "{taken} are given away, and there are only {}",
+                policy.all()
+            );
+            ensure!(
+                taken.is_disjoint(&policy.reserved),
+                "{taken} are given away, and {} are reserved",
+                policy.reserved
+            );
+            Ok(())
+        })?;
+        Ok(Self { policy, book, changed: Notify::new() })
     }
 
     /// Writes down what was promised, and tells whoever keeps the shared processors.
     async fn write(&self) -> Result<(), String> {
-        let mut written = self.written.lock().await;
-        let next = self.promised().clone();
-        if next == *written {
-            return Ok(());
+        if self.book.write().await? {
+            self.changed.notify_one();
         }
-        self.save(&next).await?;
-        *written = next;
-        self.changed.notify_one();
         Ok(())
     }
 
     fn cpus_of(&self, assignments: &Assignments, pod_uid: &str, container: &str) -> CpuSet {
         assignments.of(pod_uid, container).unwrap_or_else(|| self.policy.shared(assignments))
-    }
-
-    async fn save(&self, assignments: &Assignments) -> Result<(), String> {
-        let text = serde_json::to_string(assignments).map_err(|error| error.to_string())?;
-        let path = self.path.clone();
-        let saved = tokio::task::spawn_blocking(move || crate::files::write_private(&path, &text)).await;
-        saved
-            .map_err(std::io::Error::other)
-            .and_then(|saved| saved)
-            .map_err(|error| format!("cannot write down who has which processor: {error}"))
     }
 
     /// Tells the runtime of every running container whose processors are others than `told` last.
@@ -157,7 +183,7 @@ impl Inner {
                 return;
             }
         };
-        let assignments = self.written.lock().await.clone();
+        let assignments = self.book.written().await;
         told.retain(|id, _| containers.iter().any(|container| container.id == *id));
         for container in containers {
             let label = |name: &str| container.labels.get(name).map(String::as_str);
@@ -197,23 +223,6 @@ fn policy(config: &AgentConfig, topology: Topology) -> anyhow::Result<Policy> {
     Ok(Policy { topology, reserved, options: config.cpu_options() })
 }
 
-/// What was given away to pods that still have a directory.
-fn read(path: &Path, root_dir: &Path, policy: &Policy) -> anyhow::Result<Assignments> {
-    let mut assignments: Assignments = match std::fs::read(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Assignments::default()),
-        bytes => serde_json::from_slice(&bytes?)?,
-    };
-    assignments.0.retain(|uid, _| root_dir.join("pods").join(uid).exists());
-    let taken = assignments.taken();
-    ensure!(taken.is_subset(&policy.all()), "{taken} are given away, and there are only {}", policy.all());
-    ensure!(
-        taken.is_disjoint(&policy.reserved),
-        "{taken} are given away, and {} are reserved",
-        policy.reserved
-    );
-    Ok(assignments)
-}
-
 #[cfg(test)]
 mod tests {
     use agent_core::cpus::{Options, Place};
@@ -221,12 +230,17 @@ mod tests {
 
     use super::*;
 
+    impl Cpus {
+        /// With these rules, whatever this machine is.
+        pub(in crate::numa) fn of_policy(policy: Policy, root: &Path) -> Self {
+            Self(Some(Arc::new(Inner::open(policy, root).unwrap())))
+        }
+    }
+
     fn cpus(root: &Path) -> anyhow::Result<Cpus> {
-        let topology: Topology = (0..4).map(|cpu| (cpu, Place { socket: 0, core: cpu })).collect();
+        let topology: Topology = (0..4).map(|cpu| (cpu, Place { socket: 0, core: cpu, node: 0 })).collect();
         let policy = Policy { topology, reserved: "0".parse()?, options: Options::default() };
-        let path = root.join(FILE);
-        let assignments = read(&path, root, &policy)?;
-        Ok(Cpus(Some(Arc::new(Inner::new(policy, path, assignments)))))
+        Ok(Cpus(Some(Arc::new(Inner::open(policy, root)?))))
     }
 
     fn pod(uid: &str, cpu: &str) -> Pod {
@@ -257,7 +271,8 @@ mod tests {
         let second = cpus(root).unwrap();
         assert_eq!(given(&second, &pod("two", "2")).await.unwrap(), "1-2", "after a restart it is the same");
         assert_eq!(given(&second, &pod("late", "1")).await.unwrap(), "3");
-        second.release("two").await;
+        second.take_back("two");
+        second.settle().await;
         assert_eq!(given(&second, &pod("part", "100m")).await.unwrap(), "0-2");
         std::fs::create_dir_all(root.join("pods/x")).unwrap();
         std::fs::write(root.join(FILE), r#"{"x": {"a": "9"}}"#).unwrap();
@@ -268,20 +283,20 @@ mod tests {
     async fn what_was_promised_is_nobody_elses() {
         let directory = tempfile::tempdir().unwrap();
         let cpus = cpus(directory.path()).unwrap();
-        cpus.admit(&pod("first", "2")).unwrap();
-        let error = cpus.admit(&pod("second", "2")).unwrap_err();
+        cpus.promise(&pod("first", "2")).unwrap();
+        let error = cpus.promise(&pod("second", "2")).unwrap_err();
         assert!(error.contains("requested=2, available=1"), "{error}");
         assert!(!directory.path().join(FILE).exists(), "a promise is written down when it is kept");
         assert_eq!(given(&cpus, &pod("first", "2")).await.unwrap(), "1-2");
         assert!(directory.path().join(FILE).exists());
-        cpus.release("first").await;
-        cpus.admit(&pod("second", "2")).unwrap();
+        cpus.take_back("first");
+        cpus.promise(&pod("second", "2")).unwrap();
     }
 
     #[tokio::test]
     async fn without_the_policy_nothing_is_given() {
         let none = Cpus(None);
         assert_eq!(given(&none, &pod("u", "2")).await.unwrap(), "");
-        none.release("u").await;
+        none.take_back("u");
     }
 }
