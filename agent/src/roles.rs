@@ -161,6 +161,7 @@ fn start_events(
 fn start_allocators(roles: &mut Roles, context: &PodContext, pods: &Arc<dyn PodLookup>) {
     let (config, cancel) = (&context.config, roles.cancel.clone());
     let period = config.cpu_manager_reconcile_period.0;
+    roles.endless("memory", host::memory::keep_small(cancel.clone()));
     roles.endless("processors", context.numa.clone().run(context.cri.clone(), period, cancel.clone()));
     let root_dir = config.keelson.root_dir.clone();
     let also_told = (context.numa.clone(), context.claims.clone());

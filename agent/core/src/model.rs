@@ -172,7 +172,7 @@ pub struct PodMemory {
     pub released: Released,
     /// The API has the last status.
     pub status_written: bool,
-    /// Its phase is final, whether or not the API has told us so.
+    /// Nothing of it starts again: that was decided, whether or not the API knows.
     pub over: bool,
 }
 

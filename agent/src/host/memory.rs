@@ -1,11 +1,50 @@
 //! The C library's allocator, kept small: one arena for all threads, and memory given back after bursts of work.
 #![allow(unsafe_code, reason = "functions of the C library's allocator, and advice to the kernel")]
 
-use std::{fs, io, ops::Range};
+use std::{fs, io, ops::Range, time::Duration};
+
+use tokio_util::sync::CancellationToken;
 
 /// What is larger has a mapping of its own, which is gone when it is freed: pages of a listing, the kernel's types. Left
 /// to itself the library raises this with the largest block it has seen freed, and keeps as much as that.
 const OWN_MAPPING: libc::c_int = 128 * 1024;
+
+/// Between two looks at what the agent occupies; the kernel tells nobody when that grows.
+const LOOK: Duration = Duration::from_secs(10);
+/// Pages more than after the last time that memory was given back, from which on it is given back again: a burst of pods leaves
+/// many times as much.
+const GROWTH: u64 = 3 * 1024 * 1024 / PAGE;
+const PAGE: u64 = 4096;
+
+/// Gives memory back after bursts of work, until `cancel`.
+pub async fn keep_small(cancel: CancellationToken) {
+    let mut floor = own_pages().unwrap_or(u64::MAX);
+    loop {
+        // Cancel-safe: nothing is under way between two looks.
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+        let Some(now) = own_pages() else { continue };
+        if now <= floor.saturating_add(GROWTH) {
+            floor = floor.min(now);
+            continue;
+        }
+        // Reads the list of mappings, and may wait for the allocator.
+        if let Err(error) = tokio::task::spawn_blocking(trim).await {
+            tracing::debug!(%error, "memory is not given back");
+        }
+        floor = own_pages().unwrap_or(now);
+    }
+}
+
+/// Pages that hold something of the agent's own, not of files (proc_pid_statm(5): resident less shared).
+fn own_pages() -> Option<u64> {
+    let text = fs::read_to_string("/proc/self/statm").ok()?;
+    let mut fields = text.split_ascii_whitespace().skip(1).map(|field| field.parse::<u64>().ok());
+    let (resident, shared) = (fields.next()??, fields.next()??);
+    Some(resident.saturating_sub(shared))
+}
 
 /// Uses one arena for all threads, and keeps no large blocks. To be called before there are other threads.
 pub fn economize() {
@@ -66,6 +105,14 @@ fn unchanged(smaps: &str, file: &str) -> Vec<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn own_pages_are_counted() {
+        let before = own_pages().unwrap();
+        let block = vec![1_u8; 64 << 20];
+        let grown = own_pages().unwrap();
+        assert!(grown >= before + (32 << 20) / PAGE, "{before}, then {grown} with {} bytes", block.len());
+    }
 
     #[test]
     fn only_what_is_as_in_the_file_is_let_go() {

@@ -7,11 +7,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use agent_core::model::{ObservedContainer, ObservedPod, RunState};
+use cri_shim_api::v1::{ContainerState, PodSandboxState};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::sync::watch;
 
 use crate::contracts::{ContainerRef, LookupError, PodLookup};
-use crate::runtime::events::{FoundPod, Waker};
+use crate::runtime::events::{Fingerprint, FoundPod, Waker};
 use crate::upkeep::logs::RunningLog;
 
 /// Counters that a loop compares with those it has seen: a signal is never lost and never counted twice.
@@ -240,5 +241,60 @@ impl Waker for PodDirectory {
 
     fn found(&self, pods: Vec<FoundPod>) {
         self.found.send_replace(pods);
+    }
+
+    fn mistaken(&self, listed: &BTreeMap<String, Fingerprint>) -> Vec<String> {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let nothing = Fingerprint::new();
+        let is_mistaken = |uid: &String, entry: &Entry| {
+            fingerprint(&entry.view.borrow().observed) != *listed.get(uid).unwrap_or(&nothing)
+        };
+        let mistaken = entries.iter().filter(|(uid, entry)| is_mistaken(uid, entry));
+        mistaken.map(|(uid, _)| uid.clone()).collect()
+    }
+}
+
+/// What a list would say of the pod as it was seen.
+fn fingerprint(observed: &ObservedPod) -> Fingerprint {
+    let sandboxes = observed.sandboxes.iter().map(|sandbox| {
+        let state =
+            if sandbox.ready { PodSandboxState::SandboxReady } else { PodSandboxState::SandboxNotready };
+        (sandbox.id.clone(), state as i32)
+    });
+    let containers = observed.containers.iter().map(|container| {
+        let state = match container.state {
+            RunState::Created => ContainerState::ContainerCreated,
+            RunState::Running => ContainerState::ContainerRunning,
+            RunState::Exited => ContainerState::ContainerExited,
+            RunState::Unknown => ContainerState::ContainerUnknown,
+        };
+        (container.id.clone(), state as i32)
+    });
+    sandboxes.chain(containers).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_core::model::ObservedSandbox;
+
+    use super::*;
+
+    #[test]
+    fn a_pod_that_was_seen_otherwise_than_it_is_listed_is_mistaken() {
+        let directory = PodDirectory::default();
+        let sandbox = ObservedSandbox {
+            id: "s".to_owned(),
+            attempt: 0,
+            ready: true,
+            created_at: jiff::Timestamp::UNIX_EPOCH,
+            ips: Vec::new(),
+        };
+        let observed = Arc::new(ObservedPod { sandboxes: vec![sandbox], ..ObservedPod::default() });
+        let view = watch::channel(PodView { observed, ..PodView::default() }).1;
+        directory.insert("u", Entry { signals: watch::Sender::new(Signals::default()), view });
+        let listed = |state| BTreeMap::from([("u".to_owned(), BTreeMap::from([("s".to_owned(), state)]))]);
+        assert_eq!(directory.mistaken(&listed(PodSandboxState::SandboxReady as i32)), [""; 0]);
+        assert_eq!(directory.mistaken(&listed(PodSandboxState::SandboxNotready as i32)), ["u"]);
+        assert_eq!(directory.mistaken(&BTreeMap::new()), ["u"]);
     }
 }

@@ -56,7 +56,6 @@ impl Worker {
             node: &identity,
             now,
         });
-        self.memory.over = matches!(derived.phase.as_deref(), Some("Succeeded" | "Failed"));
         self.status = Arc::new(derived);
     }
 

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use agent_core::model::{DesiredPod, Fate, ObservedPod, PodMemory, Step as Progress, StepKey};
-use agent_core::plan::{PlanInput, PodAction, PodPlan, Waiting, active_deadline, plan};
+use agent_core::plan::{PlanInput, PodAction, PodPlan, Waiting, active_deadline, is_finished, plan};
 use agent_core::resize::Applied;
 use agent_core::status::sync::StatusSync;
 use jiff::{SignedDuration, Timestamp};
@@ -186,14 +186,17 @@ impl Worker {
         now
     }
 
-    fn plan(&self, now: Timestamp) -> PodPlan {
-        plan(PlanInput {
+    fn plan(&mut self, now: Timestamp) -> PodPlan {
+        let input = PlanInput {
             desired: &self.desired,
             observed: &self.observed,
             memory: &self.memory,
             now,
             settings: self.context.plan_settings(),
-        })
+        };
+        let (plan, over) = (plan(input), is_finished(input));
+        self.memory.over |= over;
+        plan
     }
 
     async fn observe(&mut self) -> bool {
@@ -321,18 +324,16 @@ impl Worker {
     }
 
     fn next_wake(&self) -> Option<Timestamp> {
+        if self.observe_retry_at.is_some() {
+            // Nothing is planned before the runtime answers.
+            return self.observe_retry_at;
+        }
         let started = self.status.start_time.as_ref().map(|time| time.0);
         let deadline = active_deadline(&self.desired, started).filter(|_| self.desired.fate == Fate::Run);
-        [
-            self.wake_at,
-            self.refresh_volumes_at,
-            self.sync.retry_at(self.clock_read),
-            self.observe_retry_at,
-            deadline,
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        [self.wake_at, self.refresh_volumes_at, self.sync.retry_at(self.clock_read), deadline]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn take_desired(&mut self) {

@@ -29,6 +29,10 @@ pub trait Waker: Send + Sync {
 
     /// The audit saw these pods in the CRI.
     fn found(&self, pods: Vec<FoundPod>);
+
+    /// Pods that were last seen otherwise than they are `listed`: what came and went between two audits, its events lost, is in
+    /// neither of them.
+    fn mistaken(&self, listed: &BTreeMap<String, Fingerprint>) -> Vec<String>;
 }
 
 /// A pod that the CRI has, as far as its labels tell.
@@ -47,7 +51,7 @@ pub struct FoundPod {
 }
 
 /// State of everything the CRI lists of one pod, to tell whether something changed.
-type Fingerprint = BTreeMap<String, i32>;
+pub type Fingerprint = BTreeMap<String, i32>;
 
 /// Follows the event stream until `cancel`, with reconnects; everything is looked at again after `audit`.
 pub async fn follow(cri: Cri, waker: impl Waker, audit: Duration, cancel: CancellationToken) {
@@ -149,8 +153,8 @@ async fn relist(
         now.entry(pod.uid.clone()).or_default().insert(container.id, container.state);
     }
     let gone: Vec<&String> = seen.keys().filter(|uid| !now.contains_key(*uid)).collect();
-    for uid in now.iter().filter(|(uid, state)| seen.get(*uid) != Some(state)).map(|(uid, _)| uid).chain(gone)
-    {
+    let changed = now.iter().filter(|(uid, state)| seen.get(*uid) != Some(state)).map(|(uid, _)| uid);
+    for uid in changed.chain(gone).chain(&waker.mistaken(&now)) {
         waker.wake(uid);
     }
     waker.found(pods.into_values().collect());

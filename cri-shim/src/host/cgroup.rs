@@ -13,6 +13,7 @@ use cri_shim_runtime::cgroup::{OomWatch, Paths};
 /// The version 2 tree that is mounted beside version 1 controllers, as the name of a controller.
 const UNIFIED: &str = "unified";
 
+use super::files::kernel_text;
 use super::process;
 use crate::error::RuntimeError;
 
@@ -136,7 +137,7 @@ impl Hierarchies {
 
     fn read(&self, controller: &str, directory: &Path, file: &str) -> String {
         let Some(root) = self.root(controller) else { return String::new() };
-        std::fs::read_to_string(root.join(directory).join(file)).unwrap_or_default()
+        kernel_text(&root.join(directory).join(file))
     }
 }
 

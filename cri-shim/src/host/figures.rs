@@ -7,6 +7,8 @@ use std::path::Path;
 use cri_shim_core::metrics::DiskFigures;
 use cri_shim_core::stats::{DeviceUsage, InterfaceCounters, ProcessUsage, interfaces, soft_open_files};
 
+use super::files::kernel_text;
+
 /// Processes and files of one container that are counted; more cost too much to look at.
 const MAX_COUNTED: usize = 10_000;
 
@@ -18,7 +20,7 @@ pub fn interfaces_of(pid: u32, netns: &str) -> Vec<InterfaceCounters> {
     if pid == 0 || pinned.is_none() || id(Path::new(&format!("{process}/ns/net"))) != pinned {
         return Vec::new();
     }
-    interfaces(&std::fs::read_to_string(format!("{process}/net/dev")).unwrap_or_default())
+    interfaces(&kernel_text(Path::new(&format!("{process}/net/dev"))))
 }
 
 /// What these processes hold. The first one's limits count.
@@ -33,12 +35,12 @@ pub fn processes(pids: &[i32]) -> ProcessUsage {
             usage.sockets +=
                 u64::from(target.is_some_and(|target| target.to_string_lossy().starts_with("socket:")));
         }
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let status = kernel_text(Path::new(&format!("/proc/{pid}/status")));
         let threads = status.lines().find_map(|line| line.strip_prefix("Threads:"));
         usage.threads += threads.and_then(|count| count.trim().parse::<u64>().ok()).unwrap_or(0);
     }
     if let Some(first) = pids.first() {
-        let limits = std::fs::read_to_string(format!("/proc/{first}/limits")).unwrap_or_default();
+        let limits = kernel_text(Path::new(&format!("/proc/{first}/limits")));
         usage.max_open_files = soft_open_files(&limits);
     }
     usage
@@ -49,7 +51,7 @@ pub fn file_system(path: &Path) -> Option<DiskFigures> {
     let about = nix::sys::statvfs::statvfs(path).ok()?;
     let number = path.metadata().ok()?.dev();
     let (major, minor) = (nix::sys::stat::major(number), nix::sys::stat::minor(number));
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = kernel_text(Path::new("/proc/self/mountinfo"));
     Some(DiskFigures {
         device: source_of(&mounts, &format!("{major}:{minor}")).unwrap_or_default(),
         size: about.blocks() * about.fragment_size(),
@@ -75,7 +77,7 @@ pub fn device_names(devices: &[DeviceUsage], known: &mut BTreeMap<(u32, u32), St
 }
 
 fn device_name(major: u32, minor: u32) -> String {
-    let about = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent")).unwrap_or_default();
+    let about = kernel_text(Path::new(&format!("/sys/dev/block/{major}:{minor}/uevent")));
     let name = about.lines().find_map(|line| line.strip_prefix("DEVNAME="));
     name.map_or_else(|| format!("{major}:{minor}"), |name| format!("/dev/{name}"))
 }

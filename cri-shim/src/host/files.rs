@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::hash::BuildHasher;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use cri_shim_core::oci::mounts::SandboxFiles;
@@ -170,5 +170,21 @@ fn read_or_empty(path: &Path) -> Result<String, RuntimeError> {
     match std::fs::read_to_string(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
         other => other.map_err(RuntimeError::host("read", path)),
+    }
+}
+
+/// The text of a file of the kernel's (proc, sysfs, cgroups); empty where there is none. Such files have no size to ask for, and
+/// the standard library, which asks, reads them in small pieces: figures of a full node come from thousands of them.
+pub fn kernel_text(path: &Path) -> String {
+    let Ok(mut file) = std::fs::File::open(path) else { return String::new() };
+    let mut all = Vec::new();
+    let mut piece = [0; 4096];
+    loop {
+        match file.read(&mut piece) {
+            Ok(0) => return String::from_utf8(all).unwrap_or_default(),
+            Ok(count) => all.extend_from_slice(&piece[..count]),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => return String::new(),
+        }
     }
 }

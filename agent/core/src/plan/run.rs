@@ -362,7 +362,9 @@ fn wait_for_image(
             format!("Back-off pulling image \"{image}\": {reason}: {message}"),
         );
     } else {
-        plan.wake(shown_until);
+        if reason == "ErrImagePull" {
+            plan.wake(shown_until);
+        }
         plan.wait(name, reason, message);
     }
 }

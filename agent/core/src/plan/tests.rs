@@ -5,6 +5,8 @@
 
 mod claims;
 
+mod lost;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -397,6 +399,12 @@ fn an_image_error_becomes_back_off_and_is_retried() {
     assert_eq!(world.last.waiting["a"].reason, "ImagePullBackOff");
     assert_eq!(world.last.waiting["a"].message, "Back-off pulling image \"i\": ErrImagePull: no such");
     world.wait(1).expect("image a");
+    // Of what is no ErrImagePull nothing else is shown later: only the next try wakes the loop.
+    let (now, memory) = (world.now, world.memory.containers.entry("a".to_owned()).or_default());
+    let (reason, message) = ("ErrImageNeverPull".to_owned(), String::new());
+    memory.image = ImageState::Failed { reason, message, at: now };
+    world.now = now + SignedDuration::from_secs(5);
+    assert!(world.plan().wake_at.is_some_and(|at| at > world.now));
 }
 
 /// The pod with other resources for its first container.
@@ -575,24 +583,4 @@ fn an_evicted_pod_ends_with_the_nodes_grace() {
     world.settle().log.clear();
     world.fate(Fate::Fail { reason: "Evicted".to_owned(), message: "m".to_owned(), grace: Some(1) }).settle();
     world.expect("kill a 1, stop sandbox, teardown, remove cgroup");
-}
-
-#[test]
-fn a_pod_that_is_over_starts_nothing_though_the_runtime_forgot_it() {
-    let mut world = one("Never");
-    world.settle().exit("a", 0).settle().log.clear();
-    world.memory.over = true;
-    world.observed = ObservedPod::default();
-    world.settle().expect("");
-}
-
-#[test]
-fn an_instance_that_the_runtime_lost_is_counted() {
-    let mut world = one("Always");
-    let mut pod = Arc::unwrap_or_clone(Arc::clone(&world.desired.pod));
-    pod.status = serde_json::from_value(json!({"phase": "Running", "containerStatuses": [{"name": "a", "image": "i",
-        "imageID": "", "ready": false, "restartCount": 4, "state": {"waiting": {"reason": "ContainerCreating"}}}]}))
-    .expect("a status");
-    world.desired = DesiredPod::new(Arc::new(pod), Fate::Run);
-    world.settle().expect("cgroup, volumes, image a, sandbox 0, start a 5");
 }

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    ContainerUser, LinuxContainerUser,
+    ContainerUser, LinuxContainerUser, PodStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -128,6 +128,12 @@ fn previous<'a>(input: StatusInput<'a>, name: &str) -> Option<&'a ContainerStatu
     let ephemeral = &previous.ephemeral_container_statuses;
     let all = previous.container_statuses.iter().chain(&previous.init_container_statuses).chain(ephemeral);
     all.flatten().find(|status| status.name == name)
+}
+
+/// Whether any container ever ran, as far as was said.
+pub(super) fn any_ran(previous: &PodStatus) -> bool {
+    let all = previous.container_statuses.iter().chain(&previous.init_container_statuses).flatten();
+    all.into_iter().any(|status| status.container_id.is_some() || status.last_state.is_some())
 }
 
 /// How a container ended last that the CRI no longer knows.

@@ -48,7 +48,9 @@ pub struct StatusInput<'a> {
 pub fn derive(input: StatusInput<'_>) -> PodStatus {
     let spec = input.desired.spec();
     // Containers of a pod that was refused do not wait for anything: kubectl shows the pod's own reason.
-    let refused = matches!(input.desired.fate, Fate::Fail { .. }) && input.observed.sandboxes.is_empty();
+    let refused = matches!(input.desired.fate, Fate::Fail { .. })
+        && input.observed.sandboxes.is_empty()
+        && !containers::any_ran(input.previous);
     let statuses: Vec<(ContainerKind, ContainerStatus)> = parts(spec)
         .filter(|_| !refused)
         .map(|entry| (entry.kind, containers::status_of(input, entry)))

@@ -234,3 +234,16 @@ fn restarts_of_a_container_that_the_runtime_lost_are_not_forgotten() {
     let older = lost.with("a", 3, RunState::Exited, 1).derive();
     assert_eq!(older.container_statuses.expect("statuses")[0].restart_count, 4);
 }
+
+#[test]
+fn an_evicted_pod_whose_sandbox_is_lost_still_tells_of_its_containers() {
+    let mut evicted = case(&json!({"containers": [{"name": "a"}]}));
+    evicted.observed.sandboxes.clear();
+    evicted.fate = Fate::Fail { reason: "Evicted".to_owned(), message: "m".to_owned(), grace: Some(1) };
+    evicted.pod["status"] = json!({"phase": "Running", "containerStatuses": [{"name": "a", "image": "i",
+        "imageID": "i", "ready": false, "restartCount": 2, "containerID": "containerd://a2",
+        "state": {"terminated": {"exitCode": 143}}}]});
+    let status = evicted.derive();
+    assert_eq!(status.phase.as_deref(), Some("Failed"));
+    assert_eq!(status.container_statuses.expect("statuses")[0].restart_count, 2);
+}

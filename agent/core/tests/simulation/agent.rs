@@ -8,7 +8,7 @@ use agent_core::model::{
     ContainerMemory, DesiredPod, Fate, ImageState, ObservedPod, PodMemory, ProbeFailure, RunState,
     StartFailure, Step, StepKey, containers, find_container,
 };
-use agent_core::plan::{PlanInput, PlanSettings, PodAction, PodPlan, active_deadline, plan};
+use agent_core::plan::{PlanInput, PlanSettings, PodAction, PodPlan, active_deadline, is_finished, plan};
 use agent_core::probe::{ProbeKind, ProbeState};
 use agent_core::resize::Applied;
 use agent_core::status::sync::{StatusSync, Written};
@@ -148,6 +148,11 @@ pub(crate) fn fate_of_gone(pod: &Pod) -> Fate {
     }
 }
 
+/// Chooses one of two by the clock.
+fn at_odd_second(now: Timestamp) -> bool {
+    now.as_second() % 2 != 0
+}
+
 impl Loop {
     pub(crate) fn new(id: u64, desired: DesiredPod) -> Self {
         let status = desired.pod.status.clone().unwrap_or_default();
@@ -200,13 +205,15 @@ impl Loop {
     pub(crate) fn round(&mut self, now: Timestamp) -> (PodPlan, Vec<Wish>, bool) {
         self.read_clock(now);
         self.apply_times(now);
-        let plan = plan(PlanInput {
+        let input = PlanInput {
             desired: &self.desired,
             observed: &self.observed,
             memory: &self.memory,
             now,
             settings: PlanSettings::default(),
-        });
+        };
+        let (plan, over) = (plan(input), is_finished(input));
+        self.memory.over |= over;
         self.wake_at = plan.wake_at;
         let mut wishes = Vec::new();
         if plan.done {
@@ -266,7 +273,6 @@ impl Loop {
                 node: &node,
                 now,
             });
-            self.memory.over = matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed"));
         }
         if matches!(self.desired.fate, Fate::Terminate { gone: true, .. }) {
             return false;
@@ -282,12 +288,12 @@ impl Loop {
 
     /// When the loop looks again though nothing happened.
     pub(crate) fn next_wake(&self) -> Option<Timestamp> {
+        if self.observe_retry_at.is_some() {
+            return self.observe_retry_at;
+        }
         let started = self.status.start_time.as_ref().map(|time| time.0);
         let deadline = active_deadline(&self.desired, started).filter(|_| self.desired.fate == Fate::Run);
-        [self.wake_at, self.sync.retry_at(self.clock_read), self.observe_retry_at, deadline]
-            .into_iter()
-            .flatten()
-            .min()
+        [self.wake_at, self.sync.retry_at(self.clock_read), deadline].into_iter().flatten().min()
     }
 
     pub(crate) fn look_failed(&mut self, now: Timestamp) {
@@ -411,7 +417,8 @@ impl Loop {
             Err(Trouble::Away) => self.hold(action, now),
             Err(Trouble::Refused(message)) => {
                 entry.pull_backoff.advance(now, now, agent_core::backoff::MAX);
-                entry.image = ImageState::Failed { reason: "ErrImagePull".to_owned(), message, at: now };
+                let reason = if at_odd_second(now) { "ErrImagePull" } else { "ErrImageNeverPull" };
+                entry.image = ImageState::Failed { reason: reason.to_owned(), message, at: now };
             }
         }
     }

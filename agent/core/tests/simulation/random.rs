@@ -6,7 +6,9 @@ pub(crate) struct Random(u64);
 
 impl Random {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        // Mixed: else two seeds would be two places of one sequence.
+        let mut random = Self(seed);
+        Self(random.next())
     }
 
     fn next(&mut self) -> u64 {

@@ -72,7 +72,10 @@ impl World {
     pub(crate) fn begin(&mut self, pod_loop: &mut Loop, wish: Wish) {
         let task = self.number();
         let (action, stage, delay) = match wish {
-            Wish::Write(patch) => (None, Stage::Write(patch), self.random.between(1, 80)),
+            Wish::Write(patch) => {
+                self.log(&format!("{} writes {patch}", pod_loop.uid));
+                (None, Stage::Write(patch), self.random.between(1, 80))
+            }
             Wish::Act(action) => {
                 self.log(&format!("{} does {action:?}", pod_loop.uid));
                 self.check_action(pod_loop, &action);

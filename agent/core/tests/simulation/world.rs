@@ -83,6 +83,8 @@ pub(crate) struct World {
     /// The watch, counted anew with each beginning, and when it delivers next at the earliest.
     pub(crate) watch: u64,
     watch_free_at: Millis,
+    /// The watch waits for its list.
+    listing: bool,
     pub(crate) faults: bool,
     pub(crate) api_down_until: Millis,
     pub(crate) runtime_down_until: Millis,
@@ -107,6 +109,7 @@ impl World {
             generation: 0,
             watch: 0,
             watch_free_at: 0,
+            listing: false,
             faults: true,
             api_down_until: 0,
             runtime_down_until: 0,
@@ -317,6 +320,7 @@ impl World {
 
     /// Looks at the runtime if needed, and plans.
     pub(crate) fn pass(&mut self, pod_loop: &mut Loop) {
+        self.check_pass(&pod_loop.uid);
         if !pod_loop.stale {
             return self.rounds(pod_loop);
         }
@@ -340,7 +344,6 @@ impl World {
     }
 
     fn rounds(&mut self, pod_loop: &mut Loop) {
-        self.check_pass(&pod_loop.uid);
         for _ in 0..ROUNDS {
             let now = self.wall();
             let (plan, wishes, again) = pod_loop.round(now);
@@ -477,17 +480,18 @@ impl World {
         let mut now: BTreeMap<String, BTreeMap<String, RunState>> = BTreeMap::new();
         for uid in self.runtime.traces() {
             let listed = self.runtime.list(&uid, self.time);
-            let sandboxes = listed.sandboxes.into_iter().map(|sandbox| {
-                (sandbox.id, if sandbox.ready { RunState::Running } else { RunState::Exited })
-            });
-            let containers = listed.containers.into_iter().map(|container| (container.id, container.state));
-            now.insert(uid, sandboxes.chain(containers).collect());
+            now.insert(uid, states(&listed));
         }
         let Some(agent) = &mut self.agent else { return };
         let seen = std::mem::replace(&mut agent.seen, now.clone());
         let changed = now.iter().filter(|(uid, state)| seen.get(*uid) != Some(state)).map(|(uid, _)| uid);
         let gone = seen.keys().filter(|uid| !now.contains_key(*uid));
-        for uid in changed.chain(gone) {
+        // And whoever has seen something else than what is there.
+        let others = agent.loops.values().filter(|pod_loop| {
+            states(&pod_loop.observed) != now.get(&pod_loop.uid).cloned().unwrap_or_default()
+        });
+        let others: Vec<String> = others.map(|pod_loop| pod_loop.uid.clone()).collect();
+        for uid in changed.chain(gone).chain(&others) {
             self.wake(uid);
         }
         self.end_orphans();
@@ -500,6 +504,10 @@ impl World {
     }
 
     pub(crate) fn deliver(&mut self, told: Told) {
+        if self.listing {
+            // It will be in the list.
+            return;
+        }
         let slow = self.faults && self.random.chance(10);
         let lag = self.random.between(1, if slow { 8000 } else { 60 });
         self.watch_free_at = self.watch_free_at.max(self.time + lag);
@@ -511,6 +519,7 @@ impl World {
     pub(crate) fn relist(&mut self) {
         self.watch += 1;
         self.watch_free_at = self.time;
+        self.listing = true;
         let pause = self.random.between(10, 1500);
         self.schedule(pause, Event::Relist(self.watch));
     }
@@ -520,6 +529,7 @@ impl World {
             let pause = self.random.between(500, 10_000);
             return self.schedule(pause, Event::Relist(self.watch));
         }
+        self.listing = false;
         let pods = self.api.pods.values().cloned().collect();
         self.deliver(Told::List(pods));
     }
@@ -540,6 +550,14 @@ impl Loop {
     pub(crate) fn ended(&self) -> bool {
         self.id == 0
     }
+}
+
+/// States of everything that is listed of a pod.
+fn states(listed: &ObservedPod) -> BTreeMap<String, RunState> {
+    let state = |ready| if ready { RunState::Running } else { RunState::Exited };
+    let sandboxes = listed.sandboxes.iter().map(|sandbox| (sandbox.id.clone(), state(sandbox.ready)));
+    let containers = listed.containers.iter().map(|container| (container.id.clone(), container.state));
+    sandboxes.chain(containers).collect()
 }
 
 fn probe_of(pod: &Pod, container: &str, kind: ProbeKind) -> Option<Probe> {
