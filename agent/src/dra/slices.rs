@@ -21,6 +21,8 @@ use super::{Dra, ask};
 
 /// How long a socket may take to accept.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
+/// Between two lists that the API server refused.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 impl Dra {
     /// Looks after the ResourceSlices of this node until `cancel`.
@@ -33,10 +35,12 @@ impl Dra {
     }
 
     async fn tidy(&self) {
-        let pause = self.0.settings.patience / 6;
+        let mut pause = self.0.settings.patience / 6;
         while let Err(problem) = self.expect_earlier().await {
             debug!(%problem, "cannot list the node's ResourceSlices");
             tokio::time::sleep(pause).await;
+            // A cluster may have no such kind, or allow nobody to see it.
+            pause = (pause * 2).min(LONGEST_PAUSE.max(pause));
         }
         loop {
             let known = self.0.drivers.endpoints();

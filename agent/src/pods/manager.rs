@@ -199,7 +199,10 @@ impl Manager {
         let others = self.holders_beside(uid);
         let node = self.context.node.borrow().clone();
         let Some(running) = self.pods.get_mut(uid) else { return };
-        if version(&pod) < version(&running.pod) {
+        // A deletion is new whatever the version: those of a database that was restored are lower.
+        let is_deleted = |pod: &Pod| pod.metadata.deletion_timestamp.is_some();
+        let is_told_to_end = is_deleted(&pod) && !is_deleted(&running.pod);
+        if version(&pod) < version(&running.pod) && !is_told_to_end {
             // A server that is behind tells of a pod that was: nothing of that is to happen again.
             debug!(%uid, "an older state of a pod is ignored");
             return;

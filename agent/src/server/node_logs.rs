@@ -20,6 +20,9 @@ use tokio_util::io::ReaderStream;
 use super::reply::{self, Reply};
 use super::routes::{Api, Query};
 
+/// How long the journal may be searched, as upstream.
+const JOURNAL_DEADLINE: std::time::Duration = std::time::Duration::from_secs(30);
+
 /// Enough to tell text from anything else.
 const SNIFFED: usize = 512;
 
@@ -259,8 +262,8 @@ impl NodeLogQuery {
         let missing = || std::io::Error::other("journalctl has no output");
         let output = child.stdout.take().ok_or_else(missing)?;
         let problems = child.stderr.take().ok_or_else(missing)?;
-        // It ends with its pipes, which close when the client has gone.
-        tokio::spawn(async move { child.wait().await });
+        // It ends with its pipes, which close when the client has gone; one that has found nothing yet does not notice that.
+        tokio::spawn(async move { tokio::time::timeout(JOURNAL_DEADLINE, child.wait()).await.is_ok() });
         Ok(output.chain(problems))
     }
 }

@@ -4,6 +4,7 @@
 //! (`/dev/disk/by-path`); nothing is remembered here.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -71,7 +72,7 @@ impl Places {
         }
         let session =
             session.ok_or_else(|| format!("iscsi: no session at {portal} after a login that went well"))?;
-        self.scan(session.id, target.lun)?;
+        self.scan(session.id, target.lun).await?;
         let end = Instant::now() + self.device;
         loop {
             if let Some(device) = self.device_of(target, portal, is_tcp) {
@@ -109,14 +110,15 @@ impl Places {
     }
 
     /// Has the kernel look for this one disk.
-    fn scan(&self, session: u32, lun: i32) -> Result<(), String> {
+    async fn scan(&self, session: u32, lun: i32) -> Result<(), String> {
         let device = self.sys.join(format!("class/iscsi_session/session{session}/device"));
         let device = device.canonicalize().map_err(|error| format!("{}: {error}", device.display()))?;
         let mut parts = device.iter().filter_map(|part| part.to_str());
         let is_host = |part: &&str| part.strip_prefix("host").is_some_and(|rest| rest.parse::<u32>().is_ok());
         let host = parts.rfind(is_host).ok_or_else(|| format!("{} is of no SCSI host", device.display()))?;
         let file = self.sys.join("class/scsi_host").join(host).join("scan");
-        std::fs::write(&file, format!("0 0 {lun}")).map_err(|error| format!("{}: {error}", file.display()))
+        let done = self.tell_kernel(&file, format!("0 0 {lun}")).await;
+        done.map_err(|error| format!("{}: {error}", file.display()))
     }
 
     /// The device of a disk at a portal.
@@ -152,7 +154,7 @@ impl Places {
     pub(super) async fn detach(&self, dir: &Path, is_last: bool) -> Result<(), String> {
         self.unmount(dir, FLUSH).await?;
         let record = read(dir)?;
-        self.drop_devices(&record).await;
+        self.drop_devices(&record).await?;
         if is_last {
             let done = self.call_all(&iscsi::logout(&record)).await;
             let left = self.sessions().await?;
@@ -175,8 +177,8 @@ impl Places {
     }
 
     /// Has the kernel forget the disk: at the next login another may have its number.
-    async fn drop_devices(&self, record: &Record) {
-        let Ok(lun) = record.lun.parse() else { return };
+    async fn drop_devices(&self, record: &Record) -> Result<(), String> {
+        let Ok(lun) = record.lun.parse() else { return Ok(()) };
         let target = Target { iqn: record.iqn.clone(), lun, ..Target::default() };
         let devices: Vec<PathBuf> = record
             .portals
@@ -185,7 +187,12 @@ impl Places {
                 self.device_of(&target, portal, true).or_else(|| self.device_of(&target, portal, false))
             })
             .collect();
-        if let Some(whole) = devices.iter().find_map(|device| self.multipath_of(device)) {
+        let whole = devices.iter().find_map(|device| self.multipath_of(device));
+        // What is not in the list of mounts any more may still be being written.
+        for device in whole.as_ref().map_or(devices.as_slice(), std::slice::from_ref) {
+            self.is_free(device).await?;
+        }
+        if let Some(whole) = whole {
             let shown = whole.to_string_lossy().into_owned();
             if let Err(problem) = said(self.tools.run("multipath", &["-f", &shown], self.login).await) {
                 warn!(device = %shown, %problem, "a multipath device is not flushed");
@@ -193,9 +200,37 @@ impl Places {
         }
         for name in devices.iter().filter_map(|device| device.file_name()) {
             let file = self.sys.join("block").join(name).join("device/delete");
-            if let Err(error) = std::fs::write(&file, "1") {
+            if let Err(error) = self.tell_kernel(&file, "1".to_owned()).await {
                 debug!(path = %file.display(), %error, "a disk stays known to the kernel");
             }
+        }
+        Ok(())
+    }
+
+    /// An error while somebody, be it the kernel that writes back what was cached, has the device for itself (`O_EXCL` of a
+    /// device, open(2)).
+    async fn is_free(&self, device: &Path) -> Result<(), String> {
+        let file = device.to_owned();
+        let opening = tokio::task::spawn_blocking(move || {
+            let only = nix::fcntl::OFlag::O_EXCL.bits();
+            std::fs::OpenOptions::new().read(true).custom_flags(only).open(file).map(drop)
+        });
+        let busy = || format!("{} is still in use", device.display());
+        match tokio::time::timeout(self.login, opening).await {
+            Ok(Ok(Err(error))) if error.raw_os_error() == Some(nix::libc::EBUSY) => Err(busy()),
+            // One that is gone, or gives errors, holds nothing that could be waited for.
+            Ok(_) => Ok(()),
+            Err(_elapsed) => Err(busy()),
+        }
+    }
+
+    /// Writes into a file of sysfs, which waits for the disk's answer.
+    async fn tell_kernel(&self, file: &Path, what: String) -> std::io::Result<()> {
+        let path = file.to_owned();
+        let writing = tokio::task::spawn_blocking(move || std::fs::write(path, what));
+        match tokio::time::timeout(self.login, writing).await {
+            Ok(done) => done.map_err(std::io::Error::other).and_then(|done| done),
+            Err(_elapsed) => Err(std::io::Error::other("the disk does not answer")),
         }
     }
 }

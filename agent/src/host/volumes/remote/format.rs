@@ -10,6 +10,7 @@ use tracing::{info, warn};
 
 use super::mounts::{Places, said};
 use super::source::{join_options, mount_arguments};
+use super::tools::ToolError;
 
 /// How much of a disk is read to know that it can be.
 const PROBE: u64 = 128 * 1024;
@@ -41,8 +42,8 @@ pub(super) fn content(status: Option<i32>, text: &str) -> Result<Content, String
     match status {
         Some(NOTHING) if text.trim().is_empty() => Ok(Content::Empty),
         Some(0) => Ok(value("TYPE").map_or(Content::Unknown, |kind| Content::Known(kind.to_owned()))),
-        // Signatures of several: whose data it is cannot be known.
-        Some(8) => Ok(Content::Unknown),
+        // Signatures of several: whose data it is cannot be known, and a check might write into it.
+        Some(8) => Err(format!("blkid finds more than one signature: {text}")),
         status => Err(format!("blkid ended with {status:?}: {text}")),
     }
 }
@@ -125,6 +126,7 @@ impl Places {
     async fn repair(&self, device: &str) -> Result<(), String> {
         let ended = match self.tools.run("fsck", &["-a", device], self.format).await {
             Ok(ended) => ended,
+            Err(error @ ToolError::Late { .. }) => return Err(error.to_string()),
             Err(error) => {
                 // Upstream mounts what it cannot check, too; the file system itself refuses what is broken.
                 warn!(%device, %error, "a disk is not checked");
@@ -158,7 +160,7 @@ mod tests {
         );
         assert_eq!(content(Some(0), "DEVNAME=/dev/sdb\nPTTYPE=gpt\n").unwrap(), Content::Unknown);
         assert_eq!(content(Some(0), "TYPE=LVM2_member\n").unwrap(), Content::Known("LVM2_member".to_owned()));
-        assert_eq!(content(Some(8), "").unwrap(), Content::Unknown);
+        assert!(content(Some(8), "").is_err());
         for (status, text) in [(Some(2), "error: /dev/sdb: Input/output error"), (Some(4), ""), (None, "")] {
             assert!(content(status, text).is_err(), "{status:?} {text}");
         }

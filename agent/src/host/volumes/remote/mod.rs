@@ -34,7 +34,7 @@ use self::iscsi::Target;
 use self::mounts::{Places, real};
 pub(super) use self::source::NetworkVolume;
 use self::source::Source;
-use self::source::{join_options, mount_arguments, nfs_source};
+use self::source::{check_server, join_options, mount_arguments, nfs_source};
 use super::ownership::Ownership;
 use crate::contracts::{ObjectSource, VolumeError, VolumeStep};
 
@@ -129,7 +129,7 @@ impl Remote {
         }
         match &volume.source {
             Source::Nfs { server, path } => {
-                let done = self.mount_nfs(volume, &nfs_source(server, path), &dir).await;
+                let done = self.mount_nfs(volume, (server, path), &dir).await;
                 done.map_err(|problem| failed(VolumeStep::SetUp, problem))?;
             }
             Source::Iscsi(target) => {
@@ -141,7 +141,12 @@ impl Remote {
         Ok(dir)
     }
 
-    async fn mount_nfs(&self, volume: &NetworkVolume, source: &str, dir: &Path) -> Result<(), String> {
+    async fn mount_nfs(
+        &self,
+        volume: &NetworkVolume,
+        (server, path): (&str, &str),
+        dir: &Path,
+    ) -> Result<(), String> {
         let places = &self.0.places;
         // Without its helper `mount` says something about bad options, which helps nobody.
         if places.tools.find("mount.nfs").is_none() {
@@ -149,8 +154,10 @@ impl Remote {
                         that has it (Debian: nfs-common)"
                 .to_owned());
         }
+        check_server(server)?;
         let more: &[&str] = if volume.read_only { &["ro"] } else { &[] };
         let options = join_options(&volume.mount_options, more);
+        let source = &nfs_source(server, path);
         let arguments = mount_arguments(Some("nfs"), &options, source, &dir.to_string_lossy());
         places.mount(dir, &arguments, places.mount).await
     }
@@ -167,21 +174,41 @@ impl Remote {
         let at = |step: VolumeStep| move |problem: String| (step, problem);
         target.check().map_err(at(VolumeStep::WaitForAttach))?;
         let global = target.global_dir(&self.0.root);
-        let _alone = self.lock(&target.iqn).await;
+        let alone = self.lock(&target.iqn).await;
         self.state().users.entry(global.clone()).or_default().insert(uid.to_owned());
-        if !places.is_mounted(&global).map_err(at(VolumeStep::MountDevice))? {
-            let secret = self.secret(target).await.map_err(at(VolumeStep::WaitForAttach))?;
-            let device = places.attach(target, &secret).await.map_err(at(VolumeStep::WaitForAttach))?;
-            disk::write(&global, target).map_err(at(VolumeStep::MountDevice))?;
-            let wish = (target.fs_type.as_str(), volume.mount_options.as_slice(), volume.read_only);
-            let done = places.format_and_mount(&device, &global, wish).await;
-            done.map_err(at(VolumeStep::MountDevice))?;
+        if places.is_mounted(&global).map_err(at(VolumeStep::MountDevice))? {
+            drop(alone);
+        } else {
+            let (this, volume, target, global) =
+                (self.clone(), volume.clone(), target.clone(), global.clone());
+            // By itself: a pod that is deleted meanwhile shall not end a tool that writes to the disk.
+            let mounting = tokio::spawn(async move {
+                let _alone = alone;
+                this.mount_whole(&volume, &target, &global).await
+            });
+            mounting.await.map_err(|error| (VolumeStep::MountDevice, error.to_string()))??;
         }
         // Before the pod's mount, whose being there says that all is done.
         self.change_owner(volume, group, &global).await.map_err(at(VolumeStep::SetUp))?;
         let options = if volume.read_only { "bind,ro" } else { "bind" };
         let arguments = mount_arguments(None, options, &global.to_string_lossy(), &dir.to_string_lossy());
         places.mount(dir, &arguments, places.mount).await.map_err(at(VolumeStep::SetUp))
+    }
+
+    /// Logs in, makes a file system where the disk is empty, and mounts it for the node.
+    async fn mount_whole(
+        &self,
+        volume: &NetworkVolume,
+        target: &Target,
+        global: &Path,
+    ) -> Result<(), (VolumeStep, String)> {
+        let places = &self.0.places;
+        let at = |step: VolumeStep| move |problem: String| (step, problem);
+        let secret = self.secret(target).await.map_err(at(VolumeStep::WaitForAttach))?;
+        let device = places.attach(target, &secret).await.map_err(at(VolumeStep::WaitForAttach))?;
+        disk::write(global, target).map_err(at(VolumeStep::MountDevice))?;
+        let wish = (target.fs_type.as_str(), volume.mount_options.as_slice(), volume.read_only);
+        places.format_and_mount(&device, global, wish).await.map_err(at(VolumeStep::MountDevice))
     }
 
     /// What the secret says, where the login needs one.

@@ -45,7 +45,8 @@ impl Places {
             mount: Duration::from_secs(30),
             unmount: Duration::from_secs(15),
             login: Duration::from_secs(60),
-            format: Duration::from_secs(600),
+            // A check that is killed half-way has helped nobody.
+            format: Duration::from_secs(6 * 3600),
             device: Duration::from_secs(10),
             answer: Duration::from_secs(10),
         }

@@ -161,8 +161,18 @@ pub(super) fn mount_arguments(kind: Option<&str>, options: &str, source: &str, t
             arguments.extend([flag.to_owned(), value.to_owned()]);
         }
     }
-    arguments.extend([source.to_owned(), target.to_owned()]);
+    // What follows is no option, whatever somebody has called a server.
+    arguments.extend(["--".to_owned(), source.to_owned(), target.to_owned()]);
     arguments
+}
+
+/// Why this can be no server's name; a pod's author has chosen it.
+pub(super) fn check_server(server: &str) -> Result<(), String> {
+    let is_strange = |letter: char| letter == '/' || letter.is_whitespace() || letter.is_control();
+    if server.is_empty() || server.starts_with('-') || server.contains(is_strange) {
+        return Err(format!("nfs.server {server:?} is neither a host name nor an address"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -180,6 +190,16 @@ mod tests {
     }
 
     #[test]
+    fn a_server_is_no_option_and_no_path() {
+        for right in ["nfs.example", "10.0.0.1", "fd00::1", "fe80::1%eth0"] {
+            check_server(right).unwrap();
+        }
+        for wrong in ["", "-T/var/lib/fstab", "a b", "/etc/fstab", "s\n"] {
+            assert!(check_server(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
     fn mount_is_told_what_upstream_tells_it() {
         assert_eq!(nfs_source("fd00::1", "/d"), "[fd00::1]:/d");
         assert_eq!(nfs_source("nfs.example", "/d"), "nfs.example:/d");
@@ -187,9 +207,9 @@ mod tests {
         assert_eq!(join_options(&options, &["ro"]), "hard,ro,vers=4.1");
         assert_eq!(
             mount_arguments(Some("nfs"), "hard,ro", "s:/d", "/t"),
-            ["-t", "nfs", "-o", "hard,ro", "s:/d", "/t"]
+            ["-t", "nfs", "-o", "hard,ro", "--", "s:/d", "/t"]
         );
-        assert_eq!(mount_arguments(Some("nfs"), "", "s:/d", "/t"), ["-t", "nfs", "s:/d", "/t"]);
+        assert_eq!(mount_arguments(Some("nfs"), "", "s:/d", "/t"), ["-t", "nfs", "--", "s:/d", "/t"]);
     }
 
     #[test]

@@ -209,7 +209,7 @@ async fn a_servers_directory_is_mounted_once_found_again_and_unmounted() {
     volume.read_only = true;
     let path = bench.set_up("u", &volume).await.unwrap();
     assert_eq!(path, bench.root.join("pods/u/volumes/kubernetes.io~nfs/v"));
-    let told = "mount -t nfs -o ro,vers=4.1 s:/d root/pods/u/volumes/kubernetes.io~nfs/v";
+    let told = "mount -t nfs -o ro,vers=4.1 -- s:/d root/pods/u/volumes/kubernetes.io~nfs/v";
     assert_eq!(bench.log(), [told]);
     bench.restart();
     assert_eq!(bench.set_up("u", &volume).await.unwrap(), path);
@@ -226,7 +226,7 @@ async fn who_cannot_mount_says_what_is_missing_or_wrong() {
     let bench = Bench::new();
     let error = bench.set_up("u", &Bench::nfs("refused")).await.unwrap_err();
     assert!(error.starts_with("MountVolume.SetUp failed for volume \"v\" : mount failed: exit status: 32\n"));
-    assert!(error.contains("Mounting arguments: -t nfs refused:/d"), "{error}");
+    assert!(error.contains("Mounting arguments: -t nfs -- refused:/d"), "{error}");
     assert!(error.contains("Output: mount.nfs: Connection refused"), "{error}");
     assert!(!bench.root.join("pods/u/volumes/kubernetes.io~nfs/v").exists());
     fs::remove_file(bench.file("bin/mount.nfs")).unwrap();
@@ -293,8 +293,8 @@ async fn a_disk_is_shared_by_pods_and_logged_out_with_the_last() {
         "-n node.session.auth.password -v hush\n",
         "iscsiadm -m node -p 10.0.0.1:3260 -T iqn.a:disk -I default --login\n",
         "mkfs.ext4 -F -m0 dev/sdz\n",
-        "mount -t ext4 -o defaults dev/sdz root/plugins/kubernetes.io/iscsi/iface-default/10.0.0.1:3260-iqn.a:disk-lun-7\n",
-        "mount -o bind root/plugins/kubernetes.io/iscsi/iface-default/10.0.0.1:3260-iqn.a:disk-lun-7 root/pods/a/volumes/kubernetes.io~iscsi/v",
+        "mount -t ext4 -o defaults -- dev/sdz root/plugins/kubernetes.io/iscsi/iface-default/10.0.0.1:3260-iqn.a:disk-lun-7\n",
+        "mount -o bind -- root/plugins/kubernetes.io/iscsi/iface-default/10.0.0.1:3260-iqn.a:disk-lun-7 root/pods/a/volumes/kubernetes.io~iscsi/v",
     ] {
         assert!(log.contains(told), "{told} is not in\n{log}");
     }
