@@ -149,44 +149,31 @@ impl Runtime {
         &self,
         containers: &[Arc<Container>],
     ) -> Result<Vec<ContainerStats>, RuntimeError> {
-        // The cgroup of one that ended stays until its task is deleted, with figures that mean nothing any more.
-        let cgroup = |container: &Arc<Container>| {
-            container
-                .record
-                .with(|record| (record.phase() == ContainerPhase::Running).then(|| record.cgroup.clone()))
-        };
-        let subjects = containers
-            .iter()
-            .map(|one| (cgroup(one).into_iter().collect(), one.last_figures.clone()))
-            .collect();
-        let readings = self.readings(subjects);
-        let disks = join_all(containers.iter().map(|container| self.writable_layer(container)));
-        let (readings, disks) = tokio::join!(readings, disks);
-        let all = containers.iter().zip(readings?).zip(disks);
-        Ok(all
-            .map(|((container, reading), disk)| {
-                container.record.with(|record| convert::container(record, reading.as_ref(), disk))
-            })
-            .collect())
+        let readings = self.readings(containers.iter().map(container_subject).collect());
+        let (readings, disks) = tokio::join!(readings, self.writable_layers(containers));
+        Ok(container_stats(containers, readings?, disks))
     }
 
     async fn measure_sandboxes(
         &self,
         sandboxes: &[Arc<Sandbox>],
     ) -> Result<Vec<PodSandboxStats>, RuntimeError> {
-        let subjects =
-            sandboxes.iter().map(|one| (self.pod_cgroups(one), one.last_figures.clone())).collect();
         let inside: Vec<_> = sandboxes.iter().map(|sandbox| self.running_containers_of(sandbox)).collect();
         let flat: Vec<_> = inside.iter().flatten().cloned().collect();
-        let (readings, interfaces, containers) = tokio::join!(
+        // Pods after their containers, in this order: what a pod has used is never less than its parts.
+        let mut subjects: Vec<_> = flat.iter().map(container_subject).collect();
+        subjects.extend(sandboxes.iter().map(|one| (self.pod_cgroups(one), one.last_figures.clone())));
+        let (readings, interfaces, disks) = tokio::join!(
             self.readings(subjects),
             read_interfaces(sandboxes),
-            Box::pin(self.measure_containers(&flat))
+            Box::pin(self.writable_layers(&flat))
         );
-        let (interfaces, mut containers) = (interfaces?, containers?.into_iter());
+        let (mut parts, interfaces) = (readings?, interfaces?);
+        let readings = parts.split_off(flat.len());
+        let mut containers = container_stats(&flat, parts, disks).into_iter();
         let mut all = Vec::with_capacity(sandboxes.len());
         for (((sandbox, reading), interfaces), inside) in
-            sandboxes.iter().zip(readings?).zip(interfaces).zip(&inside)
+            sandboxes.iter().zip(readings).zip(interfaces).zip(&inside)
         {
             let containers: Vec<_> = containers.by_ref().take(inside.len()).collect();
             let now = reading.as_ref().map_or_else(clock::now, |reading| reading.at);
@@ -280,6 +267,10 @@ impl Runtime {
         Ok(())
     }
 
+    async fn writable_layers(&self, containers: &[Arc<Container>]) -> Vec<Option<FilesystemUsage>> {
+        join_all(containers.iter().map(|container| self.writable_layer(container))).await
+    }
+
     /// The size of a container's writable layer, at most [`FRESH`] old where that can be had in time.
     async fn writable_layer(&self, container: &Container) -> Option<FilesystemUsage> {
         let last = &container.last_figures;
@@ -311,4 +302,26 @@ async fn read_interfaces(sandboxes: &[Arc<Sandbox>]) -> Result<Vec<Vec<Interface
         .collect();
     blocking(move || Ok(wanted.iter().map(|(pid, netns)| figures::interfaces_of(*pid, netns)).collect()))
         .await
+}
+
+/// What is read for a container: its cgroup, none once it has ended.
+///
+/// The cgroup of one that ended stays until its task is deleted, with figures that mean nothing any more.
+fn container_subject(container: &Arc<Container>) -> (Vec<String>, LastFigures) {
+    let running = container
+        .record
+        .with(|record| (record.phase() == ContainerPhase::Running).then(|| record.cgroup.clone()));
+    (running.into_iter().collect(), container.last_figures.clone())
+}
+
+fn container_stats(
+    containers: &[Arc<Container>],
+    readings: Vec<Option<Reading>>,
+    disks: Vec<Option<FilesystemUsage>>,
+) -> Vec<ContainerStats> {
+    let all = containers.iter().zip(readings).zip(disks);
+    all.map(|((container, reading), disk)| {
+        container.record.with(|record| convert::container(record, reading.as_ref(), disk))
+    })
+    .collect()
 }

@@ -30,6 +30,8 @@ const LONG: &[&str] =
     &["root_faults", "root_service_matrix", "root_service_cli", "root_network", "root_outside"];
 /// Longest that a job may take.
 const LIMIT: Duration = Duration::from_secs(1800);
+/// Most lines that say again, at the end, why a job failed.
+const REASONS: usize = 20;
 
 /// A program to run.
 pub(super) struct Job {
@@ -74,6 +76,12 @@ impl Job {
             alone: false,
             group: group.to_owned(),
         })
+    }
+
+    /// The file with what it said.
+    fn log(&self, logs: &Path) -> PathBuf {
+        let name = self.name.replace(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_', "-");
+        logs.join(name).with_extension("log")
     }
 }
 
@@ -157,6 +165,11 @@ pub(super) fn all(repo: &Path, choice: &Choice, mut jobs: Vec<Job>) -> Result<()
     let failed: Vec<&str> =
         done.iter().filter(|(_, result)| result.is_err()).map(|(job, _)| job.name.as_str()).collect();
     if !failed.is_empty() {
+        // Again at the end: a reader of a long log, or of its tail alone, sees why.
+        for (job, _) in done.iter().filter(|(_, result)| result.is_err()) {
+            let said = fs::read(job.log(&logs)).unwrap_or_default();
+            println!("{}: {}", job.name, reasons(&String::from_utf8_lossy(&said)).join("\n    "));
+        }
         bail!("{} of {} failed: {}", failed.len(), done.len(), failed.join("; "));
     }
     Ok(())
@@ -165,8 +178,7 @@ pub(super) fn all(repo: &Path, choice: &Choice, mut jobs: Vec<Job>) -> Result<()
 /// Runs a job to its end and prints what it said.
 fn one(job: &Job, logs: &Path) -> Result<()> {
     let begun = Instant::now();
-    let file = job.name.replace(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_', "-");
-    let log = logs.join(file).with_extension("log");
+    let log = job.log(logs);
     let result = carry_out(job, &log);
     let said = fs::read(&log).unwrap_or_default();
     let (took, said) = (begun.elapsed().as_secs_f64(), String::from_utf8_lossy(&said));
@@ -177,6 +189,20 @@ fn one(job: &Job, logs: &Path) -> Result<()> {
     // In one call, so that nothing of another lane comes between.
     println!("==> {}\n{}\n    {}: {verdict} in {took:.1} s", job.name, said.trim_end(), job.name);
     result
+}
+
+/// The lines of a job's log that say what failed, each with the one after it; the last lines when none does.
+fn reasons(said: &str) -> Vec<&str> {
+    let lines: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).collect();
+    let tells = |line: &str| line.starts_with("FAILED ") || line.contains("panicked at ");
+    let found: Vec<&str> = lines
+        .iter()
+        .enumerate()
+        .filter(|(_, line)| tells(line))
+        .flat_map(|(at, _)| lines[at..].iter().take(2).copied())
+        .take(REASONS)
+        .collect();
+    if found.is_empty() { lines[lines.len().saturating_sub(5)..].to_vec() } else { found }
 }
 
 fn carry_out(job: &Job, log: &Path) -> Result<()> {
@@ -201,4 +227,21 @@ fn carry_out(job: &Job, log: &Path) -> Result<()> {
         bail!("{status}");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::reasons;
+
+    #[test]
+    fn why_a_job_failed_is_found_in_its_log() {
+        let said =
+            "ok 1\nFAILED  security: one\n        EPERM\n\n2 cases\nthread 'a' panicked at x.rs:1:5:\nno\n";
+        assert_eq!(
+            reasons(said),
+            ["FAILED  security: one", "        EPERM", "thread 'a' panicked at x.rs:1:5:", "no"]
+        );
+        assert_eq!(reasons("1\n2\n3\n4\n5\n6\n"), ["2", "3", "4", "5", "6"]);
+        assert!(reasons("").is_empty());
+    }
 }

@@ -96,17 +96,18 @@ impl Remote {
 
     /// Waits until nobody else logs in to or out of the target.
     async fn lock(&self, iqn: &str) -> OwnedMutexGuard<()> {
-        let lock = {
-            let mut state = self.state();
-            state.locks.retain(|_, lock| lock.strong_count() > 0);
-            let entry = state.locks.entry(iqn.to_owned()).or_default();
-            entry.upgrade().unwrap_or_else(|| {
-                let lock = Arc::default();
-                *entry = Arc::downgrade(&lock);
-                lock
-            })
-        };
-        lock.lock_owned().await
+        self.lock_of(iqn).lock_owned().await
+    }
+
+    fn lock_of(&self, iqn: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut state = self.state();
+        state.locks.retain(|_, lock| lock.strong_count() > 0);
+        let entry = state.locks.entry(iqn.to_owned()).or_default();
+        entry.upgrade().unwrap_or_else(|| {
+            let lock = Arc::default();
+            *entry = Arc::downgrade(&lock);
+            lock
+        })
     }
 
     /// Mounts the volume for the pod, or finds it mounted.
@@ -183,8 +184,13 @@ impl Remote {
                 (self.clone(), volume.clone(), target.clone(), global.clone());
             // By itself: a pod that is deleted meanwhile shall not end a tool that writes to the disk.
             let mounting = tokio::spawn(async move {
-                let _alone = alone;
-                this.mount_whole(&volume, &target, &global).await
+                let done = this.mount_whole(&volume, &target, &global).await;
+                drop(alone);
+                if !this.state().users.contains_key(&global) {
+                    // That pod has gone, and the sweep after it may have found nothing yet.
+                    this.start_sweep();
+                }
+                done
             });
             mounting.await.map_err(|error| (VolumeStep::MountDevice, error.to_string()))??;
         }
@@ -344,7 +350,11 @@ impl Remote {
             let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let Some(target) = iscsi::target_part(&name) else { continue };
             let iqn = ["-iqn.", "-eui.", "-naa."].iter().find_map(|mark| target.find(mark));
-            let _alone = self.lock(iqn.map_or(target, |at| &target[at + 1..])).await;
+            // A disk that is being checked, maybe for hours, holds up no other.
+            let Ok(_alone) = self.lock_of(iqn.map_or(target, |at| &target[at + 1..])).try_lock_owned() else {
+                is_done = false;
+                continue;
+            };
             let done = match self.is_used(&dir) {
                 Ok(true) => continue,
                 Ok(false) => self.0.places.detach(&dir, is_last(&dir, target)).await,
