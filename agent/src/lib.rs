@@ -34,5 +34,6 @@ pub mod runtime;
 pub mod server;
 pub mod shutdown;
 pub mod sources;
+mod system_bus;
 pub mod upkeep;
 pub mod users;

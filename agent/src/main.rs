@@ -78,11 +78,14 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
         host::prepare(&config)?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let cancel = CancellationToken::new();
         tokio::spawn(cancel_on_signal(cancel.clone())?);
         roles::run(config, cancel).await
-    })
+    });
+    // Whoever waits for a file system that hangs is not waited for.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    ended
 }
 
 fn install_tls() {

@@ -18,7 +18,7 @@ use tracing::{error, info};
 
 use crate::certificates::Credentials;
 use crate::config::{AgentConfig, EvictionConfig, ImageGcConfig, LogRotationConfig};
-use crate::contracts::{Host, NodeFacts, ObjectSource, PodLookup, RuntimeHealth};
+use crate::contracts::{NodeFacts, ObjectSource, PodLookup, RuntimeHealth};
 use crate::csi::{Csi, CsiSettings};
 use crate::devices::Devices;
 use crate::dra::{Dra, DraSettings};
@@ -48,7 +48,7 @@ use crate::upkeep::images::ImageGc;
 use crate::upkeep::limits::{self, Limits};
 use crate::upkeep::{self, logs};
 use crate::users::UserRanges;
-use crate::{certificates, host, host_ports, network, node, plugins, proxy, runtime, sources};
+use crate::{certificates, host, host_ports, network, node, plugins, pods, proxy, runtime, sources};
 
 /// Pod events between watch and manager; a full queue holds the watch back.
 const POD_EVENTS: usize = 256;
@@ -78,7 +78,6 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     let claims = claims(&config, &source, &client);
     let host = host::assemble(&config, source, client.clone(), csi.clone(), memory_capacity);
     host.cgroups.ensure_root().await.context("cgroups for pods cannot be made")?;
-    let images = Images::new(cri.clone(), config.parallel_pulls()).with_rate(config.pull_rate());
     let (pressure_sender, pressures) = watch::channel(BTreeSet::new());
     let (going_down_sender, going_down) = watch::channel(false);
     let devices = Devices::load(&config.keelson.root_dir, cancel.child_token());
@@ -88,7 +87,7 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
         devices,
         claims,
         cri: cri.clone(),
-        images: images.clone(),
+        images: Images::of(&config, cri.clone()),
         host,
         objects,
         services,
@@ -113,10 +112,10 @@ pub async fn run(config: AgentConfig, cancel: CancellationToken) -> anyhow::Resu
     let follow_health = health::run(cri.clone(), health_sender, Arc::clone(&recheck), cancel.clone());
     roles.endless("runtime health", follow_health);
     let lookup: Arc<dyn PodLookup> = Arc::new(directory.clone());
-    start_kubelet_api(&mut roles, &config, &client, (&lookup, &cri, &context.host), counters)?;
+    start_kubelet_api(&mut roles, &context, &lookup, counters)?;
     start_credentials(&mut roles, &config, credentials);
     start_allocators(&mut roles, &context, &lookup);
-    start_pods(&mut roles, &context, &directory, images, (pressure_sender, going_down_sender))?;
+    start_pods(&mut roles, &context, &directory, (pressure_sender, going_down_sender))?;
     if config.is_standalone() {
         roles.endless("events", events::log(facts, cancel.clone()));
         // Nobody else serves host ports here: they are left to nftables.
@@ -260,19 +259,20 @@ async fn start_healthz(roles: &mut Roles, config: &AgentConfig, observed: Observ
 /// Serves the kubelet API, and follows its certificate.
 fn start_kubelet_api(
     roles: &mut Roles,
-    config: &AgentConfig,
-    client: &Client,
-    (lookup, cri, host): (&Arc<dyn PodLookup>, &cri::Cri, &Host),
+    context: &PodContext,
+    lookup: &Arc<dyn PodLookup>,
     probes: Arc<ProbeCounters>,
 ) -> anyhow::Result<()> {
-    let serving = certificates::serving(config, client, &roles.cancel)?;
+    let (config, clients) = (&context.config, context.cri.clients());
+    let serving = certificates::serving(config, &context.client, &roles.cancel)?;
     roles.endless("serving certificate", serving.follow);
     let server = ServerConfig {
-        images: Some(cri.clients().images),
-        volumes: DriverVolumes::new(Arc::clone(&host.volumes)),
+        images: Some(clients.images),
+        volumes: DriverVolumes::new(Arc::clone(&context.host.volumes)),
+        pulls: context.images.counters(),
         ..ServerConfig::new(config, serving.certificate, probes)
     };
-    let api = server::serve(server, Arc::clone(lookup), cri.clients().runtime, roles.cancel.clone());
+    let api = server::serve(server, Arc::clone(lookup), clients.runtime, roles.cancel.clone());
     roles.start("kubelet API", api);
     Ok(())
 }
@@ -305,7 +305,6 @@ fn start_pods(
     roles: &mut Roles,
     context: &Arc<PodContext>,
     directory: &PodDirectory,
-    images: Images,
     (pressures, going_down): (watch::Sender<BTreeSet<Pressure>>, watch::Sender<bool>),
 ) -> anyhow::Result<()> {
     let (client, node, cancel) = (context.client.clone(), context.node.clone(), roles.cancel.clone());
@@ -325,10 +324,12 @@ fn start_pods(
     let inbox =
         Inbox { events: pod_event_queue, evictions: eviction_queue, expects_static, mirrors: mirror_sender };
     start_shutdown(roles, &context.config, directory, (evictions.clone(), going_down));
-    start_upkeep(roles, context, directory, images, (evictions, pressures))?;
+    start_upkeep(roles, context, directory, (evictions, pressures))?;
     let audit = context.config.clients.sync_frequency.0;
     let follow = runtime::events::follow(context.cri.clone(), directory.clone(), audit, cancel.clone());
     roles.endless("CRI events", follow);
+    let wake = pods::device_health::run(Arc::clone(context), directory.clone(), cancel.clone());
+    roles.endless("device health", wake);
     roles.endless("pods", manager::run(Arc::clone(context), directory.clone(), inbox, cancel));
     Ok(())
 }
@@ -382,7 +383,6 @@ fn start_upkeep(
     roles: &mut Roles,
     context: &Arc<PodContext>,
     pods: &PodDirectory,
-    images: Images,
     (evictions, pressures): (mpsc::Sender<Eviction>, watch::Sender<BTreeSet<Pressure>>),
 ) -> anyhow::Result<()> {
     let (config, cri, cancel) = (&context.config, context.cri.clone(), roles.cancel.clone());
@@ -390,7 +390,7 @@ fn start_upkeep(
     let rotation = LogRotationConfig::of(config).map_err(settings)?;
     roles.endless("log rotation", logs::run(cri.clone(), pods.clone(), rotation, cancel.clone()));
     let policy = ImageGcConfig::of(config).map_err(settings)?.policy;
-    let gc = Arc::new(ImageGc::new(cri.clone(), images, pods.clone(), policy));
+    let gc = Arc::new(ImageGc::new(cri.clone(), context.images.clone(), pods.clone(), policy));
     let (events, node) = (context.events.clone(), context.node.clone());
     roles.endless(
         "image garbage collection",

@@ -4,14 +4,15 @@
 #![allow(clippy::unwrap_used, reason = "test helpers fail by panicking")]
 
 mod csi_driver;
+mod mounts;
 mod plane;
+mod plugin;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use csi_driver::{Fault, Process, Shared};
+use csi_driver::{Fault, Shared};
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, VolumeAttachment};
 use keelson_agent::contracts::{
@@ -21,10 +22,11 @@ use keelson_agent::csi::wire::NodeCapability;
 use keelson_agent::csi::{Csi, CsiSettings};
 use keelson_agent::host::volumes::Volumes;
 use keelson_agent::plugins::{self, Handlers};
-use keelson_agent::sources::objects::{Objects, Wake, keys_of};
+use keelson_agent::sources::objects::Objects;
+use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
-use kube::{Api, Client};
-use plane::{ControlPlane, eventually};
+use plane::eventually;
+use plane::node::{Bench, Wakes};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
@@ -37,39 +39,16 @@ const STAGES: &[NodeCapability] = &[
     NodeCapability::VolumeCondition,
 ];
 
-/// A control plane, a node, and its agent's volumes.
-struct Bench {
-    dir: tempfile::TempDir,
-    plane: ControlPlane,
-    node: Client,
-}
-
 /// One life of an agent.
 struct Agent {
     csi: Csi,
     objects: Objects,
     volumes: Volumes,
     cancel: CancellationToken,
-    woken: Arc<AtomicUsize>,
+    woken: Wakes,
 }
 
 impl Bench {
-    async fn start() -> Self {
-        rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("control")).unwrap();
-        let plane = ControlPlane::start(&dir.path().join("control")).await;
-        let node = plane.node("a").await;
-        let nodes: Api<Node> = Api::all(node.clone());
-        let object = serde_json::from_value(json!({"metadata": {"name": "a"}})).unwrap();
-        nodes.create(&PostParams::default(), &object).await.unwrap();
-        Self { dir, plane, node }
-    }
-
-    fn root(&self) -> PathBuf {
-        self.dir.path().join("kubelet")
-    }
-
     fn agent(&self) -> Agent {
         let settings = CsiSettings {
             call_deadline: Duration::from_secs(3),
@@ -83,7 +62,7 @@ impl Bench {
         let cancel = CancellationToken::new();
         let handlers: Handlers = Arc::new(vec![Arc::new(csi.clone())]);
         tokio::spawn(plugins::run(plugins::directory(&self.root()), handlers, cancel.clone()));
-        Agent { csi, objects, volumes, cancel, woken: Arc::default() }
+        Agent { csi, objects, volumes, cancel, woken: Wakes::default() }
     }
 
     async fn put<K>(&self, api: Api<K>, object: Value) -> K
@@ -135,21 +114,12 @@ impl Bench {
     fn is_empty(&self, path: &str) -> bool {
         files_below(&self.root().join(path)).is_empty()
     }
-
-    async fn stop(self, agent: Agent) {
-        agent.cancel.cancel();
-        self.plane.stop().await;
-    }
 }
 
 impl Agent {
     /// Waits until the driver can be used.
     async fn mount(&self, pod: &Pod) -> Result<MountedVolumes, VolumeError> {
-        let woken = Arc::clone(&self.woken);
-        let wake: Wake = Arc::new(move || {
-            woken.fetch_add(1, Ordering::Relaxed);
-        });
-        self.objects.register(pod.metadata.uid.as_deref().unwrap(), &keys_of(pod), &wake);
+        self.woken.follow(&self.objects, pod);
         self.volumes.mount_all(pod, &VolumeContext::default()).await
     }
 }
@@ -191,7 +161,7 @@ async fn drivers_register_leave_and_come_back() {
     let nodes: Api<Node> = Api::all(bench.node.clone());
     eventually("there is a CSINode", || async { csi_nodes.get("a").await.is_ok() }).await;
     let shared = Shared::new(DRIVER, false, STAGES);
-    let process = Process::start(&shared, &bench.root());
+    let process = shared.start(&bench.root());
     assert!(shared.told(1).await.registered);
     let found = csi_nodes.get("a").await.unwrap();
     let driver = &found.spec.drivers[0];
@@ -209,7 +179,7 @@ async fn drivers_register_leave_and_come_back() {
         .await;
     // It comes back as another one; the agent that finds it there is another one too.
     *shared.node_id.lock().unwrap() = "other-id".to_owned();
-    let process = Process::start(&shared, &bench.root());
+    let process = shared.start(&bench.root());
     assert!(shared.told(2).await.registered);
     assert_eq!(csi_nodes.get("a").await.unwrap().spec.drivers[0].node_id, "other-id");
     agent.cancel.cancel();
@@ -218,7 +188,7 @@ async fn drivers_register_leave_and_come_back() {
     assert!(shared.told(3).await.registered);
     assert_eq!(csi_nodes.get("a").await.unwrap().spec.drivers[0].node_id, "third-id");
     drop(process);
-    bench.stop(agent).await;
+    bench.stop(&agent.cancel).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -242,10 +212,10 @@ async fn a_claim_is_staged_once_and_published_for_each_pod() {
         )
     );
     assert_eq!(error.step.reason(), "FailedMount");
-    let before = agent.woken.load(Ordering::Relaxed);
+    let before = agent.woken.count();
     let shared = Shared::new(DRIVER, false, STAGES);
-    let process = Process::start(&shared, &bench.root());
-    eventually("the pod is woken", || async { agent.woken.load(Ordering::Relaxed) > before }).await;
+    let process = shared.start(&bench.root());
+    eventually("the pod is woken", || async { agent.woken.count() > before }).await;
     assert!(shared.told(1).await.registered);
 
     let mounted = agent.mount(&first).await.unwrap();
@@ -287,7 +257,7 @@ async fn a_claim_is_staged_once_and_published_for_each_pod() {
     let process = {
         process.end();
         eventually("the driver is away", || async { agent.volumes.teardown("u2").await.is_err() }).await;
-        Process::start(&shared, &bench.root())
+        shared.start(&bench.root())
     };
     shared.told(2).await;
     agent.volumes.teardown("u2").await.unwrap();
@@ -295,14 +265,14 @@ async fn a_claim_is_staged_once_and_published_for_each_pod() {
     assert_eq!(shared.take_calls(), ["unpublish one", "unstage one"]);
     assert!(bench.is_empty("pods") && bench.is_empty("plugins/kubernetes.io"));
     drop(process);
-    bench.stop(agent).await;
+    bench.stop(&agent.cancel).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn inline_volumes_get_tokens_and_are_published_again() {
     let bench = Bench::start().await;
     let shared = Shared::new(DRIVER, false, &[NodeCapability::VolumeMountGroup]);
-    let _process = Process::start(&shared, &bench.root());
+    let _process = shared.start(&bench.root());
     let agent = bench.agent();
     assert!(shared.told(1).await.registered);
     let inline = json!({"serviceAccountName": "default", "automountServiceAccountToken": false, "securityContext": {"fsGroup": 4242},
@@ -350,14 +320,14 @@ async fn inline_volumes_get_tokens_and_are_published_again() {
     let uid = pod.metadata.uid.unwrap();
     agent.volumes.teardown(&uid).await.unwrap();
     assert!(bench.is_empty("pods"));
-    bench.stop(agent).await;
+    bench.stop(&agent.cancel).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_driver_that_fails_or_hangs_is_told_of_and_holds_up_nobody_else() {
     let bench = Bench::start().await;
     let shared = Shared::new(DRIVER, false, STAGES);
-    let process = Process::start(&shared, &bench.root());
+    let process = shared.start(&bench.root());
     let agent = bench.agent();
     bench.driver(json!({})).await;
     for name in ["stuck", "fine"] {
@@ -384,21 +354,21 @@ async fn a_driver_that_fails_or_hangs_is_told_of_and_holds_up_nobody_else() {
     // The driver is killed at it; what it may have done is undone when the pod goes.
     drop(process);
     shared.fault("stage", "stuck", None);
-    let _process = Process::start(&shared, &bench.root());
+    let _process = shared.start(&bench.root());
     shared.told(2).await;
     eventually("the pod goes", || async { agent.volumes.teardown("u1").await.is_ok() }).await;
     let calls = shared.take_calls();
     assert_eq!(calls[calls.len() - 2..], ["unpublish stuck", "unstage stuck"]);
     agent.volumes.teardown("u2").await.unwrap();
     assert!(bench.is_empty("pods") && bench.is_empty("plugins/kubernetes.io"));
-    bench.stop(agent).await;
+    bench.stop(&agent.cancel).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_volume_is_waited_for_until_it_is_attached() {
     let bench = Bench::start().await;
     let shared = Shared::new(DRIVER, false, STAGES);
-    let _process = Process::start(&shared, &bench.root());
+    let _process = shared.start(&bench.root());
     let agent = bench.agent();
     bench.driver(json!({"attachRequired": true})).await;
     bench.claim("disk", json!({})).await;
@@ -418,10 +388,10 @@ async fn a_volume_is_waited_for_until_it_is_attached() {
     let attachments: Api<VolumeAttachment> = Api::all(bench.plane.admin.clone());
     // printf disktest.csi.keelsona | sha256sum
     let name = "csi-".to_owned() + &sha256("disktest.csi.keelsona");
-    let before = agent.woken.load(Ordering::Relaxed);
+    let before = agent.woken.count();
     let spec = json!({"attacher": DRIVER, "nodeName": "a", "source": {"persistentVolumeName": "pv-disk"}});
     bench.put(attachments.clone(), json!({"metadata": {"name": name}, "spec": spec})).await;
-    eventually("the pod is woken", || async { agent.woken.load(Ordering::Relaxed) > before }).await;
+    eventually("the pod is woken", || async { agent.woken.count() > before }).await;
     let status = |status: Value| {
         let (attachments, name) = (attachments.clone(), name.clone());
         async move {
@@ -445,7 +415,7 @@ async fn a_volume_is_waited_for_until_it_is_attached() {
     shared.told(2).await;
     agent.volumes.teardown("u1").await.unwrap();
     assert!(agent.csi.in_use().borrow().is_empty());
-    bench.stop(agent).await;
+    bench.stop(&agent.cancel).await;
 }
 
 fn sha256(text: &str) -> String {
@@ -458,7 +428,7 @@ fn sha256(text: &str) -> String {
 async fn volumes_grow_and_devices_are_passed_on() {
     let bench = Bench::start().await;
     let shared = Shared::new(DRIVER, false, STAGES);
-    let _process = Process::start(&shared, &bench.root());
+    let _process = shared.start(&bench.root());
     let agent = bench.agent();
     bench.driver(json!({})).await;
     bench.claim("disk", json!({})).await;
@@ -470,14 +440,14 @@ async fn volumes_grow_and_devices_are_passed_on() {
     // What a resizer does: the volume first, then the claim's condition.
     let volumes: Api<PersistentVolume> = Api::all(bench.plane.admin.clone());
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(bench.plane.admin.clone(), "default");
-    let before = agent.woken.load(Ordering::Relaxed);
+    let before = agent.woken.count();
     let larger = Patch::Merge(json!({"spec": {"capacity": {"storage": "2Gi"}}}));
     volumes.patch("pv-disk", &PatchParams::default(), &larger).await.unwrap();
     let pending = Patch::Merge(
         json!({"status": {"conditions": [{"type": "FileSystemResizePending", "status": "True"}]}}),
     );
     claims.patch_status("disk", &PatchParams::default(), &pending).await.unwrap();
-    eventually("the pod is woken", || async { agent.woken.load(Ordering::Relaxed) > before }).await;
+    eventually("the pod is woken", || async { agent.woken.count() > before }).await;
     let mounted = agent.mount(&pod_with_disk).await.unwrap();
     assert_eq!(mounted.events[0].reason, "FileSystemResizeSuccessful");
     let request = shared.expanded.lock().unwrap()[0].clone();
@@ -504,5 +474,5 @@ async fn volumes_grow_and_devices_are_passed_on() {
         agent.volumes.teardown(uid).await.unwrap();
     }
     assert!(bench.is_empty("pods") && bench.is_empty("plugins/kubernetes.io"));
-    bench.stop(agent).await;
+    bench.stop(&agent.cancel).await;
 }

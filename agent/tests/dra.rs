@@ -5,60 +5,37 @@
 
 mod dra_driver;
 mod plane;
+mod plugin;
 
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use dra_driver::{Fault, Process, Shared};
-use k8s_openapi::api::core::v1::{Container, Node, Pod};
+use dra_driver::{Fault, Shared};
+use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimTemplate, ResourceSlice};
 use keelson_agent::contracts::ObjectSource;
 use keelson_agent::dra::wire::Service;
 use keelson_agent::dra::{Dra, DraSettings};
 use keelson_agent::plugins::{self, Handlers};
-use keelson_agent::sources::objects::{Objects, Wake, keys_of};
+use keelson_agent::sources::objects::Objects;
+use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
-use kube::{Api, Client};
-use plane::{ControlPlane, eventually};
+use plane::eventually;
+use plane::node::{Bench, Wakes};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 const DRIVER: &str = "gpu.keelson.test";
-
-/// A control plane, a node, and its agent's claims.
-struct Bench {
-    dir: tempfile::TempDir,
-    plane: ControlPlane,
-    node: Client,
-}
 
 /// One life of an agent.
 struct Agent {
     dra: Dra,
     objects: Objects,
     cancel: CancellationToken,
-    woken: Arc<AtomicUsize>,
+    woken: Wakes,
 }
 
 impl Bench {
-    async fn start() -> Self {
-        rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("control")).unwrap();
-        let plane = ControlPlane::start(&dir.path().join("control")).await;
-        let node = plane.node("a").await;
-        let nodes: Api<Node> = Api::all(node.clone());
-        let object = serde_json::from_value(json!({"metadata": {"name": "a"}})).unwrap();
-        nodes.create(&PostParams::default(), &object).await.unwrap();
-        Self { dir, plane, node }
-    }
-
-    fn root(&self) -> PathBuf {
-        self.dir.path().join("kubelet")
-    }
-
     fn agent(&self) -> Agent {
         let settings = DraSettings {
             call_deadline: Duration::from_secs(2),
@@ -71,7 +48,7 @@ impl Bench {
         let cancel = CancellationToken::new();
         let handlers: Handlers = Arc::new(vec![Arc::new(dra.clone())]);
         tokio::spawn(plugins::run(plugins::directory(&self.root()), handlers, cancel.clone()));
-        Agent { dra, objects, cancel, woken: Arc::default() }
+        Agent { dra, objects, cancel, woken: Wakes::default() }
     }
 
     fn claims(&self) -> Api<ResourceClaim> {
@@ -119,20 +96,11 @@ impl Bench {
         .await;
         pods.get(name).await.unwrap()
     }
-
-    async fn stop(self, agent: Agent) {
-        agent.cancel.cancel();
-        self.plane.stop().await;
-    }
 }
 
 impl Agent {
     async fn prepare(&self, pod: &Pod) -> Result<(), String> {
-        let woken = Arc::clone(&self.woken);
-        let wake: Wake = Arc::new(move || {
-            woken.fetch_add(1, Ordering::Relaxed);
-        });
-        self.objects.register(uid(pod), &keys_of(pod), &wake);
+        self.woken.follow(&self.objects, pod);
         self.dra.prepare(pod).await
     }
 
@@ -162,7 +130,7 @@ async fn a_shared_claim_is_prepared_once_and_undone_with_its_last_pod() {
     let bench = Bench::start().await;
     let agent = bench.agent();
     let shared = Shared::new(DRIVER, Service::V1, &["one", "two"]);
-    let process = Process::start(&shared, &bench.root());
+    let process = shared.start(&bench.root());
     assert!(shared.told(1).await.registered);
     bench.claim("c").await;
     let (first, second) = (bench.pod("p1", by_name("c")).await, bench.pod("p2", by_name("c")).await);
@@ -194,7 +162,7 @@ async fn a_shared_claim_is_prepared_once_and_undone_with_its_last_pod() {
         format!("unprepare dynamic resources: DRA driver {DRIVER} is not registered")
     );
     assert!(agent.dra.holds(uid(&second)));
-    let _process = Process::start(&shared, &bench.root());
+    let _process = shared.start(&bench.root());
     shared.told(2).await;
     shared.set_fault(Some(Fault::Refuses));
     assert_eq!(
@@ -206,7 +174,7 @@ async fn a_shared_claim_is_prepared_once_and_undone_with_its_last_pod() {
     agent.dra.release(uid(&second)).await.unwrap();
     assert_eq!(shared.take_calls(), ["unprepare c", "unprepare c"]);
     assert!(agent.dra.pods().is_empty());
-    bench.stop(agent).await;
+    bench.stop(&agent.cancel).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -235,10 +203,10 @@ async fn a_pod_waits_for_its_claim_and_for_its_driver() {
     assert!(!agent.dra.holds(uid(&pod)), "it can be deleted without the driver");
 
     // It is woken when the driver comes.
-    let before = agent.woken.load(Ordering::Relaxed);
+    let before = agent.woken.count();
     let shared = Shared::new(DRIVER, Service::V1Beta1, &["one"]);
-    let _process = Process::start(&shared, &bench.root());
-    eventually("the pod is woken", || async { agent.woken.load(Ordering::Relaxed) > before }).await;
+    let _process = shared.start(&bench.root());
+    eventually("the pod is woken", || async { agent.woken.count() > before }).await;
     for (fault, expected) in [
         (Fault::Fails, "NodePrepareResources: rpc error: code = Internal desc = no such hardware"),
         (Fault::Refuses, "NodePrepareResources failed for ResourceClaim c: the device is on fire"),
@@ -252,7 +220,7 @@ async fn a_pod_waits_for_its_claim_and_for_its_driver() {
     shared.set_fault(None);
     agent.prepare(&pod).await.unwrap();
     assert_eq!(agent.cdi_ids(&pod, "all").await.unwrap(), [id("c", "one")]);
-    bench.stop(agent).await;
+    bench.stop(&agent.cancel).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -260,7 +228,7 @@ async fn a_driver_that_hangs_holds_up_its_own_pods_only() {
     let bench = Bench::start().await;
     let agent = bench.agent();
     let shared = Shared::new(DRIVER, Service::V1, &["one"]);
-    let process = Process::start(&shared, &bench.root());
+    let process = shared.start(&bench.root());
     assert!(shared.told(1).await.registered);
     for claim in ["stuck", "fine"] {
         bench.claim(claim).await;
@@ -296,13 +264,13 @@ async fn a_driver_that_hangs_holds_up_its_own_pods_only() {
     drop(process);
     shared.set_fault(None);
     let agent = bench.agent();
-    let _process = Process::start(&shared, &bench.root());
+    let _process = shared.start(&bench.root());
     shared.told(2).await;
     assert!(agent.dra.pods().contains_key(uid(&stuck)));
     eventually("the claim is undone", || async { agent.dra.release(uid(&stuck)).await.is_ok() }).await;
     assert_eq!(shared.take_calls().last().unwrap(), "unprepare stuck");
     assert!(agent.cdi_ids(&fine, "one").await.is_ok(), "and keeps what is in use");
-    bench.stop(agent).await;
+    bench.stop(&agent.cancel).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -310,7 +278,7 @@ async fn a_template_gives_each_pod_a_claim_that_goes_with_it() {
     let bench = Bench::start().await;
     let agent = bench.agent();
     let shared = Shared::new(DRIVER, Service::V1, &["one", "two"]);
-    let _process = Process::start(&shared, &bench.root());
+    let _process = shared.start(&bench.root());
     assert!(shared.told(1).await.registered);
     let templates: Api<ResourceClaimTemplate> = Api::namespaced(bench.plane.admin.clone(), "default");
     let template = serde_json::from_value(json!({"metadata": {"name": "t"}, "spec": {"spec": {"devices": {
@@ -341,7 +309,7 @@ async fn a_template_gives_each_pod_a_claim_that_goes_with_it() {
     let claims = bench.claims();
     eventually("the claim is gone", || async { claims.get_opt(&name).await.unwrap().is_none() }).await;
     assert_eq!(shared.take_calls(), [format!("prepare {name}"), format!("unprepare {name}")]);
-    bench.stop(agent).await;
+    bench.stop(&agent.cancel).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -366,7 +334,7 @@ async fn slices_of_drivers_that_have_gone_are_removed() {
     all.create(&PostParams::default(), &elsewhere).await.unwrap();
     let agent = bench.agent();
     let shared = Shared::new(DRIVER, Service::V1, &["one"]);
-    let process = Process::start(&shared, &bench.root());
+    let process = shared.start(&bench.root());
     assert!(shared.told(1).await.registered);
     let tidy = tokio::spawn(agent.dra.clone().tidy_slices(agent.cancel.clone()));
     let names = || async {
@@ -381,7 +349,7 @@ async fn slices_of_drivers_that_have_gone_are_removed() {
     // It dies and leaves its sockets behind.
     drop(process);
     eventually("its slices are gone", || async { names().await == ["elsewhere"] }).await;
-    let process = Process::start(&shared, &bench.root());
+    let process = shared.start(&bench.root());
     assert!(shared.told(2).await.registered);
     publish("again", DRIVER).await;
     process.end();
@@ -389,5 +357,5 @@ async fn slices_of_drivers_that_have_gone_are_removed() {
     agent.cancel.cancel();
     tidy.await.unwrap();
     all.delete("elsewhere", &DeleteParams::default()).await.unwrap();
-    bench.stop(agent).await;
+    bench.stop(&agent.cancel).await;
 }

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "test helpers fail by panicking")]
 
 mod csi_driver;
+mod mounts;
+mod plugin;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -11,73 +13,30 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use csi_driver::{Fault, Process, Shared, is_mounted, mounts_below};
-use futures::FutureExt as _;
-use futures::future::BoxFuture;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
-use keelson_agent::contracts::{
-    MountedVolumes, ObjectSource, SourceError, VolumeContext, VolumeError, VolumeManager as _,
-};
+use csi_driver::{Fault, Shared};
+use keelson_agent::contracts::{MountedVolumes, VolumeContext, VolumeError, VolumeManager as _};
 use keelson_agent::csi::wire::NodeCapability;
 use keelson_agent::csi::{Csi, CsiSettings};
 use keelson_agent::host::volumes::Volumes;
 use keelson_agent::plugins::{self, Handlers};
 use kube::Client;
+use mounts::{Objects, RootDir, is_mounted, mounts_below};
 use nix::mount::{MntFlags, umount2};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 const DRIVER: &str = "mount.csi.keelson";
 
-/// A kubelet root directory whose mounts go with it, also when the test fails.
-struct RootDir(tempfile::TempDir);
-
-impl RootDir {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self) -> PathBuf {
-        self.0.path().canonicalize().unwrap()
-    }
-
-    fn staging(&self) -> PathBuf {
-        let directory = self.path().join("plugins/kubernetes.io/csi").join(DRIVER);
-        let staged = fs::read_dir(directory).unwrap().next().unwrap().unwrap().path();
-        staged.join("globalmount")
-    }
-
-    fn target(&self, uid: &str) -> PathBuf {
-        self.path().join("pods").join(uid).join("volumes/kubernetes.io~csi/pv/mount")
-    }
+/// Where the volume is staged.
+fn staging(root: &RootDir) -> PathBuf {
+    let directory = root.path().join("plugins/kubernetes.io/csi").join(DRIVER);
+    let staged = fs::read_dir(directory).unwrap().next().unwrap().unwrap().path();
+    staged.join("globalmount")
 }
 
-impl Drop for RootDir {
-    fn drop(&mut self) {
-        for point in mounts_below(&self.path()).into_iter().rev() {
-            umount2(&point, MntFlags::MNT_DETACH).unwrap();
-        }
-    }
-}
-
-struct NoObjects;
-
-impl ObjectSource for NoObjects {
-    fn config_map<'a>(
-        &'a self,
-        _namespace: &'a str,
-        _name: &'a str,
-    ) -> BoxFuture<'a, Result<Option<Arc<ConfigMap>>, SourceError>> {
-        async { Ok(None) }.boxed()
-    }
-
-    fn secret<'a>(
-        &'a self,
-        _namespace: &'a str,
-        _name: &'a str,
-    ) -> BoxFuture<'a, Result<Option<Arc<Secret>>, SourceError>> {
-        async { Ok(None) }.boxed()
-    }
+/// Where a pod has it.
+fn target(root: &RootDir, uid: &str) -> PathBuf {
+    root.path().join("pods").join(uid).join("volumes/kubernetes.io~csi/pv/mount")
 }
 
 /// An API server with one claim and its volume, a driver that needs no attaching, and a node that takes any change.
@@ -116,8 +75,9 @@ struct Agent {
 impl Agent {
     fn start(root: &Path) -> Self {
         let settings = CsiSettings { call_deadline: Duration::from_secs(20), ..CsiSettings::new(root, "n") };
-        let csi = Csi::new(settings, Arc::new(NoObjects), api());
-        let volumes = Volumes::new(root, Arc::new(NoObjects), api()).with_csi(csi.clone());
+        let objects = || Arc::new(Objects { has_secrets: false });
+        let csi = Csi::new(settings, objects(), api());
+        let volumes = Volumes::new(root, objects(), api()).with_csi(csi.clone());
         let cancel = CancellationToken::new();
         let handlers: Handlers = Arc::new(vec![Arc::new(csi)]);
         tokio::spawn(plugins::run(plugins::directory(root), handlers, cancel.clone()));
@@ -129,11 +89,7 @@ impl Agent {
     }
 
     async fn mount(&self, uid: &str, volumes: Value) -> Result<MountedVolumes, VolumeError> {
-        let pod: Pod = serde_json::from_value(json!({
-            "metadata": {"name": uid, "namespace": "ns", "uid": uid},
-            "spec": {"containers": [{"name": "c"}], "volumes": volumes, "securityContext": {"fsGroup": 4242}},
-        }))
-        .unwrap();
+        let pod = mounts::pod(uid, json!({"volumes": volumes, "securityContext": {"fsGroup": 4242}}));
         self.volumes.mount_all(&pod, &VolumeContext::default()).await
     }
 
@@ -155,11 +111,11 @@ fn claim(read_only: bool) -> Value {
 async fn pods_share_a_volume_that_outlives_agents_and_drivers() {
     let root = RootDir::new();
     let shared = Shared::new(DRIVER, true, &[NodeCapability::StageUnstageVolume]);
-    let process = Process::start(&shared, &root.path());
+    let process = shared.start(&root.path());
     let agent = Agent::start(&root.path());
     shared.told(1).await;
     let path = agent.mount("u1", claim(false)).await.unwrap().volumes["v"].path.clone();
-    assert!(path == root.target("u1") && is_mounted(&path) && is_mounted(&root.staging()));
+    assert!(path == target(&root, "u1") && is_mounted(&path) && is_mounted(&staging(&root)));
     let metadata = fs::metadata(&path).unwrap();
     assert_eq!((metadata.gid(), metadata.permissions().mode() & 0o2070), (4242, 0o2070), "the pod's group");
     fs::write(path.join("file"), "of the first").unwrap();
@@ -176,9 +132,9 @@ async fn pods_share_a_volume_that_outlives_agents_and_drivers() {
     assert_eq!(agent.mount("u1", claim(false)).await.unwrap().volumes["v"].path, path);
     assert!(agent.volumes.teardown("u1").await.is_err());
     assert!(is_mounted(&path));
-    let _process = Process::start(&shared, &root.path());
+    let _process = shared.start(&root.path());
     agent.tear_down("u1").await;
-    assert!(!path.exists() && is_mounted(&root.staging()), "the second pod has it still");
+    assert!(!path.exists() && is_mounted(&staging(&root)), "the second pod has it still");
     agent.tear_down("u2").await;
     assert_eq!(shared.take_calls(), ["unpublish vol", "unpublish vol", "unstage vol"]);
     assert_eq!(mounts_below(&root.path()), Vec::<PathBuf>::new());
@@ -190,7 +146,7 @@ async fn pods_share_a_volume_that_outlives_agents_and_drivers() {
 async fn what_a_kill_in_the_middle_leaves_is_undone() {
     let root = RootDir::new();
     let shared = Shared::new(DRIVER, true, &[NodeCapability::StageUnstageVolume]);
-    let process = Process::start(&shared, &root.path());
+    let process = shared.start(&root.path());
     let agent = Agent::start(&root.path());
     shared.told(1).await;
     // Killed while the driver stages: the pod goes without ever having had it.
@@ -205,7 +161,7 @@ async fn what_a_kill_in_the_middle_leaves_is_undone() {
     agent.kill();
     drop(process);
     shared.fault("stage", "vol", None);
-    let process = Process::start(&shared, &root.path());
+    let process = shared.start(&root.path());
     let agent = Agent::start(&root.path());
     agent.tear_down("u1").await;
     let calls = shared.take_calls();
@@ -228,13 +184,13 @@ async fn what_a_kill_in_the_middle_leaves_is_undone() {
         assert!(begin.elapsed() < Duration::from_secs(60), "{error}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert!(is_mounted(&root.target("u2")));
+    assert!(is_mounted(&target(&root, "u2")));
     // The pod's directory is lost: what is staged is nobody's, and goes when the driver comes next.
     agent.kill();
-    umount2(&root.target("u2"), MntFlags::empty()).unwrap();
+    umount2(&target(&root, "u2"), MntFlags::empty()).unwrap();
     fs::remove_dir_all(root.path().join("pods/u2")).unwrap();
     process.end();
-    let _process = Process::start(&shared, &root.path());
+    let _process = shared.start(&root.path());
     let agent = Agent::start(&root.path());
     shared.called("unstage vol").await;
     let begin = Instant::now();
@@ -249,12 +205,12 @@ async fn what_a_kill_in_the_middle_leaves_is_undone() {
 async fn an_inline_volume_goes_with_its_pod() {
     let root = RootDir::new();
     let shared = Shared::new(DRIVER, true, &[]);
-    let _process = Process::start(&shared, &root.path());
+    let _process = shared.start(&root.path());
     let agent = Agent::start(&root.path());
     shared.told(1).await;
     let inline = json!([{"name": "pv", "csi": {"driver": DRIVER}}]);
     let path = agent.mount("u1", inline).await.unwrap().volumes["pv"].path.clone();
-    assert!(is_mounted(&path) && path == root.target("u1"));
+    assert!(is_mounted(&path) && path == target(&root, "u1"));
     fs::write(path.join("file"), "x").unwrap();
     agent.tear_down("u1").await;
     assert!(mounts_below(&root.path()).is_empty() && !path.exists());

@@ -4,7 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "test helpers fail by panicking")]
 
-use std::collections::BTreeMap;
+mod mounts;
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -12,18 +13,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Arc;
 
+use agent_core::cgroup_tree::{CgroupDriver, CgroupTree};
 use agent_core::qos::PodCgroup;
-use futures::FutureExt;
-use futures::future::BoxFuture;
-use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
-use keelson_agent::contracts::{
-    CgroupManager, MountedVolumes, ObjectSource, SourceError, VolumeContext, VolumeManager,
-};
+use k8s_openapi::api::core::v1::Pod;
+use keelson_agent::contracts::{CgroupManager, MountedVolumes, VolumeContext, VolumeManager};
 use keelson_agent::host::cgroups::Cgroups;
 use keelson_agent::host::volumes::Volumes;
 use kube::Client;
-use nix::mount::{MntFlags, umount2};
+use mounts::{Objects, RootDir, mounts_below};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use serde_json::json;
 
@@ -93,7 +90,7 @@ fn read(dir: &Path, file: &str) -> Option<String> {
 #[tokio::test]
 async fn pod_cgroups_are_limited_listed_and_removed_with_their_processes() {
     let root = CgroupRoot::new("pods");
-    let cgroups = Cgroups::new(&root.0);
+    let cgroups = Cgroups::new(CgroupTree::new(&root.0, CgroupDriver::Cgroupfs));
     cgroups.ensure_root().await.unwrap();
     let mut pod = PodCgroup {
         path: format!("{}/kubepods/burstable/podu1", root.0),
@@ -137,47 +134,8 @@ async fn pod_cgroups_are_limited_listed_and_removed_with_their_processes() {
     cgroups.remove_pod(&pod.path).await.unwrap();
 }
 
-/// A kubelet root directory whose mounts go with it, also when the test fails.
-struct RootDir(tempfile::TempDir);
-
-impl RootDir {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for RootDir {
-    fn drop(&mut self) {
-        for mount_point in mounts_below(self.path()).into_iter().rev() {
-            umount2(&mount_point, MntFlags::MNT_DETACH).unwrap();
-        }
-    }
-}
-
-/// Any ConfigMap is missing; any Secret has one key.
-struct Objects;
-
-impl ObjectSource for Objects {
-    fn config_map<'a>(
-        &'a self,
-        _namespace: &'a str,
-        _name: &'a str,
-    ) -> BoxFuture<'a, Result<Option<Arc<ConfigMap>>, SourceError>> {
-        async { Ok(None) }.boxed()
-    }
-
-    fn secret<'a>(
-        &'a self,
-        _namespace: &'a str,
-        _name: &'a str,
-    ) -> BoxFuture<'a, Result<Option<Arc<Secret>>, SourceError>> {
-        let data = BTreeMap::from([("password".to_owned(), ByteString(b"s3cret".to_vec()))]);
-        async { Ok(Some(Arc::new(Secret { data: Some(data), ..Secret::default() }))) }.boxed()
-    }
+fn objects() -> Arc<Objects> {
+    Arc::new(Objects { has_secrets: true })
 }
 
 /// An API server that answers token requests only.
@@ -230,17 +188,10 @@ fn owner_and_mode(path: &Path) -> (u32, u32, u32) {
     (metadata.uid(), metadata.gid(), metadata.permissions().mode() & 0o7777)
 }
 
-fn mounts_below(dir: &Path) -> Vec<PathBuf> {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let dir = dir.canonicalize().unwrap();
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
-    points.filter(|point| point.starts_with(&dir)).collect()
-}
-
 #[tokio::test]
 async fn volumes_are_mounted_owned_and_torn_down() {
     let dir = RootDir::new();
-    let volumes = Volumes::new(dir.path(), Arc::new(Objects), token_server());
+    let volumes = Volumes::new(&dir.path(), objects(), token_server());
     let mounted = mount(&volumes).await;
     let path = |name: &str| mounted.volumes[name].path.clone();
 
@@ -264,13 +215,13 @@ async fn volumes_are_mounted_owned_and_torn_down() {
 
     // Again, as after a restart: nothing is mounted twice and the content stays.
     fs::write(path("memory").join("kept"), "x").unwrap();
-    let count = mounts_below(dir.path()).len();
-    let restarted = Volumes::new(dir.path(), Arc::new(Objects), token_server());
+    let count = mounts_below(&dir.path()).len();
+    let restarted = Volumes::new(&dir.path(), objects(), token_server());
     mount(&restarted).await;
-    assert_eq!((mounts_below(dir.path()).len(), count), (3, 3));
+    assert_eq!((mounts_below(&dir.path()).len(), count), (3, 3));
     assert!(path("memory").join("kept").exists());
 
     restarted.teardown("u1").await.unwrap();
-    assert_eq!(mounts_below(dir.path()), Vec::<PathBuf>::new());
+    assert_eq!(mounts_below(&dir.path()), Vec::<PathBuf>::new());
     assert!(restarted.on_disk().await.unwrap().is_empty());
 }

@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "test helpers fail by panicking")]
 
+mod mounts;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,37 +13,14 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt;
-use futures::future::BoxFuture;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
-use keelson_agent::contracts::{ObjectSource, SourceError, VolumeContext, VolumeManager};
+use keelson_agent::contracts::{VolumeContext, VolumeManager};
 use keelson_agent::host::volumes::Volumes;
 use kube::Client;
-use nix::mount::{MntFlags, umount2};
+use mounts::{Objects, RootDir, mounts_below};
 use serde_json::{Value, json};
 
 /// Far more than what does not wait for a server takes on an emulated processor, and less than NFS waits for one: for ever.
 const SOON: Duration = Duration::from_secs(120);
-
-struct Objects;
-
-impl ObjectSource for Objects {
-    fn config_map<'a>(
-        &'a self,
-        _namespace: &'a str,
-        _name: &'a str,
-    ) -> BoxFuture<'a, Result<Option<Arc<ConfigMap>>, SourceError>> {
-        async { Ok(None) }.boxed()
-    }
-
-    fn secret<'a>(
-        &'a self,
-        _namespace: &'a str,
-        _name: &'a str,
-    ) -> BoxFuture<'a, Result<Option<Arc<Secret>>, SourceError>> {
-        async { Ok(None) }.boxed()
-    }
-}
 
 /// The machine's NFS server with one directory, which is stopped and taken back when dropped.
 struct Server {
@@ -81,28 +60,12 @@ fn run(program: &str, arguments: &[&str]) {
     assert!(output.status.success(), "{program} {}: {told}", arguments.join(" "));
 }
 
-/// A kubelet root directory whose mounts go with it, also when the test fails.
-struct RootDir(tempfile::TempDir);
-
-impl Drop for RootDir {
-    fn drop(&mut self) {
-        for point in mounts_below(self.0.path()).into_iter().rev() {
-            umount2(&point, MntFlags::MNT_DETACH | MntFlags::MNT_FORCE).ok();
-        }
-    }
-}
-
-fn mounts_below(dir: &Path) -> Vec<PathBuf> {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
-    points.filter(|point| point.starts_with(dir)).collect()
-}
-
 fn volumes(root: &RootDir) -> Volumes {
     let service = tower::service_fn(|_request: http::Request<kube::client::Body>| async {
         Err::<http::Response<kube::client::Body>, _>(io::Error::other("no API server in this test"))
     });
-    Volumes::new(root.0.path(), Arc::new(Objects), Client::new(service, "default"))
+    let objects = Arc::new(Objects { has_secrets: false });
+    Volumes::new(&root.path(), objects, Client::new(service, "default"))
 }
 
 async fn mount(volumes: &Volumes, uid: &str, source: Value) -> Result<PathBuf, String> {
@@ -110,11 +73,7 @@ async fn mount(volumes: &Volumes, uid: &str, source: Value) -> Result<PathBuf, S
     for (key, value) in source.as_object().unwrap() {
         volume[key] = value.clone();
     }
-    let pod: Pod = serde_json::from_value(json!({
-        "metadata": {"name": uid, "namespace": "ns", "uid": uid},
-        "spec": {"containers": [{"name": "c"}], "volumes": [volume]},
-    }))
-    .unwrap();
+    let pod = mounts::pod(uid, json!({"volumes": [volume]}));
     let context = VolumeContext::default();
     let done = tokio::time::timeout(SOON, volumes.mount_all(&pod, &context)).await.expect("ends in time");
     done.map(|mounted| mounted.volumes["v"].path.clone()).map_err(|error| error.to_string())
@@ -134,11 +93,11 @@ async fn a_server_that_dies_holds_nobody_but_those_who_use_it() {
     }
     let server = Server::start();
     fs::write(server.export.join("file"), "there").unwrap();
-    let root = RootDir(tempfile::tempdir().unwrap());
+    let root = RootDir::new();
     let nfs = json!({"nfs": {"server": "127.0.0.1", "path": server.export}});
     let first = volumes(&root);
     let path = mount(&first, "user", nfs.clone()).await.unwrap();
-    assert_eq!(path, root.0.path().join("pods/user/volumes/kubernetes.io~nfs/v"));
+    assert_eq!(path, root.path().join("pods/user/volumes/kubernetes.io~nfs/v"));
     assert_eq!(fs::read_to_string(path.join("file")).unwrap(), "there");
     fs::write(path.join("written"), "by the pod").unwrap();
     assert_eq!(fs::read_to_string(server.export.join("written")).unwrap(), "by the pod");
@@ -151,7 +110,7 @@ async fn a_server_that_dies_holds_nobody_but_those_who_use_it() {
     // A new agent finds what is mounted.
     let second = volumes(&root);
     assert_eq!(mount(&second, "user", nfs.clone()).await.unwrap(), path);
-    assert_eq!(mounts_below(root.0.path()).len(), 1);
+    assert_eq!(mounts_below(&root.path()).len(), 1);
 
     run("systemctl", &["stop", "nfs-server"]);
     assert!(is_silent(&path), "nobody serves it");
@@ -164,7 +123,7 @@ async fn a_server_that_dies_holds_nobody_but_those_who_use_it() {
     for uid in ["late", "user", "quick"] {
         tokio::time::timeout(SOON, second.teardown(uid)).await.expect("ends in time").unwrap();
     }
-    assert_eq!(mounts_below(root.0.path()), Vec::<PathBuf>::new());
+    assert_eq!(mounts_below(&root.path()), Vec::<PathBuf>::new());
     assert!(second.on_disk().await.unwrap().is_empty());
     drop(server);
 }

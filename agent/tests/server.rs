@@ -129,6 +129,7 @@ impl Bench {
             debugging,
             settings,
             probes: Arc::default(),
+            pulls: Arc::default(),
         };
         let channel = tonic::transport::Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
         let cancel = CancellationToken::new();

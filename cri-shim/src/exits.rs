@@ -252,6 +252,7 @@ impl Runtime {
             tracing::error!(container = container.id, error = %chain(&error), "its end could not be written down");
         }
         reached(Step::ContainerEnded);
+        container.last_figures.files().close();
         self.tell(ContainerEventType::ContainerStoppedEvent, &container.sandbox_id, &container.id);
         drop(telling);
         tracing::info!(container = container.id, code, reason, "container has ended");

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use keelson_cri::containerd::Client;
+use keelson_cri::host::asked::MOST_IN_ALL;
 use keelson_cri::images::ImageStore;
 use keelson_cri::images::auth::Credentials;
 use keelson_cri::{config, serve};
@@ -68,6 +69,7 @@ enum ImageCommand {
 
 fn main() -> ExitCode {
     keelson_cri::host::memory::economize();
+    keelson_cri::host::handles::allow_open_files();
     let arguments = Arguments::parse();
     let log = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
@@ -98,13 +100,16 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     // Two threads: the work is waiting, and what blocks has threads of its own that end when idle.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .max_blocking_threads(64)
+        .max_blocking_threads(64 + MOST_IN_ALL)
         .enable_all()
         .build()?;
-    match &arguments.command {
+    let ended = match &arguments.command {
         None => runtime.block_on(serve::serve(config)),
         Some(Command::Image(command)) => runtime.block_on(image(&config, command)),
-    }
+    };
+    // Whoever waits for a file system that hangs is not waited for.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    ended
 }
 
 async fn image(config: &config::Config, command: &ImageCommand) -> anyhow::Result<()> {

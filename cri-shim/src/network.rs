@@ -62,44 +62,10 @@ impl Network {
             std::fs::create_dir_all(directory)
                 .with_context(|| format!("cannot make {}", directory.display()))?;
         }
-        let mut changes = watch(&cni.conf_dir)?;
+        let changes = watch(&cni.conf_dir)?;
         // Loaded after the watch is set, so that no change falls between.
         let (sender, current) = watch::channel(load_now(cni.conf_dir.clone()).await);
-        let directory = cni.conf_dir.clone();
-        tokio::spawn(async move {
-            loop {
-                // Cancel-safe: an event that is not taken stays in the kernel's queue.
-                let event = tokio::select! {
-                    () = cancel.cancelled() => return,
-                    event = changes.next() => event,
-                };
-                // A directory that was removed takes its watch along.
-                if !event
-                    .is_some_and(|event| event.is_ok_and(|event| !event.mask.contains(EventMask::IGNORED)))
-                {
-                    match watch(&directory) {
-                        Ok(again) => changes = again,
-                        Err(error) => {
-                            tracing::warn!(
-                                error = format!("{error:#}"),
-                                "changes of the pod network are not seen"
-                            );
-                            tokio::time::sleep(WATCH_PAUSE).await;
-                            continue;
-                        }
-                    }
-                }
-                let loaded = load_now(directory.clone()).await;
-                let changed = *sender.borrow() != loaded;
-                if changed {
-                    match &loaded {
-                        Ok(list) => tracing::info!(network = list.name, "pod network configured"),
-                        Err(reason) => tracing::warn!(reason, "no pod network"),
-                    }
-                    drop(sender.send_replace(loaded));
-                }
-            }
-        });
+        tokio::spawn(follow(cni.conf_dir.clone(), changes, sender, cancel));
         let invoker = Invoker {
             bin_dirs: vec![cni.bin_dir.clone()],
             cache_dir: cni.cache_dir.clone(),
@@ -227,6 +193,45 @@ fn watch(directory: &Path) -> anyhow::Result<EventStream<[u8; 4096]>> {
         .add(directory, changes)
         .with_context(|| format!("cannot watch {}", directory.display()))?;
     inotify.into_event_stream([0_u8; 4096]).context("cannot watch files (inotify)")
+}
+
+/// Loads the configuration again at each change of its directory, until `cancel`.
+async fn follow(
+    directory: PathBuf,
+    mut changes: EventStream<[u8; 4096]>,
+    network: watch::Sender<Loaded>,
+    cancel: CancellationToken,
+) {
+    loop {
+        // Cancel-safe: an event that is not taken stays in the kernel's queue.
+        let event = tokio::select! {
+            () = cancel.cancelled() => return,
+            event = changes.next() => event,
+        };
+        let is_watched =
+            event.is_some_and(|event| event.is_ok_and(|event| !event.mask.contains(EventMask::IGNORED)));
+        if !is_watched {
+            // A directory that was removed takes its watch along.
+            match watch(&directory) {
+                Ok(again) => changes = again,
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), "changes of the pod network are not seen");
+                    tokio::time::sleep(WATCH_PAUSE).await;
+                    continue;
+                }
+            }
+        }
+        let loaded = load_now(directory.clone()).await;
+        let changed = *network.borrow() != loaded;
+        if !changed {
+            continue;
+        }
+        match &loaded {
+            Ok(list) => tracing::info!(network = list.name, "pod network configured"),
+            Err(reason) => tracing::warn!(reason, "no pod network"),
+        }
+        drop(network.send_replace(loaded));
+    }
 }
 
 fn failed(step: &'static str, record: &SandboxRecord, error: InvokeError) -> RuntimeError {

@@ -22,6 +22,7 @@ use crate::error::RuntimeError;
 use crate::events::EventHub;
 use crate::flight::Flights;
 use crate::handlers::{Handler, Handlers};
+use crate::host::asked::Asked;
 use crate::host::cgroup::{Hierarchies, Roots};
 use crate::host::files::{self, SandboxDirs};
 use crate::host::{apparmor, blocking, pause};
@@ -129,6 +130,8 @@ pub struct Runtime {
     pub(crate) owed: Owed,
     /// The passwd and group files of images used lately.
     pub(crate) accounts: AccountCache,
+    /// Mount sources that are being looked at.
+    pub(crate) asked: Asked,
 }
 
 impl Runtime {
@@ -183,6 +186,7 @@ impl Runtime {
             ending_flights: Flights::default(),
             owed: Owed::default(),
             accounts: AccountCache::default(),
+            asked: Asked::default(),
         }))
     }
 

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::cmd::{Cmd, step};
 
 /// What a node runs.
-const EXECUTABLES: &[&str] =
+pub(crate) const EXECUTABLES: &[&str] =
     &["keelson-control", "keelson-cri", "containerd-shim-keelson-v1", "keelson-agent", PLUGINS];
 /// The CNI plugins' executable. It is started for every call and lives for two milliseconds, so it is linked statically, with
 /// musl where its standard library is installed: glibc asks the processor what it can do at each start, which in a virtual

@@ -60,20 +60,33 @@ pub(crate) const POD_CIDR_V6: &str = "fd00:10:244::/56";
 pub(crate) const PORTS: &[(u16, &str)] =
     &[(6443, "the Kubernetes API"), (10250, "the kubelet API"), (10248, "the agent's health check")];
 
+/// Pods of a node at most where nobody asks for more, as upstream.
+pub(crate) const MAX_PODS: u16 = 110;
+
 /// Writes every file and makes the folders they name. `nodes`: where each is, and what it is; `address`: where the
 /// control plane is reached from all of them.
 pub(crate) fn write(layout: &Layout, address: &str, nodes: &[(Layout, Node)]) -> Result<()> {
+    write_sized(layout, address, nodes, MAX_PODS)
+}
+
+/// The same for nodes of so many pods.
+pub(crate) fn write_sized(
+    layout: &Layout,
+    address: &str,
+    nodes: &[(Layout, Node)],
+    max_pods: u16,
+) -> Result<()> {
     for dir in [layout.log(), layout.procs(), layout.registry_config()] {
         fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
     }
     // Logs and keys are root's alone.
     restrict(&layout.data)?;
     restrict(&layout.run)?;
-    write_yaml(&layout.data.join("control.yaml"), &control(layout, address, nodes))?;
-    nodes.iter().try_for_each(|(place, node)| write_node(layout, place, node))
+    write_yaml(&layout.data.join("control.yaml"), &control(layout, address, nodes, max_pods))?;
+    nodes.iter().try_for_each(|(place, node)| write_node(layout, place, node, max_pods))
 }
 
-fn write_node(cluster: &Layout, layout: &Layout, node: &Node) -> Result<()> {
+fn write_node(cluster: &Layout, layout: &Layout, node: &Node, max_pods: u16) -> Result<()> {
     for dir in [layout.log(), layout.cni_bin(), layout.run.join("cni/net.d")] {
         fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
     }
@@ -82,7 +95,7 @@ fn write_node(cluster: &Layout, layout: &Layout, node: &Node) -> Result<()> {
         write_atomic(&layout.data.join("cgroup2"), node.cgroup2.as_bytes())?;
     }
     write_yaml(&layout.data.join("cri.yaml"), &cri(cluster, layout))?;
-    write_yaml(&layout.data.join("agent.yaml"), &agent(layout, node))?;
+    write_yaml(&layout.data.join("agent.yaml"), &agent(layout, node, max_pods))?;
     write_atomic(&layout.run.join("containerd/config.toml"), containerd(layout).as_bytes())?;
     // Every plugin there is; old links may lead into an earlier checkout, and are replaced.
     Cmd::new(layout.binary("keelson-cni"))
@@ -112,7 +125,7 @@ fn write_yaml(path: &Path, value: &Value) -> Result<()> {
     write_atomic(path, text.as_bytes())
 }
 
-fn control(layout: &Layout, address: &str, nodes: &[(Layout, Node)]) -> Value {
+fn control(layout: &Layout, address: &str, nodes: &[(Layout, Node)], max_pods: u16) -> Value {
     let dual_stack = nodes.iter().any(|(_, node)| node.overlay.is_some_and(|overlay| overlay.dual_stack));
     let nodes: Vec<Value> = nodes.iter().map(|(place, node)| identity(place, node)).collect();
     json!({
@@ -121,6 +134,7 @@ fn control(layout: &Layout, address: &str, nodes: &[(Layout, Node)]) -> Value {
         "advertiseAddress": address,
         "serviceCIDR": SERVICE_CIDR,
         "podCIDR": pod_ranges(dual_stack).join(","),
+        "nodeCIDRMaskSizeIPv4": node_mask(max_pods),
         "nodePortRange": "30000-32767",
         "adminKubeconfig": layout.kubeconfig(),
         "roles": ["api", "scheduler", "controllers"],
@@ -161,7 +175,12 @@ fn cri(cluster: &Layout, layout: &Layout) -> Value {
     })
 }
 
-fn agent(layout: &Layout, node: &Node) -> Value {
+/// Prefix length of a node's pod range: twice as many addresses as pods, so that those of ended pods rest a while.
+fn node_mask(max_pods: u16) -> u32 {
+    32 - (u32::from(max_pods) * 2).next_power_of_two().ilog2().max(8)
+}
+
+fn agent(layout: &Layout, node: &Node, max_pods: u16) -> Value {
     let identity = layout.data.join("node");
     let dual_stack = node.overlay.is_some_and(|overlay| overlay.dual_stack);
     let mut config = json!({
@@ -182,7 +201,7 @@ fn agent(layout: &Layout, node: &Node) -> Value {
         "clusterDNS": [],
         "healthzPort": 10248,
         "podLogsDir": layout.log().join("pods"),
-        "maxPods": 110,
+        "maxPods": max_pods,
         "staticPodPath": layout.data.join("manifests"),
         // The disk is mostly other people's: as full as it is, this node works until there is really nothing left.
         "evictionHard": {
@@ -242,4 +261,14 @@ fn containerd(layout: &Layout) -> String {
         layout.run.join("containerd").display(),
         layout.containerd_socket().display(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_has_twice_as_many_addresses_as_pods() {
+        assert_eq!([1, MAX_PODS, 128, 129, 500, 512].map(node_mask), [24, 24, 24, 23, 22, 22]);
+    }
 }

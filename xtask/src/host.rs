@@ -18,10 +18,18 @@ use crate::paths::Layout;
 use crate::process::{ProcessId, write_atomic};
 
 /// Kernel settings that a node changes.
-const SETTINGS: &[&str] = &["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
+const SETTINGS: &[&str] = &[
+    "net/ipv4/ip_forward",
+    "net/ipv6/conf/all/forwarding",
+    "fs/inotify/max_user_instances",
+    "fs/inotify/max_user_watches",
+];
+/// All of root's processes share these, those in pods too, and what kernels give is for a desktop.
+const LIMITS: &[(&str, u64)] =
+    &[("fs/inotify/max_user_instances", 8192), ("fs/inotify/max_user_watches", 1_048_576)];
 
 /// Keeps the host's settings for `restore_settings`; the record of a running or crashed instance is left as it is.
-pub(crate) fn record_settings(layout: &Layout) -> Result<()> {
+fn record_settings(layout: &Layout) -> Result<()> {
     let file = layout.host_record();
     if file.is_file() {
         return Ok(());
@@ -31,6 +39,20 @@ pub(crate) fn record_settings(layout: &Layout) -> Result<()> {
         .filter_map(|name| Some((*name, fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?)))
         .collect();
     write_atomic(&file, &serde_json::to_vec_pretty(&settings)?)
+}
+
+/// Keeps the host's settings, then raises what is too little for many pods; nothing is lowered.
+pub(crate) fn raise_limits(layout: &Layout) -> Result<()> {
+    record_settings(layout)?;
+    for (name, wanted) in LIMITS {
+        let path = Path::new("/proc/sys").join(name);
+        let now = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+        if now.is_some_and(|now| now < *wanted) {
+            // Where the machine's owner allows no more, few pods still run.
+            fs::write(&path, wanted.to_string()).ok();
+        }
+    }
+    Ok(())
 }
 
 /// Puts the recorded settings back.

@@ -103,6 +103,12 @@ enum Command {
     /// Runs the jobs of a test guest.
     #[command(hide = true)]
     VmGuest,
+    /// A node inside a test guest.
+    #[command(hide = true)]
+    VmNode {
+        #[command(subcommand)]
+        act: vm::node::Act,
+    },
 }
 
 fn main() -> ExitCode {
@@ -121,6 +127,7 @@ fn run(command: Command) -> Result<ExitCode> {
     match &command {
         Command::VmInit => return vm::guest::init().map(|()| ExitCode::SUCCESS),
         Command::VmGuest => return vm::guest::run().map(|()| ExitCode::SUCCESS),
+        Command::VmNode { act } => return act.run().map(|()| ExitCode::SUCCESS),
         Command::OverlayPeer { side } => return side.run().map(|()| ExitCode::SUCCESS),
         _ => {}
     }
@@ -144,7 +151,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Images => images::ensure(&layout.images()).map(drop)?,
         Command::Ci => test::run(&repo, &[], &vm::Choice::default())?,
         Command::Supervise => supervise::run(&layout)?,
-        Command::VmInit | Command::VmGuest | Command::OverlayPeer { .. } => {}
+        Command::VmInit | Command::VmGuest | Command::VmNode { .. } | Command::OverlayPeer { .. } => {}
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -30,6 +30,9 @@ pub(crate) struct Options {
     /// Start this many nodes (1 to 5), each with a network namespace of its own; without it, the host is the node.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=5))]
     pub(crate) nodes: Option<u8>,
+    /// Pods of a node at most; more than the usual 110 widen the nodes' pod ranges.
+    #[arg(long, value_name = "N", default_value_t = config::MAX_PODS, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) max_pods: u16,
     #[command(flatten)]
     pub(crate) overlay: config::Overlay,
 }
@@ -77,14 +80,14 @@ fn prepare(layout: &Layout, options: &Options) -> Result<()> {
     let cgroup_root = options.cgroup_root.as_deref();
     let Some(count) = options.nodes.filter(|count| *count > 1) else {
         let node = preflight::check(layout, cgroup_root)?;
-        host::record_settings(layout)?;
+        host::raise_limits(layout)?;
         let address = node.address.clone();
-        return config::write(layout, &address, &[(layout.clone(), node)]);
+        return config::write_sized(layout, &address, &[(layout.clone(), node)], options.max_pods);
     };
     let nodes = preflight::check_nodes(layout, cgroup_root, count, options.overlay)?;
-    host::record_settings(layout)?;
+    host::raise_limits(layout)?;
     fabric::create(layout, count, options.overlay.dual_stack)?;
-    config::write(layout, &fabric::HOST.to_string(), &nodes)
+    config::write_sized(layout, &fabric::HOST.to_string(), &nodes, options.max_pods)
 }
 
 /// The supervisor, when it runs.

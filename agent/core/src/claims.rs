@@ -336,6 +336,19 @@ impl Ledger {
         Ok(ids)
     }
 
+    /// Devices of a claim that the pod calls so, as far as they are known: those of one request, or all for an empty one.
+    pub fn of_request(&self, pod: &Pod, claim: &str, request: &str) -> Vec<(&str, &Device)> {
+        let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+        let mut wanted = pod.spec.iter().flat_map(|spec| spec.resource_claims.iter().flatten());
+        let named = wanted.find(|wanted| wanted.name == claim).map(|wanted| resolve(pod, wanted));
+        let Some(Ok(Some(named))) = named else { return Vec::new() };
+        let Some(claim) = self.claims.get(&(namespace, named.name)) else { return Vec::new() };
+        let all = claim.drivers.iter().flat_map(|(driver, part)| {
+            part.devices.iter().flatten().map(move |device| (driver.as_str(), device))
+        });
+        all.filter(|(_, device)| device.is_for(request)).collect()
+    }
+
     /// What the container has, claim by claim, as far as it is known.
     pub fn of_container(&self, pod: &Pod, container: &Container) -> Vec<Held<'_>> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();

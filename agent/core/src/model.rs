@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec, PodStatus, ResourceStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::backoff::BackOff;
@@ -25,6 +25,8 @@ pub struct DesiredPod {
     pub resize_blocked: Option<Blocked>,
     /// Of a static pod, the object that shows it in the API, once there is one.
     pub mirror: Option<Arc<Pod>>,
+    /// The list of the API that this is from, or a change since; they are counted.
+    pub list: u64,
 }
 
 /// An ephemeral container: added to a pod that exists, started once.
@@ -156,6 +158,8 @@ pub struct PodMemory {
     pub claims: Step,
     /// The pod may have ResourceClaims that are to be undone.
     pub claims_held: bool,
+    /// What the statuses of its containers say of their devices, by the containers' names.
+    pub device_health: BTreeMap<String, Vec<ResourceStatus>>,
     /// Creation of the newest sandbox.
     pub sandbox: Step,
     /// Sandboxes that StopPodSandbox has succeeded for.
@@ -442,7 +446,7 @@ impl DesiredPod {
     /// The pod with what becomes of it.
     pub fn new(pod: Arc<Pod>, fate: Fate) -> Self {
         let ephemeral = pod.spec.as_ref().map(ephemeral_containers).unwrap_or_default();
-        Self { pod, fate, ephemeral, resize_blocked: None, mirror: None }
+        Self { pod, fate, ephemeral, resize_blocked: None, mirror: None, list: 0 }
     }
 
     /// Containers of every part: init containers and sidecars, main containers, ephemeral ones.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Probe;
+use k8s_openapi::api::core::v1::{Container, Probe};
 
 /// First pause of the early readiness checks; each further one is twice as long, up to the period.
 const EARLY_PAUSE: Duration = Duration::from_millis(100);
@@ -36,6 +36,37 @@ impl ProbeKind {
             Self::Readiness => "readiness",
         }
     }
+}
+
+/// A probe's verdict about an instance of a container changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbeReport {
+    /// Container name.
+    pub container: String,
+    /// Instance.
+    pub container_id: String,
+    /// Which probe.
+    pub kind: ProbeKind,
+    /// The new verdict.
+    pub healthy: bool,
+    /// The probe's own grace period.
+    pub grace: Option<i64>,
+}
+
+/// The probes that run of a container that runs. Until a startup probe has succeeded (`started`) it is the only one. Of a pod
+/// that is being deleted (`ending`) only readiness is asked.
+pub fn wanted(container: &Container, started: bool, ending: bool) -> Vec<(ProbeKind, &Probe)> {
+    let startup = container.startup_probe.as_ref().filter(|_| !started);
+    if let Some(probe) = startup {
+        return if ending { Vec::new() } else { vec![(ProbeKind::Startup, probe)] };
+    }
+    let liveness = container.liveness_probe.as_ref().filter(|_| !ending);
+    let readiness = container.readiness_probe.as_ref();
+    liveness
+        .map(|probe| (ProbeKind::Liveness, probe))
+        .into_iter()
+        .chain(readiness.map(|probe| (ProbeKind::Readiness, probe)))
+        .collect()
 }
 
 /// Numbers of a probe with their defaults.

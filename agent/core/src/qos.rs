@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
+use crate::cgroup_tree::CgroupTree;
 use crate::memory_rules::{ContainerMemory, MemoryRules};
 use crate::resources::{Side, amount, pod_limit, pod_request, request};
 
@@ -23,8 +24,8 @@ pub enum QosClass {
 /// Settings of the node that cgroup values depend on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CgroupSettings {
-    /// `cgroupRoot`, absolute, relative to the hierarchy.
-    pub root: String,
+    /// Where the pods' cgroups are.
+    pub tree: CgroupTree,
     /// Whether limits become quotas.
     pub cfs_quota: bool,
     /// CFS period.
@@ -40,7 +41,7 @@ pub struct CgroupSettings {
 /// A pod's cgroup and its values; `None` means unlimited or unset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodCgroup {
-    /// `<root>/kubepods[/<class>]/pod<uid>`, relative to the hierarchy's root.
+    /// As [`CgroupTree::pod`] says, relative to the hierarchy's root.
     pub path: String,
     /// v1 cpu.shares; v2 weight by [`weight_from_shares`].
     pub cpu_shares: u64,
@@ -120,7 +121,7 @@ impl PodCgroup {
         let class = QosClass::of(spec);
         let cpu_limit = pod_limit(spec, "cpu").filter(|milli| *milli > 0);
         Self {
-            path: pod_cgroup_path(&settings.root, class, uid),
+            path: settings.tree.pod(class, uid),
             cpu_shares: if class == QosClass::BestEffort {
                 MIN_SHARES
             } else {
@@ -150,16 +151,6 @@ impl ContainerCgroup {
             oom_score_adj: oom_score(spec, container, settings.memory_capacity),
             memory: ContainerMemory::of(pod, container, &settings.memory, settings.memory_capacity),
         }
-    }
-}
-
-/// `<root>/kubepods[/burstable|/besteffort]/pod<uid>`.
-pub fn pod_cgroup_path(root: &str, class: QosClass, uid: &str) -> String {
-    let root = root.trim_end_matches('/');
-    match class {
-        QosClass::Guaranteed => format!("{root}/kubepods/pod{uid}"),
-        QosClass::Burstable => format!("{root}/kubepods/burstable/pod{uid}"),
-        QosClass::BestEffort => format!("{root}/kubepods/besteffort/pod{uid}"),
     }
 }
 
@@ -211,6 +202,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::cgroup_tree::CgroupDriver;
 
     fn pod(containers: &serde_json::Value) -> Pod {
         serde_json::from_value(json!({"metadata": {"uid": "u1"}, "spec": {"containers": containers}}))
@@ -219,7 +211,7 @@ mod tests {
 
     fn settings() -> CgroupSettings {
         CgroupSettings {
-            root: "/keelson/up".to_owned(),
+            tree: CgroupTree::new("/keelson/up", CgroupDriver::Cgroupfs),
             cfs_quota: true,
             cfs_period: Duration::from_millis(100),
             pids_limit: None,

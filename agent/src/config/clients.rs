@@ -1,9 +1,15 @@
 //! Settings of requests that the agent makes: how many, how often. Pure.
 
 use agent_core::pace::Rate;
+use agent_core::pulls::{Allowlist, Policy};
 use serde::{Deserialize, Serialize};
 
 use super::{AgentConfig, GoDuration};
+
+/// The usual `imagePullCredentialsVerificationPolicy`.
+const PRELOADED: &str = "NeverVerifyPreloadedImages";
+/// The gate of that field.
+const ENSURE_PULLED: &str = "KubeletEnsureSecretPulledImages";
 
 /// Fields of `KubeletConfiguration`. Rates are limits only where one of the pair is given: upstream's defaults would hold up
 /// a node whose pods all start at once.
@@ -34,7 +40,7 @@ pub struct ClientSettings {
     pub volume_stats_agg_period: GoDuration,
     /// `Watch`; the others have no effect.
     pub config_map_and_secret_change_detection_strategy: String,
-    /// `NeverVerify` is what happens.
+    /// Who may use images that are on the node already.
     pub image_pull_credentials_verification_policy: String,
     /// Images of the policy `NeverVerifyAllowlistedImages`.
     pub preloaded_images_verification_allowlist: Vec<String>,
@@ -54,7 +60,7 @@ impl Default for ClientSettings {
             sync_frequency: GoDuration::from_millis(30_000),
             volume_stats_agg_period: GoDuration::from_millis(60_000),
             config_map_and_secret_change_detection_strategy: "Watch".to_owned(),
-            image_pull_credentials_verification_policy: "NeverVerify".to_owned(),
+            image_pull_credentials_verification_policy: PRELOADED.to_owned(),
             preloaded_images_verification_allowlist: Vec::new(),
         }
     }
@@ -77,6 +83,22 @@ impl AgentConfig {
     /// Pulls.
     pub fn pull_rate(&self) -> Option<Rate> {
         rate(self.clients.registry_pull_qps, self.clients.registry_burst, 5, 10)
+    }
+
+    /// Who may use images that are on the node already; `None`: whoever names them.
+    pub fn pull_policy(&self) -> Option<Policy> {
+        let clients = &self.clients;
+        self.is_enabled(ENSURE_PULLED).then(|| {
+            match clients.image_pull_credentials_verification_policy.as_str() {
+                "NeverVerify" => Policy::NeverVerify,
+                "NeverVerifyAllowlistedImages" => {
+                    let list = Allowlist::parse(&clients.preloaded_images_verification_allowlist);
+                    Policy::NeverVerifyAllowlistedImages(list.unwrap_or_default())
+                }
+                "AlwaysVerify" => Policy::AlwaysVerify,
+                _ => Policy::NeverVerifyPreloadedImages,
+            }
+        })
     }
 
     pub(super) fn client_problems(&self) -> Vec<String> {
@@ -121,8 +143,8 @@ impl AgentConfig {
         let policy = clients.image_pull_credentials_verification_policy.as_str();
         let list = &clients.preloaded_images_verification_allowlist;
         let mut problems = Vec::new();
-        if !self.is_enabled("KubeletEnsureSecretPulledImages") {
-            for (field, is_set) in [(POLICY, policy != "NeverVerify"), (LIST, !list.is_empty())] {
+        if !self.is_enabled(ENSURE_PULLED) {
+            for (field, is_set) in [(POLICY, policy != PRELOADED), (LIST, !list.is_empty())] {
                 if is_set {
                     problems.push(format!(
                         "`{field}` must not be set if KubeletEnsureSecretPulledImages feature gate is not enabled"
@@ -144,23 +166,8 @@ impl AgentConfig {
             problems
                 .push(format!("can't set `{LIST}` if `{POLICY}` is not \"NeverVerifyAllowlistedImages\""));
         }
-        for pattern in list {
-            let last = pattern.rsplit('/').next().unwrap_or_default();
-            let is_good = !pattern.is_empty()
-                && !pattern.contains('@')
-                && !last.contains(':')
-                && pattern
-                    .strip_suffix("/*")
-                    .unwrap_or(pattern)
-                    .chars()
-                    .all(|c| c != '*' && !c.is_whitespace());
-            if !is_good {
-                problems.push(format!(
-                    "invalid image pattern in `{LIST}`: {pattern:?}; only a whole last segment may be *, and there is no \
-                     tag or digest"
-                ));
-            }
-        }
+        let wrong = Allowlist::parse(list).err();
+        problems.extend(wrong.map(|problem| format!("invalid image pattern in `{LIST}`: {problem}")));
         problems
     }
 }

@@ -16,6 +16,7 @@ const OBEYED: &[&str] = &[
     "LoggingAlphaOptions",
     "MemoryQoS",
     "NodeLogQuery",
+    "ResourceHealthStatus",
     "RotateKubeletServerCertificate",
 ];
 

@@ -10,7 +10,6 @@ pub(super) const INERT: &[(&str, &str)] = &[
     ("iptablesMasqueradeBit", "no rules of iptables are made; upstream's has no effect either"),
     ("kernelMemcgNotification", "memory stalls (PSI) are always followed, which say the same sooner"),
     ("makeIPTablesUtilChains", "no rules of iptables are made"),
-    ("preloadedImagesVerificationAllowlist", "it is not written down who pulled an image with which secret"),
     ("showHiddenMetricsForVersion", "no metric is hidden"),
     ("streamingConnectionIdleTimeout", "streams are the runtime's, as upstream"),
     ("tracing", "no spans are sent"),

@@ -298,11 +298,6 @@ fn ignored(config: &AgentConfig, given: &Mapping) -> Vec<Ignored> {
         let reason = "they are always watched, and a change is seen at once";
         ignored.push(entry("configMapAndSecretChangeDetectionStrategy", reason));
     }
-    if clients.image_pull_credentials_verification_policy != "NeverVerify" {
-        let reason =
-            "it is not written down who pulled an image with which secret: NeverVerify is what happens";
-        ignored.push(entry("imagePullCredentialsVerificationPolicy", reason));
-    }
     let idle = config.idle_gates();
     if !idle.is_empty() {
         ignored.push(entry("featureGates", &format!("nothing here depends on {}", idle.join(", "))));

@@ -30,6 +30,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use agent_core::cgroup_tree::{CgroupDriver, CgroupTree};
 use agent_core::resources::{milli, whole};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde::{Deserialize, Serialize};
@@ -58,6 +59,9 @@ pub use sections::{CrashLoopBackOff, UserNamespaces};
 pub use serving::{ServingSettings, TlsRules};
 pub use shutdown::ShutdownGroup;
 pub use upkeep::{EvictionConfig, ImageGcConfig, LogRotationConfig};
+
+/// The other value of `cgroupDriver`.
+const SYSTEMD: &str = "systemd";
 
 /// Everything the agent is told from outside.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -351,7 +355,14 @@ impl AgentConfig {
 
     /// The cgroup of all pods, relative to the hierarchies' roots.
     pub fn pods_cgroup(&self) -> String {
-        format!("{}/kubepods", self.cgroup_root.trim_end_matches('/'))
+        self.cgroup_tree().pods()
+    }
+
+    /// Where the pods' cgroups are.
+    pub fn cgroup_tree(&self) -> CgroupTree {
+        let driver =
+            if self.cgroup_driver == SYSTEMD { CgroupDriver::Systemd } else { CgroupDriver::Cgroupfs };
+        CgroupTree::new(&self.cgroup_root, driver)
     }
 
     /// Whether pods together are held to what the reservations leave.
@@ -384,8 +395,8 @@ impl AgentConfig {
                 self.api_version, self.kind
             ));
         }
-        if self.cgroup_driver != "cgroupfs" {
-            problems.push(format!("cgroupDriver {:?} is not supported, use cgroupfs", self.cgroup_driver));
+        if self.cgroup_driver != "cgroupfs" && self.cgroup_driver != SYSTEMD {
+            problems.push(format!("cgroupDriver {:?}: expected cgroupfs or systemd", self.cgroup_driver));
         }
         for endpoint in [&self.container_runtime_endpoint, &self.image_service_endpoint] {
             if !endpoint.is_empty() && !endpoint.starts_with("unix://") && !endpoint.starts_with('/') {

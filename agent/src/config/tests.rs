@@ -50,8 +50,11 @@ fn a_stock_field_without_effect_is_accepted_and_listed() {
 
 #[test]
 fn impossible_values_are_all_reported_at_once() {
-    let error = parse("cgroupDriver: systemd\ncgroupRoot: x\n").expect_err("two problems");
-    assert!(error.contains("systemd") && error.contains("cgroupRoot"), "{error}");
+    let error = parse("cgroupDriver: openrc\ncgroupRoot: x\n").expect_err("two problems");
+    assert!(
+        error.contains("\"openrc\": expected cgroupfs or systemd") && error.contains("cgroupRoot"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -16,9 +16,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agent_core::devices::{Device, Grant, Holder, Ledger, Offer, TooFew};
+use agent_core::health;
 use agent_core::numa::{Hints, Nodes};
 use anyhow::Context as _;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceStatus};
 use prost::Message as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -69,6 +70,8 @@ struct Inner {
     directory: PathBuf,
     state: Mutex<State>,
     counts: watch::Sender<Counts>,
+    /// Counts what plugins told of their devices.
+    health_changes: watch::Sender<u64>,
     /// One allocation at a time: a plugin is asked between the look at what is free and the grant.
     choosing: tokio::sync::Mutex<()>,
     /// One writer of the file at a time, so that the last to come writes the last state.
@@ -97,12 +100,29 @@ impl Devices {
         let counts = watch::Sender::new(ledger.counts());
         let state = Mutex::new(State { ledger, plugins: BTreeMap::new() });
         let (choosing, saving) = (tokio::sync::Mutex::default(), tokio::sync::Mutex::default());
-        Self(Arc::new(Inner { directory, state, counts, choosing, saving, cancel }))
+        let health_changes = watch::Sender::default();
+        Self(Arc::new(Inner { directory, state, counts, health_changes, choosing, saving, cancel }))
     }
 
     /// Devices of every resource, as they change.
     pub fn counts(&self) -> watch::Receiver<Counts> {
         self.0.counts.subscribe()
+    }
+
+    /// Changes when plugins tell of their devices.
+    pub fn health_changes(&self) -> watch::Receiver<u64> {
+        self.0.health_changes.subscribe()
+    }
+
+    /// What the container's status says of its devices.
+    pub fn health(&self, pod_uid: &str, container: &str) -> Vec<ResourceStatus> {
+        let holder: Holder = (pod_uid.to_owned(), container.to_owned());
+        health::of_plugins(&self.state().ledger, &holder)
+    }
+
+    /// Uids of pods that have devices.
+    pub fn holders(&self) -> BTreeSet<String> {
+        self.state().ledger.grants().map(|(holder, ..)| holder.0.clone()).collect()
     }
 
     /// Serves registration and the pod-resources API until `cancel`.
@@ -361,6 +381,7 @@ impl Devices {
             *known = counts;
             changed
         });
+        self.0.health_changes.send_modify(|changes| *changes += 1);
     }
 }
 

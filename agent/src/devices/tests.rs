@@ -1,17 +1,13 @@
 //! The manager with a device plugin of ours, over real sockets.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
-use std::task::{Context as TaskContext, Poll};
 use std::time::Instant;
 
-use futures::FutureExt as _;
-use futures::future::BoxFuture;
 use serde_json::json;
 use tokio::task::JoinHandle;
 use tokio_stream::StreamExt as _;
 use tonic::body::Body;
-use tonic::server::{Grpc, NamedService};
+use tonic::server::Grpc;
 use tonic::{Request, Response};
 use tonic_prost::ProstCodec;
 
@@ -33,31 +29,16 @@ struct FakePlugin {
     asked: Arc<Mutex<Vec<String>>>,
 }
 
-impl NamedService for FakePlugin {
-    const NAME: &'static str = "v1beta1.DevicePlugin";
-}
-
-impl tower::Service<http::Request<Body>> for FakePlugin {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
-
-    fn poll_ready(&mut self, _context: &mut TaskContext<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let plugin = self.clone();
-        async move { Ok(plugin.answer(request).await) }.boxed()
-    }
-}
-
 impl FakePlugin {
     fn note(&self, what: &str, ids: &[String]) {
         self.asked.lock().unwrap().push(format!("{what} {}", ids.join(",")));
     }
+}
 
-    async fn answer(self, request: http::Request<Body>) -> http::Response<Body> {
+impl server::Methods for FakePlugin {
+    const NAME: &'static str = "v1beta1.DevicePlugin";
+
+    async fn call(self, request: http::Request<Body>) -> http::Response<Body> {
         match request.uri().path() {
             wire::LIST_AND_WATCH => {
                 let service = tower::service_fn(move |_: Request<Empty>| {

@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use prost::Message;
 use tokio::sync::Notify;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Code;
 use tonic::transport::Channel;
 
@@ -27,6 +28,8 @@ struct Registered {
     endpoint: PathBuf,
     /// Its registration socket.
     socket: PathBuf,
+    /// Ends what follows it.
+    _gone: Arc<DropGuard>,
 }
 
 /// Whether a driver can be used.
@@ -59,8 +62,8 @@ impl Drivers {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a plugin in, or says why not.
-    pub(super) fn register(&self, plugin: &Plugin) -> Result<(), String> {
+    /// Takes a plugin in, or says why not: how it is called, and what is cancelled when it has gone.
+    pub(super) fn register(&self, plugin: &Plugin) -> Result<(Channel, CancellationToken), String> {
         let service = choose(&plugin.versions).map_err(|problem| {
             format!(
                 "invalid supported gRPC versions of DRA driver plugin {} at endpoint {}: {problem}",
@@ -68,6 +71,7 @@ impl Drivers {
                 plugin.endpoint.display()
             )
         })?;
+        let (channel, gone) = (channel(plugin.endpoint.clone()), CancellationToken::new());
         let mut known = self.lock();
         let driver = known
             .entry(plugin.name.clone())
@@ -75,15 +79,16 @@ impl Drivers {
         // One that comes back in its own place without having gone.
         driver.plugins.retain(|other| other.endpoint != plugin.endpoint && other.socket != plugin.socket);
         driver.plugins.push(Registered {
-            channel: channel(plugin.endpoint.clone()),
+            channel: channel.clone(),
             service,
             endpoint: plugin.endpoint.clone(),
             socket: plugin.socket.clone(),
+            _gone: Arc::new(gone.clone().drop_guard()),
         });
         driver.presence = Presence::Here;
         drop(known);
         self.changed.notify_one();
-        Ok(())
+        Ok((channel, gone))
     }
 
     /// The plugin's registration socket has gone.

@@ -6,10 +6,12 @@
 //! Every call has a deadline; calls about one claim come one after the other, and nothing waits for another claim. What is to
 //! be done is decided by [`agent_core::claims`]. Upstream's behaviour: `pkg/kubelet/cm/dra`.
 //!
-//! Reading order: [`wire`] (messages), `drivers`, this, `checkpoint` (the disk), `slices` (drivers that have gone).
+//! Reading order: [`wire`] (messages), `drivers`, this, `checkpoint` (the disk), `slices` (drivers that have gone), `health` (of
+//! devices).
 
 mod checkpoint;
 mod drivers;
+mod health;
 mod slices;
 pub mod wire;
 
@@ -19,12 +21,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use agent_core::claims::{self, ClaimError, ClaimKey, ClaimRef, Ledger, Named, Usable};
+use agent_core::health::HealthBook;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, join_all, try_join_all};
 use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::{Api, Client};
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedMutexGuard, watch};
 
 use self::drivers::Drivers;
 use self::wire::{Claims, Method, Prepared, Unprepared};
@@ -73,11 +76,16 @@ struct Inner {
     locks: Mutex<BTreeMap<ClaimKey, Weak<tokio::sync::Mutex<()>>>>,
     /// One writer of the file at a time, so that the last to come writes the last state.
     saving: tokio::sync::Mutex<()>,
+    /// Counts changes of devices' health.
+    health_changes: watch::Sender<u64>,
 }
 
 #[derive(Default)]
 struct State {
     ledger: Ledger,
+    health: HealthBook,
+    /// Streams of health that each driver has.
+    streams: BTreeMap<String, u32>,
     /// Counts changes of it.
     changes: u64,
     /// Of these are on disk.
@@ -104,9 +112,10 @@ impl Dra {
             client,
             objects,
             drivers: Drivers::default(),
-            state: Mutex::new(State { ledger, changes: 0, saved: 0 }),
+            state: Mutex::new(State { ledger, ..State::default() }),
             locks: Mutex::default(),
             saving: tokio::sync::Mutex::default(),
+            health_changes: watch::Sender::default(),
         }))
     }
 
@@ -299,7 +308,8 @@ impl PluginHandler for Dra {
 
     fn register<'a>(&'a self, plugin: &'a Plugin) -> BoxFuture<'a, Result<(), String>> {
         async move {
-            self.0.drivers.register(plugin)?;
+            let (channel, gone) = self.0.drivers.register(plugin)?;
+            tokio::spawn(self.clone().follow_health(plugin.name.clone(), channel, gone));
             self.0.objects.tell(&Dependency::Plugin(plugin.name.clone()));
             Ok(())
         }

@@ -1,6 +1,6 @@
 //! Messages of the DRA plugin API, versions v1 and v1beta1, which differ in their package's name only.
 //!
-//! Facts: k8s.io/kubelet `pkg/apis/dra/v1` and `v1beta1`. Field numbers are the contract.
+//! Facts: k8s.io/kubelet `pkg/apis/dra/v1`, `v1beta1` and `dra-health/v1alpha1`. Field numbers are the contract.
 
 use std::collections::BTreeMap;
 
@@ -148,6 +148,52 @@ pub struct UnpreparedClaim {
     pub error: String,
 }
 
+/// `NodeWatchResources` of `v1alpha1.DRAResourceHealth`, which a driver may have beside its service.
+pub const WATCH_HEALTH: &str = "/v1alpha1.DRAResourceHealth/NodeWatchResources";
+
+/// `NodeWatchResourcesRequest`.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct WatchHealth {}
+
+/// `NodeWatchResourcesResponse`.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct HealthList {
+    /// All of the driver's devices.
+    #[prost(message, repeated, tag = "1")]
+    pub devices: Vec<DeviceHealth>,
+}
+
+/// `DeviceHealth`.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct DeviceHealth {
+    /// Which.
+    #[prost(message, optional, tag = "1")]
+    pub device: Option<DeviceId>,
+    /// 1: healthy, 2: unhealthy, else nobody knows.
+    #[prost(int32, tag = "2")]
+    pub health: i32,
+    /// When the driver found that out, in seconds since 1970.
+    #[prost(int64, tag = "3")]
+    pub last_updated_time: i64,
+    /// Seconds that it holds; 0 or less: the usual.
+    #[prost(int64, tag = "4")]
+    pub health_check_timeout_seconds: i64,
+    /// For people.
+    #[prost(string, tag = "5")]
+    pub message: String,
+}
+
+/// `DeviceIdentifier`.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct DeviceId {
+    /// Its pool.
+    #[prost(string, tag = "1")]
+    pub pool_name: String,
+    /// Its name there.
+    #[prost(string, tag = "2")]
+    pub device_name: String,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,6 +213,10 @@ mod tests {
         assert_eq!((found.device_name.as_str(), found.cdi_device_ids[0].as_str()), ("d", "i"));
         let refused = [0x0a, 8, 0x0a, 1, b'u', 0x12, 3, 0x0a, 1, b'e'];
         assert_eq!(Unprepared::decode(refused.as_slice()).unwrap().claims["u"].error, "e");
+        let told = [0x0a, 14, 0x0a, 6, 0x0a, 1, b'p', 0x12, 1, b'd', 0x10, 2, 0x20, 9, 0x2a, 0];
+        let told = HealthList::decode(told.as_slice()).unwrap().devices.remove(0);
+        assert_eq!((told.health, told.health_check_timeout_seconds), (2, 9));
+        assert_eq!(told.device.unwrap(), DeviceId { pool_name: "p".to_owned(), device_name: "d".to_owned() });
         // An entry without a value is an answer, too.
         assert!(Unprepared::decode([0x0a, 3, 0x0a, 1, b'u'].as_slice()).unwrap().claims.contains_key("u"));
     }

@@ -11,39 +11,57 @@ const OWN_MAPPING: libc::c_int = 128 * 1024;
 
 /// Between two looks at what the agent occupies; the kernel tells nobody when that grows.
 const LOOK: Duration = Duration::from_secs(10);
-/// Pages more than after the last time that memory was given back, from which on it is given back again: a burst of pods leaves
-/// many times as much.
+/// Pages of its own more than after the last time that memory was given back, from which on it is given back again: a burst of
+/// pods leaves many times as much.
 const GROWTH: u64 = 3 * 1024 * 1024 / PAGE;
+/// The same of pages that hold the program. What goes on all the time needs less; the kernel maps sixteen pages for each that is
+/// touched, so a little work here and there has most of a large program in memory before long.
+const PROGRAM_GROWTH: u64 = 6 * 1024 * 1024 / PAGE;
 const PAGE: u64 = 4096;
 
 /// Gives memory back after bursts of work, until `cancel`.
 pub async fn keep_small(cancel: CancellationToken) {
-    let mut floor = own_pages().unwrap_or(u64::MAX);
+    let mut floor = Pages { own: u64::MAX, file: 0 };
     loop {
         // Cancel-safe: nothing is under way between two looks.
         tokio::select! {
             () = cancel.cancelled() => return,
             () = tokio::time::sleep(LOOK) => {}
         }
-        let Some(now) = own_pages() else { continue };
-        if now <= floor.saturating_add(GROWTH) {
-            floor = floor.min(now);
+        let Some(now) = Pages::now() else { continue };
+        if !now.have_grown(floor) {
+            floor = Pages { own: floor.own.min(now.own), file: floor.file.min(now.file) };
             continue;
         }
         // Reads the list of mappings, and may wait for the allocator.
         if let Err(error) = tokio::task::spawn_blocking(trim).await {
             tracing::debug!(%error, "memory is not given back");
         }
-        floor = own_pages().unwrap_or(now);
+        floor = Pages::now().unwrap_or(now);
     }
 }
 
-/// Pages that hold something of the agent's own, not of files (proc_pid_statm(5): resident less shared).
-fn own_pages() -> Option<u64> {
-    let text = fs::read_to_string("/proc/self/statm").ok()?;
-    let mut fields = text.split_ascii_whitespace().skip(1).map(|field| field.parse::<u64>().ok());
-    let (resident, shared) = (fields.next()??, fields.next()??);
-    Some(resident.saturating_sub(shared))
+/// What the agent occupies, in pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pages {
+    /// That hold something of its own.
+    own: u64,
+    /// That hold a file: the program, above all.
+    file: u64,
+}
+
+impl Pages {
+    /// From proc_pid_statm(5): resident and shared.
+    fn now() -> Option<Self> {
+        let text = fs::read_to_string("/proc/self/statm").ok()?;
+        let mut fields = text.split_ascii_whitespace().skip(1).map(|field| field.parse::<u64>().ok());
+        let (resident, file) = (fields.next()??, fields.next()??);
+        Some(Self { own: resident.saturating_sub(file), file })
+    }
+
+    fn have_grown(self, floor: Self) -> bool {
+        self.own > floor.own.saturating_add(GROWTH) || self.file > floor.file.saturating_add(PROGRAM_GROWTH)
+    }
 }
 
 /// Uses one arena for all threads, and keeps no large blocks. To be called before there are other threads.
@@ -108,10 +126,17 @@ mod tests {
 
     #[test]
     fn own_pages_are_counted() {
-        let before = own_pages().unwrap();
+        let before = Pages::now().unwrap();
         let block = vec![1_u8; 64 << 20];
-        let grown = own_pages().unwrap();
-        assert!(grown >= before + (32 << 20) / PAGE, "{before}, then {grown} with {} bytes", block.len());
+        let grown = Pages::now().unwrap();
+        assert!(
+            grown.own >= before.own + (32 << 20) / PAGE,
+            "{before:?}, then {grown:?}, {} bytes",
+            block.len()
+        );
+        assert!(grown.have_grown(before) && !before.have_grown(before) && grown.file > 0);
+        let loaded = Pages { file: before.file + (8 << 20) / PAGE, ..before };
+        assert!(loaded.have_grown(before));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! configured roots only. Nothing here talks to the CRI or decides about pods; the API server is asked for service
 //! account tokens only. `unsafe` is confined to `sys`.
 
+mod asked;
 pub mod cgroups;
 pub(crate) mod descriptors;
 pub mod kernel_memory;
@@ -75,7 +76,7 @@ pub fn assemble(
             Some(csi) => volumes.with_csi(csi),
             None => volumes,
         }),
-        cgroups: Arc::new(cgroups::Cgroups::new(&config.cgroup_root).with_pods_memory(pods_memory)),
+        cgroups: Arc::new(cgroups::Cgroups::new(config.cgroup_tree()).with_pods_memory(pods_memory)),
         log_links: Arc::new(log_links::Links::new(&config.keelson.container_log_links_dir)),
     }
 }

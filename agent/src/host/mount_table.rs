@@ -36,6 +36,15 @@ pub(crate) fn below(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(inside)
 }
 
+/// The type of what is mounted at `path`, if something is. It is not asked: it may never answer.
+pub(crate) fn type_at(path: &Path) -> io::Result<Option<String>> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(None) };
+    // The table holds real paths; what was mounted last lies on top.
+    let real = parent.canonicalize()?.join(name);
+    let found = read()?.into_iter().rev().find(|mount| mount.point == real);
+    Ok(found.map(|mount| mount.fs_type))
+}
+
 /// Whether something is mounted at `path`. What is mounted there is not asked: it may never answer.
 pub(crate) fn is_mount_point(path: &Path) -> io::Result<bool> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(true) };
@@ -45,6 +54,14 @@ pub(crate) fn is_mount_point(path: &Path) -> io::Result<bool> {
         parent => parent?.join(name),
     };
     Ok(read()?.iter().any(|mount| mount.point == real))
+}
+
+/// The device of the file system that holds `path` by its name, links not followed; none for what the root file system holds.
+pub(crate) fn holding<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a str> {
+    let around = mounts.iter().filter(|mount| path.starts_with(&mount.point));
+    // What was mounted last lies on top.
+    let nearest = around.max_by_key(|mount| mount.point.components().count())?;
+    (nearest.point != Path::new("/")).then_some(nearest.device.as_str())
 }
 
 /// Lines that do not have the documented form (proc(5)) are skipped.

@@ -5,7 +5,6 @@
 
 use std::io;
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -122,15 +121,6 @@ pub fn file_system(path: &Path) -> io::Result<FsFigures> {
         inodes: stat.files(),
         inodes_free: stat.files_free(),
     })
-}
-
-/// Whether both paths are on one file system; what cannot be looked at is on another.
-pub fn same_file_system(one: &Path, other: &Path) -> bool {
-    let device = |path: &Path| {
-        let existing = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-        std::fs::metadata(existing).map(|metadata| metadata.dev())
-    };
-    matches!((device(one), device(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 /// A process.

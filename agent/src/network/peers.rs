@@ -6,13 +6,13 @@ use std::sync::Arc;
 use agent_core::overlay::Peer;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Node;
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::sync::watch;
 use tracing::warn;
 
 use crate::chain::chain;
-use crate::sources::Reconnect;
+use crate::sources;
 
 /// Nodes by name.
 pub type Peers = BTreeMap<String, Peer>;
@@ -20,7 +20,7 @@ pub type Peers = BTreeMap<String, Peer>;
 /// Keeps `peers` at what the API server has; `None` until all are listed. Nodes write their status every few seconds:
 /// only what concerns the overlay wakes anybody up.
 pub(super) async fn follow(client: Client, peers: watch::Sender<Option<Arc<Peers>>>) {
-    let stream = watcher(Api::<Node>::all(client), watcher::Config::default()).backoff(Reconnect::default());
+    let stream = sources::follow(Api::<Node>::all(client), watcher::Config::default());
     let mut stream = std::pin::pin!(stream);
     let mut listed = Peers::new();
     while let Some(event) = stream.next().await {

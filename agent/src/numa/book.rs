@@ -75,8 +75,3 @@ fn read<A: Default + DeserializeOwned>(path: &Path) -> anyhow::Result<A> {
     let text = crate::files::read(path)?;
     text.map_or(Ok(A::default()), |text| Ok(serde_json::from_str(&text)?))
 }
-
-/// Whether a pod's directory is there: what it had is still its own.
-pub(super) fn has_directory(root_dir: &Path, pod_uid: &str) -> bool {
-    root_dir.join("pods").join(pod_uid).exists()
-}

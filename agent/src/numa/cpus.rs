@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use agent_core::cpus::{Assignments, CpuSet, Policy, Topology};
@@ -14,28 +13,59 @@ use agent_core::numa::{Hints, Nodes};
 use anyhow::{Context as _, ensure};
 use cri_shim_api::v1;
 use k8s_openapi::api::core::v1::{Container, Pod};
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::book::{Book, has_directory};
 use super::machine;
+use super::manager::{Inner, Manager, Resource};
 use crate::config::AgentConfig;
 use crate::runtime::cri::Cri;
 use crate::runtime::labels::{CONTAINER_NAME, POD_UID};
 
-/// Who has which processors.
-const FILE: &str = "keelson_cpu_state.json";
+/// The CPU manager.
+pub(super) type Cpus = Manager<Policy>;
 
-/// The CPU manager. Clones share it; without the policy it gives nothing.
-#[derive(Clone)]
-pub(super) struct Cpus(Option<Arc<Inner>>);
+impl Resource for Policy {
+    /// As the kernel lists processors.
+    type Share = String;
 
-struct Inner {
-    policy: Policy,
-    book: Book<Assignments>,
-    /// What containers share has changed.
-    changed: Notify,
+    const FILE: &'static str = "keelson_cpu_state.json";
+
+    fn check(&self, given: &Assignments) -> anyhow::Result<()> {
+        let taken = given.taken();
+        ensure!(taken.is_subset(&self.all()), "{taken} are given away, and there are only {}", self.all());
+        ensure!(
+            taken.is_disjoint(&self.reserved),
+            "{taken} are given away, and {} are reserved",
+            self.reserved
+        );
+        Ok(())
+    }
+
+    fn hints(&self, given: &Assignments, pod: &Pod, container: Option<&Container>) -> Vec<Hints> {
+        vec![match container {
+            Some(container) => self.hints(given, pod, container),
+            None => self.hints_of_pod(given, pod),
+        }]
+    }
+
+    fn assign(&self, given: &mut Assignments, pod: &Pod) -> Result<(), String> {
+        self.assign(given, pod).map_err(|error| error.to_string())
+    }
+
+    fn assign_near(
+        &self,
+        given: &mut Assignments,
+        pod: &Pod,
+        container: &Container,
+        near: Option<Nodes>,
+    ) -> Result<(), String> {
+        self.assign_container(given, pod, container, near).map_err(|error| error.to_string())
+    }
+
+    fn set_of(&self, given: &Assignments, pod_uid: &str, container: &str) -> String {
+        cpus_of(self, given, pod_uid, container).to_string()
+    }
 }
 
 impl Cpus {
@@ -45,53 +75,12 @@ impl Cpus {
             return Ok(Self(None));
         }
         let topology = machine::processors(Path::new(machine::SYSFS))?;
-        let inner = Inner::open(policy(config, topology)?, &config.keelson.root_dir)?;
-        let shared = inner.policy.shared(&inner.book.promised());
-        info!(reserved = %inner.policy.reserved, %shared, "processors are given to containers");
-        Ok(Self(Some(Arc::new(inner))))
-    }
-
-    /// The nodes that could give a container its processors, or, without one, all of the pod's together.
-    pub(super) fn hints(&self, pod: &Pod, container: Option<&Container>) -> Vec<Hints> {
-        let Some(inner) = &self.0 else { return Vec::new() };
-        let assignments = inner.book.promised();
-        vec![match container {
-            Some(container) => inner.policy.hints(&assignments, pod, container),
-            None => inner.policy.hints_of_pod(&assignments, pod),
-        }]
-    }
-
-    /// Whether one of the pod's containers has, or was promised, some for itself.
-    pub(super) fn has(&self, pod_uid: &str) -> bool {
-        self.0.as_ref().is_some_and(|inner| inner.book.promised().0.contains_key(pod_uid))
-    }
-
-    /// Promises the processors that the pod's containers need for themselves, or says why it cannot have them.
-    pub(super) fn promise(&self, pod: &Pod) -> Result<(), String> {
-        let Some(inner) = &self.0 else { return Ok(()) };
-        inner.book.promise(|next| inner.policy.assign(next, pod)).map_err(|error| error.to_string())
-    }
-
-    /// The same for one container, of the processors near some nodes.
-    pub(super) fn promise_near(
-        &self,
-        pod: &Pod,
-        container: &Container,
-        near: Option<Nodes>,
-    ) -> Result<(), String> {
-        let Some(inner) = &self.0 else { return Ok(()) };
-        let promised = inner.book.promise(|next| inner.policy.assign_container(next, pod, container, near));
-        promised.map_err(|error| error.to_string())
-    }
-
-    /// The cpuset of a container about to start; empty where the policy is off.
-    pub(super) async fn allocate(&self, pod: &Pod, container: &Container) -> Result<String, String> {
-        let Some(inner) = &self.0 else { return Ok(String::new()) };
-        self.promise(pod).map_err(|error| format!("Allocate failed due to {error}"))?;
-        inner.write().await?;
-        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        let assignments = inner.book.promised().clone();
-        Ok(inner.cpus_of(&assignments, uid, &container.name).to_string())
+        let manager = Self::open(policy(config, topology)?, &config.keelson.root_dir)?;
+        if let Some(Inner { rules, book, .. }) = manager.0.as_deref() {
+            let shared = rules.shared(&book.promised());
+            info!(reserved = %rules.reserved, %shared, "processors are given to containers");
+        }
+        Ok(manager)
     }
 
     /// What a container has for itself.
@@ -102,24 +91,8 @@ impl Cpus {
 
     /// What containers could have for themselves.
     pub(super) fn allocatable(&self) -> CpuSet {
-        let policy = self.0.as_ref().map(|inner| &inner.policy);
+        let policy = self.0.as_ref().map(|inner| &inner.rules);
         policy.map(|policy| policy.all().minus(&policy.reserved)).unwrap_or_default()
-    }
-
-    /// The pod is over, or was not admitted: its processors are everybody's.
-    pub(super) fn take_back(&self, pod_uid: &str) {
-        if let Some(inner) = &self.0 {
-            inner.book.promised().release(pod_uid);
-        }
-    }
-
-    /// Writes down what was taken back.
-    pub(super) async fn settle(&self) {
-        if let Some(inner) = &self.0
-            && let Err(problem) = inner.write().await
-        {
-            warn!("{problem}");
-        }
     }
 
     /// Keeps running containers on the processors that are theirs until `cancel`: at every change, and every `period`.
@@ -130,7 +103,7 @@ impl Cpus {
             // Cancel-safe: an update that was sent is complete by itself.
             tokio::select! {
                 () = cancel.cancelled() => return,
-                () = inner.spread(&cri, &mut told) => {}
+                () = spread(&inner, &cri, &mut told) => {}
             }
             tokio::select! {
                 () = cancel.cancelled() => return,
@@ -141,69 +114,40 @@ impl Cpus {
     }
 }
 
-impl Inner {
-    /// The rules, and what was given away to pods that still have a directory.
-    fn open(policy: Policy, root_dir: &Path) -> anyhow::Result<Self> {
-        let book = Book::open(root_dir.join(FILE), |known: &mut Assignments| {
-            known.0.retain(|uid, _| has_directory(root_dir, uid));
-            let taken = known.taken();
-            ensure!(
-                taken.is_subset(&policy.all()),
-                "{taken} are given away, and there are only {}",
-                policy.all()
-            );
-            ensure!(
-                taken.is_disjoint(&policy.reserved),
-                "{taken} are given away, and {} are reserved",
-                policy.reserved
-            );
-            Ok(())
-        })?;
-        Ok(Self { policy, book, changed: Notify::new() })
-    }
+/// The processors of a container: its own, or those that all others share.
+fn cpus_of(policy: &Policy, given: &Assignments, pod_uid: &str, container: &str) -> CpuSet {
+    given.of(pod_uid, container).unwrap_or_else(|| policy.shared(given))
+}
 
-    /// Writes down what was promised, and tells whoever keeps the shared processors.
-    async fn write(&self) -> Result<(), String> {
-        if self.book.write().await? {
-            self.changed.notify_one();
+/// Tells the runtime of every running container whose processors are others than `told` last.
+async fn spread(inner: &Inner<Policy>, cri: &Cri, told: &mut BTreeMap<String, CpuSet>) {
+    let containers = match cri.list_containers(None).await {
+        Ok(containers) => containers,
+        Err(error) => {
+            warn!(%error, "containers' processors are not looked after");
+            return;
         }
-        Ok(())
-    }
-
-    fn cpus_of(&self, assignments: &Assignments, pod_uid: &str, container: &str) -> CpuSet {
-        assignments.of(pod_uid, container).unwrap_or_else(|| self.policy.shared(assignments))
-    }
-
-    /// Tells the runtime of every running container whose processors are others than `told` last.
-    async fn spread(&self, cri: &Cri, told: &mut BTreeMap<String, CpuSet>) {
-        let containers = match cri.list_containers(None).await {
-            Ok(containers) => containers,
-            Err(error) => {
-                warn!(%error, "containers' processors are not looked after");
-                return;
-            }
+    };
+    let assignments = inner.book.written().await;
+    told.retain(|id, _| containers.iter().any(|container| container.id == *id));
+    for container in containers {
+        let label = |name: &str| container.labels.get(name).map(String::as_str);
+        let (Some(uid), Some(name)) = (label(POD_UID), label(CONTAINER_NAME)) else { continue };
+        let cpus = cpus_of(&inner.rules, &assignments, uid, name);
+        let runs = container.state == v1::ContainerState::ContainerRunning as i32;
+        if !runs || cpus.is_empty() || told.get(&container.id) == Some(&cpus) {
+            continue;
+        }
+        let resources = v1::LinuxContainerResources {
+            cpuset_cpus: cpus.to_string(),
+            ..v1::LinuxContainerResources::default()
         };
-        let assignments = self.book.written().await;
-        told.retain(|id, _| containers.iter().any(|container| container.id == *id));
-        for container in containers {
-            let label = |name: &str| container.labels.get(name).map(String::as_str);
-            let (Some(uid), Some(name)) = (label(POD_UID), label(CONTAINER_NAME)) else { continue };
-            let cpus = self.cpus_of(&assignments, uid, name);
-            let runs = container.state == v1::ContainerState::ContainerRunning as i32;
-            if !runs || cpus.is_empty() || told.get(&container.id) == Some(&cpus) {
-                continue;
+        match cri.update_resources(&container.id, resources).await {
+            Ok(()) => {
+                told.insert(container.id, cpus);
             }
-            let resources = v1::LinuxContainerResources {
-                cpuset_cpus: cpus.to_string(),
-                ..v1::LinuxContainerResources::default()
-            };
-            match cri.update_resources(&container.id, resources).await {
-                Ok(()) => {
-                    told.insert(container.id, cpus);
-                }
-                // It may just have ended; the next look knows.
-                Err(error) => warn!(container = name, %error, "a container stays on other processors"),
-            }
+            // It may just have ended; the next look knows.
+            Err(error) => warn!(container = name, %error, "a container stays on other processors"),
         }
     }
 }
@@ -230,17 +174,10 @@ mod tests {
 
     use super::*;
 
-    impl Cpus {
-        /// With these rules, whatever this machine is.
-        pub(in crate::numa) fn of_policy(policy: Policy, root: &Path) -> Self {
-            Self(Some(Arc::new(Inner::open(policy, root).unwrap())))
-        }
-    }
-
     fn cpus(root: &Path) -> anyhow::Result<Cpus> {
         let topology: Topology = (0..4).map(|cpu| (cpu, Place { socket: 0, core: cpu, node: 0 })).collect();
         let policy = Policy { topology, reserved: "0".parse()?, options: Options::default() };
-        Ok(Cpus(Some(Arc::new(Inner::open(policy, root)?))))
+        Cpus::open(policy, root)
     }
 
     fn pod(uid: &str, cpu: &str) -> Pod {
@@ -275,7 +212,7 @@ mod tests {
         second.settle().await;
         assert_eq!(given(&second, &pod("part", "100m")).await.unwrap(), "0-2");
         std::fs::create_dir_all(root.join("pods/x")).unwrap();
-        std::fs::write(root.join(FILE), r#"{"x": {"a": "9"}}"#).unwrap();
+        std::fs::write(root.join(Policy::FILE), r#"{"x": {"a": "9"}}"#).unwrap();
         assert!(cpus(root).is_err(), "another machine's file");
     }
 
@@ -286,16 +223,16 @@ mod tests {
         cpus.promise(&pod("first", "2")).unwrap();
         let error = cpus.promise(&pod("second", "2")).unwrap_err();
         assert!(error.contains("requested=2, available=1"), "{error}");
-        assert!(!directory.path().join(FILE).exists(), "a promise is written down when it is kept");
+        assert!(!directory.path().join(Policy::FILE).exists(), "a promise is written down when it is kept");
         assert_eq!(given(&cpus, &pod("first", "2")).await.unwrap(), "1-2");
-        assert!(directory.path().join(FILE).exists());
+        assert!(directory.path().join(Policy::FILE).exists());
         cpus.take_back("first");
         cpus.promise(&pod("second", "2")).unwrap();
     }
 
     #[tokio::test]
     async fn without_the_policy_nothing_is_given() {
-        let none = Cpus(None);
+        let none: Cpus = Manager(None);
         assert_eq!(given(&none, &pod("u", "2")).await.unwrap(), "");
         none.take_back("u");
     }

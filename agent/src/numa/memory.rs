@@ -5,29 +5,55 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 
 use agent_core::memory::{Assignments, Bank, Share};
 use agent_core::numa::{Hints, Nodes};
 use anyhow::ensure;
 use k8s_openapi::api::core::v1::{Container, Pod};
-use tracing::{info, warn};
+use tracing::info;
 
-use super::book::{Book, has_directory};
 use super::machine;
+use super::manager::{Manager, Resource};
 use crate::config::AgentConfig;
 
-/// Who has which memory.
-const FILE: &str = "keelson_memory_state.json";
+/// The memory manager, with what there is for pods.
+pub(super) type Memory = Manager<Bank>;
 
-/// The memory manager. Clones share it; without the policy it gives nothing.
-#[derive(Clone)]
-pub(super) struct Memory(Option<Arc<Inner>>);
+impl Resource for Bank {
+    type Share = Share;
 
-struct Inner {
-    /// What there is for pods.
-    bank: Bank,
-    book: Book<Assignments>,
+    const FILE: &'static str = "keelson_memory_state.json";
+
+    fn check(&self, given: &Assignments) -> anyhow::Result<()> {
+        ensure!(self.covers(given), "more memory is given away than NUMA nodes {} have", self.nodes());
+        Ok(())
+    }
+
+    fn hints(&self, given: &Assignments, pod: &Pod, container: Option<&Container>) -> Vec<Hints> {
+        match container {
+            Some(container) => self.hints(given, pod, container),
+            None => self.hints_of_pod(given, pod),
+        }
+    }
+
+    fn assign(&self, given: &mut Assignments, pod: &Pod) -> Result<(), String> {
+        self.assign(given, pod).map_err(|error| error.to_string())
+    }
+
+    fn assign_near(
+        &self,
+        given: &mut Assignments,
+        pod: &Pod,
+        container: &Container,
+        near: Option<Nodes>,
+    ) -> Result<(), String> {
+        self.assign_container(given, pod, container, near).map_err(|error| error.to_string())
+    }
+
+    fn set_of(&self, given: &Assignments, pod_uid: &str, container: &str) -> String {
+        let nodes = given.of(pod_uid, container).map(Share::of);
+        nodes.map(|nodes| nodes.to_string()).unwrap_or_default()
+    }
 }
 
 impl Memory {
@@ -44,50 +70,7 @@ impl Memory {
             }
         }
         info!(nodes = %bank.nodes(), "memory of NUMA nodes is given to containers");
-        Ok(Self(Some(Arc::new(Inner::open(bank, &config.keelson.root_dir)?))))
-    }
-
-    /// The nodes that could give a container its memory, or, without one, all of the pod's together.
-    pub(super) fn hints(&self, pod: &Pod, container: Option<&Container>) -> Vec<Hints> {
-        let Some(inner) = &self.0 else { return Vec::new() };
-        let assignments = inner.book.promised();
-        match container {
-            Some(container) => inner.bank.hints(&assignments, pod, container),
-            None => inner.bank.hints_of_pod(&assignments, pod),
-        }
-    }
-
-    /// Whether one of the pod's containers has, or was promised, some.
-    pub(super) fn has(&self, pod_uid: &str) -> bool {
-        self.0.as_ref().is_some_and(|inner| inner.book.promised().has(pod_uid))
-    }
-
-    /// Promises the pod's containers their memory, or says why it cannot have it.
-    pub(super) fn promise(&self, pod: &Pod) -> Result<(), String> {
-        let Some(inner) = &self.0 else { return Ok(()) };
-        inner.book.promise(|next| inner.bank.assign(next, pod)).map_err(|error| error.to_string())
-    }
-
-    /// The same for one container, from some nodes.
-    pub(super) fn promise_near(
-        &self,
-        pod: &Pod,
-        container: &Container,
-        near: Option<Nodes>,
-    ) -> Result<(), String> {
-        let Some(inner) = &self.0 else { return Ok(()) };
-        let promised = inner.book.promise(|next| inner.bank.assign_container(next, pod, container, near));
-        promised.map_err(|error| error.to_string())
-    }
-
-    /// The nodes whose memory a container about to start may use; empty: all.
-    pub(super) async fn allocate(&self, pod: &Pod, container: &Container) -> Result<String, String> {
-        let Some(inner) = &self.0 else { return Ok(String::new()) };
-        self.promise(pod).map_err(|error| format!("Allocate failed due to {error}"))?;
-        inner.book.write().await?;
-        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        let nodes = inner.book.promised().of(uid, &container.name).map(Share::of);
-        Ok(nodes.map(|nodes| nodes.to_string()).unwrap_or_default())
+        Self::open(bank, &config.keelson.root_dir)
     }
 
     /// What a container has.
@@ -97,34 +80,7 @@ impl Memory {
 
     /// What each node has for pods.
     pub(super) fn allocatable(&self) -> Bank {
-        self.0.as_ref().map(|inner| inner.bank.clone()).unwrap_or_default()
-    }
-
-    /// The pod is over, or was not admitted: its memory is free.
-    pub(super) fn take_back(&self, pod_uid: &str) {
-        if let Some(inner) = &self.0 {
-            inner.book.promised().release(pod_uid);
-        }
-    }
-
-    /// Writes down what was taken back.
-    pub(super) async fn settle(&self) {
-        if let Some(inner) = &self.0
-            && let Err(problem) = inner.book.write().await
-        {
-            warn!("{problem}");
-        }
-    }
-}
-
-impl Inner {
-    fn open(bank: Bank, root_dir: &Path) -> anyhow::Result<Self> {
-        let book = Book::open(root_dir.join(FILE), |known: &mut Assignments| {
-            known.0.retain(|uid, _| has_directory(root_dir, uid));
-            ensure!(bank.covers(known), "more memory is given away than NUMA nodes {} have", bank.nodes());
-            Ok(())
-        })?;
-        Ok(Self { bank, book })
+        self.0.as_ref().map(|inner| inner.rules.clone()).unwrap_or_default()
     }
 }
 
@@ -161,17 +117,10 @@ mod tests {
 
     use super::*;
 
-    impl Memory {
-        /// With this to give, whatever this machine has.
-        pub(in crate::numa) fn of_bank(bank: Bank, root: &Path) -> Self {
-            Self(Some(Arc::new(Inner::open(bank, root).unwrap())))
-        }
-    }
-
     fn memory(root: &Path) -> anyhow::Result<Memory> {
         let amounts = || Amounts::from([("memory".to_owned(), 4 << 30)]);
         let bank = Bank([(0, amounts()), (1, amounts())].into());
-        Ok(Memory(Some(Arc::new(Inner::open(bank, root)?))))
+        Memory::open(bank, root)
     }
 
     fn pod(uid: &str, memory: &str) -> Pod {

@@ -3,11 +3,12 @@
 //! Inputs: pods to be admitted, containers about to start, pods that are over. Outputs: whether a pod is admitted, and the
 //! processors and memory nodes of its containers. At admission every resource is promised, from the NUMA nodes that suit all of
 //! them where a `topologyManagerPolicy` asks for that; the choice is made by [`agent_core::numa`], what each resource can give is
-//! told by the managers beside this file and by [`crate::devices`].
+//! told by the managers of `cpus` and `memory` and by [`crate::devices`].
 
 mod book;
 mod cpus;
 mod machine;
+mod manager;
 mod memory;
 
 use std::path::Path;

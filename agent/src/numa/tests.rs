@@ -15,8 +15,8 @@ fn numa(root: &Path, policy: Policy, scope: Scope) -> Numa {
     let distances = [(0, [(0, 10), (1, 20)].into()), (1, [(0, 20), (1, 10)].into())].into();
     Numa {
         rules: Rules { policy, scope, closest: false, distances },
-        cpus: Cpus::of_policy(cpus, root),
-        memory: Memory::of_bank(Bank([(0, amounts()), (1, amounts())].into()), root),
+        cpus: Cpus::open(cpus, root).unwrap(),
+        memory: Memory::open(Bank([(0, amounts()), (1, amounts())].into()), root).unwrap(),
         devices: Devices::load(root, CancellationToken::new()),
     }
 }

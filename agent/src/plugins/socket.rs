@@ -5,9 +5,12 @@
 use std::convert::Infallible;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
 use prost::Message;
@@ -41,16 +44,12 @@ where
     Q: Message + Send + Sync + 'static,
     A: Message + Default + Send + Sync + 'static,
 {
-    let mut grpc = tonic::client::Grpc::new(channel.clone());
     let call = async {
-        grpc.ready().await.map_err(|error| Status::unavailable(chain(&error)))?;
+        let mut grpc = ready(channel).await?;
         let codec = ProstCodec::<Q, A>::default();
         grpc.unary(Request::new(request), PathAndQuery::from_static(path), codec).await
     };
-    match tokio::time::timeout(deadline, call).await {
-        Ok(answer) => answer.map(tonic::Response::into_inner),
-        Err(_elapsed) => Err(late(deadline)),
-    }
+    within(deadline, call).await
 }
 
 /// A stream of answers; its beginning has a deadline.
@@ -64,36 +63,67 @@ where
     Q: Message + Send + Sync + 'static,
     A: Message + Default + Send + Sync + 'static,
 {
-    let mut grpc = tonic::client::Grpc::new(channel.clone());
     let call = async {
-        grpc.ready().await.map_err(|error| Status::unavailable(chain(&error)))?;
+        let mut grpc = ready(channel).await?;
         let codec = ProstCodec::<Q, A>::default();
         grpc.server_streaming(Request::new(request), PathAndQuery::from_static(path), codec).await
     };
+    within(deadline, call).await
+}
+
+/// A client whose channel is connected.
+async fn ready(channel: &Channel) -> Result<tonic::client::Grpc<Channel>, Status> {
+    let mut grpc = tonic::client::Grpc::new(channel.clone());
+    grpc.ready().await.map_err(|error| Status::unavailable(chain(&error)))?;
+    Ok(grpc)
+}
+
+async fn within<A>(
+    deadline: Duration,
+    call: impl Future<Output = Result<Response<A>, Status>>,
+) -> Result<A, Status> {
     match tokio::time::timeout(deadline, call).await {
-        Ok(answer) => answer.map(tonic::Response::into_inner),
-        Err(_elapsed) => Err(late(deadline)),
+        Ok(answer) => answer.map(Response::into_inner),
+        Err(_elapsed) => Err(Status::deadline_exceeded(format!("no answer within {} s", deadline.as_secs()))),
     }
 }
 
-fn late(deadline: Duration) -> Status {
-    Status::deadline_exceeded(format!("no answer within {} s", deadline.as_secs()))
+/// A small service.
+pub trait Methods: Clone + Send + Sync + 'static {
+    /// Its full name.
+    const NAME: &'static str;
+
+    /// Answers one call: with [`answer`], or with [`unimplemented`] where there is no such method.
+    fn call(self, request: http::Request<Body>) -> impl Future<Output = http::Response<Body>> + Send;
+}
+
+/// What the server takes for a service.
+#[derive(Clone)]
+struct Served<M>(M);
+
+impl<M: Methods> NamedService for Served<M> {
+    const NAME: &'static str = M::NAME;
+}
+
+impl<M: Methods> tower::Service<http::Request<Body>> for Served<M> {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        self.0.clone().call(request).map(Ok).boxed()
+    }
 }
 
 /// Serves on `socket`, which is made anew, until `cancel`.
-pub async fn serve<S>(socket: &Path, service: S, cancel: CancellationToken) -> anyhow::Result<()>
-where
-    S: tower::Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
-        + NamedService
-        + Clone
-        + Send
-        + Sync
-        + 'static,
-    S::Future: Send + 'static,
-{
+pub async fn serve<M: Methods>(socket: &Path, methods: M, cancel: CancellationToken) -> anyhow::Result<()> {
     let listener = listen(socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
     tonic::transport::Server::builder()
-        .add_service(service)
+        .add_service(Served(methods))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), cancel.cancelled_owned())
         .await
         .with_context(|| format!("cannot serve on {}", socket.display()))

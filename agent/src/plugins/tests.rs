@@ -1,14 +1,11 @@
 //! Registration sockets that come, go and are replaced, with plugins of ours behind them.
 
-use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 use std::time::Instant;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tonic::body::Body;
-use tonic::server::NamedService;
 
 use super::registration::{
     GET_INFO, InfoRequest, NOTIFY, PluginInfo, RegistrationStatus, RegistrationStatusResponse, SERVICE,
@@ -59,35 +56,22 @@ struct Registrar {
     notes: Notes,
 }
 
-impl NamedService for Registrar {
+impl socket::Methods for Registrar {
     const NAME: &'static str = SERVICE;
-}
 
-impl tower::Service<http::Request<Body>> for Registrar {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
-
-    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let Self { info, notes } = self.clone();
-        async move {
-            Ok(match request.uri().path() {
-                GET_INFO => socket::answer(request, move |_: InfoRequest| async move { Ok(info) }).await,
-                NOTIFY => {
-                    let told = move |status: RegistrationStatus| async move {
-                        notes.add(format!("told {}: {} {}", info.name, status.registered, status.error));
-                        Ok(RegistrationStatusResponse {})
-                    };
-                    socket::answer(request, told).await
-                }
-                _ => socket::unimplemented(),
-            })
+    async fn call(self, request: http::Request<Body>) -> http::Response<Body> {
+        let Self { info, notes } = self;
+        match request.uri().path() {
+            GET_INFO => socket::answer(request, move |_: InfoRequest| async move { Ok(info) }).await,
+            NOTIFY => {
+                let told = move |status: RegistrationStatus| async move {
+                    notes.add(format!("told {}: {} {}", info.name, status.registered, status.error));
+                    Ok(RegistrationStatusResponse {})
+                };
+                socket::answer(request, told).await
+            }
+            _ => socket::unimplemented(),
         }
-        .boxed()
     }
 }
 

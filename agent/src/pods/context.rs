@@ -112,7 +112,7 @@ impl PodContext {
     /// Settings of cgroup values.
     pub fn cgroup_settings(&self) -> CgroupSettings {
         CgroupSettings {
-            root: self.config.cgroup_root.clone(),
+            tree: self.config.cgroup_tree(),
             cfs_quota: self.config.cpu_cfs_quota,
             cfs_period: self.config.cpu_cfs_quota_period.0,
             pids_limit: u64::try_from(self.config.pod_pids_limit).ok().filter(|limit| *limit > 0),

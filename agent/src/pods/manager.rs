@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use agent_core::admission::{Rejection, admit};
 use agent_core::eviction;
+use agent_core::fate::{Verdict, fate_of, fate_of_gone, fate_of_removed, holds_resources, needs_admission};
 use agent_core::model::{DesiredPod, Fate, is_static};
 use agent_core::resize::{Blocked, check, grows, holding, pending};
 use agent_core::shutdown;
@@ -21,10 +22,7 @@ use tracing::{debug, info, warn};
 
 use super::context::PodContext;
 use super::directory::{Entry, PodDirectory, PodView, Signals};
-use super::fate::{
-    Verdict, fate_of, fate_of_gone, fate_of_removed, holds_resources, needs_admission, orphan,
-};
-use super::orphans::traces;
+use super::orphans::{orphan, traces};
 use super::worker::{self, WorkerInput};
 use crate::events::EventType;
 use crate::runtime::events::FoundPod;
@@ -71,6 +69,7 @@ pub async fn run(context: Arc<PodContext>, directory: PodDirectory, inbox: Inbox
         waiting_statics: Vec::new(),
         mirrors,
         synced: false,
+        lists: 0,
         statics: BTreeMap::new(),
         expects_static,
         cancel: cancel.clone(),
@@ -109,6 +108,8 @@ struct Manager {
     waiting_statics: Vec<Arc<Pod>>,
     mirrors: watch::Sender<Mirrors>,
     synced: bool,
+    /// Lists of the API so far.
+    lists: u64,
     /// What each source of static pods said last.
     statics: BTreeMap<StaticSource, Vec<Arc<Pod>>>,
     /// Sources that have not said anything.
@@ -141,6 +142,7 @@ impl Manager {
             PodEvent::Apply(pod) => self.apply(pod),
             PodEvent::Delete(pod) => self.delete(&pod),
             PodEvent::Synced(pods) => {
+                self.lists += 1;
                 let (shown, pods): (Vec<_>, Vec<_>) =
                     pods.into_iter().partition(|pod| mirror_of(pod).is_some());
                 let listed: Vec<String> = pods.iter().filter_map(|pod| pod.metadata.uid.clone()).collect();
@@ -199,10 +201,11 @@ impl Manager {
         let others = self.holders_beside(uid);
         let node = self.context.node.borrow().clone();
         let Some(running) = self.pods.get_mut(uid) else { return };
-        // A deletion is new whatever the version: those of a database that was restored are lower.
         let is_deleted = |pod: &Pod| pod.metadata.deletion_timestamp.is_some();
         let is_told_to_end = is_deleted(&pod) && !is_deleted(&running.pod);
-        if version(&pod) < version(&running.pod) && !is_told_to_end {
+        // What a list says is so: where its versions are lower, the database was restored. A deletion is new in any case.
+        let is_listed = running.desired.borrow().list != self.lists;
+        if version(&pod) < version(&running.pod) && !is_told_to_end && !is_listed {
             // A server that is behind tells of a pod that was: nothing of that is to happen again.
             debug!(%uid, "an older state of a pod is ignored");
             return;
@@ -221,6 +224,7 @@ impl Manager {
         running.pod = Arc::clone(&pod);
         let mut desired = DesiredPod::new(pod, fate_of(&running.pod, running.verdict.as_ref()));
         desired.resize_blocked.clone_from(&running.blocked);
+        desired.list = self.lists;
         running.desired.send_replace(desired);
     }
 
@@ -315,7 +319,9 @@ impl Manager {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         self.waiting_for_node.remove(&uid);
         if let Some(running) = self.pods.get_mut(&uid) {
-            running.desired.send_replace(DesiredPod::new(Arc::clone(pod), fate_of_gone(pod)));
+            let mut desired = DesiredPod::new(Arc::clone(pod), fate_of_gone(pod));
+            desired.list = self.lists;
+            running.desired.send_replace(desired);
         }
     }
 
@@ -420,7 +426,7 @@ impl Manager {
             self.pods.values().filter(|running| is_static(&running.pod) && key(&running.pod) == *name)
         {
             let mirror = self.mirror_for(&running.pod);
-            running.desired.send_modify(|desired| desired.mirror = mirror);
+            running.desired.send_modify(|desired| (desired.mirror, desired.list) = (mirror, self.lists));
         }
     }
 
@@ -458,6 +464,7 @@ impl Manager {
         // What an agent before this one refused is not done because of a restart.
         let blocked = pending(&pod);
         first.resize_blocked.clone_from(&blocked);
+        first.list = self.lists;
         let (desired, inbox) = watch::channel(first);
         let view = PodView {
             pod: Arc::clone(&pod),

@@ -1,8 +1,8 @@
 //! The pod loop: desired pods from the API, observed pods from the CRI, steps in between.
 //!
-//! [`manager`] owns the set of pods and starts one [`worker`] per pod. A worker is woken by changes only, asks
-//! [`agent_core::plan`] what to do, runs the steps side by side as tasks ([`steps`], [`start`], [`kill`]), and tells the API
-//! ([`status_sync`]). [`directory`] lets other parts look pods up.
+//! [`manager`] owns the set of pods and starts one [`worker`] per pod. A worker is woken by changes only, asks its
+//! [`agent_core::pod_loop::PodLoop`] what to do, runs the steps side by side as tasks ([`steps`], [`start`], [`kill`]), and
+//! tells the API ([`status_sync`]). [`directory`] lets other parts look pods up.
 //!
 //! ```text
 //! API watch ─▶ manager ─▶ worker ─▶ plan ─▶ steps ─▶ CRI, host
@@ -12,8 +12,8 @@
 mod absorb;
 pub mod clock;
 pub mod context;
+pub mod device_health;
 pub mod directory;
-mod fate;
 mod kill;
 pub mod manager;
 mod orphans;

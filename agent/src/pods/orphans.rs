@@ -3,6 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use agent_core::fate::DEFAULT_GRACE;
+use agent_core::model::Fate;
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tracing::{debug, warn};
 
 use super::context::PodContext;
@@ -36,6 +40,25 @@ pub(super) async fn traces(context: &PodContext, found: &[FoundPod]) -> Vec<Foun
         add(uid, &namespace, &name);
     }
     traces.into_values().collect()
+}
+
+/// A pod that only the node knows, as far as its labels tell: enough to end it.
+pub(super) fn orphan(found: &FoundPod) -> (Pod, Fate) {
+    let container = |name: &String| Container { name: name.clone(), ..Container::default() };
+    let pod = Pod {
+        metadata: ObjectMeta {
+            name: Some(found.name.clone()),
+            namespace: Some(found.namespace.clone()),
+            uid: Some(found.uid.clone()),
+            ..ObjectMeta::default()
+        },
+        spec: Some(PodSpec {
+            containers: found.containers.iter().map(container).collect(),
+            ..PodSpec::default()
+        }),
+        status: None,
+    };
+    (pod, Fate::Terminate { grace: found.grace.unwrap_or(DEFAULT_GRACE), gone: true })
 }
 
 /// `<namespace>_<name>_<uid>` directories.

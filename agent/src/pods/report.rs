@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use agent_core::model::{Fate, RunState, containers};
 use agent_core::plan::PodPlan;
-use agent_core::status::{self, StatusInput};
 use jiff::Timestamp;
 
 use super::directory::PodView;
@@ -18,61 +16,38 @@ impl Worker {
     /// Derives the status, starts its write, keeps probes and view in step. True when the plan depends on a change
     /// made here.
     pub(super) fn report(&mut self, plan: &PodPlan, now: Timestamp) -> bool {
-        let ending = matches!(self.desired.fate, Fate::Terminate { .. });
         self.tell_waiting(plan);
-        self.sync_probes(ending);
-        // Once the last status of an ending pod is told, what the CRI forgets afterwards is no news.
-        if !self.memory.status_written {
-            self.derive(plan, now);
-        }
+        self.sync_probes();
+        self.state.memory.device_health = self.context.device_health(&self.state.desired.pod, now);
+        self.state.derive_status(plan, &self.context.identity(), now);
         self.publish();
-        if matches!(self.desired.fate, Fate::Terminate { gone: true, .. }) {
-            return false;
-        }
-        if let Some(patch) = self.sync.next(self.desired.uid(), &self.status, now) {
+        let (patch, news) = self.state.tell(plan, now);
+        if let Some(patch) = patch {
             self.spawn(Step::WriteStatus(patch));
         }
-        let last_word = ending && plan.finished && self.sync.in_sync(self.desired.uid(), &self.status);
-        let news = last_word && !self.memory.status_written;
-        self.memory.status_written |= last_word;
         news
     }
 
     /// Records an event about the pod.
     pub(super) fn event(&self, container: Option<&str>, kind: EventType, reason: &str, message: &str) {
-        if !matches!(self.desired.fate, Fate::Terminate { gone: true, .. }) {
-            self.context.events.pod(&self.desired.pod, container, kind, reason, message);
+        if !self.state.is_gone() {
+            self.context.events.pod(&self.state.desired.pod, container, kind, reason, message);
         }
     }
 
-    fn derive(&mut self, plan: &PodPlan, now: Timestamp) {
-        let identity = self.context.identity();
-        let derived = status::derive(StatusInput {
-            desired: &self.desired,
-            observed: &self.observed,
-            memory: &self.memory,
-            plan,
-            previous: &self.status,
-            node: &identity,
-            now,
-        });
-        self.status = Arc::new(derived);
-    }
-
     fn publish(&self) {
-        let changed = |view: &PodView| {
-            !Arc::ptr_eq(&view.pod, &self.desired.pod)
-                || !Arc::ptr_eq(&view.observed, &self.observed)
-                || view.status != self.status
-        };
+        let now = &self.state;
         self.view.send_if_modified(|view| {
-            if !changed(view) {
+            let is_same = Arc::ptr_eq(&view.pod, &now.desired.pod)
+                && Arc::ptr_eq(&view.observed, &now.observed)
+                && view.status == now.status;
+            if is_same {
                 return false;
             }
             *view = PodView {
-                pod: Arc::clone(&self.desired.pod),
-                status: Arc::clone(&self.status),
-                observed: Arc::clone(&self.observed),
+                pod: Arc::clone(&now.desired.pod),
+                status: Arc::clone(&now.status),
+                observed: Arc::clone(&now.observed),
             };
             true
         });
@@ -88,12 +63,13 @@ impl Worker {
                 "CrashLoopBackOff" => {
                     let message = format!(
                         "Back-off restarting failed container {name} in pod {}",
-                        self.desired.described()
+                        self.state.desired.described()
                     );
                     self.event(Some(name), EventType::Warning, "BackOff", &message);
                 }
                 "ImagePullBackOff" => {
                     let image = self
+                        .state
                         .desired
                         .entries()
                         .find(|entry| entry.container.name == *name)
@@ -109,27 +85,20 @@ impl Worker {
         self.waiting.clone_from(&plan.waiting);
     }
 
-    fn sync_probes(&mut self, ending: bool) {
+    fn sync_probes(&mut self) {
         let pod_ips = self.pod_ips();
-        let address = address(&self.desired.pod, &pod_ips, self.context.config.keelson.node_ip);
+        let pod = &self.state.desired.pod;
+        let address = address(pod, &pod_ips, self.context.config.keelson.node_ip);
+        let ending = self.state.is_ending();
         let mut targets = Vec::new();
-        for entry in containers(self.desired.spec()) {
-            let name = &entry.container.name;
-            let running = self.observed.newest(name, &self.memory).filter(|instance| {
-                instance.state == RunState::Running && !self.memory.starting.contains_key(name)
-            });
-            let Some(instance) = running else { continue };
-            let results = self.memory.container(name).probes_of(instance);
-            if results.failed.is_some() {
-                continue;
-            }
+        for (container, instance, results) in self.state.probed() {
             targets.push(ProbeTarget {
-                pod: &self.desired.pod,
-                container: entry.container,
+                pod,
+                container,
                 container_id: &instance.id,
                 started_at: instance.started_at.unwrap_or(instance.created_at),
                 address,
-                started: entry.container.startup_probe.is_none() || results.started,
+                started: results.started,
                 ready: results.ready,
                 ending,
             });

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use agent_core::env::fields::Addresses;
 use agent_core::env::{self, EnvInput, ProcessEnv};
+use agent_core::huge_pages;
 use agent_core::identity::hosts_file;
 use agent_core::qos::ContainerCgroup;
 use cri_shim_api::v1;
@@ -176,6 +177,7 @@ async fn configure(
         hosts_file: &hosts,
         message_file: &message,
         cgroup: ContainerCgroup::of(&input.pod, container, &context.cgroup_settings()),
+        huge_pages: huge_pages::limits(container, context.allocatable().keys().map(String::as_str)),
         security,
     }))
 }

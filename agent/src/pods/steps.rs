@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use agent_core::model::find_container;
 use agent_core::plan::PodAction;
-use agent_core::qos::{ContainerCgroup, PodCgroup, QosClass, pod_cgroup_path};
+use agent_core::qos::{ContainerCgroup, PodCgroup, QosClass};
 use agent_core::status::sync::Written;
 use k8s_openapi::api::core::v1::{Container, Pod, Secret};
 use k8s_openapi::api::node::v1::RuntimeClass;
@@ -395,10 +395,10 @@ fn remove_log(path: &Path) -> std::io::Result<()> {
 
 /// A pod known to the node only may have been of any class: its cgroup is wherever it is.
 async fn remove_cgroup(input: &StepInput) -> Result<(), StepError> {
-    let root = &input.context.config.cgroup_root;
+    let tree = input.context.config.cgroup_tree();
     let uid = input.pod.metadata.uid.as_deref().unwrap_or_default();
     for class in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
-        let path = pod_cgroup_path(root, class, uid);
+        let path = tree.pod(class, uid);
         input.context.host.cgroups.remove_pod(&path).await.map_err(|error| StepError(chain(&error)))?;
     }
     Ok(())

@@ -7,6 +7,7 @@ mod fake_api;
 mod fake_cri;
 mod lapse;
 mod of_the_node;
+mod restored;
 mod trouble;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -119,6 +120,9 @@ impl VolumeManager for FakeHost {
             message: "no space left on device".to_owned(),
             waits: false,
         };
+        if full {
+            self.0.add("host: no space");
+        }
         async move { if full { Err(error()) } else { Ok(MountedVolumes::default()) } }.boxed()
     }
 

@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_core::probe::{ProbeKind, ProbeSettings, ProbeState, ProbeStep};
+use agent_core::probe::{ProbeKind, ProbeReport, ProbeSettings, ProbeState, ProbeStep, wanted};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 use tokio::sync::mpsc;
@@ -25,21 +25,6 @@ use counters::{ProbeCounters, Tally};
 
 use crate::events::{EventRecorder, EventType};
 use crate::runtime::cri::Cri;
-
-/// A probe's verdict about an instance changed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ProbeReport {
-    /// Container name.
-    pub container: String,
-    /// Instance.
-    pub container_id: String,
-    /// Which probe.
-    pub kind: ProbeKind,
-    /// The new verdict.
-    pub healthy: bool,
-    /// The probe's own grace period.
-    pub grace: Option<i64>,
-}
 
 /// What probes of every pod share.
 #[derive(Clone)]
@@ -67,7 +52,7 @@ pub struct ProbeTarget<'a> {
     pub started_at: Timestamp,
     /// Address to connect to.
     pub address: Option<IpAddr>,
-    /// Its startup probe has succeeded (or there is none).
+    /// Its startup probe has succeeded.
     pub started: bool,
     /// Last known readiness, from before a restart of the agent.
     pub ready: bool,
@@ -90,20 +75,20 @@ impl ProbeSet {
 
     /// Makes the tasks those that `targets` need: starts missing ones, ends others.
     pub fn sync(&mut self, targets: &[ProbeTarget<'_>]) {
-        let mut wanted = BTreeMap::new();
+        let mut asked = BTreeMap::new();
         for target in targets {
-            for (kind, probe) in wanted_probes(target) {
-                wanted.insert((target.container.name.clone(), kind), (target, probe));
+            for (kind, probe) in wanted(target.container, target.started, target.ending) {
+                asked.insert((target.container.name.clone(), kind), (target, probe));
             }
         }
         self.tasks.retain(|key, (container_id, task)| {
-            let keep = wanted.get(key).is_some_and(|(target, _)| target.container_id == container_id);
+            let keep = asked.get(key).is_some_and(|(target, _)| target.container_id == container_id);
             if !keep {
                 task.abort();
             }
             keep
         });
-        for (key, (target, probe)) in wanted {
+        for (key, (target, probe)) in asked {
             if !self.tasks.contains_key(&key) {
                 let task = self.start(key.1, target, probe);
                 self.tasks.insert(key, (target.container_id.to_owned(), task));
@@ -142,22 +127,6 @@ impl Drop for ProbeSet {
     fn drop(&mut self) {
         self.tasks.values().for_each(|(_, task)| task.abort());
     }
-}
-
-/// While a startup probe has not succeeded it is the only one.
-fn wanted_probes<'a>(target: &ProbeTarget<'a>) -> Vec<(ProbeKind, &'a Probe)> {
-    let container = target.container;
-    let startup = container.startup_probe.as_ref().filter(|_| !target.started);
-    if let Some(probe) = startup {
-        return if target.ending { Vec::new() } else { vec![(ProbeKind::Startup, probe)] };
-    }
-    let liveness = container.liveness_probe.as_ref().filter(|_| !target.ending);
-    let readiness = container.readiness_probe.as_ref();
-    liveness
-        .map(|probe| (ProbeKind::Liveness, probe))
-        .into_iter()
-        .chain(readiness.map(|probe| (ProbeKind::Readiness, probe)))
-        .collect()
 }
 
 /// The initial delay counts from the container's start. After a restart of the agent the probes of all containers

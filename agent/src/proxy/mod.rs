@@ -48,7 +48,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client, Resource,
-    runtime::{WatchStreamExt, watcher, watcher::Event},
+    runtime::{watcher, watcher::Event},
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -230,7 +230,7 @@ fn watch<K, F>(api: Api<K>, reduce: impl Fn(&K) -> Option<F>) -> impl Stream<Ite
 where
     K: Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
-    watcher(api, watcher::Config::default()).default_backoff().filter_map(move |event| {
+    crate::sources::follow(api, watcher::Config::default()).filter_map(move |event| {
         let seen = match event {
             Ok(Event::Init) => Some(Seen::Restart),
             Ok(Event::InitApply(object)) => Some(Seen::Listed(facts::object_name(&object), reduce(&object))),

@@ -338,25 +338,28 @@ fn link_facts(message: &LinkMessage) -> LinkFacts {
             LinkAttribute::Qdisc(kind) => facts.plain &= kind == NO_QUEUE,
             LinkAttribute::Link(index) => end = Some(*index),
             LinkAttribute::LinkNetNsId(id) => netns = Some(*id),
-            LinkAttribute::LinkInfo(infos) => {
-                for info in infos {
-                    match info {
-                        LinkInfo::Kind(kind) => facts.kind = Some(kind.clone()),
-                        LinkInfo::Data(InfoData::Bridge(bridge)) => {
-                            facts.plain &= !bridge.iter().any(filters_in_bridge);
-                        }
-                        LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
-                            facts.plain &= !port.iter().any(holds_at_port);
-                        }
-                        _ => {}
-                    }
-                }
-            }
+            LinkAttribute::LinkInfo(infos) => infos.iter().for_each(|info| facts.take_info(info)),
             _ => {}
         }
     }
     facts.peer = end.zip(netns).map(|(index, netns)| Peer { index, netns });
     facts
+}
+
+impl LinkFacts {
+    /// Takes what the link's kind says of it.
+    fn take_info(&mut self, info: &LinkInfo) {
+        match info {
+            LinkInfo::Kind(kind) => self.kind = Some(kind.clone()),
+            LinkInfo::Data(InfoData::Bridge(bridge)) => {
+                self.plain &= !bridge.iter().any(filters_in_bridge);
+            }
+            LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
+                self.plain &= !port.iter().any(holds_at_port);
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Whether a bridge does more with frames than to send them to their address.

@@ -11,7 +11,7 @@ use futures::{Stream, StreamExt, future::ready, stream};
 use k8s_openapi::api::core::v1::Node;
 use kube::{
     Api, Client,
-    runtime::{WatchStreamExt, watcher, watcher::Event},
+    runtime::{watcher, watcher::Event},
 };
 
 use super::network::is_reachable;
@@ -22,7 +22,7 @@ pub(super) fn addresses(client: Option<Client>) -> impl Stream<Item = BTreeSet<I
     match client {
         None => stream::once(ready(BTreeSet::new())).boxed(),
         Some(client) => {
-            let events = watcher(Api::<Node>::all(client), watcher::Config::default()).default_backoff();
+            let events = crate::sources::follow(Api::<Node>::all(client), watcher::Config::default());
             let sets = events.scan(Nodes::default(), |nodes, event| {
                 ready(Some(match event {
                     Ok(event) => nodes.take(event),

@@ -1,10 +1,23 @@
 //! Registry credentials from `imagePullSecrets`. Pure.
 
+use std::fmt::Write as _;
+
+use agent_core::pulls::{PullSecret, repository};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use cri_shim_api::v1::AuthConfig;
 use k8s_openapi::api::core::v1::Secret;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+/// What a registry may be shown, and where it comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Credential {
+    /// For the runtime.
+    pub auth: AuthConfig,
+    /// The secret that has it.
+    pub source: PullSecret,
+}
 
 /// A docker `config.json`.
 #[derive(Debug, Default, Deserialize)]
@@ -21,22 +34,77 @@ struct DockerAuth {
     password: String,
     #[serde(default)]
     auth: String,
+    #[serde(default)]
+    email: String,
     #[serde(default, rename = "identitytoken")]
     identity_token: String,
 }
 
 /// Credentials in `secrets` for `image`, the most specific registry entry first.
-pub fn credentials(image: &str, secrets: &[std::sync::Arc<Secret>]) -> Vec<AuthConfig> {
+pub fn credentials(image: &str, secrets: &[std::sync::Arc<Secret>]) -> Vec<Credential> {
     let repository = repository(image);
-    let mut found: Vec<(usize, AuthConfig)> = Vec::new();
-    for (server, auth) in secrets.iter().flat_map(|secret| entries(secret)) {
-        let pattern = normalized(&server);
-        if matches(&pattern, &repository) {
-            found.push((pattern.len(), auth_config(&server, auth)));
+    let mut found: Vec<(usize, Credential)> = Vec::new();
+    for secret in secrets {
+        for (server, auth) in entries(secret) {
+            let pattern = normalized(&server);
+            if matches(&pattern, &repository) {
+                found.push((pattern.len(), credential(secret, &server, auth)));
+            }
         }
     }
     found.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
-    found.into_iter().map(|(_, auth)| auth).collect()
+    found.into_iter().map(|(_, credential)| credential).collect()
+}
+
+fn credential(secret: &Secret, server: &str, auth: DockerAuth) -> Credential {
+    let email = auth.email.clone();
+    let auth = auth_config(server, auth);
+    let metadata = &secret.metadata;
+    let source = PullSecret {
+        uid: metadata.uid.clone().unwrap_or_default(),
+        namespace: metadata.namespace.clone().unwrap_or_default(),
+        name: metadata.name.clone().unwrap_or_default(),
+        credential_hash: hash(&auth, &email),
+    };
+    Credential { auth, source }
+}
+
+/// What upstream hashes, in its order.
+#[derive(Serialize)]
+struct Hashed<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    username: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    password: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    email: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    identitytoken: &'a str,
+}
+
+/// SHA-256 of the credentials' JSON as Go writes it, in hex: a kubelet that comes before or after finds the same.
+fn hash(auth: &AuthConfig, email: &str) -> String {
+    let (username, password) = (auth.username.as_str(), auth.password.as_str());
+    let hashed = Hashed { username, password, email, identitytoken: &auth.identity_token };
+    let json = serde_json::to_string(&hashed).expect("text has no form that JSON lacks");
+    let mut escaped = String::with_capacity(json.len());
+    for char in json.chars() {
+        match char {
+            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => {
+                write!(escaped, "\\u{:04x}", u32::from(char)).expect("writing to a string cannot fail");
+            }
+            other => escaped.push(other),
+        }
+    }
+    sha256(&escaped)
+}
+
+/// SHA-256 of a text, in hex.
+pub(super) fn sha256(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().fold(String::new(), |mut hex, byte| {
+        write!(hex, "{byte:02x}").expect("writing to a string cannot fail");
+        hex
+    })
 }
 
 fn entries(secret: &Secret) -> Vec<(String, DockerAuth)> {
@@ -77,22 +145,6 @@ pub fn full_reference(image: &str) -> String {
     format!("{repository}:{tag}")
 }
 
-/// `nginx:1` → `docker.io/library/nginx`; `r.example:5000/a/b@sha256:…` → `r.example:5000/a/b`.
-fn repository(image: &str) -> String {
-    let without_digest = image.split('@').next().unwrap_or(image);
-    let (path, last) = match without_digest.rsplit_once('/') {
-        Some((path, last)) => (Some(path), last),
-        None => (None, without_digest),
-    };
-    let name = last.split(':').next().unwrap_or(last);
-    let full = path.map_or_else(|| name.to_owned(), |path| format!("{path}/{name}"));
-    match full.split_once('/') {
-        None => format!("docker.io/library/{full}"),
-        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => full,
-        Some(_) => format!("docker.io/{full}"),
-    }
-}
-
 fn normalized(server: &str) -> String {
     let bare = server.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
     let bare = bare.strip_suffix("/v1").or_else(|| bare.strip_suffix("/v2")).unwrap_or(bare);
@@ -118,10 +170,28 @@ mod tests {
         .expect("a secret");
         let secrets = [std::sync::Arc::new(secret)];
         let users = |image: &str| -> Vec<String> {
-            credentials(image, &secrets).into_iter().map(|auth| auth.username).collect()
+            credentials(image, &secrets).into_iter().map(|found| found.auth.username).collect()
         };
         assert_eq!(users("nginx:1.17"), ["hub"]);
         assert_eq!(users("r.example:5000/team/app@sha256:00"), ["team", "all"]);
         assert!(users("quay.io/a/b").is_empty());
+    }
+
+    /// Values that Go's `json.Marshal` and SHA-256 give.
+    #[test]
+    fn hashes_are_upstreams() {
+        let auth = |username: &str, password: &str| AuthConfig {
+            username: username.to_owned(),
+            password: password.to_owned(),
+            server_address: "not hashed".to_owned(),
+            ..AuthConfig::default()
+        };
+        assert_eq!(hash(&auth("u", "p"), ""), sha256(r#"{"username":"u","password":"p"}"#));
+        let told = sha256(r#"{"username":"u","password":"a\u003c\u003e\u0026\"é","email":"e"}"#);
+        assert_eq!(hash(&auth("u", "a<>&\"é"), "e"), told);
+        assert_eq!(
+            hash(&auth("", ""), ""),
+            "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+        );
     }
 }

@@ -37,6 +37,8 @@ pub struct ContainerInput<'a> {
     pub message_file: &'a Path,
     /// Resource values.
     pub cgroup: ContainerCgroup,
+    /// Limits of huge pages by the size of a page, as the kernel names it.
+    pub huge_pages: BTreeMap<String, u64>,
     /// Security context.
     pub security: v1::LinuxContainerSecurityContext,
 }
@@ -117,6 +119,7 @@ pub fn container_config(input: ContainerInput<'_>) -> v1::ContainerConfig {
             resources: Some(v1::LinuxContainerResources {
                 cpuset_cpus: input.sets.cpus.clone(),
                 cpuset_mems: input.sets.mems.clone(),
+                hugepage_limits: huge_pages(input.huge_pages),
                 ..resources(input.cgroup)
             }),
             security_context: Some(input.security),
@@ -139,6 +142,10 @@ pub fn resources(values: ContainerCgroup) -> v1::LinuxContainerResources {
         unified: values.memory.files(),
         ..v1::LinuxContainerResources::default()
     }
+}
+
+fn huge_pages(limits: BTreeMap<String, u64>) -> Vec<v1::HugepageLimit> {
+    limits.into_iter().map(|(page_size, limit)| v1::HugepageLimit { page_size, limit }).collect()
 }
 
 /// The agent's own annotations win: others could make it take the container for another.

@@ -51,6 +51,11 @@ impl CriError {
         self.code == Code::Unavailable
     }
 
+    /// The runtime has answered, and so has ended what it was asked for: the connection did not break and no deadline passed.
+    pub fn is_answer(&self) -> bool {
+        !matches!(self.code, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
+    }
+
     /// The object does not exist.
     pub fn is_not_found(&self) -> bool {
         self.code == Code::NotFound

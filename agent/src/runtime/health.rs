@@ -91,23 +91,21 @@ async fn check(cri: &Cri, known: RuntimeHealth) -> RuntimeHealth {
                 supplemental_groups_policy: Some(features.supplemental_groups_policy),
             });
             let conditions = status.status.unwrap_or_default().conditions;
-            let condition = |kind: &str| {
-                let found = conditions.iter().find(|condition| condition.r#type == kind);
-                Some(match found {
-                    Some(condition) if condition.status => Ok(()),
-                    Some(condition) => {
-                        let what = if kind == "NetworkReady" { "network not ready" } else { "not ready" };
-                        Err(format!(
-                            "container runtime {what}: {kind}=false reason:{} message:{}",
-                            condition.reason, condition.message
-                        ))
-                    }
-                    None => Err(format!("container runtime does not report {kind}")),
-                })
-            };
-            health.runtime = condition("RuntimeReady");
-            health.network = condition("NetworkReady");
+            health.runtime = Some(condition(&conditions, "RuntimeReady", "not ready"));
+            health.network = Some(condition(&conditions, "NetworkReady", "network not ready"));
         }
     }
     health
+}
+
+/// Whether the runtime says that it is so; `otherwise`: what it is else.
+fn condition(told: &[v1::RuntimeCondition], kind: &str, otherwise: &str) -> Result<(), String> {
+    match told.iter().find(|condition| condition.r#type == kind) {
+        Some(condition) if condition.status => Ok(()),
+        Some(condition) => Err(format!(
+            "container runtime {otherwise}: {kind}=false reason:{} message:{}",
+            condition.reason, condition.message
+        )),
+        None => Err(format!("container runtime does not report {kind}")),
+    }
 }

@@ -11,5 +11,6 @@ pub mod health;
 pub mod images;
 pub mod labels;
 pub mod observe;
+pub mod pulls;
 pub mod sandbox_config;
 pub mod security;

@@ -156,6 +156,9 @@ pub(super) fn own(api: &Api) -> Reply {
     let states = [("{container_state=\"running\"}".to_owned(), float(running_containers as u64))];
     text.metric("kubelet_running_containers", "gauge", help, states);
     text.metric("kubelet_desired_pods", "gauge", "Number of pods this node should run", sample(pods.len()));
+    for (name, kind, help, samples) in api.config.pulls.families() {
+        text.metric(name, kind, help, samples.into_iter().map(|(labels, count)| (labels, float(count))));
+    }
     if let Ok(status) = std::fs::read_to_string("/proc/self/status") {
         let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
         let kilobytes: u64 = kilobytes.trim().trim_end_matches(" kB").parse().unwrap_or_default();

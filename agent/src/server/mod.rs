@@ -5,7 +5,7 @@
 //! bytes; this module never looks inside them and changes no pod. Nothing is served without a client certificate, but for
 //! what `readOnlyPort` tells everybody where it is configured.
 //!
-//! Bounds: [`MAX_CONNECTIONS`] at a time, further ones wait in the listen queue; a handshake has [`HANDSHAKE_DEADLINE`].
+//! Bounds: [`MAX_CONNECTIONS`] at a time, and beside them [`MAX_READ_ONLY`] in the clear; further ones wait in the listen queue; a handshake has [`HANDSHAKE_DEADLINE`].
 
 mod auth;
 mod cadvisor;
@@ -49,9 +49,12 @@ use self::routes::Api;
 use crate::config::{AgentConfig, TlsRules};
 use crate::contracts::PodLookup;
 use crate::probes::counters::ProbeCounters;
+use crate::runtime::pulls::PullCounters;
 
 /// Connections served at a time.
 const MAX_CONNECTIONS: usize = 512;
+/// Of those in the clear, which anybody may open: they take nothing away from the others.
+const MAX_READ_ONLY: usize = 64;
 /// How long a TLS handshake may take.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -86,6 +89,8 @@ pub struct ServerConfig {
     pub settings: ServerSettings,
     /// Answer to `/metrics/probes`.
     pub probes: Arc<ProbeCounters>,
+    /// What was asked for of images.
+    pub pulls: Arc<PullCounters>,
 }
 
 /// Switches of the server.
@@ -164,6 +169,7 @@ impl ServerConfig {
             debugging: config.enable_debugging_handlers,
             settings: ServerSettings::new(config),
             probes,
+            pulls: Arc::default(),
         }
     }
 }
@@ -188,10 +194,9 @@ pub async fn serve(
         info!(%address, "read-only kubelet API is served");
     }
     let api = Arc::new(Api::new(config, state, runtime));
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let loops = listeners
         .into_iter()
-        .map(|(listener, door)| accept(listener, door, Arc::clone(&api), Arc::clone(&slots), cancel.clone()));
+        .map(|(listener, door)| accept(listener, door, Arc::clone(&api), cancel.clone()));
     // Nothing to serve is nothing to end for.
     tokio::try_join!(futures::future::try_join_all(loops), async {
         cancel.cancelled().await;
@@ -217,9 +222,12 @@ async fn accept(
     listener: TcpListener,
     door: Door,
     api: Arc<Api>,
-    slots: Arc<Semaphore>,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
+    let slots = Arc::new(Semaphore::new(match door {
+        Door::Tls(_) => MAX_CONNECTIONS,
+        Door::ReadOnly => MAX_READ_ONLY,
+    }));
     loop {
         let slot = tokio::select! {
             () = cancel.cancelled() => return Ok(()),

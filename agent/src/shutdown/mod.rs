@@ -4,9 +4,6 @@
 //! node is going down (no pod is admitted then, and the node is not Ready), and evictions, group after group. Which pods
 //! belong together is decided by [`agent_core::shutdown`]. Without logind nothing is held back, and that is said once.
 
-mod bus;
-mod message;
-
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,14 +13,14 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use self::bus::{Bus, BusError};
-use self::message::{Target, Value};
 use crate::chain::chain;
 use crate::pods::directory::{PodDirectory, PodView};
 use crate::pods::manager::Eviction;
+use crate::system_bus::message::{self, Target, Value};
+use crate::system_bus::{self, Bus, BusError};
 
 /// The system bus.
-pub const SYSTEM_BUS: &str = "/run/dbus/system_bus_socket";
+pub const SYSTEM_BUS: &str = system_bus::SOCKET;
 /// Where logind reads further settings.
 pub const LOGIND_SETTINGS: &str = "/etc/systemd/logind.conf.d";
 

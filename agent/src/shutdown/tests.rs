@@ -12,9 +12,9 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde_json::json;
 
-use super::message::{FIXED, REPLY, SIGNAL, assemble, decode, put_signature, put_text, size};
 use super::*;
 use crate::pods::directory::{Entry, Signals};
+use crate::system_bus::message::{FIXED, REPLY, SIGNAL, assemble, decode, put_signature, put_text, size};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Node;
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::Reconnect;
+use super::follow;
 use crate::chain::chain;
 
 /// This node's object as the API server has it, `None` until seen.
@@ -24,7 +24,7 @@ pub async fn run(
     cancel: CancellationToken,
 ) {
     let config = watcher::Config::default().fields(&format!("metadata.name={node_name}"));
-    let mut stream = std::pin::pin!(watcher(Api::<Node>::all(client), config).backoff(Reconnect::default()));
+    let mut stream = std::pin::pin!(follow(Api::<Node>::all(client), config));
     loop {
         // Cancel-safe: a stream and a token.
         let event = tokio::select! {

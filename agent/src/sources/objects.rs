@@ -14,14 +14,13 @@ use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tracing::debug;
 
-use super::Reconnect;
 use crate::contracts::{Dependency, ObjectSource, SourceError};
 
 /// How long a read waits for the first answer.
@@ -326,7 +325,7 @@ async fn follow<K>(
     K::DynamicType: Default,
 {
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let mut stream = std::pin::pin!(watcher(api, config).backoff(Reconnect::default()));
+    let mut stream = std::pin::pin!(super::follow(api, config));
     let wrap = |object: K| keep.map_or(State::Seen, |keep| keep(Arc::new(object)));
     let mut listed = None;
     while let Some(event) = stream.next().await {

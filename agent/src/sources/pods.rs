@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::Reconnect;
+use super::follow;
 use super::mirrors::MIRROR;
 use crate::chain::chain;
 
@@ -48,7 +48,7 @@ pub async fn run(
 ) {
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
     let pods: Api<Pod> = Api::all(client);
-    let mut stream = std::pin::pin!(watcher(pods, config).backoff(Reconnect::default()));
+    let mut stream = std::pin::pin!(follow(pods, config));
     let mut listing = Vec::new();
     loop {
         // Cancel-safe: a stream and a token.

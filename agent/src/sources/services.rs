@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::Reconnect;
+use super::follow;
 use crate::chain::chain;
 
 /// Read access to the services.
@@ -27,9 +27,8 @@ pub fn services(client: Client, cancel: CancellationToken) -> (Services, impl Fu
     let (synced_sender, synced) = watch::channel(false);
     let run = async move {
         let api: Api<Service> = Api::all(client);
-        let stream = watcher(api, watcher::Config::default())
+        let stream = follow(api, watcher::Config::default())
             .map(|event| event.map(|event| event.modify(trim)))
-            .backoff(Reconnect::default())
             .reflect(writer);
         let mut stream = std::pin::pin!(stream);
         loop {

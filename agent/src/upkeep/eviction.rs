@@ -27,7 +27,7 @@ use crate::host::cgroups;
 use crate::host::cgroups::usage::CgroupUse;
 use crate::host::stall::MemoryStall;
 use crate::host::stats::{self, NodeFigures};
-use crate::host::usage::{TreeUse, tree};
+use crate::host::usage::{TreeUse, share_file_system, tree};
 use crate::host::volumes::is_remote;
 use crate::pods::directory::{PodDirectory, PodView};
 use crate::pods::manager::Eviction;
@@ -166,7 +166,7 @@ impl Evictor {
         {
             insert(&mut observations, Signal::ContainerFsAvailable, fs.available, fs.capacity);
             insert(&mut observations, Signal::ContainerFsInodesFree, fs.inodes_free, fs.inodes);
-            let on_node_fs = stats::same_file_system(&path, &self.root_dir);
+            let on_node_fs = share_file_system(&path, &self.root_dir);
             thresholds.extend(for_container_fs(&self.config.thresholds, on_node_fs));
         }
         Some((observations, thresholds))

@@ -70,6 +70,10 @@ impl ImageGc {
 
     /// Removes old images, and then what the disk needs.
     pub async fn collect(&self) -> Result<(), ImageGcError> {
+        self.images.forgetting(self.collect_now()).await
+    }
+
+    async fn collect_now(&self) -> Result<(), ImageGcError> {
         let now = self.look().await?;
         if let Some(max_age) = self.policy.max_age {
             let old = self.memory.lock().unwrap_or_else(PoisonError::into_inner).outdated(max_age, now);
@@ -88,8 +92,11 @@ impl ImageGc {
 
     /// Removes every unused image that is not too young; bytes freed.
     pub async fn free_all(&self) -> Result<u64, ImageGcError> {
-        let now = self.look().await?;
-        Ok(self.free(u64::MAX, now).await)
+        let freeing = async {
+            let now = self.look().await?;
+            Ok(self.free(u64::MAX, now).await)
+        };
+        self.images.forgetting(freeing).await
     }
 
     async fn free(&self, bytes: u64, now: Timestamp) -> u64 {

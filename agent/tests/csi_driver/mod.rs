@@ -1,33 +1,27 @@
-//! A small CSI driver: the Node service over a socket, with its registration socket beside it, on threads of its own, so that it
-//! can be killed at any moment. Volumes are real mounts of tmpfs, or plain directories where a test has no rights.
+//! A small CSI driver: the Node service on a real socket. Volumes are real mounts of tmpfs, or plain directories where a test has
+//! no rights.
 
 #![allow(clippy::unwrap_used, reason = "test helpers fail by panicking")]
 #![allow(dead_code, reason = "each test program uses a part")]
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use futures::FutureExt as _;
-use futures::future::BoxFuture;
 use keelson_agent::csi::wire::{
     self, CapabilitiesResponse, Capability, CapabilityRpc, Empty, ExpandRequest, ExpandResponse,
     InfoResponse, NodeCapability, PublishRequest, StageRequest, StatsRequest, StatsResponse, Topology, Unit,
     UnpublishRequest, UnstageRequest, Usage, VolumeCondition,
 };
-use keelson_agent::plugins::registration::{
-    GET_INFO, InfoRequest, NOTIFY, PluginInfo, RegistrationStatus, RegistrationStatusResponse, SERVICE,
-};
-use keelson_agent::plugins::socket::{answer, serve, unimplemented};
+use keelson_agent::plugins::registration::RegistrationStatus;
+use keelson_agent::plugins::socket::{Methods, answer, unimplemented};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use tokio::runtime::Runtime;
-use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
-use tonic::server::NamedService;
 use tonic::{Code, Status};
+
+use crate::mounts::is_mounted;
+use crate::plugin::{Process, Registration};
 
 /// What the driver does instead of what it is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,8 +34,7 @@ pub(crate) enum Fault {
 
 /// What outlives the driver's process: its volumes, and what the test wants to know.
 pub(crate) struct Shared {
-    pub(crate) name: String,
-    pub(crate) versions: Vec<String>,
+    registration: Arc<Registration>,
     pub(crate) capabilities: Vec<NodeCapability>,
     pub(crate) node_id: Mutex<String>,
     /// Volumes are mounts.
@@ -54,15 +47,12 @@ pub(crate) struct Shared {
     pub(crate) published: Mutex<Vec<PublishRequest>>,
     pub(crate) staged: Mutex<Vec<StageRequest>>,
     pub(crate) expanded: Mutex<Vec<ExpandRequest>>,
-    /// What the kubelet said of the registration.
-    pub(crate) registrations: Mutex<Vec<RegistrationStatus>>,
 }
 
 impl Shared {
     pub(crate) fn new(name: &str, mounts: bool, capabilities: &[NodeCapability]) -> Arc<Self> {
         Arc::new(Self {
-            name: name.to_owned(),
-            versions: vec!["1.0.0".to_owned()],
+            registration: Arc::new(Registration::new("CSIPlugin", name, "1.0.0")),
             capabilities: capabilities.to_vec(),
             node_id: Mutex::new("node-id".to_owned()),
             mounts,
@@ -72,7 +62,6 @@ impl Shared {
             published: Mutex::default(),
             staged: Mutex::default(),
             expanded: Mutex::default(),
-            registrations: Mutex::default(),
         })
     }
 
@@ -103,17 +92,14 @@ impl Shared {
         }
     }
 
-    /// Waits until the kubelet has told of this many registrations; the last one.
+    /// Waits until it was told `count` times whether it is registered; the last answer.
     pub(crate) async fn told(&self, count: usize) -> RegistrationStatus {
-        let begin = Instant::now();
-        loop {
-            let told = self.registrations.lock().unwrap().clone();
-            if let Some(last) = told.last().filter(|_| told.len() >= count) {
-                return last.clone();
-            }
-            assert!(begin.elapsed() < Duration::from_secs(60), "only {told:?}");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        self.registration.told(count).await
+    }
+
+    /// A process of the driver, below the kubelet's root directory.
+    pub(crate) fn start(self: &Arc<Self>, root: &Path) -> Process {
+        Process::start(root, "csi.sock", Driver(Arc::clone(self)), Arc::clone(&self.registration))
     }
 
     async fn begin(&self, method: &'static str, volume: &str) -> Result<(), Status> {
@@ -212,7 +198,8 @@ impl Shared {
     }
 
     fn info(&self) -> InfoResponse {
-        let segments = BTreeMap::from([(format!("topology.{}/zone", self.name), "z1".to_owned())]);
+        let segments =
+            BTreeMap::from([(format!("topology.{}/zone", self.registration.name), "z1".to_owned())]);
         InfoResponse {
             node_id: self.node_id.lock().unwrap().clone(),
             max_volumes_per_node: 7,
@@ -236,150 +223,28 @@ fn io_failed(error: std::io::Error) -> Status {
     Status::internal(error.to_string())
 }
 
-/// Whether something is mounted at `path`.
-pub(crate) fn is_mounted(path: &Path) -> bool {
-    mounts_below(path).iter().any(|point| point == path)
-}
-
-/// Mount points at or below `directory`, in order.
-pub(crate) fn mounts_below(directory: &Path) -> Vec<PathBuf> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
-    points.filter(|point| point.starts_with(directory)).collect()
-}
-
-/// The driver's process. Killed when dropped; what is mounted stays, as it would.
-pub(crate) struct Process {
-    runtime: Option<Runtime>,
-    registration: PathBuf,
-}
-
-impl Process {
-    /// Starts below the kubelet's root directory.
-    pub(crate) fn start(shared: &Arc<Shared>, root: &Path) -> Self {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let endpoint = root.join("plugins").join(&shared.name).join("csi.sock");
-        let registration = root.join("plugins_registry").join(format!("{}-reg.sock", shared.name));
-        let driver = Driver(Arc::clone(shared));
-        let registrar = Registrar(Arc::clone(shared), endpoint.clone());
-        let at = registration.clone();
-        // The driver first: who registers is called at once.
-        let (ready, is_ready) = std::sync::mpsc::channel();
-        runtime.spawn(async move {
-            let serving = tokio::spawn({
-                let endpoint = endpoint.clone();
-                async move { serve(&endpoint, driver, CancellationToken::new()).await }
-            });
-            while tokio::net::UnixStream::connect(&endpoint).await.is_err() {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-            ready.send(()).unwrap();
-            let registering = serve(&at, registrar, CancellationToken::new());
-            let (serving, registering) = tokio::join!(serving, registering);
-            serving.unwrap().unwrap();
-            registering.unwrap();
-        });
-        is_ready.recv().unwrap();
-        Self { runtime: Some(runtime), registration }
-    }
-
-    /// Ends as a driver does that is told to: its registration socket goes.
-    pub(crate) fn end(self) {
-        std::fs::remove_file(&self.registration).unwrap();
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
-    }
-}
-
 #[derive(Clone)]
 struct Driver(Arc<Shared>);
 
-impl NamedService for Driver {
+impl Methods for Driver {
     const NAME: &'static str = wire::NODE;
-}
 
-impl tower::Service<http::Request<Body>> for Driver {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
-
-    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let shared = Arc::clone(&self.0);
-        async move {
-            Ok(match request.uri().path() {
-                wire::STAGE => answer(request, move |asked| async move { shared.stage(asked).await }).await,
-                wire::UNSTAGE => {
-                    answer(request, move |asked| async move { shared.unstage(asked).await }).await
-                }
-                wire::PUBLISH => {
-                    answer(request, move |asked| async move { shared.publish(asked).await }).await
-                }
-                wire::UNPUBLISH => {
-                    answer(request, move |asked| async move { shared.unpublish(asked).await }).await
-                }
-                wire::EXPAND => answer(request, move |asked| async move { shared.expand(asked).await }).await,
-                wire::STATS => answer(request, move |asked| async move { shared.stats(asked).await }).await,
-                wire::INFO => answer(request, move |_: Empty| async move { Ok(shared.info()) }).await,
-                wire::CAPABILITIES => {
-                    answer(request, move |_: Empty| async move { Ok(shared.capabilities()) }).await
-                }
-                _ => unimplemented(),
-            })
+    async fn call(self, request: http::Request<Body>) -> http::Response<Body> {
+        let shared = self.0;
+        match request.uri().path() {
+            wire::STAGE => answer(request, move |asked| async move { shared.stage(asked).await }).await,
+            wire::UNSTAGE => answer(request, move |asked| async move { shared.unstage(asked).await }).await,
+            wire::PUBLISH => answer(request, move |asked| async move { shared.publish(asked).await }).await,
+            wire::UNPUBLISH => {
+                answer(request, move |asked| async move { shared.unpublish(asked).await }).await
+            }
+            wire::EXPAND => answer(request, move |asked| async move { shared.expand(asked).await }).await,
+            wire::STATS => answer(request, move |asked| async move { shared.stats(asked).await }).await,
+            wire::INFO => answer(request, move |_: Empty| async move { Ok(shared.info()) }).await,
+            wire::CAPABILITIES => {
+                answer(request, move |_: Empty| async move { Ok(shared.capabilities()) }).await
+            }
+            _ => unimplemented(),
         }
-        .boxed()
-    }
-}
-
-#[derive(Clone)]
-struct Registrar(Arc<Shared>, PathBuf);
-
-impl NamedService for Registrar {
-    const NAME: &'static str = SERVICE;
-}
-
-impl tower::Service<http::Request<Body>> for Registrar {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
-
-    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let Self(shared, endpoint) = self.clone();
-        async move {
-            Ok(match request.uri().path() {
-                GET_INFO => {
-                    let info = PluginInfo {
-                        kind: "CSIPlugin".to_owned(),
-                        name: shared.name.clone(),
-                        endpoint: endpoint.display().to_string(),
-                        versions: shared.versions.clone(),
-                    };
-                    answer(request, move |_: InfoRequest| async move { Ok(info) }).await
-                }
-                NOTIFY => {
-                    let take = move |status: RegistrationStatus| async move {
-                        shared.registrations.lock().unwrap().push(status);
-                        Ok(RegistrationStatusResponse {})
-                    };
-                    answer(request, take).await
-                }
-                _ => unimplemented(),
-            })
-        }
-        .boxed()
     }
 }

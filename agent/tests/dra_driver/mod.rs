@@ -3,28 +3,18 @@
 #![allow(clippy::unwrap_used, reason = "test helpers fail by panicking")]
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
-use std::time::Duration;
 
-use futures::FutureExt as _;
-use futures::future::BoxFuture;
 use keelson_agent::dra::wire::{
     Claims, Device, Method, Prepared, PreparedClaim, Service, Unprepared, UnpreparedClaim,
 };
-use keelson_agent::plugins::registration::{
-    GET_INFO, InfoRequest, NOTIFY, PluginInfo, RegistrationStatus, RegistrationStatusResponse, SERVICE,
-};
-use keelson_agent::plugins::socket::{answer, serve, unimplemented};
-use tokio::runtime::Runtime;
-use tokio_util::sync::CancellationToken;
+use keelson_agent::plugins::registration::RegistrationStatus;
+use keelson_agent::plugins::socket::{Methods, answer, unimplemented};
 use tonic::Status;
 use tonic::body::Body;
-use tonic::server::NamedService;
 
-use crate::plane::DEADLINE;
+use crate::plugin::{Process, Registration};
 
 /// What is wrong with the driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,24 +31,22 @@ pub(crate) enum Fault {
 
 /// The driver's memory; it outlives its process.
 pub(crate) struct Shared {
-    pub(crate) name: String,
+    registration: Arc<Registration>,
     service: Service,
     /// Requests of the claims that its devices are for; each gets a device of its own.
     requests: Vec<String>,
     calls: Mutex<Vec<String>>,
     fault: Mutex<Option<Fault>>,
-    registrations: Mutex<Vec<RegistrationStatus>>,
 }
 
 impl Shared {
     pub(crate) fn new(name: &str, service: Service, requests: &[&str]) -> Arc<Self> {
         Arc::new(Self {
-            name: name.to_owned(),
+            registration: Arc::new(Registration::new("DRAPlugin", name, service.told())),
             service,
             requests: requests.iter().map(|&request| request.to_owned()).collect(),
             calls: Mutex::default(),
             fault: Mutex::default(),
-            registrations: Mutex::default(),
         })
     }
 
@@ -73,14 +61,15 @@ impl Shared {
 
     /// Waits until it was told `count` times whether it is registered; the last answer.
     pub(crate) async fn told(&self, count: usize) -> RegistrationStatus {
-        let begin = std::time::Instant::now();
-        loop {
-            let told = self.registrations.lock().unwrap().clone();
-            if told.len() >= count {
-                return told[count - 1].clone();
-            }
-            assert!(begin.elapsed() < DEADLINE, "not registered");
-            tokio::time::sleep(Duration::from_millis(5)).await;
+        self.registration.told(count).await
+    }
+
+    /// A process of the driver, below the kubelet's root directory.
+    pub(crate) fn start(self: &Arc<Self>, root: &Path) -> Process {
+        let (driver, registration) = (Arc::clone(self), Arc::clone(&self.registration));
+        match self.service {
+            Service::V1 => Process::start(root, "dra.sock", V1(driver), registration),
+            Service::V1Beta1 => Process::start(root, "dra.sock", V1Beta1(driver), registration),
         }
     }
 
@@ -103,7 +92,7 @@ impl Shared {
             request_names: vec![request.clone()],
             pool_name: "pool".to_owned(),
             device_name: format!("dev-{request}"),
-            cdi_device_ids: vec![format!("{}/device={claim}-{request}", self.name)],
+            cdi_device_ids: vec![format!("{}/device={claim}-{request}", self.registration.name)],
             share_id: None,
         };
         let result = |claim: &str| match fault {
@@ -128,142 +117,36 @@ impl Shared {
     }
 }
 
-/// The driver's process. Killed when dropped: its sockets stay behind.
-pub(crate) struct Process {
-    runtime: Option<Runtime>,
-    registration: PathBuf,
-}
-
-impl Process {
-    /// Starts below the kubelet's root directory.
-    pub(crate) fn start(shared: &Arc<Shared>, root: &Path) -> Self {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let endpoint = root.join("plugins").join(&shared.name).join("dra.sock");
-        let registration = root.join("plugins_registry").join(format!("{}-reg.sock", shared.name));
-        let registrar = Registrar(Arc::clone(shared), endpoint.clone());
-        let (driver, at) = (Arc::clone(shared), registration.clone());
-        // The plugin first: who registers is called at once.
-        let (ready, is_ready) = std::sync::mpsc::channel();
-        runtime.spawn(async move {
-            let serving = tokio::spawn({
-                let endpoint = endpoint.clone();
-                async move {
-                    match driver.service {
-                        Service::V1 => serve(&endpoint, V1(driver), CancellationToken::new()).await,
-                        Service::V1Beta1 => serve(&endpoint, V1Beta1(driver), CancellationToken::new()).await,
-                    }
-                }
-            });
-            while tokio::net::UnixStream::connect(&endpoint).await.is_err() {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-            ready.send(()).unwrap();
-            let registering = serve(&at, registrar, CancellationToken::new());
-            let (serving, registering) = tokio::join!(serving, registering);
-            serving.unwrap().unwrap();
-            registering.unwrap();
-        });
-        is_ready.recv().unwrap();
-        Self { runtime: Some(runtime), registration }
-    }
-
-    /// Ends as a driver does that is told to: its registration socket goes.
-    pub(crate) fn end(self) {
-        std::fs::remove_file(&self.registration).unwrap();
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
-    }
-}
-
-fn serve_call(shared: Arc<Shared>, request: http::Request<Body>) -> BoxFuture<'static, http::Response<Body>> {
-    async move {
-        let path = request.uri().path().to_owned();
-        if path == shared.service.path(Method::Prepare) {
-            answer(request, move |asked| async move { shared.prepare(asked).await }).await
-        } else if path == shared.service.path(Method::Unprepare) {
-            answer(request, move |asked| async move { shared.unprepare(asked).await }).await
-        } else {
-            unimplemented()
-        }
-    }
-    .boxed()
-}
-
-/// The same service under each of its names.
-macro_rules! driver {
-    ($name:ident, $service:literal) => {
-        #[derive(Clone)]
-        struct $name(Arc<Shared>);
-
-        impl NamedService for $name {
-            const NAME: &'static str = $service;
-        }
-
-        impl tower::Service<http::Request<Body>> for $name {
-            type Response = http::Response<Body>;
-            type Error = Infallible;
-            type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
-
-            fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-                Poll::Ready(Ok(()))
-            }
-
-            fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-                serve_call(Arc::clone(&self.0), request).map(Ok).boxed()
-            }
-        }
-    };
-}
-
-driver!(V1, "k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin");
-driver!(V1Beta1, "k8s.io.kubelet.pkg.apis.dra.v1beta1.DRAPlugin");
-
 #[derive(Clone)]
-struct Registrar(Arc<Shared>, PathBuf);
+struct V1(Arc<Shared>);
 
-impl NamedService for Registrar {
-    const NAME: &'static str = SERVICE;
+impl Methods for V1 {
+    const NAME: &'static str = "k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin";
+
+    async fn call(self, request: http::Request<Body>) -> http::Response<Body> {
+        call(self.0, request).await
+    }
 }
 
-impl tower::Service<http::Request<Body>> for Registrar {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+/// The same service under its older name.
+#[derive(Clone)]
+struct V1Beta1(Arc<Shared>);
 
-    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
+impl Methods for V1Beta1 {
+    const NAME: &'static str = "k8s.io.kubelet.pkg.apis.dra.v1beta1.DRAPlugin";
+
+    async fn call(self, request: http::Request<Body>) -> http::Response<Body> {
+        call(self.0, request).await
     }
+}
 
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let Self(shared, endpoint) = self.clone();
-        async move {
-            Ok(match request.uri().path() {
-                GET_INFO => {
-                    let info = PluginInfo {
-                        kind: "DRAPlugin".to_owned(),
-                        name: shared.name.clone(),
-                        endpoint: endpoint.display().to_string(),
-                        versions: vec![shared.service.told().to_owned()],
-                    };
-                    answer(request, move |_: InfoRequest| async move { Ok(info) }).await
-                }
-                NOTIFY => {
-                    let take = move |status: RegistrationStatus| async move {
-                        shared.registrations.lock().unwrap().push(status);
-                        Ok(RegistrationStatusResponse {})
-                    };
-                    answer(request, take).await
-                }
-                _ => unimplemented(),
-            })
-        }
-        .boxed()
+async fn call(shared: Arc<Shared>, request: http::Request<Body>) -> http::Response<Body> {
+    let path = request.uri().path().to_owned();
+    if path == shared.service.path(Method::Prepare) {
+        answer(request, move |asked| async move { shared.prepare(asked).await }).await
+    } else if path == shared.service.path(Method::Unprepare) {
+        answer(request, move |asked| async move { shared.unprepare(asked).await }).await
+    } else {
+        unimplemented()
     }
 }

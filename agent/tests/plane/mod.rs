@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "test helpers fail by panicking")]
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub(crate) mod node;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

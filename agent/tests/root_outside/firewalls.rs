@@ -3,7 +3,10 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -17,6 +20,10 @@ use ebpf_tests::{
     tables::at,
 };
 use keelson_agent::proxy::{self, show::Question};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
 use serde_json::{Value, json};
 
 use super::{Agent, NODE, PATIENCE, World, ask_maps, service, slices};
@@ -133,13 +140,42 @@ fn a_flood_of_first_packets_is_no_connection_to_anybody() -> Result<()> {
     let flood = Arc::new(flood);
     let seconds = std::env::var("KEELSON_FLOOD_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
     let (until, started) = (Instant::now() + Duration::from_secs(seconds), Instant::now());
-    let mut sent = 0;
-    while sent < LEAST || Instant::now() < until {
-        let flood = Arc::clone(&flood);
-        world.outside.run(move || flood.send(LEAST / 4))??;
-        sent += LEAST / 4;
+    // A flood that lasts is to show what the node bears, so the backend's stack does not answer it.
+    let sink = format!(
+        "table netdev flood {{ chain sink {{ type filter hook ingress device eth0 priority 0; ip saddr {}/15 drop; }}; }}",
+        MANY_FROM.ip()
+    );
+    if seconds > 0 {
+        world.near.run(move || nft(&[&sink]).map(drop))??;
+    }
+    let sent = Arc::new(AtomicU32::new(0));
+    let pour = {
+        let sent = Arc::clone(&sent);
+        move |processor: usize| -> Result<()> {
+            let mut here = CpuSet::new();
+            here.set(processor)?;
+            sched_setaffinity(Pid::from_raw(0), &here)?;
+            while sent.load(Ordering::Relaxed) < LEAST || Instant::now() < until {
+                flood.send(LEAST / 8)?;
+                sent.fetch_add(LEAST / 8, Ordering::Relaxed);
+            }
+            Ok(())
+        }
+    };
+    // Threads that are begun there are in its network namespace.
+    let lanes = world.outside.run(move || {
+        [0, 1].map(|processor| {
+            let pour = pour.clone();
+            std::thread::spawn(move || pour(processor))
+        })
+    })?;
+    while lanes.iter().any(|lane| !lane.is_finished()) {
         talk()?;
     }
+    for lane in lanes {
+        lane.join().expect("a lane ends")?;
+    }
+    let sent = sent.load(Ordering::Relaxed);
     let rate = f64::from(sent) / started.elapsed().as_secs_f64();
     eprintln!(
         "{sent} first packets, {rate:.0} in a second; connection tracking: {before}, then {}",

@@ -21,6 +21,8 @@ mod storage;
 mod volume;
 mod workload;
 
+use std::collections::BTreeSet;
+
 use path::Path;
 use serde_json::Value;
 
@@ -198,6 +200,17 @@ impl Errors {
     fn syntax(&mut self, at: &Path<'_>, found: &str, why: Option<String>) {
         if let Some(why) = why {
             self.invalid(at, found, why);
+        }
+    }
+
+    /// The name of an item in a list: a label that no other item has.
+    fn own_label<'a>(&mut self, at: &Path<'_>, name: &'a str, seen: &mut BTreeSet<&'a str>) {
+        if name.is_empty() {
+            return self.required(at);
+        }
+        self.syntax(at, name, names::label_1123(name));
+        if !seen.insert(name) {
+            self.push(FieldError::duplicate(at, name));
         }
     }
 

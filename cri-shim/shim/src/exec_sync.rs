@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -27,6 +28,8 @@ const QUIET: Duration = Duration::from_millis(250);
 const LONGEST_REST: Duration = Duration::from_secs(10);
 /// How long a command may wait until others have begun.
 const TURN: Duration = Duration::from_secs(60);
+/// How long the client waits for the end of a killed command.
+const LAST_WAIT: Duration = Duration::from_secs(2);
 /// Bytes moved at once.
 const PIECE: usize = 16 * 1024;
 
@@ -157,7 +160,7 @@ impl Running<'_> {
                 }
             } else if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 self.end_tree();
-                return Err(Failure::new(Code::DeadlineExceeded, "the command timed out and was killed"));
+                return Err(late());
             }
             if self.wait() {
                 self.end_tree();
@@ -183,12 +186,23 @@ impl Running<'_> {
         poll(&mut fds, timeout).is_ok() && fds[0].any().unwrap_or(true)
     }
 
-    /// Ends the command with everything it started.
+    /// Ends the command with everything it started. The client does not wait for a command that a file system which
+    /// hangs keeps in the kernel; this thread does.
     fn end_tree(&mut self) {
         if self.ended.is_some() {
             return;
         }
         tree::kill(self.child.pid, &self.child.pidfd);
+        let patience = PollTimeout::try_from(LAST_WAIT).unwrap_or(PollTimeout::MAX);
+        let mut fds = [PollFd::new(self.child.pidfd.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut fds, patience) == Ok(0) {
+            own::fail(self.client, &late());
+            self.client.shutdown(Shutdown::Both).ok();
+        }
         wait::reap(&self.child.pidfd, true).ok();
     }
+}
+
+fn late() -> Failure {
+    Failure::new(Code::DeadlineExceeded, "the command timed out and was killed")
 }

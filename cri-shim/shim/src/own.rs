@@ -96,7 +96,8 @@ pub fn end(client: &UnixStream, exit_code: u32) {
     send(client, Kind::Ended, &Ended { exit_code }.encode_to_vec()).ok();
 }
 
-fn fail(client: &UnixStream, failure: &Failure) {
+/// Tells that it was not done.
+pub fn fail(client: &UnixStream, failure: &Failure) {
     let failed = Failed { code: failure.code as i32, message: failure.message.clone() };
     send(client, Kind::Failed, &failed.encode_to_vec()).ok();
 }

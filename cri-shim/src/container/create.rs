@@ -368,6 +368,7 @@ impl Runtime {
         let cgroup = self.cgroup(pod.cgroup_parent(), &record.id)?.for_runtime;
         let search = Search {
             config: record.config.clone(),
+            sources: self.mount_sources(&record.config.mounts).await?,
             cdi_dirs: self.paths.cdi_dirs.clone(),
             directory: self.container_state(&record.id),
             pod_files: files.clone(),

@@ -54,6 +54,8 @@ pub struct Made {
 pub struct Search {
     /// What CRI asked for.
     pub config: ContainerConfig,
+    /// The real sources of its mounts that are no images; see [`Runtime::mount_sources`].
+    pub sources: Vec<PathBuf>,
     /// Files that describe CDI devices.
     pub cdi_dirs: Vec<PathBuf>,
     /// Where the container's own mounts go.
@@ -68,7 +70,7 @@ pub struct Search {
     pub made: Made,
 }
 
-/// Looks everything up. Blocks; a mount source on a file system that hangs holds up this container only.
+/// Looks everything up. Blocks.
 pub fn gather(search: Search) -> Result<Inputs, RuntimeError> {
     let config = &search.config;
     let security = config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default();
@@ -79,8 +81,8 @@ pub fn gather(search: Search) -> Result<Inputs, RuntimeError> {
     } else {
         String::new()
     };
-    for mount in config.mounts.iter().filter(|mount| mount.image.is_none()) {
-        let source = files::mount_source(&mount.host_path)?.to_string_lossy().into_owned();
+    for (mount, source) in config.mounts.iter().filter(|mount| mount.image.is_none()).zip(&search.sources) {
+        let source = source.to_string_lossy().into_owned();
         let host = propagation_of(&table, &source);
         let shift = shift_of(mount, search.users.as_deref())?;
         mounts.push((HostMount { source, wanted: WantedMount::from(mount), host }, shift));
@@ -189,6 +191,17 @@ pub fn image_defaults(image: &Image) -> ImageDefaults {
 }
 
 impl Runtime {
+    /// Where the sources of mounts really are, but for those of images. One on a file system that hangs holds up nobody but its
+    /// container.
+    pub(super) async fn mount_sources(&self, mounts: &[v1::Mount]) -> Result<Vec<PathBuf>, RuntimeError> {
+        let paths = mounts.iter().filter(|mount| mount.image.is_none());
+        let paths: Vec<String> = paths.map(|mount| mount.host_path.clone()).collect();
+        if paths.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.asked.about(paths, files::mount_source).await
+    }
+
     /// The namespaces a new container of this sandbox joins.
     pub(crate) fn namespaces_for(
         &self,

@@ -1,10 +1,12 @@
 //! Where the cgroup hierarchies are mounted, and the files of one cgroup.
 //!
-//! One reader for version 1, hybrid and version 2 nodes. Files are opened for each reading: an open file would pin a removed
-//! cgroup, and on a node of 110 pods all of it takes a few milliseconds per request.
+//! One reader for version 1, hybrid and version 2 nodes. Files of running containers stay open from one request for figures to
+//! the next ([`CgroupFiles`]).
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
+use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
 use cri_shim_core::stats::{self, CgroupDetails, CgroupUsage};
@@ -14,6 +16,7 @@ use cri_shim_runtime::cgroup::{OomWatch, Paths};
 const UNIFIED: &str = "unified";
 
 use super::files::kernel_text;
+use super::handles::{CgroupFiles, Open};
 use super::process;
 use crate::error::RuntimeError;
 
@@ -50,24 +53,24 @@ impl Hierarchies {
         Self::V1(controllers)
     }
 
-    /// What the cgroup uses; zeros for files that are gone.
-    pub fn usage(&self, cgroup: &str) -> CgroupUsage {
-        let directory = directory(cgroup);
-        let read = |controller: &str, file: &str| self.read(controller, &directory, file);
+    /// What the cgroup uses; zeros for files that are gone. `files` are its open ones.
+    pub fn usage(&self, cgroup: &str, files: &CgroupFiles) -> CgroupUsage {
+        let (directory, open) = (directory(cgroup), RefCell::new(files.of(cgroup)));
+        let read = |controller: &str, file: &str| self.read_open(controller, &directory, file, &open);
         match self {
             Self::V1(_) => stats::usage_v1(&read),
             Self::V2(_) => stats::usage_v2(&read),
         }
     }
 
-    /// What only metrics need of the cgroup; zeros for files that are gone.
-    pub fn details(&self, cgroup: &str) -> CgroupDetails {
-        let directory = directory(cgroup);
-        let read = |controller: &str, file: &str| self.read(controller, &directory, file);
-        let sizes = self.page_sizes();
+    /// What only metrics need of the cgroup; zeros for files that are gone. `files` are its open ones, `page_sizes` what
+    /// [`Self::page_sizes`] gives.
+    pub fn details(&self, cgroup: &str, files: &CgroupFiles, page_sizes: &[String]) -> CgroupDetails {
+        let (directory, open) = (directory(cgroup), RefCell::new(files.of(cgroup)));
+        let read = |controller: &str, file: &str| self.read_open(controller, &directory, file, &open);
         match self {
-            Self::V1(_) => stats::details_v1(&read, &sizes),
-            Self::V2(_) => stats::details_v2(&read, &sizes),
+            Self::V1(_) => stats::details_v1(&read, page_sizes),
+            Self::V2(_) => stats::details_v2(&read, page_sizes),
         }
     }
 
@@ -110,7 +113,7 @@ impl Hierarchies {
     }
 
     /// The sizes of huge pages that are counted, as in `2MB`.
-    fn page_sizes(&self) -> Vec<String> {
+    pub fn page_sizes(&self) -> Vec<String> {
         let counted = match self {
             Self::V1(controllers) => controllers.contains_key("hugetlb"),
             Self::V2(root) => {
@@ -133,6 +136,17 @@ impl Hierarchies {
             Self::V1(controllers) => controllers.get(controller).map(PathBuf::as_path),
             Self::V2(root) => Some(root),
         }
+    }
+
+    fn read_open(
+        &self,
+        controller: &str,
+        directory: &Path,
+        file: &str,
+        open: &RefCell<MutexGuard<'_, Open>>,
+    ) -> String {
+        let root = self.root(controller);
+        root.map_or_else(String::new, |root| open.borrow_mut().text(controller, file, root, directory))
     }
 
     fn read(&self, controller: &str, directory: &Path, file: &str) -> String {

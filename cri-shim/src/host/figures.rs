@@ -8,6 +8,7 @@ use cri_shim_core::metrics::DiskFigures;
 use cri_shim_core::stats::{DeviceUsage, InterfaceCounters, ProcessUsage, interfaces, soft_open_files};
 
 use super::files::kernel_text;
+use super::process;
 
 /// Processes and files of one container that are counted; more cost too much to look at.
 const MAX_COUNTED: usize = 10_000;
@@ -25,7 +26,7 @@ pub fn interfaces_of(pid: u32, netns: &str) -> Vec<InterfaceCounters> {
 
 /// What these processes hold. The first one's limits count.
 pub fn processes(pids: &[i32]) -> ProcessUsage {
-    let mut usage = ProcessUsage::default();
+    let mut usage = ProcessUsage { processes: pids.len() as u64, ..ProcessUsage::default() };
     for pid in pids.iter().take(MAX_COUNTED) {
         let files = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
         for file in files {
@@ -35,13 +36,11 @@ pub fn processes(pids: &[i32]) -> ProcessUsage {
             usage.sockets +=
                 u64::from(target.is_some_and(|target| target.to_string_lossy().starts_with("socket:")));
         }
-        let status = kernel_text(Path::new(&format!("/proc/{pid}/status")));
-        let threads = status.lines().find_map(|line| line.strip_prefix("Threads:"));
-        usage.threads += threads.and_then(|count| count.trim().parse::<u64>().ok()).unwrap_or(0);
     }
     if let Some(first) = pids.first() {
-        let limits = kernel_text(Path::new(&format!("/proc/{first}/limits")));
-        usage.max_open_files = soft_open_files(&limits);
+        // The short way needs the process's user or a capability.
+        usage.max_open_files = process::open_files_limit(*first)
+            .unwrap_or_else(|_| soft_open_files(&kernel_text(Path::new(&format!("/proc/{first}/limits")))));
     }
     usage
 }
@@ -91,7 +90,7 @@ mod tests {
         let (_one, _two) = std::os::unix::net::UnixStream::pair().expect("a pair");
         let own = i32::try_from(std::process::id()).expect("a pid");
         let usage = processes(&[own]);
-        assert!(usage.file_descriptors >= 5 && usage.sockets >= 2 && usage.threads >= 1, "{usage:?}");
+        assert!(usage.file_descriptors >= 5 && usage.sockets >= 2 && usage.processes == 1, "{usage:?}");
         assert!(usage.max_open_files.is_some_and(|limit| limit > 0));
         assert_eq!(processes(&[]), ProcessUsage::default());
     }

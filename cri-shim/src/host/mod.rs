@@ -1,9 +1,10 @@
-//! Effects on the host: AppArmor, FIFOs, mounts, files of sandboxes, devices, cgroups, processes, a container's root file system.
+//! Effects on the host: AppArmor, questions that may never be answered, FIFOs, mounts, files of sandboxes, devices, cgroups, processes, a container's root file system.
 //!
 //! Plain functions that block; asynchronous callers use [`blocking`]. Nothing here decides anything or talks to containerd.
 //! `bare/` holds no modules: `build.rs` makes executables of its files.
 
 pub mod apparmor;
+pub mod asked;
 pub mod cgroup;
 pub mod copy;
 pub mod criu;
@@ -11,6 +12,7 @@ pub mod devices;
 pub mod fifo;
 pub mod figures;
 pub mod files;
+pub mod handles;
 pub mod idmap;
 pub mod keeper;
 pub mod memory;

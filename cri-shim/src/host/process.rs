@@ -25,6 +25,18 @@ pub fn start_time(pid: u32) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
+/// How many files the process may have open (its soft limit); nothing when unlimited. Fails with EPERM for another user's process
+/// without CAP_SYS_RESOURCE.
+pub fn open_files_limit(pid: i32) -> io::Result<Option<u64>> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the new limit is null, so nothing is set; the kernel writes the old one to memory of ours that outlives the call.
+    let result = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut limit) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur))
+}
+
 /// A descriptor of process `pid`; nothing when it has ended, also when another one has its id by now.
 pub fn open(pid: u32, started: u64) -> io::Result<Option<OwnedFd>> {
     let Ok(number) = libc::pid_t::try_from(pid) else { return Ok(None) };

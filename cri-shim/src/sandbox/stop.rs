@@ -122,6 +122,7 @@ impl Runtime {
         });
         self.save(&sandbox.record).await?;
         reached(Step::SandboxStopped);
+        sandbox.last_figures.files().close();
         tracing::info!(sandbox = sandbox.id, "sandbox is stopped");
         Ok(())
     }

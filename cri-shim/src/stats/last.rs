@@ -7,6 +7,8 @@ use cri_shim_api::v1::FilesystemUsage;
 use cri_shim_core::stats::nano_cores;
 use tokio::task::JoinHandle;
 
+use crate::host::handles::CgroupFiles;
+
 /// The least time in nanoseconds between two readings that a new rate is told from.
 const RATE_WINDOW: i64 = 500_000_000;
 /// The least time between the first two readings.
@@ -14,9 +16,15 @@ const FIRST_WINDOW: i64 = 50_000_000;
 /// An earlier reading older than this tells nothing about now.
 const STALE: i64 = 120_000_000_000;
 
-/// The figures of earlier requests. Clones share them.
+/// The figures of earlier requests, and the files that they came from. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct LastFigures(Arc<Mutex<Kept>>);
+pub struct LastFigures(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    kept: Mutex<Kept>,
+    files: CgroupFiles,
+}
 
 #[derive(Debug, Default)]
 struct Kept {
@@ -29,7 +37,12 @@ struct Kept {
 
 impl LastFigures {
     fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Files of the cgroup that stay open.
+    pub(crate) fn files(&self) -> &CgroupFiles {
+        &self.0.files
     }
 
     /// The rate since an earlier reading; the last one told when that was only just now; nothing for a first reading.

@@ -7,7 +7,7 @@ use cri_shim_api::v1::{ContainerMetrics, MetricDescriptor, PodSandboxMetrics};
 use cri_shim_core::metrics::{self, ContainerFigures, DiskFigures, Labels};
 use cri_shim_core::record::{ContainerRecord, SandboxRecord};
 use cri_shim_core::stats::InterfaceCounters;
-use futures::future::join_all;
+use futures::future::{join_all, try_join_all};
 
 use crate::clock;
 use crate::error::RuntimeError;
@@ -15,12 +15,25 @@ use crate::host::cgroup::Hierarchies;
 use crate::host::{blocking, figures};
 use crate::runtime::Runtime;
 use crate::state::{Container, Sandbox};
+use crate::stats::last::LastFigures;
+
+/// Most threads that read for one request.
+const MOST_LANES: usize = 4;
 
 /// A sandbox with what is read of it.
 struct Subject {
     sandbox: SandboxRecord,
     cgroup: String,
-    containers: Vec<(ContainerRecord, Option<DiskFigures>)>,
+    containers: Vec<(ContainerRecord, LastFigures, Option<DiskFigures>)>,
+}
+
+/// What all containers have in common.
+#[derive(Clone)]
+struct Node {
+    hierarchies: Hierarchies,
+    page_sizes: Vec<String>,
+    /// Names of disks that were met.
+    devices: BTreeMap<(u32, u32), String>,
 }
 
 impl Runtime {
@@ -35,12 +48,20 @@ impl Runtime {
         let disk = blocking(move || Ok(directory.and_then(|path| figures::file_system(&path)))).await?;
         let sandboxes = self.ready_sandboxes(None);
         let subjects = join_all(sandboxes.iter().map(|sandbox| self.subject(sandbox, disk.as_ref()))).await;
-        let hierarchies = self.hierarchies.clone();
-        blocking(move || {
-            let mut devices = BTreeMap::new();
-            Ok(subjects.iter().map(|subject| read(subject, &hierarchies, &mut devices)).collect())
-        })
-        .await
+        let node = Node {
+            page_sizes: self.hierarchies.page_sizes(),
+            hierarchies: self.hierarchies.clone(),
+            devices: BTreeMap::new(),
+        };
+        // Side by side: most of it is the kernel's work, for which any processor will do.
+        let lanes = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_LANES);
+        let mut subjects = subjects.into_iter();
+        let share = subjects.len().div_ceil(lanes).max(1);
+        let lane = |_| {
+            let (share, mut node) = (subjects.by_ref().take(share).collect::<Vec<_>>(), node.clone());
+            blocking(move || Ok(share.iter().map(|subject| read(subject, &mut node)).collect::<Vec<_>>()))
+        };
+        Ok(try_join_all((0..lanes).map(lane)).await?.into_iter().flatten().collect())
     }
 
     async fn subject(&self, sandbox: &Arc<Sandbox>, disk: Option<&DiskFigures>) -> Subject {
@@ -48,7 +69,7 @@ impl Runtime {
             let layer = self.writable_layer(&container).await;
             let used = layer.and_then(|layer| layer.used_bytes).map(|used| used.value);
             let disk = disk.zip(used).map(|(disk, used)| DiskFigures { used, ..disk.clone() });
-            (container.record.get(), disk)
+            (container.record.get(), container.last_figures.clone(), disk)
         };
         let containers = join_all(self.running_containers_of(sandbox).into_iter().map(with_disk)).await;
         let cgroup = self.pod_cgroups(sandbox).into_iter().next().unwrap_or_default();
@@ -56,32 +77,27 @@ impl Runtime {
     }
 }
 
-fn read(
-    subject: &Subject,
-    hierarchies: &Hierarchies,
-    devices: &mut BTreeMap<(u32, u32), String>,
-) -> PodSandboxMetrics {
+fn read(subject: &Subject, node: &mut Node) -> PodSandboxMetrics {
     let record = &subject.sandbox;
     let interfaces = if record.host_network() {
         Vec::new()
     } else {
         or_silent(figures::interfaces_of(record.pid, &record.netns))
     };
+    let mut container_metrics = Vec::with_capacity(subject.containers.len());
+    for (container, last, disk) in &subject.containers {
+        if node.hierarchies.exists(&container.cgroup) {
+            let figures = container_figures(container, last, disk.clone(), node);
+            container_metrics.push(ContainerMetrics {
+                container_id: container.id.clone(),
+                metrics: metrics::of_container(container_labels(subject, container), &figures),
+            });
+        }
+    }
     PodSandboxMetrics {
         pod_sandbox_id: record.id.clone(),
         metrics: metrics::of_sandbox(sandbox_labels(subject), &interfaces),
-        container_metrics: subject
-            .containers
-            .iter()
-            .filter(|(container, _)| hierarchies.exists(&container.cgroup))
-            .map(|(container, disk)| ContainerMetrics {
-                container_id: container.id.clone(),
-                metrics: metrics::of_container(
-                    container_labels(subject, container),
-                    &container_figures(container, disk.clone(), hierarchies, devices),
-                ),
-            })
-            .collect(),
+        container_metrics,
     }
 }
 
@@ -95,15 +111,15 @@ fn or_silent(interfaces: Vec<InterfaceCounters>) -> Vec<InterfaceCounters> {
 
 fn container_figures(
     record: &ContainerRecord,
+    last: &LastFigures,
     disk: Option<DiskFigures>,
-    hierarchies: &Hierarchies,
-    devices: &mut BTreeMap<(u32, u32), String>,
+    node: &mut Node,
 ) -> ContainerFigures {
-    let details = hierarchies.details(&record.cgroup);
+    let details = node.hierarchies.details(&record.cgroup, last.files(), &node.page_sizes);
     ContainerFigures {
-        usage: hierarchies.usage(&record.cgroup),
-        processes: figures::processes(&hierarchies.processes(&record.cgroup)),
-        device_names: figures::device_names(&details.devices, devices),
+        usage: node.hierarchies.usage(&record.cgroup, last.files()),
+        processes: figures::processes(&node.hierarchies.processes(&record.cgroup)),
+        device_names: figures::device_names(&details.devices, &mut node.devices),
         details,
         disk,
         resources: record.resources.clone().unwrap_or_default(),

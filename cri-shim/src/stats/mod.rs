@@ -216,11 +216,11 @@ impl Runtime {
     ) -> Result<Vec<Option<Reading>>, RuntimeError> {
         let hierarchies = self.hierarchies.clone();
         let (subjects, mut readings) = blocking(move || {
-            let read = |(cgroups, _): &(Vec<String>, LastFigures)| {
+            let read = |(cgroups, last): &(Vec<String>, LastFigures)| {
                 let mut there = cgroups.iter().filter(|cgroup| hierarchies.exists(cgroup)).peekable();
                 there.peek()?;
                 let usage = there
-                    .map(|cgroup| hierarchies.usage(cgroup))
+                    .map(|cgroup| hierarchies.usage(cgroup, last.files()))
                     .reduce(|one, other| convert::sum(&one, &other))?;
                 Some(Reading { at: clock::now(), usage, nano_cores: None })
             };
@@ -250,13 +250,14 @@ impl Runtime {
         readings: &mut [Option<Reading>],
     ) -> Result<(), RuntimeError> {
         tokio::time::sleep(SAMPLE).await;
-        let cgroups: Vec<_> = first.iter().map(|index| subjects[*index].0.clone()).collect();
+        let again: Vec<_> = first.iter().map(|index| subjects[*index].clone()).collect();
         let hierarchies = self.hierarchies.clone();
         let used = blocking(move || {
-            let used = |cgroups: &Vec<String>| {
-                (clock::now(), cgroups.iter().map(|cgroup| hierarchies.usage(cgroup).cpu_nanoseconds).sum())
+            let used = |(cgroups, last): &(Vec<String>, LastFigures)| {
+                let used = |cgroup: &String| hierarchies.usage(cgroup, last.files()).cpu_nanoseconds;
+                (clock::now(), cgroups.iter().map(used).sum())
             };
-            Ok(cgroups.iter().map(used).collect::<Vec<(i64, u64)>>())
+            Ok(again.iter().map(used).collect::<Vec<(i64, u64)>>())
         })
         .await?;
         for (index, (at, used)) in first.iter().zip(used) {

@@ -1,5 +1,6 @@
 //! `cargo xtask bench …`: measurements; a table on the terminal, JSON below `target/bench/`.
 
+mod beside;
 mod cni;
 mod cri;
 mod interrupt;
@@ -7,11 +8,11 @@ mod lb;
 mod machine;
 mod node;
 pub(crate) mod overlay;
+mod peer;
 mod pods;
+mod reference;
 mod start;
 mod stats;
-
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -30,6 +31,8 @@ pub(crate) enum What {
         /// Repetitions.
         #[arg(long, default_value_t = 5)]
         runs: u32,
+        #[command(flatten)]
+        peer: peer::Arguments,
     },
     /// keelson-cri beside containerd's own CRI plugin: times, CPU per exec, memory per pod.
     Cri(cri::Arguments),
@@ -38,30 +41,35 @@ pub(crate) enum What {
     /// keelson-bridge beside Debian's bridge plugin: ADD, DEL, a hundred at once, GC, size.
     Cni(cni::Arguments),
     /// Memory of every component as it is, then memory and processor time with a full node: idle, and with probes. Needs `up`.
-    Node {
-        /// Seconds of each look.
-        #[arg(long, default_value_t = 60)]
-        seconds: u64,
-    },
+    Node(pods::Full),
+    /// First process of the peer's node.
+    #[command(hide = true)]
+    PeerNode,
 }
 
 /// Runs one measurement.
 pub(crate) fn run(layout: &Layout, what: &What) -> Result<()> {
     match what {
         What::Lb(arguments) => lb::run(layout, arguments),
-        What::Start { runs } => {
+        What::Start { runs, peer } => {
             interrupt::watch()?;
-            start::run(layout, *runs)?;
-            pods::starts(layout, *runs)
+            let mut peer = peer.start(layout)?;
+            start::run(layout, *runs, peer.as_mut())?;
+            pods::starts(layout, *runs, peer.as_mut())?;
+            reference::show(&reference::STARTS);
+            Ok(())
         }
         What::Cri(arguments) => cri::run(layout, arguments),
         What::Overlay(arguments) => overlay::run(layout, arguments),
         What::Cni(arguments) => cni::run(layout, arguments),
-        What::Node { seconds } => {
+        What::Node(full) => {
             interrupt::watch()?;
             node::run(layout)?;
-            pods::idle(layout, Duration::from_secs(*seconds))
+            pods::idle(layout, full)?;
+            reference::show(&reference::NODE);
+            Ok(())
         }
+        What::PeerNode => peer::run_first_process(&layout.repo),
     }
 }
 

@@ -16,7 +16,7 @@ mod context;
 mod html;
 mod images;
 mod list;
-mod node;
+pub(crate) mod node;
 mod probe;
 mod progress;
 mod registry;

@@ -32,6 +32,22 @@ pub(crate) fn ensure(repo: &Path, dir: &Path) -> Result<Store> {
     Ok(store)
 }
 
+/// Makes the pause image alone, which takes nothing from Debian.
+pub(crate) fn pause(repo: &Path, dir: &Path) -> Result<Store> {
+    fs::create_dir_all(dir.join("blobs")).with_context(|| format!("creating {}", dir.display()))?;
+    let store = Store::at(dir);
+    let mut own = Tree::default();
+    own.add("pause", Entry::File(0o755, fs::read(compile(repo, dir)?)?));
+    let own = store.put_layer(&own)?;
+    let mut catalog = Catalog { recipe: RECIPE, ..Catalog::default() };
+    let (layers, runtime) = (&[&own][..], json!({"Entrypoint": ["/pause"]}));
+    let architecture = deb::architecture()?;
+    let image = Image { name: "pause", tags: &["3.9"], architecture: &architecture, layers, runtime };
+    store.add(&mut catalog, &image)?;
+    write_atomic(&dir.join("catalog.json"), &serde_json::to_vec_pretty(&catalog)?)?;
+    Ok(store)
+}
+
 fn build(repo: &Path, store: &Store) -> Result<()> {
     let architecture = deb::architecture()?;
     let packages = deb::Packages::fetch(&store.dir.join("debs"), &["busybox-static"])?;

@@ -30,6 +30,8 @@ struct Boot {
     /// Whether the root tests are run, too.
     tests: bool,
     cells: &'static [Cell],
+    /// The cgroup driver of a whole node that is started in the guest and checked.
+    node: Option<&'static str>,
 }
 
 /// One run of the conformance suite.
@@ -66,7 +68,7 @@ const UNIFIED: &str = "systemd.unified_cgroup_hierarchy=1";
 const IS_UNIFIED: &str = "test -f /sys/fs/cgroup/cgroup.controllers";
 
 const BOOTS: &[Boot] = &[
-    Boot { name: "v2", parameters: UNIFIED, check: IS_UNIFIED, tests: true, cells: &[] },
+    Boot { name: "v2", parameters: UNIFIED, check: IS_UNIFIED, tests: true, cells: &[], node: None },
     // In a guest of their own, beside the root tests.
     Boot {
         name: "v2-suite",
@@ -81,6 +83,15 @@ const BOOTS: &[Boot] = &[
             cell("cgroupfs", "runc", CGROUPS),
             cell("cgroupfs", "crun", CGROUPS),
         ],
+        node: None,
+    },
+    Boot {
+        name: "v2-node",
+        parameters: UNIFIED,
+        check: IS_UNIFIED,
+        tests: false,
+        cells: &[],
+        node: Some("systemd"),
     },
     Boot {
         name: "hybrid",
@@ -94,6 +105,7 @@ const BOOTS: &[Boot] = &[
             cell("cgroupfs", "keelson", CGROUPS),
             cell("cgroupfs", "runc", CGROUPS),
         ],
+        node: None,
     },
     Boot {
         name: "v1",
@@ -106,8 +118,35 @@ const BOOTS: &[Boot] = &[
             cell("systemd", "crun", CGROUPS),
             cell("cgroupfs", "keelson", CGROUPS),
         ],
+        node: None,
+    },
+    // Version 1 counts swap only where it is told to.
+    Boot {
+        name: "v1-node",
+        parameters: "systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=1 swapaccount=1",
+        check: "test -f /sys/fs/cgroup/memory/memory.memsw.limit_in_bytes -a ! -e /sys/fs/cgroup/unified",
+        tests: false,
+        cells: &[],
+        node: Some("cgroupfs"),
     },
 ];
+
+/// Cases of the node suite that depend on the kernel, its cgroups and their driver. Not those of users of pods: with volumes
+/// they need id-mapped mounts of tmpfs, which come with Linux 6.3.
+const NODE_CASES: &str = "Container resources:|Pod InPlace Resize|Pods: equal requests|Pods: requests below|\
+                          Pods: an init container's resources|stats/summary counts|metrics/resource|metrics/cadvisor|\
+                          EmptyDir volumes: a pod that writes|EmptyDir volumes: a size limit|AppArmor|\
+                          Sysctls: a safe|a privileged container has|Container Runtime: a signal|\
+                          Pod admission: more memory|Kubectl exec: the exit code|\
+                          Node: capacity and allocatable";
+/// Those that must not be skipped on version 2: what the guest has on purpose.
+const NODE_SURE: &str = "may swap|huge pages|AppArmor|process ids|oom_score_adj|cgroups of a pod";
+/// The same on version 1, whose swap is for nobody.
+const NODE_SURE_V1: &str = "huge pages|AppArmor|process ids|oom_score_adj|cgroups of a pod";
+/// Longest that the node may take to be Ready, and that its suite may take.
+const NODE_LIMITS: (u64, u64) = (900, 3000);
+/// Longest that one case of the node suite may take; half of it is the longest wait.
+const NODE_CASE_LIMIT: u64 = 480;
 
 /// Longest that one test program may take.
 const TEST_LIMIT: u64 = 900;
@@ -282,7 +321,33 @@ fn jobs(repo: &Path, boot: &Boot, other_cases: Option<&str>) -> Result<Vec<Plann
         job.collect.push(junit);
         jobs.push(job);
     }
+    if let Some(driver) = boot.node {
+        jobs.extend(node_jobs(boot.name, driver, other_cases));
+    }
     Ok(jobs)
+}
+
+/// A whole node: its start, which no choice leaves out, its suite, and the shutdown of its machine, which is the end.
+fn node_jobs(boot: &str, driver: &str, other_cases: Option<&str>) -> [Planned; 3] {
+    let start = format!("/keelson/bin/xtask vm-node start --driver {driver}");
+    let start = Planned::new(format!("{boot}: the guest is a node, {driver} driver"), &start, NODE_LIMITS.0);
+    let junit = PathBuf::from("/tmp/node.xml");
+    let command = format!(
+        "/keelson/bin/xtask conformance node --kubeconfig {} --parallel 3 --deadline {NODE_CASE_LIMIT} --junit {} --filter",
+        super::node::kubeconfig().display(),
+        junit.display()
+    );
+    let mut suite =
+        Planned::new(format!("{boot}: conformance node, {driver} driver"), &command, NODE_LIMITS.1);
+    let sure = if boot.starts_with("v1") { NODE_SURE_V1 } else { NODE_SURE };
+    suite.command.extend([other_cases.unwrap_or(NODE_CASES), "--never-skip", sure].map(str::to_owned));
+    suite.collect.push(junit);
+    let shutdown = Planned::new(
+        format!("{boot}: a shutdown by logind waits for pods"),
+        "/keelson/bin/xtask vm-node shutdown",
+        NODE_LIMITS.0,
+    );
+    [start, suite, shutdown]
 }
 
 #[cfg(test)]

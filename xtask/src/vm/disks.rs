@@ -30,6 +30,8 @@ const BOOT_MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_rng", "ext4"
 pub(super) const DRIVERS: &[&str] = &["systemd", "cgroupfs"];
 /// What the conformance suite's images are made of, below the checkout: the guest has no network to fetch it from.
 pub(super) const SUITE_IMAGES: &str = "target/conformance";
+/// The node's images, below the checkout.
+const NODE_IMAGES: &str = "target/images";
 /// Room on the second disk beside what is put there, in MiB: nothing grows on it, but a file system needs some itself.
 const SPARE: u64 = 128;
 
@@ -174,11 +176,16 @@ pub(super) fn payload(
     for dir in ["bin", "etc", "cni/bin", "xtask", "target"] {
         fs::create_dir_all(tree.join(dir))?;
     }
-    for name in ["keelson-cri", "keelson-cni", "containerd-shim-keelson-v1"] {
+    for name in crate::binaries::EXECUTABLES {
         let file = crate::binaries::file(repo, name);
         fs::copy(&file, tree.join("bin").join(name))
             .with_context(|| format!("copying {}", file.display()))?;
+        // Where a checkout has it.
+        let link = crate::binaries::file(tree, name);
+        fs::create_dir_all(link.parent().context("an executable without a directory")?)?;
+        symlink(Path::new("/keelson/bin").join(name), link)?;
     }
+    node_images(repo, tree)?;
     fs::copy(std::env::current_exe()?, tree.join("bin/xtask"))?;
     // Tests name executables by where cargo built them: the guest gets the same paths as links (see `Planned::job`).
     for program in programs {
@@ -226,6 +233,14 @@ pub(super) fn payload(
         .args([format!("{}M", size + size / 8 + SPARE)])
         .output()?;
     fs::remove_dir_all(tree).context("removing the payload's tree")
+}
+
+/// The images of `up`, for the pods of a node in the guest.
+fn node_images(repo: &Path, tree: &Path) -> Result<()> {
+    let (from, to) = (repo.join(NODE_IMAGES), tree.join(NODE_IMAGES));
+    crate::images::ensure(&from)?;
+    fs::create_dir_all(&to)?;
+    Cmd::new("cp").args(["-a".into(), from.join("blobs"), from.join("catalog.json"), to]).output().map(drop)
 }
 
 fn cri_config(driver: &str) -> serde_json::Value {

@@ -5,7 +5,7 @@
 //! In reading order: [`suites`] (the table to which a package's root tests are added), [`kernel`] and [`modules`] (Debian's
 //! kernel package, unpacked), [`programs`], [`cpio`] and [`libraries`] (what goes into an initramfs), [`qemu`] (one run,
 //! from boot to result), [`guest`] (our program inside, as the first process or as a service), [`light`] and [`debian`]
-//! (the lanes), [`disks`] (what the Debian guest boots from).
+//! (the lanes), [`disks`] (what the Debian guest boots from), [`node`] and [`logind`] (a whole node inside it).
 //!
 //! Kept between runs: the kernel and the image below `.cache/vm`; consoles and results are below `target/vm`.
 
@@ -16,7 +16,9 @@ pub(crate) mod guest;
 mod kernel;
 mod libraries;
 mod light;
+mod logind;
 mod modules;
+pub(crate) mod node;
 pub(crate) mod programs;
 mod qemu;
 mod suites;

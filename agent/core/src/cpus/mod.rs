@@ -11,11 +11,10 @@ mod set;
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
-use serde::{Deserialize, Serialize};
 
 pub use self::set::{CpuSet, ParseCpuSetError};
 use crate::model::is_sidecar;
-use crate::numa::Nodes;
+use crate::numa::{self, Nodes};
 use crate::qos::QosClass;
 use crate::resources::milli;
 
@@ -54,8 +53,7 @@ pub struct Policy {
 }
 
 /// Who has which processors: by pod and container.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Assignments(pub BTreeMap<String, BTreeMap<String, String>>);
+pub type Assignments = numa::Assignments<String>;
 
 /// Why a pod gets no processors.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -95,11 +93,6 @@ impl Assignments {
         let sets = sets.filter_map(|set| set.parse::<CpuSet>().ok());
         sets.fold(CpuSet::default(), |all, set| all.union(&set))
     }
-
-    /// The pod is over; whether it had any.
-    pub fn release(&mut self, pod_uid: &str) -> bool {
-        self.0.remove(pod_uid).is_some()
-    }
 }
 
 /// Whole processors that a container of a Guaranteed pod asks for; `None` where it shares.
@@ -131,17 +124,7 @@ impl Policy {
 
     /// Gives the pod's containers what they ask for, all or nothing. What the pod has already stays.
     pub fn assign(&self, assignments: &mut Assignments, pod: &Pod) -> Result<(), CpuError> {
-        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        if assignments.0.contains_key(uid) {
-            return Ok(());
-        }
-        for container in pod.spec.iter().flat_map(in_turn) {
-            if let Err(error) = self.assign_container(assignments, pod, container, None) {
-                assignments.release(uid);
-                return Err(error);
-            }
-        }
-        Ok(())
+        assignments.assign_all(pod, |next, container| self.assign_container(next, pod, container, None))
     }
 
     /// Gives one of the pod's containers what it asks for, of the processors `near` before others.

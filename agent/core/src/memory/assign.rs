@@ -94,17 +94,7 @@ impl Bank {
 
     /// The same for all of the pod's containers, all or nothing. What the pod has already stays.
     pub fn assign(&self, assignments: &mut Assignments, pod: &Pod) -> Result<(), MemoryError> {
-        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        if assignments.has(uid) {
-            return Ok(());
-        }
-        for container in pod.spec.iter().flat_map(in_turn) {
-            if let Err(error) = self.assign_container(assignments, pod, container, None) {
-                assignments.release(uid);
-                return Err(error);
-            }
-        }
-        Ok(())
+        assignments.assign_all(pod, |next, container| self.assign_container(next, pod, container, None))
     }
 
     fn hints_for(&self, assignments: &Assignments, wanted: &Amounts, own: Option<&str>) -> Vec<Hints> {

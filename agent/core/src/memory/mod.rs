@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1::{Container, Pod};
 use serde::{Deserialize, Serialize};
 
-use crate::numa::Nodes;
+use crate::numa::{self, Nodes};
 use crate::qos::QosClass;
 use crate::resources::request;
 
@@ -38,8 +38,7 @@ pub struct Share {
 }
 
 /// Who has what: by pod and container.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Assignments(pub BTreeMap<String, BTreeMap<String, Share>>);
+pub type Assignments = numa::Assignments<Share>;
 
 /// Why a container gets no memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -65,16 +64,6 @@ impl Assignments {
     /// What a container has.
     pub fn of(&self, pod_uid: &str, container: &str) -> Option<&Share> {
         self.0.get(pod_uid)?.get(container)
-    }
-
-    /// Whether one of the pod's containers has any.
-    pub fn has(&self, pod_uid: &str) -> bool {
-        self.0.contains_key(pod_uid)
-    }
-
-    /// The pod is over; whether it had any.
-    pub fn release(&mut self, pod_uid: &str) -> bool {
-        self.0.remove(pod_uid).is_some()
     }
 
     /// What all have of one node.

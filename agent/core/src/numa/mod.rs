@@ -9,12 +9,52 @@ mod nodes;
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::core::v1::{Container, Pod};
+use serde::{Deserialize, Serialize};
+
 pub use self::nodes::Nodes;
+use crate::cpus::in_turn;
 
 /// Reason of a pod that the policy keeps away.
 pub const REJECTED: &str = "TopologyAffinityError";
 /// Its message.
 pub const REJECTED_MESSAGE: &str = "Resources cannot be allocated with Topology locality";
+
+/// Who has what of one resource: by pod and container.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignments<T>(pub BTreeMap<String, BTreeMap<String, T>>);
+
+impl<T> Assignments<T> {
+    /// Whether one of the pod's containers has any.
+    pub fn has(&self, pod_uid: &str) -> bool {
+        self.0.contains_key(pod_uid)
+    }
+
+    /// Has every container of the pod assigned something, in the order in which they start, or none. What a pod has stays as it
+    /// is.
+    pub(crate) fn assign_all<E>(
+        &mut self,
+        pod: &Pod,
+        mut assign: impl FnMut(&mut Self, &Container) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        if self.has(uid) {
+            return Ok(());
+        }
+        for container in pod.spec.iter().flat_map(in_turn) {
+            if let Err(error) = assign(self, container) {
+                self.release(uid);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// The pod is over; whether it had any.
+    pub fn release(&mut self, pod_uid: &str) -> bool {
+        self.0.remove(pod_uid).is_some()
+    }
+}
 
 /// Nodes that could give what is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

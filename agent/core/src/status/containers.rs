@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    ContainerUser, LinuxContainerUser, PodStatus,
+    ContainerUser, LinuxContainerUser, PodStatus, ResourceStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -31,7 +31,16 @@ pub(super) fn status_of(input: StatusInput<'_>, entry: ContainerSpec<'_>) -> Con
         status.allocated_resources.clone_from(&resources.requests);
         status.resources = Some(resources);
     }
+    if entry.kind == ContainerKind::Main {
+        status.allocated_resources_status = device_health(input, name);
+    }
     status
+}
+
+/// How the container's devices are; of a pod that has given them back, how they were.
+fn device_health(input: StatusInput<'_>, name: &str) -> Option<Vec<ResourceStatus>> {
+    let before = || previous(input, name).filter(|_| input.plan.ended)?.allocated_resources_status.clone();
+    input.memory.device_health.get(name).cloned().or_else(before)
 }
 
 fn from_instance(

@@ -38,6 +38,8 @@ enum ShownBy {
 pub struct StatusSync {
     known: PodStatus,
     version: u64,
+    /// What the version was when the write that runs began.
+    written_after: u64,
     writing: bool,
     /// The write that runs is to an object that shows the pod no more.
     outdated: bool,
@@ -53,6 +55,7 @@ impl StatusSync {
         Self {
             known: pod.status.clone().unwrap_or_default(),
             version: version(pod),
+            written_after: 0,
             writing: false,
             outdated: false,
             gone: false,
@@ -77,6 +80,7 @@ impl StatusSync {
         if self.shown_by != shown_by {
             self.outdated = self.writing;
             (self.version, self.gone, self.retry_at) = (0, false, None);
+            self.written_after = 0;
             self.known = PodStatus::default();
             self.shown_by = shown_by;
         }
@@ -94,6 +98,13 @@ impl StatusSync {
         }
     }
 
+    /// Takes what a list of the API says, whatever was known: versions of a database that was restored are lower, and what was
+    /// written since is lost. A list that is older than our last write only costs one more.
+    pub fn relearn(&mut self, pod: &Pod) {
+        (self.version, self.gone) = (version(pod), false);
+        self.known = pod.status.clone().unwrap_or_default();
+    }
+
     /// The patch to write now so that the API says `ours`; marks it as running.
     pub fn next(&mut self, uid: &str, ours: &PodStatus, now: Timestamp) -> Option<Value> {
         if self.writing || self.gone || self.retry_at.is_some_and(|at| at > now) {
@@ -105,7 +116,7 @@ impl StatusSync {
             ShownBy::Itself => uid,
         };
         let patch = status_patch(uid, &self.known, ours)?;
-        self.writing = true;
+        (self.writing, self.written_after) = (true, self.version);
         Some(patch)
     }
 
@@ -125,7 +136,12 @@ impl StatusSync {
             Written::Pod(pod) => {
                 self.pause = FIRST_PAUSE;
                 self.retry_at = None;
-                self.learn(&pod);
+                if version(&pod) < self.written_after {
+                    // An answer that is older than the question: the database was restored.
+                    self.relearn(&pod);
+                } else {
+                    self.learn(&pod);
+                }
                 None
             }
             Written::Gone => {
@@ -183,6 +199,38 @@ mod tests {
         assert_eq!(sync.done(Written::Pod(Box::new(pod("7", "Running"))), now()), None);
         sync.learn(&pod("5", "Pending"));
         assert!(sync.in_sync("u", &running));
+    }
+
+    #[test]
+    fn a_database_that_was_restored_is_told_again() {
+        let running = pod("0", "Running").status.expect("status");
+        let written = || {
+            let mut sync = StatusSync::new(&pod("50", "Pending"));
+            assert!(sync.next("u", &running, now()).is_some());
+            sync.done(Written::Pod(Box::new(pod("70", "Running"))), now());
+            assert!(sync.in_sync("u", &running));
+            sync
+        };
+        // The list says it.
+        let mut sync = written();
+        sync.relearn(&pod("50", "Pending"));
+        assert!(sync.next("u", &running, now()).is_some(), "the status is lost there");
+        sync.done(Written::Pod(Box::new(pod("51", "Running"))), now());
+        assert!(sync.in_sync("u", &running));
+        sync.learn(&pod("52", "Pending"));
+        assert!(!sync.in_sync("u", &running), "lower versions count again");
+        // The answer to a write says it.
+        let mut sync = written();
+        let failed = pod("0", "Failed").status.expect("status");
+        assert!(sync.next("u", &failed, now()).is_some());
+        sync.done(Written::Pod(Box::new(pod("51", "Pending"))), now());
+        assert!(sync.next("u", &failed, now()).is_some(), "somebody was faster, after the restore");
+        // A change that the watch tells during a write is newer than the write's answer, as ever.
+        let mut sync = written();
+        assert!(sync.next("u", &failed, now()).is_some());
+        sync.learn(&pod("72", "Failed"));
+        sync.done(Written::Pod(Box::new(pod("71", "Pending"))), now());
+        assert!(sync.in_sync("u", &failed));
     }
 
     #[test]

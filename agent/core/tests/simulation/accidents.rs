@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
+use agent_core::admission::Rejection;
+use agent_core::fate::{DEFAULT_GRACE, Verdict, fate_of, fate_of_gone};
 use agent_core::model::{DesiredPod, Fate};
 use agent_core::plan::PodAction;
+use agent_core::pod_loop::StepEnd;
 use agent_core::status::sync::version;
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
-use crate::agent::{Loop, Outcome, Trouble, Verdict, fate_of, fate_of_gone};
+use crate::agent::{Loop, Outcome};
 use crate::shapes;
 use crate::world::{Event, Told, World};
 
@@ -225,7 +228,8 @@ impl World {
         if pod_loop.is_gone() || fate_of(&pod_loop.pod, pod_loop.verdict.as_ref()) != Fate::Run {
             return;
         }
-        pod_loop.verdict = Some(Verdict { reason: "Evicted".to_owned(), grace: Some(1) });
+        let rejection = Rejection { reason: "Evicted".to_owned(), message: "Evicted".to_owned() };
+        pod_loop.verdict = Some(Verdict { rejection, grace: Some(1) });
         let mut told = pod_loop.told.clone();
         told.fate = fate_of(&pod_loop.pod, pod_loop.verdict.as_ref());
         pod_loop.tell(told);
@@ -309,7 +313,7 @@ impl World {
             }
             self.log(&format!("{uid} is wanted by nobody"));
             let own = self.runtime.instances.values().filter(|instance| instance.uid == uid);
-            let grace = own.clone().find_map(|instance| instance.grace).unwrap_or(30);
+            let grace = own.clone().find_map(|instance| instance.grace).unwrap_or(DEFAULT_GRACE);
             let container = |name: &String| Container { name: name.clone(), ..Container::default() };
             let pod = Pod {
                 metadata: ObjectMeta {
@@ -331,13 +335,13 @@ impl World {
 
 /// How a call to the runtime ends that the runtime does not survive.
 fn broken(action: &PodAction) -> Option<Outcome> {
-    match action {
-        PodAction::CreateSandbox { .. } => Some(Outcome::Sandbox(Err(Trouble::Away))),
-        PodAction::StartContainer { .. } => Some(Outcome::Started(Err(("RunContainerError", Trouble::Away)))),
+    let end = match action {
+        PodAction::CreateSandbox { .. } | PodAction::StartContainer { .. } => StepEnd::Away,
         PodAction::StopSandbox { .. }
         | PodAction::RemoveSandbox { .. }
         | PodAction::RemoveContainer { .. }
-        | PodAction::KillContainer { .. } => Some(Outcome::Plain(Err(Trouble::Away))),
-        _ => None,
-    }
+        | PodAction::KillContainer { .. } => StepEnd::Failed,
+        _ => return None,
+    };
+    Some(Outcome::Step(end))
 }

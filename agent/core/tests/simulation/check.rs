@@ -92,8 +92,8 @@ impl World {
         if !starts {
             return;
         }
-        let is_run = pod_loop.desired.fate == Fate::Run;
-        Self::must(is_run, || format!("{action:?} in spite of {:?}", pod_loop.desired.fate));
+        let fate = &pod_loop.state.desired.fate;
+        Self::must(*fate == Fate::Run, || format!("{action:?} in spite of {fate:?}"));
         let told = self.api.by_uid(&pod_loop.uid).map_or("", |pod| phase(pod));
         Self::must(!is_final(told), || format!("{action:?} of a pod that is {told}"));
     }
@@ -255,7 +255,7 @@ impl World {
         let agent = self.agent.as_ref().expect("it runs");
         let pod_loop = agent.loops.values().find(|pod_loop| pod_loop.uid == uid);
         let Some(pod_loop) = pod_loop else { Self::violated(&format!("{uid} has no loop")) };
-        let in_sync = pod_loop.sync.in_sync(uid, &pod_loop.status);
+        let in_sync = pod_loop.state.sync.in_sync(uid, &pod_loop.state.status);
         // A container that crashes all the time may just have done so.
         let steady = pod_loop.tasks.is_empty() && !pod_loop.observing && !pod_loop.has_input();
         Self::must(in_sync || !steady, || format!("the API does not say how {uid} is"));

@@ -1,6 +1,6 @@
-//! A node in virtual time: the real decisions (`plan`, `status`, `sync`, `probe`) run pods of many shapes on a fake runtime and a
-//! fake API server, while containers crash, sandboxes die, calls fail or lose their answers, events get lost, the watch lags, the
-//! clock is set, the agent is killed. Rules are checked at each step, and that all is well in the end.
+//! A node in virtual time: the real decisions ([`agent_core::pod_loop`] and all that it asks) run pods of many shapes on a fake
+//! runtime and a fake API server, while containers crash, sandboxes die, calls fail or lose their answers, events get lost, the
+//! watch lags, the clock is set, the agent is killed. Rules are checked at each step, and that all is well in the end.
 //!
 //! Each seed is another story. `KEELSON_SEED=N` plays one, `KEELSON_SEEDS=N` as many; a failure tells its seed and the last
 //! 50 things that happened (`KEELSON_TRACE=N`: as many).

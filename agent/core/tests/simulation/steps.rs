@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use agent_core::model::find_container;
 use agent_core::plan::PodAction;
+use agent_core::pod_loop::StepEnd;
 use agent_core::status::sync::Written;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
@@ -84,7 +85,7 @@ impl World {
             }
         };
         pod_loop.tasks.insert(task, action.clone());
-        let pod = Arc::clone(&pod_loop.desired.pod);
+        let pod = Arc::clone(&pod_loop.state.desired.pod);
         let (loop_id, uid, began) = (pod_loop.id, pod_loop.uid.clone(), self.time);
         self.schedule(delay, Event::Step(Job { loop_id, task, uid, pod, action, began }, stage));
     }
@@ -99,7 +100,7 @@ impl World {
             PodAction::RemoveContainer { .. } => (Stage::Remove, self.latency(100)),
             PodAction::StartContainer { .. } => (Stage::Create, self.latency(200)),
             PodAction::KillContainer { id, container, grace, .. } => {
-                let found = find_container(pod_loop.desired.spec(), container);
+                let found = find_container(pod_loop.state.desired.spec(), container);
                 let hook = *grace > 0 && found.is_some_and(|found| has_hook(&found, true));
                 let takes = if hook { random.between(0, 12_000).min(grace * 1000) } else { 1 };
                 (Stage::Stop(id.clone()), takes)
@@ -128,7 +129,7 @@ impl World {
                     self.log(&format!("postStart hook of {id} fails"));
                     self.stop_step(job, id);
                 } else {
-                    self.finish(&job, Outcome::Started(Ok(())));
+                    self.finish(&job, Outcome::Step(StepEnd::Done));
                 }
             }
             Stage::Stop(id) => self.stop_step(job, id),
@@ -179,40 +180,48 @@ impl World {
 
     fn host_step(&mut self, job: &Job) {
         let fails = self.time < self.disk_full_until || (self.faults && self.random.chance(5));
-        let result = if fails { Err(Trouble::Refused("no space left on device".to_owned())) } else { Ok(()) };
         let uid = job.uid.clone();
-        let outcome = match &job.action {
-            Some(PodAction::EnsureImage { .. }) => Outcome::Image(self.call(|_| Ok(()))),
+        let end = match &job.action {
+            Some(PodAction::EnsureImage { .. }) => self.image_step(),
+            Some(PodAction::MountVolumes) if fails => StepEnd::Failed,
             Some(PodAction::MountVolumes) => {
-                if result.is_ok() {
-                    self.runtime.volumes.insert(uid);
-                }
-                Outcome::Volumes(result)
+                self.runtime.volumes.insert(uid);
+                StepEnd::Mounted { refresh_at: None }
             }
             Some(PodAction::EnsureCgroup) => {
                 self.runtime.cgroups.insert(uid);
-                Outcome::Plain(Ok(()))
+                StepEnd::Done
             }
             Some(PodAction::TearDownVolumes) => {
                 self.check_nothing_runs(&uid, "volumes are torn down");
-                if result.is_ok() {
+                if fails {
+                    StepEnd::Failed
+                } else {
                     self.runtime.volumes.remove(&uid);
+                    StepEnd::Done
                 }
-                Outcome::Plain(result)
             }
             Some(PodAction::RemoveCgroup) => {
                 self.check_nothing_runs(&uid, "the cgroup is removed");
                 self.runtime.cgroups.remove(&uid);
-                Outcome::Plain(Ok(()))
+                StepEnd::Done
             }
-            _ => Outcome::Plain(Ok(())),
+            _ => StepEnd::Done,
         };
-        self.finish(job, outcome);
+        self.finish(job, Outcome::Step(end));
+    }
+
+    fn image_step(&mut self) -> StepEnd {
+        let reason = self.random.pick(&["ErrImagePull", "ErrImageNeverPull"]);
+        match self.call(|_| Ok(())) {
+            Ok(()) => StepEnd::ImageReady { image_ref: "sha256:1".to_owned() },
+            Err(trouble) => trouble.told_as(reason),
+        }
     }
 
     fn sandbox_step(&mut self, job: &Job) {
         let (uid, now) = (job.uid.clone(), self.wall());
-        let outcome = match &job.action {
+        let end = match &job.action {
             Some(PodAction::CreateSandbox { attempt }) => {
                 let with_address = !(self.faults && self.random.chance(5));
                 let made = self.call(|world| {
@@ -220,14 +229,18 @@ impl World {
                     world.log(&format!("  sandbox {made} runs"));
                     Ok(())
                 });
-                Outcome::Sandbox(made)
+                match made {
+                    Ok(()) => StepEnd::Done,
+                    Err(Trouble::Away) => StepEnd::Away,
+                    Err(Trouble::Refused(_)) => StepEnd::Failed,
+                }
             }
-            Some(PodAction::StopSandbox { id }) => Outcome::Plain(self.call(|world| {
+            Some(PodAction::StopSandbox { id }) => plain(&self.call(|world| {
                 world.check_stop_sandbox(id);
                 world.sandbox_dies(id);
                 Ok(())
             })),
-            Some(PodAction::RemoveSandbox { id }) => Outcome::Plain(self.call(|world| {
+            Some(PodAction::RemoveSandbox { id }) => plain(&self.call(|world| {
                 for alive in world.runtime.alive_in(id) {
                     world.check_removal(&alive);
                     world.end(&alive, 137, 0);
@@ -235,10 +248,10 @@ impl World {
                 world.runtime.remove_sandbox(id);
                 Ok(())
             })),
-            _ => Outcome::Plain(Ok(())),
+            _ => StepEnd::Done,
         };
         self.announce(&uid);
-        self.finish(job, outcome);
+        self.finish(job, Outcome::Step(end));
     }
 
     fn remove_step(&mut self, job: &Job) {
@@ -252,7 +265,7 @@ impl World {
             Ok(())
         });
         self.announce(&job.uid);
-        self.finish(job, Outcome::Plain(removed));
+        self.finish(job, Outcome::Step(plain(&removed)));
     }
 
     fn create_step(&mut self, job: Job, live: bool) {
@@ -263,7 +276,7 @@ impl World {
         let spec = job.pod.spec.clone().unwrap_or_default();
         let Some(found) = find_container(&spec, &container) else {
             let no = Trouble::Refused("the pod has no such container".to_owned());
-            return self.finish(&job, Outcome::Started(Err(("CreateContainerConfigError", no))));
+            return self.finish(&job, Outcome::Step(no.told_as("CreateContainerConfigError")));
         };
         let now = self.wall();
         let made = self.call(|world| {
@@ -276,10 +289,13 @@ impl World {
         match made {
             Ok(id) => {
                 self.log(&format!("  {id} is {container} {attempt} of {}", job.uid));
-                let delay = self.latency(200);
-                self.schedule(delay, Event::Step(job, Stage::Start(id)));
+                // Whoever does not hear that it is made does not ask for its start.
+                if live {
+                    let delay = self.latency(200);
+                    self.schedule(delay, Event::Step(job, Stage::Start(id)));
+                }
             }
-            Err(trouble) => self.finish(&job, Outcome::Started(Err(("CreateContainerError", trouble)))),
+            Err(trouble) => self.finish(&job, Outcome::Step(trouble.told_as("CreateContainerError"))),
         }
     }
 
@@ -307,8 +323,8 @@ impl World {
                 }
                 self.schedule(takes, Event::Step(job, Stage::PostStart(id)));
             }
-            Ok(()) => self.finish(&job, Outcome::Started(Ok(()))),
-            Err(trouble) => self.finish(&job, Outcome::Started(Err(("RunContainerError", trouble)))),
+            Ok(()) => self.finish(&job, Outcome::Step(StepEnd::Done)),
+            Err(trouble) => self.finish(&job, Outcome::Step(trouble.told_as("RunContainerError"))),
         }
     }
 
@@ -332,10 +348,10 @@ impl World {
         }
         let luck = self.luck();
         if matches!(luck, Luck::NeverArrives | Luck::Refused) {
-            return self.stopped(&job, Err(Trouble::Away));
+            return self.stopped(&job, &Err(Trouble::Away));
         }
         if !self.runtime.is_alive(&id) {
-            return self.stopped(&job, Ok(()));
+            return self.stopped(&job, &Ok(()));
         }
         self.check_stop_order(&job, &id);
         match self.random.between(0, 10) {
@@ -350,7 +366,7 @@ impl World {
             }
         }
         if matches!(luck, Luck::AnswerLost) {
-            return self.stopped(&job, Err(Trouble::Away));
+            return self.stopped(&job, &Err(Trouble::Away));
         }
         let left = (job.grace() * 1000 - (self.time - job.began)).max(SHORTEST_GRACE);
         if let Some(instance) = self.runtime.instances.get_mut(&id) {
@@ -361,13 +377,13 @@ impl World {
     }
 
     /// A kill, or the kill after a failed hook, is over.
-    pub(crate) fn stopped(&mut self, job: &Job, result: Result<(), Trouble>) {
-        let outcome = if matches!(job.action, Some(PodAction::StartContainer { .. })) {
-            Outcome::Started(Err(("PostStartHookError", Trouble::Refused("the hook failed".to_owned()))))
+    pub(crate) fn stopped(&mut self, job: &Job, result: &Result<(), Trouble>) {
+        let end = if matches!(job.action, Some(PodAction::StartContainer { .. })) {
+            Trouble::Refused("the hook failed".to_owned()).told_as("PostStartHookError")
         } else {
-            Outcome::Plain(result)
+            plain(result)
         };
-        self.finish(job, outcome);
+        self.finish(job, Outcome::Step(end));
     }
 
     fn write_step(&mut self, job: &Job, patch: &Value) {
@@ -393,7 +409,7 @@ impl World {
     fn delete_step(&mut self, job: &Job) {
         let luck = self.api_luck();
         if matches!(luck, Luck::NeverArrives) {
-            return self.finish(job, Outcome::Plain(Err(Trouble::Away)));
+            return self.finish(job, Outcome::Step(StepEnd::Failed));
         }
         let is_this = self.api.by_uid(&job.uid).is_some();
         if is_this {
@@ -401,7 +417,7 @@ impl World {
             self.remove_object(job.name());
         }
         let lost = matches!(luck, Luck::AnswerLost);
-        self.finish(job, Outcome::Plain(if lost { Err(Trouble::Away) } else { Ok(()) }));
+        self.finish(job, Outcome::Step(if lost { StepEnd::Failed } else { StepEnd::Done }));
     }
 
     fn api_luck(&mut self) -> Luck {
@@ -414,4 +430,9 @@ impl World {
             _ => Luck::Works,
         }
     }
+}
+
+/// A step that is only done or not.
+fn plain(result: &Result<(), Trouble>) -> StepEnd {
+    if result.is_ok() { StepEnd::Done } else { StepEnd::Failed }
 }

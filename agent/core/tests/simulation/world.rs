@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use agent_core::model::{ObservedPod, RunState};
-use agent_core::probe::{ProbeKind, ProbeSettings, ProbeState};
+use agent_core::probe::{ProbeKind, ProbeReport, ProbeSettings, ProbeState};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, Probe};
 
-use crate::agent::{Agent, Loop, Outcome, Probing, Report};
+use crate::agent::{Agent, Loop, Outcome, Probing};
 use crate::api::Api;
 use crate::check::Truth;
 use crate::random::Random;
@@ -221,7 +221,7 @@ impl World {
             Event::Timer(id, timer) => self.with_loop(id, |world, pod_loop| {
                 if pod_loop.timer == timer && !pod_loop.observing {
                     let now = world.wall();
-                    pod_loop.stale |= pod_loop.observe_retry_at.is_some_and(|at| at <= now);
+                    pod_loop.state.timer(now);
                     world.pass(pod_loop);
                 }
             }),
@@ -303,7 +303,7 @@ impl World {
             0 if pod_loop.told_news => pod_loop.take_told(),
             1 if pod_loop.signalled => {
                 pod_loop.signalled = false;
-                pod_loop.stale = true;
+                pod_loop.state.take_signal(false);
             }
             2 if !pod_loop.outcomes.is_empty() => {
                 let (task, outcome) = pod_loop.outcomes.remove(self.random.index(pod_loop.outcomes.len()));
@@ -311,7 +311,7 @@ impl World {
             }
             3 if !pod_loop.reports.is_empty() => {
                 let report = pod_loop.reports.remove(0);
-                pod_loop.absorb_probe(&report);
+                pod_loop.state.absorb_probe(&report);
             }
             _ => return self.schedule(0, Event::Turn(pod_loop.id)),
         }
@@ -321,7 +321,7 @@ impl World {
     /// Looks at the runtime if needed, and plans.
     pub(crate) fn pass(&mut self, pod_loop: &mut Loop) {
         self.check_pass(&pod_loop.uid);
-        if !pod_loop.stale {
+        if !pod_loop.state.stale {
             return self.rounds(pod_loop);
         }
         pod_loop.observing = true;
@@ -335,11 +335,10 @@ impl World {
     fn observed(&mut self, pod_loop: &mut Loop, observed: Option<ObservedPod>) {
         pod_loop.observing = false;
         let Some(observed) = observed else {
-            pod_loop.look_failed(self.wall());
+            pod_loop.state.look_failed(self.wall());
             return self.rest(pod_loop);
         };
-        pod_loop.observed = observed;
-        (pod_loop.stale, pod_loop.observe_retry_at) = (false, None);
+        pod_loop.state.saw(observed);
         self.rounds(pod_loop);
     }
 
@@ -370,7 +369,7 @@ impl World {
             self.schedule(0, Event::Turn(pod_loop.id));
         }
         pod_loop.timer = self.number();
-        if let Some(at) = pod_loop.next_wake() {
+        if let Some(at) = pod_loop.state.next_wake() {
             let pause = at.duration_since(self.wall()).as_millis();
             // A millisecond is lost to rounding.
             let pause = i64::try_from(pause).expect("not that far").max(0) + 1;
@@ -388,7 +387,7 @@ impl World {
             if pod_loop.probes.contains_key(&(container.clone(), kind)) {
                 continue;
             }
-            let Some(probe) = probe_of(&pod_loop.desired.pod, &container, kind) else { continue };
+            let Some(probe) = probe_of(&pod_loop.state.desired.pod, &container, kind) else { continue };
             let settings = ProbeSettings::of(&probe);
             let state = ProbeState::new(kind, settings, false);
             let probing = Probing { container_id: id.clone(), state };
@@ -402,14 +401,14 @@ impl World {
         let fails = self.faults && self.random.chance(if kind == ProbeKind::Readiness { 30 } else { 15 });
         let success = self.runtime.is_alive(&id) && !fails;
         let Some(pod_loop) = self.loop_of(loop_id) else { return };
-        let grace = probe_of(&pod_loop.desired.pod, &container, kind)
+        let grace = probe_of(&pod_loop.state.desired.pod, &container, kind)
             .and_then(|probe| probe.termination_grace_period_seconds);
         let probing = pod_loop.probes.get_mut(&(container.clone(), kind));
         let Some(probing) = probing.filter(|probing| probing.container_id == id) else { return };
         let step = probing.state.on_result(success);
         if let Some(healthy) = step.verdict {
             let (container, container_id) = (container.clone(), id.clone());
-            pod_loop.reports.push(Report { container, container_id, kind, healthy, grace });
+            pod_loop.reports.push(ProbeReport { container, container_id, kind, healthy, grace });
             self.schedule(0, Event::Turn(loop_id));
         }
         if let Some(pause) = step.next {
@@ -428,7 +427,7 @@ impl World {
             if let Some(instance) = self.runtime.instances.get_mut(id) {
                 instance.end_shown_at = 0;
             }
-            self.stopped(&job, Ok(()));
+            self.stopped(&job, &Ok(()));
         }
         self.announce_after(&uid, late);
     }
@@ -488,7 +487,7 @@ impl World {
         let gone = seen.keys().filter(|uid| !now.contains_key(*uid));
         // And whoever has seen something else than what is there.
         let others = agent.loops.values().filter(|pod_loop| {
-            states(&pod_loop.observed) != now.get(&pod_loop.uid).cloned().unwrap_or_default()
+            states(&pod_loop.state.observed) != now.get(&pod_loop.uid).cloned().unwrap_or_default()
         });
         let others: Vec<String> = others.map(|pod_loop| pod_loop.uid.clone()).collect();
         for uid in changed.chain(gone).chain(&others) {

@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn the_burstable_class_weighs_what_its_pods_weigh() {
-    let cgroups = Cgroups::new("/keelson/up/");
+    let cgroups = Cgroups::new(CgroupTree::new("/keelson/up/", CgroupDriver::Cgroupfs));
     let pod = |uid: &str| format!("/keelson/up/kubepods/burstable/pod{uid}");
     assert_eq!(cgroups.burstable_sum(&pod("a"), Some(100)), Some(100));
     assert_eq!(cgroups.burstable_sum(&pod("b"), Some(512)), Some(612));

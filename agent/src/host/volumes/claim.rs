@@ -37,6 +37,11 @@ pub(super) struct FoundPath {
 }
 
 impl FoundPath {
+    /// Where it is.
+    pub(super) fn path(&self) -> PathBuf {
+        PathBuf::from(&self.path)
+    }
+
     /// Checks that it is there; a `hostPath` that may be made is made. Blocks.
     pub(super) fn check(&self) -> Result<PathBuf, String> {
         host_path::check(&HostPathVolumeSource { path: self.path.clone(), type_: self.kind.clone() })?;

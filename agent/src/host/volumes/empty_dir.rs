@@ -1,8 +1,9 @@
-//! emptyDir volumes: a directory on disk or a tmpfs, writable by everybody in the pod.
+//! emptyDir volumes: a directory on disk, a tmpfs or one of huge pages, writable by everybody in the pod.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use agent_core::huge_pages::page_of_medium;
 use agent_core::resources::{pod_limit, whole};
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, PodSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -15,6 +16,8 @@ use crate::contracts::VolumeContext;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct EmptyDir {
     medium: String,
+    /// Bytes of a page, of a volume of huge pages; or why there can be none.
+    page: Result<Option<u64>, String>,
     /// Bound of a tmpfs.
     size: Option<u64>,
 }
@@ -27,6 +30,7 @@ impl EmptyDir {
         let limits = [source.size_limit.as_ref().and_then(bytes), pod_limit(spec, "memory"), allocatable];
         let size = limits.into_iter().flatten().filter(|bytes| *bytes > 0).min();
         Self {
+            page: page_of_medium(source.medium.as_deref().unwrap_or_default(), spec),
             medium: source.medium.clone().unwrap_or_default(),
             size: size.and_then(|bytes| u64::try_from(bytes).ok()),
         }
@@ -35,10 +39,14 @@ impl EmptyDir {
 
 /// Makes the directory, or leaves what is there: it lives as long as the pod.
 pub(super) fn set_up(dir: &Path, plan: &EmptyDir, ownership: Ownership) -> Result<(), String> {
+    let page = plan.page.clone()?;
     let make = || {
         make_dir(dir, 0o777)?;
         if plan.medium == "Memory" {
             tmpfs::ensure(dir, plan.size)?;
+        }
+        if let Some(page) = page {
+            tmpfs::ensure_of_huge_pages(dir, page)?;
         }
         // The process's umask was taken off the mode.
         let mode = std::fs::metadata(dir)?.permissions().mode();
@@ -49,6 +57,7 @@ pub(super) fn set_up(dir: &Path, plan: &EmptyDir, ownership: Ownership) -> Resul
     };
     match plan.medium.as_str() {
         "" | "Memory" => make().map_err(|error: std::io::Error| error.to_string()),
+        _ if page.is_some() => make().map_err(|error| error.to_string()),
         other => Err(format!("unknown storage medium {other:?}")),
     }
 }

@@ -6,6 +6,9 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use k8s_openapi::api::core::v1::HostPathVolumeSource;
+use rustix::fs::AtFlags;
+
+use crate::host::asked::known;
 
 /// Checks that `source.path` is what `source.type` says.
 pub(super) fn check(source: &HostPathVolumeSource) -> Result<(), String> {
@@ -13,7 +16,9 @@ pub(super) fn check(source: &HostPathVolumeSource) -> Result<(), String> {
     let kind = source.type_.as_deref().unwrap_or_default();
     let created = match kind {
         // Nothing is checked; like container runtimes, a missing path becomes a directory.
-        "" => return if path.exists() { Ok(()) } else { told(path, create_dir(path)) },
+        "" => {
+            return if known(path, AtFlags::empty()).is_ok() { Ok(()) } else { told(path, create_dir(path)) };
+        }
         "DirectoryOrCreate" => create_dir(path),
         "FileOrCreate" => create_file(path),
         _ => Ok(()),

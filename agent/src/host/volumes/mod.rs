@@ -28,7 +28,7 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, PodSpec, Volume};
 use kube::Client;
 use tracing::debug;
 
-use self::claim::Found;
+use self::claim::{Found, FoundPath};
 use self::content::{Content, Inputs};
 use self::ownership::Ownership;
 pub(crate) use self::remote::is_remote;
@@ -39,6 +39,7 @@ use crate::contracts::{
     VolumeManager, VolumeStep,
 };
 use crate::csi::{Csi, CsiVolume, MountOrder};
+use crate::host::asked::Asked;
 use crate::sources::objects::claim_of_ephemeral;
 
 /// The volumes of one kubelet root directory.
@@ -49,6 +50,7 @@ pub struct Volumes {
     client: Client,
     csi: Option<Csi>,
     remote: Remote,
+    asked: Asked,
 }
 
 impl Volumes {
@@ -56,7 +58,8 @@ impl Volumes {
     pub fn new(root_dir: &Path, objects: Arc<dyn ObjectSource>, client: Client) -> Self {
         let tokens = Tokens::new(client.clone());
         let remote = Remote::new(root_dir, Arc::clone(&objects));
-        Self { pods_dir: root_dir.join("pods"), objects, tokens, client, csi: None, remote }
+        let pods_dir = root_dir.join("pods");
+        Self { pods_dir, objects, tokens, client, csi: None, remote, asked: Asked::default() }
     }
 
     /// With volumes of drivers.
@@ -99,14 +102,14 @@ impl Volumes {
         if let Some(source) = &volume.host_path {
             let source = source.clone();
             let path = PathBuf::from(&source.path);
-            blocking(name, move || host_path::check(&source)).await?;
+            self.ask(name, &path, move || host_path::check(&source)).await?;
             return Ok(HostPath { path, read_only: false });
         }
         if let Some(source) = &volume.empty_dir {
             let path = self.volume_dir(pod, "empty-dir", name)?;
             let plan = empty_dir::EmptyDir::new(source, spec, context);
             let dir = path.clone();
-            blocking(name, move || empty_dir::set_up(&dir, &plan, ownership)).await?;
+            self.ask(name, &path, move || empty_dir::set_up(&dir, &plan, ownership)).await?;
             return Ok(HostPath { path, read_only: false });
         }
         if let Some(source) = &volume.persistent_volume_claim {
@@ -133,7 +136,7 @@ impl Volumes {
         let content = content::of(volume, &inputs).await.map_err(|message| failed(name, message))?;
         mounted.refresh_at = [mounted.refresh_at, content.refresh_at].into_iter().flatten().min();
         let dir = path.clone();
-        blocking(name, move || write(&dir, in_memory, &content, ownership)).await?;
+        self.ask(name, &path, move || write(&dir, in_memory, &content, ownership)).await?;
         Ok(HostPath { path, read_only: true })
     }
 
@@ -153,8 +156,7 @@ impl Volumes {
         }
         let known = claim::recall(&pod_dir, name).await;
         if let Some(Found::Path(found)) = known {
-            let path = blocking(name, move || found.check()).await?;
-            return Ok(HostPath { path, read_only });
+            return self.set_up_path(name, found, read_only).await;
         }
         if let Some(Found::Network { network }) = &known {
             return self.set_up_remote(pod, network).await;
@@ -182,8 +184,7 @@ impl Volumes {
             let found = claim::path_of(&bound.volume).map_err(|problem| failed(name, problem))?;
             let noted = claim::note(&pod_dir, name, &Found::Path(found.clone())).await;
             noted.map_err(|problem| failed(name, problem))?;
-            let path = blocking(name, move || found.check()).await?;
-            return Ok(HostPath { path, read_only });
+            return self.set_up_path(name, found, read_only).await;
         };
         let volume_name = bound.volume.metadata.name.clone().unwrap_or_default();
         self.objects.depend(uid, &[Dependency::Volume(volume_name.clone())]);
@@ -195,6 +196,28 @@ impl Volumes {
             noted.map_err(|problem| failed(name, problem))?;
         }
         self.set_up_csi(pod, name, (volume, Some(&bound.claim)), mounted).await
+    }
+
+    /// A directory of the node that a claim leads to.
+    async fn set_up_path(
+        &self,
+        name: &str,
+        found: FoundPath,
+        read_only: bool,
+    ) -> Result<HostPath, VolumeError> {
+        let path = self.ask(name, &found.path(), move || found.check()).await?;
+        Ok(HostPath { path, read_only })
+    }
+
+    /// Does what looks at a path that others than the node answer for: any directory may be one of a server, and what a
+    /// container mounts may cover those of its pod.
+    async fn ask<T: Send + 'static>(
+        &self,
+        volume: &str,
+        path: &Path,
+        work: impl FnOnce() -> Result<T, String> + Send + 'static,
+    ) -> Result<T, VolumeError> {
+        self.asked.about(path, work).await.map_err(|problem| failed(volume, problem))
     }
 
     /// A volume on a server.
@@ -260,10 +283,7 @@ impl VolumeManager for Volumes {
         let (path, shown) = (volume.path.clone(), volume.path.display().to_string());
         async move {
             let work = move || sub_path::resolve(&volume, &wanted);
-            if self.remote.has(&path) {
-                return self.remote.within(&path, work).await.map_err(|problem| failed(&shown, problem));
-            }
-            blocking(&shown, work).await
+            self.ask(&shown, &path, work).await
         }
         .boxed()
     }

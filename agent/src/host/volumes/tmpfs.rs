@@ -1,4 +1,4 @@
-//! tmpfs over a volume's directory.
+//! File systems in memory over a volume's directory.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -17,6 +17,17 @@ pub(super) fn ensure(dir: &Path, size: Option<u64>) -> io::Result<()> {
     };
     mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(options.as_str()))
         .map_err(|error| io::Error::other(format!("cannot mount tmpfs at {}: {error}", dir.display())))
+}
+
+/// Mounts one of huge pages of so many bytes at `dir` unless one is there. How much may be in it is the containers' limit.
+pub(super) fn ensure_of_huge_pages(dir: &Path, page: u64) -> io::Result<()> {
+    if is_mount_point(dir)? {
+        return Ok(());
+    }
+    let options = format!("mode=0777,pagesize={page}");
+    mount(Some("nodev"), dir, Some("hugetlbfs"), MsFlags::empty(), Some(options.as_str())).map_err(|error| {
+        io::Error::other(format!("cannot mount huge pages of {page} bytes at {}: {error}", dir.display()))
+    })
 }
 
 /// A file system of its own has a device of its own. (A bind mount would not be seen; nobody makes one here.)

@@ -1,17 +1,14 @@
 //! A pod with a ResourceClaim: what its user sees while the driver is away, and what its container gets from it.
 
-use std::convert::Infallible;
 use std::path::{Path, PathBuf};
-use std::task::{Context, Poll};
 
 use tonic::body::Body;
-use tonic::server::NamedService;
 
 use super::*;
 use crate::dra::wire::{
     Claims, Device, Method, Prepared, PreparedClaim, Service, Unprepared, UnpreparedClaim,
 };
-use crate::plugins::socket::{answer, serve, unimplemented};
+use crate::plugins::socket::{Methods, answer, serve, unimplemented};
 use crate::plugins::{Plugin, PluginHandler as _};
 
 const DRIVER: &str = "gpu.example.com";
@@ -19,44 +16,30 @@ const DRIVER: &str = "gpu.example.com";
 #[derive(Clone)]
 struct Driver(Journal);
 
-impl NamedService for Driver {
+impl Methods for Driver {
     const NAME: &'static str = "k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin";
-}
 
-impl tower::Service<http::Request<Body>> for Driver {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
-
-    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let journal = self.0.clone();
-        async move {
-            let path = request.uri().path().to_owned();
-            let prepare = |asked: Claims| async move {
-                let device = Device { cdi_device_ids: vec!["gpu=0".to_owned()], ..Device::default() };
-                let result = PreparedClaim { devices: vec![device], error: String::new() };
-                let claims = asked.claims.into_iter().map(|claim| (claim.uid, result.clone())).collect();
-                Ok(Prepared { claims })
-            };
-            let unprepare = |asked: Claims| async move {
-                let result = |uid| (uid, UnpreparedClaim::default());
-                Ok(Unprepared { claims: asked.claims.into_iter().map(|claim| result(claim.uid)).collect() })
-            };
-            Ok(if path == Service::V1.path(Method::Prepare) {
-                journal.add("driver: prepare");
-                answer(request, prepare).await
-            } else if path == Service::V1.path(Method::Unprepare) {
-                journal.add("driver: unprepare");
-                answer(request, unprepare).await
-            } else {
-                unimplemented()
-            })
+    async fn call(self, request: http::Request<Body>) -> http::Response<Body> {
+        let path = request.uri().path().to_owned();
+        let prepare = |asked: Claims| async move {
+            let device = Device { cdi_device_ids: vec!["gpu=0".to_owned()], ..Device::default() };
+            let result = PreparedClaim { devices: vec![device], error: String::new() };
+            let claims = asked.claims.into_iter().map(|claim| (claim.uid, result.clone())).collect();
+            Ok(Prepared { claims })
+        };
+        let unprepare = |asked: Claims| async move {
+            let result = |uid| (uid, UnpreparedClaim::default());
+            Ok(Unprepared { claims: asked.claims.into_iter().map(|claim| result(claim.uid)).collect() })
+        };
+        if path == Service::V1.path(Method::Prepare) {
+            self.0.add("driver: prepare");
+            answer(request, prepare).await
+        } else if path == Service::V1.path(Method::Unprepare) {
+            self.0.add("driver: unprepare");
+            answer(request, unprepare).await
+        } else {
+            unimplemented()
         }
-        .boxed()
     }
 }
 
@@ -64,7 +47,9 @@ impl tower::Service<http::Request<Body>> for Driver {
 async fn start_driver(journal: &Journal, socket: &Path) {
     let (driver, at) = (Driver(journal.clone()), socket.to_owned());
     tokio::spawn(async move { serve(&at, driver, CancellationToken::new()).await });
-    while tokio::net::UnixStream::connect(socket).await.is_err() {
+    let begin = Instant::now();
+    while let Err(error) = tokio::net::UnixStream::connect(socket).await {
+        assert!(begin.elapsed() < DEADLINE, "the driver does not serve: {error}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cri_shim_api::v1;
@@ -36,6 +37,8 @@ impl FakeCri {
             state: Arc::default(),
             events: broadcast::Sender::new(64),
             stalled: watch::Sender::new(false),
+            held: Arc::default(),
+            listed: Arc::default(),
         };
         Self { runtime, socket, server: None }
     }
@@ -78,6 +81,21 @@ impl FakeCri {
         self.runtime.stalled.send_replace(stalled);
     }
 
+    /// How many calls had to wait.
+    pub(super) fn held(&self) -> usize {
+        self.runtime.held.load(Ordering::SeqCst)
+    }
+
+    /// How many lists of containers were given.
+    pub(super) fn listed(&self) -> usize {
+        self.runtime.listed.load(Ordering::SeqCst)
+    }
+
+    /// Has the agent look again.
+    pub(super) fn nudge(&self) {
+        self.runtime.tell();
+    }
+
     /// Sandboxes and containers that are there, and how many instances of one container run at most.
     pub(super) fn left(&self) -> (usize, usize, usize) {
         let state = self.runtime.lock();
@@ -111,6 +129,10 @@ struct Runtime {
     events: broadcast::Sender<Option<v1::ContainerEventResponse>>,
     /// Calls wait.
     stalled: watch::Sender<bool>,
+    /// Calls that had to wait.
+    held: Arc<AtomicUsize>,
+    /// Lists of containers that were given.
+    listed: Arc<AtomicUsize>,
 }
 
 #[derive(Default)]
@@ -158,6 +180,7 @@ impl Runtime {
     /// Returns when calls may go on.
     async fn gate(&self) {
         let mut stalled = self.stalled.subscribe();
+        self.held.fetch_add(usize::from(*stalled.borrow()), Ordering::SeqCst);
         // The sender lives as long as the runtime does.
         stalled.wait_for(|stalled| !stalled).await.ok();
     }
@@ -382,7 +405,9 @@ impl RuntimeService for Runtime {
                 annotations: container.status.annotations.clone(),
                 ..v1::Container::default()
             });
-        Ok(Response::new(v1::ListContainersResponse { containers: containers.collect() }))
+        let containers = containers.collect();
+        self.listed.fetch_add(1, Ordering::SeqCst);
+        Ok(Response::new(v1::ListContainersResponse { containers }))
     }
 
     async fn container_status(

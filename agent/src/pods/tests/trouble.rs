@@ -54,6 +54,24 @@ impl Scene {
         .boxed()
     }
 
+    /// Waits for something that happens without the agent's being killed.
+    async fn eventually(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let begin = Instant::now();
+        while !holds(self) {
+            assert!(begin.elapsed() < DEADLINE, "not {what}: {:#?}", self.journal.lines());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Has the agent look at the runtime, and waits until it has done what follows from that: it looks once more.
+    async fn looked_again(&self) {
+        for _ in 0..2 {
+            let before = self.cri.listed();
+            self.cri.nudge();
+            self.eventually("looked at", |scene| scene.cri.listed() > before).await;
+        }
+    }
+
     fn phase(&self) -> String {
         let pods = self.api.pods();
         let status = pods.first().and_then(|pod| pod.status.clone());
@@ -172,16 +190,18 @@ async fn a_runtime_that_does_not_answer_is_waited_for() {
     scene.start_agent().await;
     scene.cri.stall(true);
     scene.create(simple()).await;
-    tokio::time::sleep(Duration::from_millis(600)).await;
+    scene.eventually("asked", |scene| scene.cri.held() > 0).await;
     assert_eq!(scene.cri.left(), (0, 0, 0));
     scene.cri.stall(false);
     scene.until("ready", Scene::is_ready).await;
     // While it runs nothing is touched.
     scene.journal.take();
+    let held = scene.cri.held();
     scene.cri.stall(true);
-    tokio::time::sleep(Duration::from_millis(600)).await;
+    scene.cri.nudge();
+    scene.eventually("asked", |scene| scene.cri.held() > held).await;
     scene.cri.stall(false);
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    scene.looked_again().await;
     assert_eq!(scene.cri.left(), (1, 1, 1));
     assert_eq!(scene.lines_with("cri: stop") + scene.lines_with("cri: remove"), 0);
     scene.cri.exit("a", 1);
@@ -199,7 +219,7 @@ async fn a_disk_that_is_full_is_told_and_what_runs_goes_on() {
     scene.host.2.store(true, Ordering::SeqCst);
     scene.create(simple()).await;
     scene.journal.wait_for("cri: run sandbox").await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    scene.eventually("tried again and again", |scene| scene.lines_with("host: no space") > 2).await;
     assert_eq!(scene.lines_with("cri: create"), 0, "its volumes are not there");
     scene.host.2.store(false, Ordering::SeqCst);
     scene.journal.wait_for("CreateContainerConfigError").await;
@@ -210,7 +230,7 @@ async fn a_disk_that_is_full_is_told_and_what_runs_goes_on() {
     std::fs::rename(&dir, dir.with_extension("aside")).expect("it is there");
     std::fs::write(&dir, b"").expect("a file in its place");
     scene.journal.take();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    scene.looked_again().await;
     assert_eq!(scene.cri.left(), (1, 1, 1));
     scene.cri.exit("a", 1);
     scene.journal.wait_for("CreateContainerConfigError").await;

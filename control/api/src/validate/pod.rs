@@ -88,15 +88,7 @@ fn containers(errors: &mut Errors, at: &Path<'_>, spec: &Value, volumes: &BTreeS
         let at = at.child(key);
         for (index, found) in list(spec, &format!("/{key}")).iter().enumerate() {
             let at = at.index(index);
-            let name = text(found, "/name");
-            if name.is_empty() {
-                errors.required(&at.child("name"));
-            } else {
-                errors.syntax(&at.child("name"), name, names::label_1123(name));
-                if !seen.insert(name) {
-                    errors.push(FieldError::duplicate(&at.child("name"), name));
-                }
-            }
+            errors.own_label(&at.child("name"), text(found, "/name"), &mut seen);
             container::check(errors, &at, found, &Around { role, volumes, targets: &targets });
             if role == Role::Main {
                 host_port_clashes(errors, &at.child("ports"), found, &mut host_ports);

@@ -4,26 +4,15 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{Errors, names, path::Path, resources};
-use crate::{
-    status::FieldError,
-    value::{int, list, text},
-};
+use super::{Errors, path::Path, resources};
+use crate::value::{int, list, text};
 
 /// Checks a pod's volumes and returns their names.
 pub(super) fn check<'a>(errors: &mut Errors, at: &Path<'_>, spec: &'a Value) -> BTreeSet<&'a str> {
     let mut seen = BTreeSet::new();
     for (index, volume) in list(spec, "/volumes").iter().enumerate() {
         let at = at.index(index);
-        let name = text(volume, "/name");
-        if name.is_empty() {
-            errors.required(&at.child("name"));
-        } else {
-            errors.syntax(&at.child("name"), name, names::label_1123(name));
-            if !seen.insert(name) {
-                errors.push(FieldError::duplicate(&at.child("name"), name));
-            }
-        }
+        errors.own_label(&at.child("name"), text(volume, "/name"), &mut seen);
         let sources =
             volume.as_object().into_iter().flatten().filter(|(key, v)| *key != "name" && !v.is_null());
         for (count, (kind, source)) in sources.enumerate() {

@@ -204,9 +204,10 @@ fn disks(sheet: &mut Sheet, figures: &ContainerFigures) {
 fn processes(sheet: &mut Sheet, figures: &ContainerFigures) {
     let processes = &figures.processes;
     sheet.put(&d::FILES, processes.file_descriptors);
-    sheet.put(&d::PROCESSES, figures.usage.processes);
+    sheet.put(&d::PROCESSES, processes.processes);
     sheet.put(&d::SOCKETS, processes.sockets);
-    sheet.put(&d::THREADS, processes.threads);
+    // The kernel's controller counts threads; where it is missing, there is at least one to a process.
+    sheet.put(&d::THREADS, figures.usage.processes.max(processes.processes));
     sheet.put(&d::THREADS_MAX, figures.details.pids_limit.unwrap_or(0));
     if let Some(limit) = processes.max_open_files {
         sheet.put_with(&d::ULIMITS, &["max_open_files"], limit);

@@ -7,8 +7,8 @@ pub struct ProcessUsage {
     pub file_descriptors: u64,
     /// Those that are sockets.
     pub sockets: u64,
-    /// Threads.
-    pub threads: u64,
+    /// Processes.
+    pub processes: u64,
     /// How many files the first process may open; nothing when unlimited or not known.
     pub max_open_files: Option<u64>,
 }

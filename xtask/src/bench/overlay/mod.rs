@@ -130,6 +130,7 @@ pub(crate) fn run(layout: &Layout, arguments: &Arguments) -> Result<()> {
         no_build: arguments.no_build,
         cgroup_root: None,
         nodes: Some(2),
+        max_pods: config::MAX_PODS,
         overlay: config::Overlay::default(),
     };
     let measured = up::run(layout, &options).and_then(|()| measure(layout, arguments));

@@ -12,9 +12,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use super::in_time;
-use crate::bench::interrupt;
+use super::{attentive, in_time};
+use crate::bench::{interrupt, peer};
 use crate::paths::Layout;
+use crate::process::ProcessId;
 
 /// Tells our pods from others.
 const LABEL: &str = "app=keelson-bench";
@@ -34,10 +35,12 @@ pub(super) struct Crowd {
     client: kube::Client,
     pods: Api<Pod>,
     node: Node,
+    /// The process that the node lives by, where it is one that may end.
+    watched: Option<ProcessId>,
 }
 
 impl Crowd {
-    /// On the first node of the cluster that is up; what an earlier measurement left goes first.
+    /// On the first of our nodes of the cluster that is up; what an earlier measurement left goes first.
     pub(super) async fn open(layout: &Layout) -> Result<Self> {
         let path = layout.kubeconfig();
         let file = Kubeconfig::read_from(&path).with_context(|| {
@@ -47,10 +50,17 @@ impl Crowd {
         let client = kube::Client::try_from(config)?;
         let nodes =
             Api::<Node>::all(client.clone()).list(&ListParams::default()).await.context("list nodes")?;
-        let node = nodes.items.into_iter().next().context("the cluster has no node")?;
-        let crowd = Self { pods: Api::default_namespaced(client.clone()), client, node };
+        let ours = |node: &Node| node.metadata.name.as_deref() != Some(peer::NODE);
+        let node = nodes.items.into_iter().find(ours).context("the cluster has no node")?;
+        let crowd = Self { pods: Api::default_namespaced(client.clone()), client, node, watched: None };
         crowd.clear().await?;
         Ok(crowd)
+    }
+
+    /// The same on the peer's node. Only one of the two has pods at a time: they have the same names.
+    pub(super) async fn on_peer(&self, watched: Option<ProcessId>) -> Result<Self> {
+        let node = Api::<Node>::all(self.client.clone()).get(peer::NODE).await.context("the peer's node")?;
+        Ok(Self { client: self.client.clone(), pods: self.pods.clone(), node, watched })
     }
 
     /// The node's name.
@@ -88,7 +98,6 @@ impl Crowd {
         let ready = async {
             let mut ready = BTreeSet::new();
             while ready.len() < count {
-                interrupt::check()?;
                 match events.next().await.context("the watch ended")?? {
                     WatchEvent::Added(pod) | WatchEvent::Modified(pod) if is_ready(&pod) => {
                         ready.insert(pod.metadata.name.unwrap_or_default());
@@ -99,7 +108,7 @@ impl Crowd {
             }
             Ok(begin.elapsed())
         };
-        in_time("pods Ready", async { Ok(tokio::try_join!(made, ready)?.1) }).await
+        attentive("pods Ready", self.watched, async { Ok(tokio::try_join!(made, ready)?.1) }).await
     }
 
     /// Ends one container after the other, from outside; the time until each one's end is seen.
@@ -129,12 +138,12 @@ impl Crowd {
                     }
                 }
             };
-            all.push(in_time("the end of a container", told).await?);
+            all.push(attentive("the end of a container", self.watched, told).await?);
         }
         Ok(all)
     }
 
-    /// Milliseconds of so many looks at the node's container metrics.
+    /// Milliseconds of so many looks at the node's container metrics; none where a peer has none.
     pub(super) async fn cadvisor(&self, looks: usize) -> Result<Vec<f64>> {
         let mut all = Vec::new();
         for _ in 0..looks {
@@ -143,34 +152,42 @@ impl Crowd {
             let begin = Instant::now();
             let text = self.client.request_text(request).await.context("ask for /metrics/cadvisor")?;
             all.push(begin.elapsed().as_secs_f64() * 1000.0);
-            ensure!(
-                text.contains("container_cpu_usage_seconds_total"),
-                "the node tells nothing of containers"
-            );
+            if !text.contains("container_cpu_usage_seconds_total") {
+                // A kubelet that asks its runtime needs one that can tell, and containerd 1.6 cannot.
+                ensure!(self.watched.is_some(), "the node tells nothing of containers");
+                println!("  /metrics/cadvisor of the peer tells nothing of containers");
+                return Ok(Vec::new());
+            }
             // Whatever the node computes once in a while is not asked for again and again within it.
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
         Ok(all)
     }
 
-    /// Removes our pods and waits until they are gone.
+    /// Removes our pods and waits until they are gone, as a part of a measurement.
     pub(super) async fn clear(&self) -> Result<()> {
+        attentive("pods gone", self.watched, self.remove()).await
+    }
+
+    /// The same at the end of everything, which a signal does not stop.
+    pub(super) async fn clear_at_last(&self) -> Result<()> {
+        in_time("pods gone", self.remove()).await
+    }
+
+    async fn remove(&self) -> Result<()> {
         let ours = ListParams::default().labels(LABEL);
         let version = self.version().await?;
         let events = self.pods.watch(&WatchParams::default().labels(LABEL), &version).await?;
         let mut events = std::pin::pin!(events);
         let quickly = DeleteParams { grace_period_seconds: Some(1), ..DeleteParams::default() };
         self.pods.delete_collection(&quickly, &ours).await.context("delete pods")?;
-        let gone = async {
-            let mut left = self.names().await?;
-            while !left.is_empty() {
-                if let WatchEvent::Deleted(pod) = events.next().await.context("the watch ended")?? {
-                    left.remove(&pod.metadata.name.unwrap_or_default());
-                }
+        let mut left = self.names().await?;
+        while !left.is_empty() {
+            if let WatchEvent::Deleted(pod) = events.next().await.context("the watch ended")?? {
+                left.remove(&pod.metadata.name.unwrap_or_default());
             }
-            Ok(())
-        };
-        in_time("pods gone", gone).await
+        }
+        Ok(())
     }
 
     async fn names(&self) -> Result<BTreeSet<String>> {

@@ -25,37 +25,37 @@ pub(super) struct Line {
     pub(super) percent: f64,
 }
 
-/// Processes under observation.
-pub(super) struct Usage;
+/// The processes of one of our nodes, and those of all nodes.
+pub(super) fn of_node(layout: &Layout, node: &str) -> Result<Vec<Record>> {
+    let records: Vec<Record> = Record::load_all(&layout.procs())
+        .into_iter()
+        .filter(|record| record.process.is_alive() && record.name != "supervisor")
+        .filter(|record| record.name.split_once('@').is_none_or(|(_, of)| of == node))
+        .collect();
+    ensure!(!records.is_empty(), "nothing runs: start with `cargo xtask up --detach`");
+    Ok(records)
+}
 
-impl Usage {
-    /// Watches the node's processes, and those of all nodes, for so long, after a pause.
-    pub(super) async fn over(layout: &Layout, node: &str, span: Duration) -> Result<Vec<Line>> {
-        tokio::time::sleep(SETTLE).await;
-        let records: Vec<Record> = Record::load_all(&layout.procs())
-            .into_iter()
-            .filter(|record| record.process.is_alive() && record.name != "supervisor")
-            .filter(|record| record.name.split_once('@').is_none_or(|(_, of)| of == node))
-            .collect();
-        ensure!(!records.is_empty(), "nothing runs: start with `cargo xtask up --detach`");
-        let begin = Instant::now();
-        let before = seconds(&records)?;
-        while begin.elapsed() < span {
-            interrupt::check()?;
-            tokio::time::sleep(Duration::from_millis(500).min(span)).await;
-        }
-        let wall = begin.elapsed().as_secs_f64();
-        let after = seconds(&records)?;
-        let line = |((record, before), after): ((&Record, &f64), &f64)| {
-            let (rss, _) = memory(record.process.pid).unwrap_or_default();
-            Line {
-                name: record.name.split('@').next().unwrap_or_default().to_owned(),
-                rss_mib: f64::from(u32::try_from(rss).unwrap_or(u32::MAX)) / 1024.0,
-                percent: (after - before) / wall * 100.0,
-            }
-        };
-        Ok(records.iter().zip(&before).zip(&after).map(line).collect())
+/// Watches processes for so long, after a pause.
+pub(super) async fn over(records: &[Record], span: Duration) -> Result<Vec<Line>> {
+    tokio::time::sleep(SETTLE).await;
+    let begin = Instant::now();
+    let before = seconds(records)?;
+    while begin.elapsed() < span {
+        interrupt::check()?;
+        tokio::time::sleep(Duration::from_millis(500).min(span)).await;
     }
+    let wall = begin.elapsed().as_secs_f64();
+    let after = seconds(records)?;
+    let line = |((record, before), after): ((&Record, &f64), &f64)| {
+        let (rss, _) = memory(record.process.pid).unwrap_or_default();
+        Line {
+            name: record.name.split('@').next().unwrap_or_default().to_owned(),
+            rss_mib: f64::from(u32::try_from(rss).unwrap_or(u32::MAX)) / 1024.0,
+            percent: (after - before) / wall * 100.0,
+        }
+    };
+    Ok(records.iter().zip(&before).zip(&after).map(line).collect())
 }
 
 /// Seconds of processors that each has used.

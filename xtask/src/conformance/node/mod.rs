@@ -3,15 +3,16 @@
 //! A case makes pods through the Kubernetes API in a namespace of its own and looks at what a user sees: statuses, events,
 //! logs, and what programs inside print. Groups have the names of upstream's NodeConformance areas. In reading order:
 //! [`api`] (requests), [`board`] (watches), [`pod`] and [`live`] (a pod before and after it is made), [`context`] (what a
-//! case works with), `cases`; runner, lists and reports are those of the other suites.
+//! case works with), [`hanging`] (a file system that hangs), `cases`; runner, lists and reports are those of the other suites.
 
 #![allow(clippy::needless_pass_by_value, reason = "JSON literals are written where they are used")]
 
-mod api;
+pub(crate) mod api;
 mod board;
 mod cases;
 mod context;
-mod live;
+mod hanging;
+pub(crate) mod live;
 mod pod;
 
 use std::path::PathBuf;

@@ -3,9 +3,11 @@
 //! Input: a [`Target`]. Output: its device. Which sessions there are says `iscsiadm`, which device a disk is says udev
 //! (`/dev/disk/by-path`); nothing is remembered here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -16,6 +18,8 @@ use super::mounts::{Places, said};
 
 /// How often a disk is looked for.
 const LOOK: Duration = Duration::from_millis(100);
+/// How often portals are tried that do not give the disk while others do.
+const ATTEMPTS: usize = 2;
 /// Deadline of unmounting a disk: what is written to it must get there.
 const FLUSH: Duration = Duration::from_secs(120);
 /// What a disk's directory says about it.
@@ -39,19 +43,45 @@ impl Places {
             let calls = iscsi::clone_iface(&target.login_interface(), &target.initiator, &settings);
             self.call_all(&calls).await?;
         }
-        let (mut found, mut problem) = (None, String::new());
-        for portal in &target.portals {
-            match self.attach_at(target, portal, secret, is_tcp).await {
-                Ok(device) => found = found.or(Some(device)),
-                Err(error) => {
-                    warn!(%portal, iqn = %target.iqn, %error, "a portal does not give the disk");
-                    problem = error;
+        let (mut found, mut problem) = (BTreeMap::new(), String::new());
+        for _ in 0..ATTEMPTS {
+            for (number, portal) in target.portals.iter().enumerate() {
+                if found.contains_key(&number) {
+                    continue;
+                }
+                match self.attach_at(target, portal, secret, is_tcp).await {
+                    Ok(device) => {
+                        found.insert(number, device);
+                    }
+                    Err(error) => {
+                        warn!(%portal, iqn = %target.iqn, %error, "a portal does not give the disk");
+                        problem = error;
+                    }
                 }
             }
+            // None at all is tried again with its pod; two are as many ways as it takes.
+            if found.is_empty() || found.len() >= target.portals.len().min(2) {
+                break;
+            }
         }
-        let device = found
+        let devices: Vec<PathBuf> = found.into_values().collect();
+        let first = devices.first().cloned();
+        let device = first
             .ok_or_else(|| format!("failed to get any path for iscsi disk, last err seen:\n{problem}"))?;
-        Ok(self.multipath_of(&device).unwrap_or(device))
+        let patience = if target.portals.len() > 1 { self.multipath } else { Duration::ZERO };
+        Ok(self.wait_for_multipath(&devices, patience).await.unwrap_or(device))
+    }
+
+    /// The device that stands for all ways to the disk. A file system on one of the ways would keep it from coming about.
+    async fn wait_for_multipath(&self, devices: &[PathBuf], patience: Duration) -> Option<PathBuf> {
+        let end = Instant::now() + patience;
+        loop {
+            let whole = devices.iter().find_map(|device| self.multipath_of(device));
+            if whole.is_some() || Instant::now() >= end {
+                return whole;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     async fn attach_at(
@@ -154,17 +184,22 @@ impl Places {
     pub(super) async fn detach(&self, dir: &Path, is_last: bool) -> Result<(), String> {
         self.unmount(dir, FLUSH).await?;
         let record = read(dir)?;
-        self.drop_devices(&record).await?;
+        let unflushed = self.drop_devices(&record).await?;
         if is_last {
             let done = self.call_all(&iscsi::logout(&record)).await;
             let left = self.sessions().await?;
             let is_left =
                 left.iter().any(|one| one.iqn == record.iqn && record.portals.contains(&one.portal));
             match done {
-                Err(problem) if is_left => return Err(problem),
+                Err(problem) if is_left => {
+                    return Err(unflushed.map_or(problem.clone(), |before| format!("{before}; {problem}")));
+                }
                 Err(problem) => debug!(%problem, "was logged out already"),
                 Ok(()) => info!(iqn = %record.iqn, "logged out"),
             }
+        }
+        if let Some(problem) = unflushed {
+            warn!(%problem, "the disk is gone all the same");
         }
         let gone = |done| crate::files::gone(done).map_err(|error| format!("{}: {error}", dir.display()));
         gone(std::fs::remove_file(dir.join(RECORD)))?;
@@ -176,9 +211,9 @@ impl Places {
         Ok(())
     }
 
-    /// Has the kernel forget the disk: at the next login another may have its number.
-    async fn drop_devices(&self, record: &Record) -> Result<(), String> {
-        let Ok(lun) = record.lun.parse() else { return Ok(()) };
+    /// Has the kernel forget the disk: at the next login another may have its number. Says where a multipath device stays.
+    async fn drop_devices(&self, record: &Record) -> Result<Option<String>, String> {
+        let Ok(lun) = record.lun.parse() else { return Ok(None) };
         let target = Target { iqn: record.iqn.clone(), lun, ..Target::default() };
         let devices: Vec<PathBuf> = record
             .portals
@@ -192,11 +227,11 @@ impl Places {
         for device in whole.as_ref().map_or(devices.as_slice(), std::slice::from_ref) {
             self.is_free(device).await?;
         }
+        let mut unflushed = None;
         if let Some(whole) = whole {
             let shown = whole.to_string_lossy().into_owned();
-            if let Err(problem) = said(self.tools.run("multipath", &["-f", &shown], self.login).await) {
-                warn!(device = %shown, %problem, "a multipath device is not flushed");
-            }
+            let done = said(self.tools.run("multipath", &["-f", &shown], self.login).await);
+            unflushed = done.err().map(|problem| format!("{shown} is not flushed: {problem}"));
         }
         for name in devices.iter().filter_map(|device| device.file_name()) {
             let file = self.sys.join("block").join(name).join("device/delete");
@@ -204,34 +239,58 @@ impl Places {
                 debug!(path = %file.display(), %error, "a disk stays known to the kernel");
             }
         }
-        Ok(())
+        Ok(unflushed)
     }
 
     /// An error while somebody, be it the kernel that writes back what was cached, has the device for itself (`O_EXCL` of a
     /// device, open(2)).
     async fn is_free(&self, device: &Path) -> Result<(), String> {
-        let file = device.to_owned();
-        let opening = tokio::task::spawn_blocking(move || {
+        let opening = self.ask(device, |device| {
             let only = nix::fcntl::OFlag::O_EXCL.bits();
-            std::fs::OpenOptions::new().read(true).custom_flags(only).open(file).map(drop)
+            std::fs::OpenOptions::new().read(true).custom_flags(only).open(device).map(drop)
         });
-        let busy = || format!("{} is still in use", device.display());
-        match tokio::time::timeout(self.login, opening).await {
-            Ok(Ok(Err(error))) if error.raw_os_error() == Some(nix::libc::EBUSY) => Err(busy()),
+        match opening.await {
+            Err(error)
+                if error.kind() == ErrorKind::TimedOut || error.raw_os_error() == Some(nix::libc::EBUSY) =>
+            {
+                Err(format!("{} is still in use", device.display()))
+            }
             // One that is gone, or gives errors, holds nothing that could be waited for.
-            Ok(_) => Ok(()),
-            Err(_elapsed) => Err(busy()),
+            _ => Ok(()),
         }
     }
 
     /// Writes into a file of sysfs, which waits for the disk's answer.
-    async fn tell_kernel(&self, file: &Path, what: String) -> std::io::Result<()> {
-        let path = file.to_owned();
-        let writing = tokio::task::spawn_blocking(move || std::fs::write(path, what));
-        match tokio::time::timeout(self.login, writing).await {
-            Ok(done) => done.map_err(std::io::Error::other).and_then(|done| done),
-            Err(_elapsed) => Err(std::io::Error::other("the disk does not answer")),
+    async fn tell_kernel(&self, file: &Path, what: String) -> io::Result<()> {
+        self.ask(file, move |file| std::fs::write(file, what)).await
+    }
+
+    /// Does what waits for a disk's answer. A file that has not answered is not asked again before it has: no more threads wait
+    /// in the kernel than there are files.
+    async fn ask<T: Send + 'static>(
+        &self,
+        file: &Path,
+        work: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let silent = || io::Error::new(ErrorKind::TimedOut, "the disk does not answer");
+        let is_free = self.waiting().insert(file.to_owned());
+        if !is_free {
+            return Err(silent());
         }
+        let (this, path) = (self.clone(), file.to_owned());
+        let working = tokio::task::spawn_blocking(move || {
+            let done = work(&path);
+            this.waiting().remove(&path);
+            done
+        });
+        match tokio::time::timeout(self.login, working).await {
+            Ok(done) => done.map_err(io::Error::other).and_then(|done| done),
+            Err(_elapsed) => Err(silent()),
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

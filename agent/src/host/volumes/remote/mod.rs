@@ -10,7 +10,7 @@
 //!
 //! A server may be gone at any moment, and whoever asks its file system then waits for ever. So: tools mount and unmount as
 //! children with a deadline ([`tools`]); what is mounted is read from the mount table and never asked of a path ([`mounts`]);
-//! what must look into a volume does so under [`Remote::within`]. Nothing is remembered that the mount table does not say, so an
+//! what must look into a volume does so by way of [`crate::host::asked`]. Nothing is remembered that the mount table does not say, so an
 //! agent goes on with what an earlier one mounted.
 //!
 //! Reading order: [`source`], [`tools`], [`mounts`], `iscsi` (names and commands), `format`, `disk`, then this.
@@ -62,14 +62,14 @@ struct Inner {
 /// What goes on at the moment.
 #[derive(Default)]
 struct State {
-    /// File systems that somebody is waiting for.
-    asked: BTreeSet<PathBuf>,
     /// Pods that have or get a disk, by its directory.
     users: BTreeMap<PathBuf, BTreeSet<String>>,
     /// One for each target that somebody is at.
     locks: BTreeMap<String, Weak<tokio::sync::Mutex<()>>>,
     /// Disks that no pod has are being taken away; whether to look once more.
     sweeping: Option<bool>,
+    /// Why disks stay that should go, as it was told last.
+    told: BTreeMap<PathBuf, String>,
 }
 
 /// The group that gets a disk's files.
@@ -245,34 +245,6 @@ impl Remote {
         changed.map_err(|error| format!("applyFSGroup failed for vol {}: {error}", volume.spec_name))
     }
 
-    /// Does what looks into a volume. One that does not answer is not asked again before it has, so that its waiting threads are
-    /// no more than there are volumes.
-    pub(super) async fn within<T: Send + 'static>(
-        &self,
-        path: &Path,
-        work: impl FnOnce() -> Result<T, String> + Send + 'static,
-    ) -> Result<T, String> {
-        let silent = || format!("the file system at {} does not answer", path.display());
-        if !self.state().asked.insert(path.to_owned()) {
-            return Err(silent());
-        }
-        let (this, asked) = (self.clone(), path.to_owned());
-        let working = tokio::task::spawn_blocking(move || {
-            let done = work();
-            this.state().asked.remove(&asked);
-            done
-        });
-        match tokio::time::timeout(self.0.places.answer, working).await {
-            Ok(done) => done.map_err(|error| error.to_string())?,
-            Err(_elapsed) => Err(silent()),
-        }
-    }
-
-    /// Whether a path is a volume on a server.
-    pub(super) fn has(&self, path: &Path) -> bool {
-        path.starts_with(self.0.root.join("pods")) && path.iter().any(is_remote)
-    }
-
     /// Unmounts what the pod has. Idempotent; an error means: again later. Disks that nobody else has follow by themselves: the
     /// pod does not wait for their targets.
     pub(super) async fn tear_down(&self, uid: &str) -> Result<(), VolumeError> {
@@ -356,16 +328,32 @@ impl Remote {
                 continue;
             };
             let done = match self.is_used(&dir) {
-                Ok(true) => continue,
+                Ok(true) => {
+                    self.state().told.remove(&dir);
+                    continue;
+                }
                 Ok(false) => self.0.places.detach(&dir, is_last(&dir, target)).await,
                 Err(problem) => Err(problem),
             };
-            if let Err(problem) = done {
-                warn!(disk = %name, %problem, "a disk that no pod has stays on the node for now");
-                is_done = false;
+            match done {
+                Ok(()) => {
+                    self.state().told.remove(&dir);
+                }
+                Err(problem) => {
+                    self.tell(&dir, &problem);
+                    is_done = false;
+                }
             }
         }
         is_done
+    }
+
+    /// Says why a disk stays, once.
+    fn tell(&self, dir: &Path, problem: &str) {
+        let before = self.state().told.insert(dir.to_owned(), problem.to_owned());
+        if before.as_deref() != Some(problem) {
+            warn!(disk = %dir.display(), problem, "a disk that no pod has stays on the node for now");
+        }
     }
 
     /// Directories of disks.

@@ -2,7 +2,9 @@
 //!
 //! Input: what to mount where. Output: it is mounted, or it is not and why. No path at or below a mount is looked at.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tracing::{info, warn};
@@ -30,8 +32,10 @@ pub(super) struct Places {
     pub(super) format: Duration,
     /// How long a disk may take to appear.
     pub(super) device: Duration,
-    /// How long a file system may take to answer.
-    pub(super) answer: Duration,
+    /// How long the one device may take to appear that stands for several ways to a disk.
+    pub(super) multipath: Duration,
+    /// Files of the kernel and devices that somebody is waiting for.
+    pub(super) waiting: Arc<Mutex<BTreeSet<PathBuf>>>,
 }
 
 impl Places {
@@ -48,7 +52,9 @@ impl Places {
             // A check that is killed half-way has helped nobody.
             format: Duration::from_secs(6 * 3600),
             device: Duration::from_secs(10),
-            answer: Duration::from_secs(10),
+            // Upstream's.
+            multipath: Duration::from_secs(10),
+            waiting: Arc::default(),
         }
     }
 

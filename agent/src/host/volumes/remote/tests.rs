@@ -133,7 +133,8 @@ impl Bench {
             login: LONG,
             format: LONG,
             device: LONG,
-            answer: Duration::from_millis(50),
+            multipath: LONG,
+            waiting: Arc::default(),
         };
         let root = at.join("root");
         let remote = Remote::at(&root, Arc::new(Objects), places.clone());
@@ -260,30 +261,6 @@ async fn a_server_that_is_gone_keeps_neither_other_pods_nor_the_end_of_its_own()
 }
 
 #[tokio::test]
-async fn a_file_system_that_does_not_answer_is_asked_once() {
-    let bench = Bench::new();
-    let (ask, asked) = std::sync::mpsc::channel::<()>();
-    let path = bench.root.join("pods/u/volumes/kubernetes.io~nfs/v");
-    assert!(
-        bench.remote.has(&path)
-            && !bench.remote.has(&bench.root.join("pods/u/volumes/kubernetes.io~empty-dir/v"))
-    );
-    let silent = format!("the file system at {} does not answer", path.display());
-    let work = move || {
-        asked.recv().ok();
-        Ok(())
-    };
-    assert_eq!(bench.remote.within(&path, work).await, Err(silent.clone()));
-    assert_eq!(bench.remote.within(&path, || Ok(())).await, Err(silent), "and no second thread waits");
-    drop(ask);
-    let began = Instant::now();
-    while bench.remote.within(&path, || Ok(())).await.is_err() {
-        assert!(began.elapsed() < LONG);
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
-#[tokio::test]
 async fn a_disk_is_shared_by_pods_and_logged_out_with_the_last() {
     let mut bench = Bench::new();
     let disk = Bench::disk(&json!({"chapAuthSession": true, "secretRef": {"name": "chap"}}));
@@ -315,6 +292,58 @@ async fn a_disk_is_shared_by_pods_and_logged_out_with_the_last() {
     bench.set_up("c", &disk).await.unwrap();
     let log = bench.log().join("\n");
     assert!(!log.contains("mkfs") && log.contains("fsck -a dev/sdz"), "{log}");
+}
+
+#[tokio::test]
+async fn several_ways_to_a_disk_are_waited_for_until_they_are_one() {
+    let bench = Bench::new();
+    // The second portal gives nothing at first.
+    let second = fs::read_to_string(bench.file("bin/iscsiadm")).unwrap();
+    let says = "*--login*10.0.0.2*|*10.0.0.2*--login*) n=$(cat $D/tries 2>/dev/null); echo x$n > $D/tries; test \"$n\" = x || exit 24
+        echo 'tcp: [4] 10.0.0.2:3260,1 iqn.a:disk (non-flash)' >> $D/sessions
+        ln -sf ../../sdy $D/dev/disk/by-path/ip-10.0.0.2:3260-iscsi-iqn.a:disk-lun-7;;\n    *--login*)";
+    write_tool(
+        &bench.file("bin"),
+        "iscsiadm",
+        &second.replace("#!/bin/sh\n", "").replacen("*--login*)", says, 1),
+    );
+    fs::write(bench.file("dev/sdy"), "a disk").unwrap();
+    fs::write(bench.file("dev/dm-0"), "a disk").unwrap();
+    let disk = Bench::disk(&json!({"portals": ["10.0.0.2"]}));
+    let whole = async {
+        // The daemon needs a moment.
+        while fs::read_to_string(bench.file("tries")).unwrap_or_default() != "xx\n" {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        fs::create_dir_all(bench.file("sys/block/dm-0/slaves/sdy")).unwrap();
+        fs::create_dir_all(bench.file("sys/block/dm-0/dm")).unwrap();
+        fs::write(bench.file("sys/block/dm-0/dm/uuid"), "mpath-1\n").unwrap();
+    };
+    let (done, ()) = tokio::join!(bench.set_up("a", &disk), whole);
+    done.unwrap();
+    let log = bench.log().join("\n");
+    assert!(log.contains("mount -t ext4 -o defaults -- dev/dm-0 "), "{log}");
+    assert_eq!(log.matches("-p 10.0.0.2:3260 -T iqn.a:disk -I default --login").count(), 2, "{log}");
+}
+
+#[tokio::test]
+async fn a_disk_that_does_not_answer_keeps_one_thread_however_often_it_is_asked() {
+    let bench = Bench::new();
+    // Nobody reads what is written: the writer waits.
+    let delete = bench.file("sys/block/sdz/device/delete");
+    bench.set_up("a", &Bench::disk(&json!({}))).await.unwrap();
+    nix::unistd::mkfifo(&delete, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let places = Places { login: Duration::from_millis(500), ..bench.places.clone() };
+    let remote = Remote::at(&bench.root, Arc::new(Objects), places);
+    let waiting = || remote.0.places.waiting.lock().unwrap().len();
+    let disk = remote.disks().remove(0);
+    for _ in 0..3 {
+        remote.0.places.detach(&disk, false).await.ok();
+        assert_eq!(waiting(), 1);
+    }
+    let told = tokio::task::spawn_blocking(move || fs::read_to_string(delete).unwrap());
+    assert_eq!(told.await.unwrap(), "1", "it was told once");
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ pub(super) fn cases() -> Vec<Case<T>> {
 }
 
 /// The path of the kubelet's `path`.
-fn at(t: &T, path: &str) -> String {
+pub(super) fn at(t: &T, path: &str) -> String {
     format!("/api/v1/nodes/{}/proxy/{path}", t.node())
 }
 
@@ -70,7 +70,7 @@ async fn running_pods(t: T) -> Result<()> {
 }
 
 /// What stats/summary says about a pod, once it does.
-async fn of_pod(t: &T, live: &Live) -> Result<Value> {
+pub(super) async fn of_pod(t: &T, live: &Live) -> Result<Value> {
     let end = tokio::time::Instant::now() + t.suite().limit;
     loop {
         let summary = t.api().get(&at(t, "stats/summary")).await?;

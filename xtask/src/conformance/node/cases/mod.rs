@@ -11,6 +11,7 @@ mod hooks;
 mod host_path;
 mod images;
 mod init;
+mod kernel;
 mod kubelet;
 mod logs;
 mod mapped;
@@ -26,6 +27,7 @@ mod scratch;
 mod security;
 mod static_pods;
 mod streams;
+mod stuck;
 mod sub_path;
 
 use super::super::case::{Case, case, same};
@@ -48,11 +50,13 @@ pub(super) fn all() -> Vec<Case<T>> {
         scratch::cases(),
         host_path::cases(),
         sub_path::cases(),
+        stuck::cases(),
         env::cases(),
         security::cases(),
         network::cases(),
         resources::cases(),
         resize::cases(),
+        kernel::cases(),
         images::cases(),
         logs::cases(),
         streams::cases(),

@@ -1,52 +1,69 @@
-//! D-Bus messages, as far as logind needs them: calls with texts and numbers, replies with one value, one signal. Pure.
+//! D-Bus messages, as far as logind and systemd need them: calls with texts, numbers and properties, replies with one value, one signal. Pure.
 //!
 //! <https://dbus.freedesktop.org/doc/dbus-specification.html>, "Message Protocol". Little-endian only: what a machine sends
 //! itself.
 
 /// A longer message is refused: nobody who is asked here has so much to say.
-pub(super) const MAX_SIZE: usize = 1 << 16;
+pub(crate) const MAX_SIZE: usize = 1 << 16;
 /// Bytes of the fixed part of a header, with the length of its fields.
-pub(super) const FIXED: usize = 16;
+pub(crate) const FIXED: usize = 16;
 
 const CALL: u8 = 1;
-pub(super) const REPLY: u8 = 2;
-pub(super) const ERROR: u8 = 3;
-pub(super) const SIGNAL: u8 = 4;
+pub(crate) const REPLY: u8 = 2;
+pub(crate) const ERROR: u8 = 3;
+pub(crate) const SIGNAL: u8 = 4;
 
 /// An argument of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Value<'a> {
+pub(crate) enum Value<'a> {
     /// `s`
     Text(&'a str),
     /// `i`
     Int(i32),
+    /// `b`
+    Truth(bool),
+    /// `a(sv)`
+    Properties(&'a [(&'static str, Property<'a>)]),
+    /// `a(sa(sv))` with nothing in it: further units of a call that starts one.
+    NoUnits,
+}
+
+/// The value of a unit's property.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Property<'a> {
+    /// `s`
+    Text(&'a str),
+    /// `b`
+    Truth(bool),
+    /// `t`
+    Number(u64),
 }
 
 /// Who is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Target<'a> {
-    pub(super) destination: &'a str,
-    pub(super) path: &'a str,
-    pub(super) interface: &'a str,
-    pub(super) member: &'a str,
+pub(crate) struct Target<'a> {
+    pub(crate) destination: &'a str,
+    pub(crate) path: &'a str,
+    pub(crate) interface: &'a str,
+    pub(crate) member: &'a str,
 }
 
 /// What came.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Message {
-    pub(super) kind: u8,
-    pub(super) reply_to: u32,
-    pub(super) interface: String,
-    pub(super) member: String,
-    pub(super) error: String,
-    pub(super) signature: String,
+pub(crate) struct Message {
+    pub(crate) kind: u8,
+    pub(crate) reply_to: u32,
+    pub(crate) interface: String,
+    pub(crate) member: String,
+    pub(crate) error: String,
+    pub(crate) signature: String,
     /// File descriptors that belong to it.
-    pub(super) descriptors: u32,
-    pub(super) body: Vec<u8>,
+    pub(crate) descriptors: u32,
+    pub(crate) body: Vec<u8>,
 }
 
 /// The bytes of a call.
-pub(super) fn call(serial: u32, target: Target<'_>, arguments: &[Value<'_>]) -> Vec<u8> {
+pub(crate) fn call(serial: u32, target: Target<'_>, arguments: &[Value<'_>]) -> Vec<u8> {
     let (mut body, mut signature) = (Vec::new(), String::new());
     for argument in arguments {
         match argument {
@@ -58,6 +75,18 @@ pub(super) fn call(serial: u32, target: Target<'_>, arguments: &[Value<'_>]) -> 
                 pad(&mut body, 4);
                 body.extend(number.to_le_bytes());
                 signature.push('i');
+            }
+            Value::Truth(truth) => {
+                put_truth(&mut body, *truth);
+                signature.push('b');
+            }
+            Value::Properties(list) => {
+                put_properties(&mut body, list);
+                signature.push_str("a(sv)");
+            }
+            Value::NoUnits => {
+                put_array(&mut body, |_| ());
+                signature.push_str("a(sa(sv))");
             }
         }
     }
@@ -81,7 +110,7 @@ pub(super) fn call(serial: u32, target: Target<'_>, arguments: &[Value<'_>]) -> 
 }
 
 /// Header and body.
-pub(super) fn assemble(kind: u8, serial: u32, fields: &[u8], body: &[u8]) -> Vec<u8> {
+pub(crate) fn assemble(kind: u8, serial: u32, fields: &[u8], body: &[u8]) -> Vec<u8> {
     let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes();
     let mut message = vec![b'l', kind, 0, 1];
     message.extend(length(body));
@@ -94,7 +123,7 @@ pub(super) fn assemble(kind: u8, serial: u32, fields: &[u8], body: &[u8]) -> Vec
 }
 
 /// Bytes of the whole message that begins with these [`FIXED`] bytes.
-pub(super) fn size(head: &[u8]) -> Result<usize, &'static str> {
+pub(crate) fn size(head: &[u8]) -> Result<usize, &'static str> {
     if head.first() != Some(&b'l') {
         return Err("not a little-endian D-Bus message");
     }
@@ -105,7 +134,7 @@ pub(super) fn size(head: &[u8]) -> Result<usize, &'static str> {
 }
 
 /// Reads a whole message.
-pub(super) fn decode(bytes: &[u8]) -> Result<Message, &'static str> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<Message, &'static str> {
     if size(bytes)? != bytes.len() {
         return Err("a D-Bus message of another length");
     }
@@ -155,18 +184,18 @@ const CUT: &str = "a D-Bus message that is cut off";
 
 impl Message {
     /// The text that is its body.
-    pub(super) fn text(&self) -> Option<String> {
+    pub(crate) fn text(&self) -> Option<String> {
         self.signature.starts_with('s').then(|| text_at(&self.body, 0))?.map(|(text, _)| text)
     }
 
     /// The truth value that is its body, alone or in a variant.
-    pub(super) fn flag(&self) -> Option<bool> {
+    pub(crate) fn flag(&self) -> Option<bool> {
         let at = self.value_of(b'b', 4)?;
         u32_at(&self.body, at).map(|number| number != 0)
     }
 
     /// The number in the variant that is its body.
-    pub(super) fn number(&self) -> Option<u64> {
+    pub(crate) fn number(&self) -> Option<u64> {
         let at = self.value_of(b't', 8)?;
         Some(u64::from_le_bytes(self.body.get(at..at + 8)?.try_into().ok()?))
     }
@@ -197,14 +226,57 @@ fn pad(bytes: &mut Vec<u8>, align: usize) {
     bytes.resize(bytes.len().next_multiple_of(align), 0);
 }
 
-pub(super) fn put_text(bytes: &mut Vec<u8>, text: &str) {
+fn put_truth(bytes: &mut Vec<u8>, truth: bool) {
+    pad(bytes, 4);
+    bytes.extend(u32::from(truth).to_le_bytes());
+}
+
+fn put_properties(bytes: &mut Vec<u8>, list: &[(&str, Property<'_>)]) {
+    put_array(bytes, |bytes| {
+        for (name, value) in list {
+            pad(bytes, 8);
+            put_text(bytes, name);
+            match value {
+                Property::Text(text) => {
+                    put_signature(bytes, "s");
+                    put_text(bytes, text);
+                }
+                Property::Truth(truth) => {
+                    put_signature(bytes, "b");
+                    put_truth(bytes, *truth);
+                }
+                Property::Number(number) => {
+                    put_signature(bytes, "t");
+                    pad(bytes, 8);
+                    bytes.extend(number.to_le_bytes());
+                }
+            }
+        }
+    });
+}
+
+/// An array of structures: its length, which does not count what fills up to the first one.
+fn put_array(bytes: &mut Vec<u8>, put: impl FnOnce(&mut Vec<u8>)) {
+    pad(bytes, 4);
+    let length_at = bytes.len();
+    bytes.extend([0; 4]);
+    pad(bytes, 8);
+    let begin = bytes.len();
+    put(bytes);
+    let length = u32::try_from(bytes.len() - begin).unwrap_or(u32::MAX);
+    if let Some(place) = bytes.get_mut(length_at..length_at + 4) {
+        place.copy_from_slice(&length.to_le_bytes());
+    }
+}
+
+pub(crate) fn put_text(bytes: &mut Vec<u8>, text: &str) {
     pad(bytes, 4);
     bytes.extend(u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes());
     bytes.extend(text.as_bytes());
     bytes.push(0);
 }
 
-pub(super) fn put_signature(bytes: &mut Vec<u8>, signature: &str) {
+pub(crate) fn put_signature(bytes: &mut Vec<u8>, signature: &str) {
     bytes.push(u8::try_from(signature.len()).unwrap_or(u8::MAX));
     bytes.extend(signature.as_bytes());
     bytes.push(0);
@@ -222,6 +294,24 @@ mod tests {
         interface: "org.freedesktop.login1.Manager",
         member: "Inhibit",
     };
+
+    #[test]
+    fn properties_lie_where_their_types_want_them() {
+        let list = [("A", Property::Truth(true)), ("Bc", Property::Number(7))];
+        let arguments = [Value::Text("x.slice"), Value::Properties(&list), Value::NoUnits];
+        let message = decode(&call(1, TARGET, &arguments)).unwrap();
+        assert_eq!(message.signature, "sa(sv)a(sa(sv))");
+        let mut expected = Vec::new();
+        put_text(&mut expected, "x.slice");
+        // The length of the array, then its first structure at a multiple of eight.
+        expected.extend([40, 0, 0, 0]);
+        expected.extend([1, 0, 0, 0, b'A', 0, 1, b'b', 0, 0, 0, 0, 1, 0, 0, 0]);
+        expected.extend([2, 0, 0, 0, b'B', b'c', 0, 1, b't', 0, 0, 0, 0, 0, 0, 0]);
+        expected.extend([7, 0, 0, 0, 0, 0, 0, 0]);
+        expected.extend([0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(message.body.len(), expected.len(), "{:?}", message.body);
+        assert_eq!(message.body, expected);
+    }
 
     #[test]
     fn calls_are_read_back() {

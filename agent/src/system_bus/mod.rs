@@ -1,5 +1,7 @@
 //! A connection to the system bus: calls, the signals asked for, and descriptors that come with replies.
 
+pub(crate) mod message;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -9,9 +11,11 @@ use std::time::Duration;
 use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
 
-use super::message::{self, ERROR, FIXED, MAX_SIZE, Message, REPLY, SIGNAL, Target, Value};
+use self::message::{ERROR, FIXED, MAX_SIZE, Message, REPLY, SIGNAL, Target, Value};
 use crate::host::descriptors::receive;
 
+/// Where the system bus is.
+pub(crate) const SOCKET: &str = "/run/dbus/system_bus_socket";
 /// Deadline of a call, and of the greeting.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Signals that wait to be taken; further ones are lost, because only the newest counts.
@@ -19,7 +23,7 @@ const MAX_SIGNALS: usize = 64;
 
 /// Why the bus cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum BusError {
+pub(crate) enum BusError {
     /// Not there, or gone.
     #[error("the system bus is away")]
     Io(#[from] io::Error),
@@ -45,7 +49,7 @@ pub(super) enum BusError {
 }
 
 /// A connection.
-pub(super) struct Bus {
+pub(crate) struct Bus {
     stream: UnixStream,
     serial: u32,
     buffer: Vec<u8>,
@@ -62,7 +66,7 @@ const BUS: Target<'static> = Target {
 
 impl Bus {
     /// Connects and says hello.
-    pub(super) async fn connect(socket: &Path) -> Result<Self, BusError> {
+    pub(crate) async fn connect(socket: &Path) -> Result<Self, BusError> {
         let stream = UnixStream::connect(socket).await?;
         let mut bus = Self {
             stream,
@@ -78,12 +82,12 @@ impl Bus {
     }
 
     /// Asks for the signals that the rule matches.
-    pub(super) async fn subscribe(&mut self, rule: &str) -> Result<(), BusError> {
+    pub(crate) async fn subscribe(&mut self, rule: &str) -> Result<(), BusError> {
         self.call(Target { member: "AddMatch", ..BUS }, &[Value::Text(rule)]).await.map(|_| ())
     }
 
     /// One call; its reply, and the descriptor that came with it.
-    pub(super) async fn call(
+    pub(crate) async fn call(
         &mut self,
         target: Target<'_>,
         arguments: &[Value<'_>],
@@ -113,7 +117,7 @@ impl Bus {
     }
 
     /// The next signal. Cancel-safe: what was read of it is kept.
-    pub(super) async fn signal(&mut self) -> Result<Message, BusError> {
+    pub(crate) async fn signal(&mut self) -> Result<Message, BusError> {
         loop {
             if let Some(signal) = self.signals.pop_front() {
                 return Ok(signal);
